@@ -1,0 +1,91 @@
+"""DAPO: reinforcement learning from the labels alone.
+
+  tiny   scenes, on top of the fine-tuned tiny model; minutes on two cores
+  8b     Qwen3-VL-8B on VSR with the published settings: 512 prompts a batch, clip range 0.2 / 0.28
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(preset: str) -> ConfigDict:
+  presets = {"tiny": tiny, "8b": qwen3_vl_8b}
+  if preset not in presets:
+    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
+  return presets[preset]()
+
+
+def tiny() -> ConfigDict:
+  return ConfigDict(
+    dict(
+      seed=0,
+      checkpoint="runs/sft/export",  # Hugging Face folder of the policy to start from
+      data=dict(
+        records="runs/scenes/train.jsonl",
+        images="runs/scenes/images",
+        validation="runs/scenes/validation.jsonl",
+        max_bad_share=0.01,
+        prompt_tokens=64,  # every prompt is padded to this; longer ones are left out, and counted
+        patches=64,  # patches of a prompt are padded to this
+      ),
+      steps=60,  # policy batches
+      prompts=32,  # groups of a policy batch
+      samples=8,  # G, answers to each prompt
+      round_prompts=48,  # prompts drawn in a round of dynamic sampling
+      max_rounds=4,  # then the batch takes the groups that there are
+      minibatches=2,  # updates on each batch
+      micro_batches=1,
+      eps_low=0.2,
+      eps_high=0.28,
+      max_tokens=128,
+      overlong_cache_tokens=16,
+      temperature=1.0,
+      chunk_tokens=8192,
+      remat="none",
+      mesh=dict(data=-1, fsdp=1, tensor=1),
+      optimizer=dict(
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=4,
+        final_fraction=1.0,
+        beta1=0.9,
+        beta2=0.98,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,
+      ),
+      validate_steps=10,  # batches between measurements on the validation split
+      validate_prompts=512,
+      validate_batch=256,
+      checkpoint_steps=5,  # rounds and updates between checkpoints
+      keep_checkpoints=1,
+    )
+  )
+
+
+def qwen3_vl_8b() -> ConfigDict:
+  config = tiny()
+  config.checkpoint = config_dict.required_placeholder(str)
+  for leaf in ("records", "images", "validation"):
+    config.data[leaf] = config_dict.required_placeholder(str)
+  config.data.prompt_tokens = 1280
+  config.data.patches = 4096
+  config.steps = 150
+  config.prompts = 512
+  config.samples = 16
+  config.round_prompts = 512
+  config.max_rounds = 10
+  config.minibatches = 16
+  config.micro_batches = 8
+  config.max_tokens = 1024
+  config.overlong_cache_tokens = 256
+  config.chunk_tokens = 1024
+  config.remat = "full"
+  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.optimizer.learning_rate = 1e-6
+  config.optimizer.warmup_steps = 320  # updates: 20 batches
+  config.optimizer.beta2 = 0.95
+  config.optimizer.weight_decay = 0.1
+  config.validate_prompts = 1024
+  config.validate_batch = 512
+  config.keep_checkpoints = 3
+  return config

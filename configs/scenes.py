@@ -1,0 +1,37 @@
+"""Rendered scenes as VSR records.
+
+tiny   64 × 64 pixels, for the tiny model: the data of the demo
+8b     448 × 448 pixels, a few hundred: to try the real model's path on scenes
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str) -> ConfigDict:
+  presets = {"tiny": tiny, "8b": qwen3_vl_8b}
+  if preset not in presets:
+    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
+  return presets[preset]()
+
+
+def tiny() -> ConfigDict:
+  return ConfigDict(
+    dict(
+      seed=0,
+      image_size=64,  # pixels of width and height
+      objects=(2, 3),  # least and most objects of a scene
+      counts=dict(
+        train=8000, validation=1000, test=4000
+      ),  # even: examples come in contrastive pairs
+      chains=4000,  # the first of the training examples that the teacher writes answers to
+      sheet=24,  # examples on the contact sheet
+    )
+  )
+
+
+def qwen3_vl_8b() -> ConfigDict:
+  config = tiny()
+  config.image_size = 448
+  config.counts.train, config.counts.validation, config.counts.test = 400, 100, 200
+  config.chains = 400
+  return config

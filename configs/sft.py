@@ -1,0 +1,112 @@
+"""Supervised fine-tuning.
+
+  tiny       the four-step chains of rendered scenes, on top of the shipped base; minutes on two cores
+  direct     the same scenes, answered by Yes or No alone
+  reuse      verified short and full answers, on top of an aligned policy
+  pretrain   makes the tiny base: captioning and grounding, no true/false question; about an hour on two cores
+  8b         Qwen3-VL-8B on chains written by a teacher (3 epochs, as published)
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(preset: str) -> ConfigDict:
+  presets = {"tiny": tiny, "direct": direct, "reuse": reuse, "pretrain": pretrain, "8b": qwen3_vl_8b}
+  if preset not in presets:
+    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
+  return presets[preset]()
+
+
+def tiny() -> ConfigDict:
+  return ConfigDict(
+    dict(
+      seed=0,
+      checkpoint="spatial_vlm/assets/tiny_base",  # Hugging Face folder: weights, tokenizer, processor
+      from_scratch=False,  # keep only the architecture of `checkpoint`, draw the weights
+      data=dict(
+        conversations="runs/scenes/chains.jsonl",  # lines of {image, question, answer}
+        images="runs/scenes/images",
+        max_bad_share=0.01,  # stop when more than this share of the records is broken
+        max_tokens=192,  # longer conversations are left out, and counted
+        patch_bucket=64,  # patches of a batch are padded to a multiple of this
+        token_bucket=16,
+        pretrain=dict(  # pictures to caption and ground, drawn on the way, instead of files
+          scenes=0,  # > 0: how many
+          requests=3,  # to locate or name an object, on each picture
+          list_share=0.6,  # of the pictures whose objects are listed
+        ),
+        workers=0,  # threads that read and encode; several for large photographs
+      ),
+      epochs=3,
+      batch_size=32,
+      micro_batches=1,
+      chunk_tokens=8192,  # positions whose logits are held at once
+      remat="none",
+      mesh=dict(data=-1, fsdp=1, tensor=1),
+      optimizer=dict(
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=20,
+        final_fraction=0.05,
+        beta1=0.9,
+        beta2=0.98,
+        eps=1e-8,
+        weight_decay=0.01,
+        clip_norm=1.0,
+      ),
+      log_steps=10,
+      checkpoint_steps=100,
+      keep_checkpoints=1,
+    )
+  )
+
+
+def direct() -> ConfigDict:
+  config = tiny()
+  config.data.conversations = "runs/scenes/direct.jsonl"
+  return config
+
+
+def reuse() -> ConfigDict:
+  config = tiny()
+  config.checkpoint = "runs/dapo/export"
+  config.data.conversations = "runs/behaviors/conversations.jsonl"
+  config.epochs = 1
+  config.optimizer.learning_rate = 3e-4
+  return config
+
+
+def pretrain() -> ConfigDict:
+  config = tiny()
+  config.from_scratch = True
+  config.data.pretrain.scenes = 160_000
+  config.epochs = 1
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.warmup_steps = 200
+  config.optimizer.final_fraction = 0.02
+  config.log_steps = 20
+  config.checkpoint_steps = 200
+  return config
+
+
+def qwen3_vl_8b() -> ConfigDict:
+  config = tiny()
+  config.checkpoint = config_dict.required_placeholder(str)
+  config.data.conversations = config_dict.required_placeholder(str)
+  config.data.images = config_dict.required_placeholder(str)
+  config.data.max_tokens = 2048
+  config.data.patch_bucket = 1024
+  config.data.token_bucket = 256
+  config.batch_size = 64
+  config.micro_batches = 4
+  config.chunk_tokens = 1024
+  config.remat = "full"
+  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.optimizer.learning_rate = 1e-5
+  config.optimizer.warmup_steps = 30
+  config.optimizer.final_fraction = 0.1
+  config.optimizer.beta2 = 0.95
+  config.optimizer.weight_decay = 0.1
+  config.checkpoint_steps = 50
+  config.keep_checkpoints = 3
+  return config

@@ -1,0 +1,158 @@
+"""`spatial-vlm COMMAND …`: nothing but dispatch.
+
+A command is a module of `spatial_vlm.commands` with
+
+  a docstring                    the command's help; its first line stands in the list of commands
+  run(config, workdir, args)     loads, calls and writes; an expected failure raises `config.UsageError`
+  arguments(parser)              optional: adds the command's own arguments (argparse)
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+from etils import epath
+
+from spatial_vlm import __version__
+from spatial_vlm import config as config_lib
+
+COMMANDS = {
+  "demo": "spatial_vlm.commands.demo",
+  "scenes": "spatial_vlm.commands.scenes",
+  "sft": "spatial_vlm.commands.sft",
+  "dapo": "spatial_vlm.commands.dapo",
+  "behaviors": "spatial_vlm.commands.behaviors",
+  "evaluate": "spatial_vlm.commands.evaluate",
+  "answer": "spatial_vlm.commands.answer",
+  "export": "spatial_vlm.commands.export",
+}
+
+USAGE = """\
+usage: spatial-vlm COMMAND [--config FILE.py:PRESET] [--config.LEAF=VALUE …] [--workdir DIR] …
+
+Teach a vision-language model to reason about space, and ask it.
+
+commands:
+{commands}
+
+Every command resumes in its --workdir: after a stop, run the same command again.
+Presets: `tiny` runs on two CPU cores, `8b` is Qwen3-VL-8B on accelerators.
+More about one of them, its settings included: spatial-vlm COMMAND --help"""
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    raise config_lib.UsageError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; returns the exit status: 0 done, 2 an error of use, 130 stopped by Ctrl-C."""
+  logging.basicConfig(format="%(levelname)s: %(message)s")
+  logging.getLogger("spatial_vlm").setLevel(logging.INFO)
+  try:
+    _dispatch(list(sys.argv[1:] if argv is None else argv))
+  except config_lib.UsageError as error:
+    print(f"spatial-vlm: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("\nstopped; run the same command again to go on", file=sys.stderr)
+    return 130
+  return 0
+
+
+def _dispatch(argv: list[str]) -> None:
+  if not argv or argv[0] in ("-h", "--help"):
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {_summary(module)}" for name, module in COMMANDS.items()]
+    print(USAGE.format(commands="\n".join(lines)))
+    return
+  name, *rest = argv
+  if name == "--version":
+    print(f"spatial-vlm {__version__}")
+    return
+  if name not in COMMANDS:
+    raise config_lib.UsageError(f"unknown command {name!r}{config_lib.closest(name, COMMANDS)}")
+  command = importlib.import_module(COMMANDS[name])
+  overrides = [argument for argument in rest if argument.startswith("--config.")]
+  rest = [argument for argument in rest if not argument.startswith("--config.")]
+  parser = _parser(name, command)
+  if {"-h", "--help"} & set(rest):
+    parser.epilog = _settings(_spec(rest, name))
+  args, unknown = parser.parse_known_args(rest)
+  if unknown:
+    raise config_lib.UsageError(_unknown(unknown[0], parser, args.config))
+  config = config_lib.load(args.config, overrides)
+  workdir = epath.Path(args.workdir).expanduser()
+  if workdir.exists() and not workdir.is_dir():
+    raise config_lib.UsageError(f"--workdir {workdir} is a file; give a folder")
+  workdir.mkdir(parents=True, exist_ok=True)
+  command.run(config, workdir, args)
+
+
+def _parser(name: str, command: ModuleType) -> _Parser:
+  parser = _Parser(
+    prog=f"spatial-vlm {name}",
+    description=command.__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--config",
+    default=f"configs/{name}.py:tiny",
+    metavar="FILE.py:PRESET",
+    help="settings, looked for here, then in the project (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--workdir",
+    default=f"runs/{name}",
+    metavar="DIR",
+    help="folder or gs:// address for everything the command writes (default: %(default)s)",
+  )
+  if hasattr(command, "arguments"):
+    command.arguments(parser)
+  return parser
+
+
+def _spec(arguments: list[str], name: str) -> str:
+  """The value of --config among `arguments` that may be incomplete, as those before --help often are."""
+  only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  only_config.add_argument("--config", default=f"configs/{name}.py:tiny")
+  return only_config.parse_known_args(arguments)[0].config
+
+
+def _settings(spec: str) -> str:
+  values = config_lib.leaves(config_lib.read_preset(spec))
+  lines = [
+    f"  --config.{name}={'(required)' if value is config_lib.REQUIRED else value}"
+    for name, value in values.items()
+  ]
+  return f"settings of {spec}:\n" + "\n".join(lines)
+
+
+def _unknown(argument: str, parser: argparse.ArgumentParser, spec: str) -> str:
+  if not argument.startswith("-"):
+    return f"{argument!r} is one argument too many; see {parser.prog} --help"
+  flag = argument.partition("=")[0]
+  options = [option for option in parser._option_string_actions if option.startswith("--")]
+  settings = [f"--config.{leaf}" for leaf in config_lib.leaves(config_lib.read_preset(spec))]
+  return f"unknown option {flag}{config_lib.closest(flag.lstrip('-'), options + settings)}"
+
+
+def _summary(module: str) -> str:
+  """First line of a module's docstring, read without importing the module."""
+  spec = importlib.util.find_spec(module)
+  if spec is None or spec.origin is None:
+    raise ModuleNotFoundError(f"command module {module} is missing from the installation")
+  docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
+  return docstring.partition("\n")[0]
+
+
+if __name__ == "__main__":
+  sys.exit(main())

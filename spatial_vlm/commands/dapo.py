@@ -1,0 +1,223 @@
+"""Align a fine-tuned model by DAPO: it samples answers, and learns from which of them are right.
+
+Reads a Hugging Face folder and labelled records; no chain of thought is read, only labels. Writes a Hugging Face
+folder to WORKDIR/export. Prompts whose answers are all right or all wrong teach nothing: more are drawn, up to a
+bounded number of rounds. Interrupted at any moment, the same command goes on from the last checkpoint, also in
+the middle of collecting a batch.
+
+  spatial-vlm dapo --config configs/dapo.py:tiny --workdir runs/dapo
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from spatial_vlm import metrics, sharding
+from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.commands.asking import PromptShape, collate, encode_question, greedy
+from spatial_vlm.commands.setup import (
+  HARMLESS,
+  Policy,
+  find_folder,
+  load_policy,
+  place_state,
+  progress,
+  write_policy,
+)
+from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.data.pipeline import TooManyBadRecords, prompt_order
+from spatial_vlm.data.prompts import question
+from spatial_vlm.data.records import BadRecordError, Example, JsonlSource
+from spatial_vlm.optim import make_optimizer
+from spatial_vlm.processor.tokenizer import token_bytes
+from spatial_vlm.rewards import AnswerAutomaton, answer_automaton, is_correct, verdicts
+from spatial_vlm.train import dapo
+from spatial_vlm.types import DapoState, Params, Prompts, Purpose, Rollout
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, workdir: epath.Path, args) -> None:
+  check(config)
+  snapshot(config, workdir, HARMLESS)
+  policy = load_policy(config.checkpoint)
+  automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+  settings = dapo_settings(config, policy)
+  updates = config.steps * config.minibatches
+  optimizer = make_optimizer(ConfigDict({**config.optimizer, "total_steps": updates}))
+  mesh = sharding.make_mesh(config.mesh)
+  prompts_at = training_prompts(config, policy, mesh)
+  key = jax.random.fold_in(jax.random.key(config.seed), Purpose.ROLLOUT)
+
+  def sample(params: Params, prompts: Prompts, cursor: int) -> Rollout:
+    round_key = jax.random.fold_in(key, cursor)
+    return dapo.sample_groups(
+      params, prompts, round_key, automaton, policy.banned, model=policy.model, settings=settings
+    )
+
+  state = place_run(mesh, place_state(mesh, policy.params, optimizer), sample, prompts_at, settings)
+  loop = functools.partial(
+    dapo.dapo_loop,
+    prompts_at=prompts_at,
+    sample=sample,
+    collect_round=functools.partial(dapo.collect, settings=settings),
+    update_policy=functools.partial(
+      dapo.update, banned=policy.banned, model=policy.model, optimizer=optimizer, settings=settings
+    ),
+    settings=settings,
+    steps=config.steps,
+  )
+  validate = validation(config, policy, automaton, mesh)
+  with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
+    if checkpoints.latest() is not None:
+      state, _ = checkpoints.restore(state)
+    state = train(config, workdir, state, loop, validate, checkpoints)
+  write_policy(workdir / "export", find_folder(config.checkpoint), policy.model, state.train.params)
+
+
+def train(
+  config: Config,
+  workdir: epath.Path,
+  state: DapoState,
+  loop: Callable,
+  validate: Callable[[Params], float],
+  checkpoints: Checkpoints,
+) -> DapoState:
+  """Runs the loop to its end; writes metrics, checkpoints and the bar."""
+  saved = checkpoints.latest()
+  with (
+    metrics.MetricsWriter(workdir) as writer,
+    progress("dapo", int(state.batches), config.steps) as bar,
+  ):
+    if saved is None:
+      writer.write(0, {"validation/accuracy": validate(state.train.params)})
+    started = time.perf_counter()
+    for state, sums in loop(state):  # noqa: B020 (the state goes round)
+      batch = int(state.batches)
+      if sums is not None:
+        values = metrics.means(sums) | {"time/step_s": time.perf_counter() - started}
+        if batch % config.validate_steps == 0 or batch == config.steps:
+          values["validation/accuracy"] = validate(state.train.params)
+        writer.write(batch, values)
+        report(config, batch, values, bar)
+        started = time.perf_counter()
+      event = int(state.cursor) // config.round_prompts + batch
+      if event % config.checkpoint_steps == 0 or batch == config.steps:
+        checkpoints.save(event, state, {})
+  return state
+
+
+def report(config: Config, batch: int, values: dict[str, float], bar) -> None:
+  if values["kept/groups"] < config.prompts:
+    bar.write(
+      f"batch {batch}: after {values['rounds']:.0f} rounds {values['kept/groups']:.0f} of {config.prompts} groups were "
+      "neither all right nor all wrong; the update took these"
+    )
+  bar.set_postfix(
+    sampled=f"{values['sampled/accuracy']:.3f}",
+    tokens=f"{values['sampled/length_tokens']:.0f}",
+    entropy=f"{values.get('entropy', 0.0):.3f}",
+  )
+  bar.update()
+
+
+def check(config: Config) -> None:
+  """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
+  per_update = config.prompts // config.minibatches
+  if config.prompts % config.minibatches or per_update % config.micro_batches:
+    raise UsageError(
+      f"{config.prompts} prompts cannot be cut into {config.minibatches} minibatches of {config.micro_batches} "
+      "micro_batches; each must divide what it cuts"
+    )
+  if config.samples < 2:
+    raise UsageError(f"samples is {config.samples}; a group needs at least 2 answers to be compared")
+  if not 0 <= config.overlong_cache_tokens <= config.max_tokens:
+    raise UsageError(
+      f"overlong_cache_tokens is {config.overlong_cache_tokens}; it must lie between 0 and max_tokens {config.max_tokens}"
+    )
+
+
+def dapo_settings(config: Config, policy: Policy) -> dapo.DapoSettings:
+  names = [field for field in dapo.DapoSettings.__dataclass_fields__ if field not in ("eos", "pad")]
+  return dapo.DapoSettings(
+    **{name: config[name] for name in names}, eos=policy.special.eos, pad=policy.special.pad
+  )
+
+
+def place_run(mesh: Mesh, train, sample, prompts_at, settings: dapo.DapoSettings) -> DapoState:
+  """A run that has drawn nothing yet, its buffer laid out over the mesh like a batch."""
+  groups = jax.eval_shape(sample, train.params, prompts_at(0), 0)
+  shapes = jax.eval_shape(lambda t: dapo.init_state(t, groups, settings), train)
+  shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
+  shardings = shardings.replace(
+    train=jax.tree.map(lambda x: x.sharding, train), buffer=sharding.batch_sharding(mesh, shapes.buffer)
+  )
+  return jax.jit(lambda t: dapo.init_state(t, groups, settings), out_shardings=shardings)(train)
+
+
+def training_prompts(config: Config, policy: Policy, mesh: Mesh) -> Callable[[int], Prompts]:
+  """cursor -> the prompts of a round, from the endless shuffled stream of records.
+
+  A record whose picture turns out broken is logged once, counted, and replaced by the one after it in the file.
+  """
+  source = JsonlSource(config.data.records, config.data.images, max_bad_share=config.data.max_bad_share)
+  order = prompt_order(config.seed, len(source))
+  broken: set[int] = set()
+
+  def usable(number: int) -> Example:
+    try:
+      return source[number]
+    except BadRecordError as error:
+      if number not in broken:
+        log.warning("left out %s", error)
+        broken.add(number)
+      if len(broken) > config.data.max_bad_share * len(source):
+        raise TooManyBadRecords(
+          f"{len(broken)} of {len(source)} pictures are broken, the last is {error}; mend them or raise max_bad_share"
+        ) from error
+      return usable((number + 1) % len(source))
+
+  def prompts_at(cursor: int) -> Prompts:
+    examples = [usable(order(cursor + i)) for i in range(config.round_prompts)]
+    return ask(config, policy, mesh, examples)
+
+  return prompts_at
+
+
+def ask(config: Config, policy: Policy, mesh: Mesh, examples: list[Example]) -> Prompts:
+  processor = policy.processor
+  rows = [encode_question(processor, e.image, question(e.record.caption, "chain")) for e in examples]
+  ids, labels = [e.id for e in examples], [e.record.label for e in examples]
+  shape = PromptShape(config.data.prompt_tokens, config.data.patches)
+  return sharding.put_batch(mesh, collate(processor, rows, ids, labels, shape))
+
+
+def validation(config: Config, policy: Policy, automaton: AnswerAutomaton, mesh: Mesh) -> Callable[[Params], float]:
+  """Parameters -> share of right greedy answers to the first `validate_prompts` records of the validation split."""
+  source = JsonlSource(config.data.validation, config.data.images, max_bad_share=config.data.max_bad_share)
+  count = min(config.validate_prompts, len(source)) // config.validate_batch * config.validate_batch
+  if not count:
+    raise UsageError(
+      f"{len(source)} validation records do not fill one batch; validate_batch is {config.validate_batch}: lower it"
+    )
+  batches = [
+    ask(config, policy, mesh, [source[i] for i in range(start, start + config.validate_batch)])
+    for start in range(0, count, config.validate_batch)
+  ]
+
+  def accuracy(params: Params) -> float:
+    right = 0
+    for prompts in batches:
+      completions = greedy(policy, params, prompts, config.max_tokens)
+      verdict = verdicts(automaton, completions.tokens, completions.mask)
+      right += int(jnp.sum(is_correct(verdict, prompts.label)))
+    return right / count
+
+  return accuracy

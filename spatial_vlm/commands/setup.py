@@ -1,0 +1,88 @@
+"""What the commands share: loading a policy, placing it on the devices, writing it out."""
+
+import logging
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from spatial_vlm import sharding
+from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError
+from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.model.qwen3_vl import init_params
+from spatial_vlm.model.weights import read_checkpoint, write_checkpoint
+from spatial_vlm.processor.chat import Processor
+from spatial_vlm.processor.tokenizer import SpecialIds
+from spatial_vlm.train.sft import init_state
+from spatial_vlm.types import Params, Purpose, TrainState
+
+log = logging.getLogger(__name__)
+
+
+class Policy(NamedTuple):
+  processor: Processor
+  model: ModelConfig
+  params: Params
+  special: SpecialIds
+
+  @property
+  def banned(self) -> np.ndarray:
+    """Bool[V]: ids that generation never produces (images, padding, control tokens but the end of a turn)."""
+    banned = np.zeros(self.model.text.vocab_size, bool)
+    banned[list(self.special.never_sampled)] = True
+    banned[len(self.processor.tokenizer) :] = True  # rows of the embedding that stand for no token
+    return banned
+
+
+def find_folder(folder: str) -> epath.Path:
+  """A checkpoint folder, looked for here and then in the project (the shipped base)."""
+  path = epath.Path(folder).expanduser()
+  for candidate in (path, epath.Path(PACKAGE_FOLDER.parent) / folder):
+    if candidate.is_dir():
+      return candidate
+  raise UsageError(f"checkpoint folder {folder} does not exist; give a Hugging Face folder of a Qwen3-VL model")
+
+
+def load_policy(folder: str, from_scratch_seed: int | None = None) -> Policy:
+  """Model and processor of a Hugging Face folder; with a seed, its architecture with freshly drawn weights."""
+  path = find_folder(folder)
+  processor = Processor.from_folder(path)
+  if from_scratch_seed is None:
+    model, params = read_checkpoint(path)
+  else:
+    model = processor.model_config
+    key = jax.random.fold_in(jax.random.key(from_scratch_seed), Purpose.WEIGHTS)
+    params = jax.jit(init_params, static_argnums=0)(model, key)
+  return Policy(processor, model, params, SpecialIds.of(processor.tokenizer, model))
+
+
+def write_policy(folder: epath.Path, source: epath.Path, model: ModelConfig, params: Params) -> None:
+  """A Hugging Face folder: the weights, and the tokenizer and processor files of `source`."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for file in sorted(source.iterdir()):
+    if file.suffix in (".json", ".jinja", ".txt") and not file.name.endswith(".index.json"):
+      (folder / file.name).write_bytes(file.read_bytes())
+  write_checkpoint(folder, model, jax.device_get(params))
+
+
+HARMLESS = ("log_*", "checkpoint_*", "keep_*", "*.workers", "mesh.*")
+"""Settings that may change when a run goes on: they do not change its results."""
+
+
+def place_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+  """A fresh train state, laid out over the mesh."""
+  shapes = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+  shardings = sharding.state_shardings(mesh, shapes)
+  params = jax.device_put(params, shardings.params)
+  return jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
+
+
+def progress(name: str, done: int, total: int) -> tqdm:
+  """A bar with the time left; only the first process shows it."""
+  return tqdm(
+    total=total, initial=done, desc=name, dynamic_ncols=True, disable=jax.process_index() > 0, mininterval=1.0
+  )

@@ -1,0 +1,110 @@
+"""Fine-tune a model on conversations: the four steps of a teacher, or plain answers.
+
+Reads a Hugging Face folder and a file of conversations, trains on the assistant's words alone, and writes a
+Hugging Face folder to WORKDIR/export. Progress goes to the terminal, metrics to WORKDIR/metrics and
+WORKDIR/tensorboard. Interrupted at any moment, the same command goes on from the last checkpoint.
+
+  spatial-vlm sft --config configs/sft.py:tiny --workdir runs/sft
+  spatial-vlm sft --config configs/sft.py:8b --config.checkpoint=Qwen3-VL-8B-Instruct \\
+    --config.data.conversations=chains.jsonl --config.data.images=coco/train2017
+"""
+
+import functools
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from spatial_vlm import metrics, sharding
+from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.commands.setup import HARMLESS, find_folder, load_policy, place_state, progress, write_policy
+from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.data import pipeline
+from spatial_vlm.data.conversations import ConversationSource
+from spatial_vlm.data.scenes import Picture, PictureSource
+from spatial_vlm.optim import make_optimizer
+from spatial_vlm.processor.chat import Processor, collate_batch, encode
+from spatial_vlm.synthesis.scene_teacher import pretrain_messages
+from spatial_vlm.train.sft import SftSettings, sft_loop, sft_step
+
+
+def run(config: Config, workdir, args) -> None:
+  check(config)
+  snapshot(config, workdir, HARMLESS)
+  policy = load_policy(config.checkpoint, config.seed if config.from_scratch else None)
+  source, to_messages = training_data(config)
+  total_steps = pipeline.num_batches(len(source), config.batch_size, config.epochs)
+  optimizer = make_optimizer(ConfigDict({**config.optimizer, "total_steps": total_steps}))
+  settings = SftSettings(config.micro_batches, config.chunk_tokens, config.remat)
+  mesh = sharding.make_mesh(config.mesh)
+  state = place_state(mesh, policy.params, optimizer)
+  step = functools.partial(sft_step, model=policy.model, optimizer=optimizer, settings=settings)
+  batches = pipeline.batches(
+    source,
+    functools.partial(encode_row, policy.processor, to_messages, config.data.max_tokens),
+    functools.partial(
+      collate_batch,
+      processor=policy.processor,
+      tokens_bucket=config.data.token_bucket,
+      patch_bucket=config.data.patch_bucket,
+    ),
+    batch_size=config.batch_size,
+    seed=config.seed,
+    epochs=config.epochs,
+    workers=config.data.workers,
+    max_bad_share=config.data.max_bad_share,
+    shard=pipeline.Shard(jax.process_index(), jax.process_count()),
+  )
+  with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
+    if checkpoints.latest() is not None:
+      state, host = checkpoints.restore(state)
+      batches.set_state(host["batches"])
+    first = int(state.step)
+    rows = (sharding.put_batch(mesh, batch) for batch in batches)
+    with metrics.MetricsWriter(workdir) as writer, progress("sft", first, total_steps) as bar:
+      sums: metrics.Sums = {}
+      for number, (state, of_step) in enumerate(sft_loop(state, rows, step, total_steps - first), first + 1):
+        sums = metrics.add(sums, of_step)
+        if number % config.log_steps == 0 or number == total_steps:
+          values = metrics.means(sums)
+          writer.write(number, values)
+          bar.set_postfix(loss=f"{values['loss']:.3f}")
+          sums = {}
+        if number % config.checkpoint_steps == 0 or number == total_steps:
+          checkpoints.save(number, state, {"batches": batches.get_state()})
+        bar.update()
+  write_policy(workdir / "export", find_folder(config.checkpoint), policy.model, state.params)
+
+
+def check(config: Config) -> None:
+  """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
+  if config.batch_size % config.micro_batches:
+    raise UsageError(
+      f"batch_size {config.batch_size} is no multiple of micro_batches {config.micro_batches}; change one of them"
+    )
+  if config.checkpoint_steps % config.log_steps:
+    raise UsageError(
+      f"checkpoint_steps {config.checkpoint_steps} is no multiple of log_steps {config.log_steps}; a resumed run "
+      "could not write the same metrics"
+    )
+
+
+def training_data(config: Config):
+  """Random-access source, and the function that makes messages of what it holds."""
+  data, pretrain = config.data, config.data.pretrain
+  if pretrain.scenes:
+    pictures = PictureSource("pretrain", config.seed, pretrain.scenes)
+    return pictures, functools.partial(picture_messages, config.seed, pretrain.requests, pretrain.list_share)
+  source = ConversationSource(data.conversations, data.images, data.max_bad_share)
+  return source, lambda messages: messages
+
+
+def picture_messages(seed: int, requests: int, list_share: float, picture: Picture):
+  rng = np.random.default_rng((seed, picture.id))
+  return pretrain_messages(picture.scene, picture.image, rng, requests, list_share)
+
+
+def encode_row(processor: Processor, to_messages, max_tokens: int, example):
+  """None, which the pipeline counts as a broken record, when the conversation is too long."""
+  row = encode(processor, to_messages(example))
+  return row if len(row.tokens) <= max_tokens else None

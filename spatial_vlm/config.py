@@ -1,0 +1,331 @@
+"""Configurations: plain data from `FILE:preset`, changed leaf by leaf, checked at the door.
+
+A config file is a Python file with `get_config(preset) -> ConfigDict`. It stands apart from the package and is
+imported by its path. Its leaves are numbers, booleans, strings and tuples; a leaf that may be empty is
+`ml_collections.config_dict.placeholder(type)`, one that the user has to give is `required_placeholder(type)`.
+
+>>> config = load("configs/sft.py:tiny", ["--config.seed=7"])         # doctest: +SKIP
+>>> config.seed                                                       # doctest: +SKIP
+7
+"""
+
+import ast
+import difflib
+import fnmatch
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import operator
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+from ml_collections import config_dict
+
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+CONFIG_ROOTS = (PACKAGE_FOLDER.parent, Path(sysconfig.get_path("data"), "share", "spatial-vlm"))
+"""Where `configs/` is looked for after the current folder: the checkout, then what pip installed."""
+LIBRARIES = (
+  "spatial-vlm jax jaxlib flax optax orbax-checkpoint grain transformers tokenizers ml-collections numpy scann"
+).split()
+LEAF_TYPES = (bool, int, float, str, tuple)
+
+_SECRET = re.compile(
+  r"api_?key|secret|password|credential|(access|auth|bearer)_token", re.IGNORECASE
+)
+
+log = logging.getLogger(__name__)
+
+
+class UsageError(ValueError):
+  """An error that its user can mend: the command line shows the message alone, without a traceback."""
+
+
+class Config(config_dict.ConfigDict):
+  """A ConfigDict that remembers which of its leaves were read (see `unread`)."""
+
+  def __init__(self, fields: config_dict.ConfigDict | None = None):
+    super().__init__(convert_dict=False)
+    object.__setattr__(self, "names_read", set())
+    for name, value in {} if fields is None else fields.items():
+      self[name] = Config(value) if isinstance(value, config_dict.ConfigDict) else value
+
+  def __getitem__(self, key: str) -> Any:
+    value = super().__getitem__(key)
+    self.names_read.add(key)
+    return value
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+  """Reads `FILE:preset` and applies overrides of the form `--config.leaf.path=value`.
+
+  A value is read as the type of the leaf's default: `3`, `1e-4`, `true`, `text`, `(1, 2)`; `none` empties a
+  placeholder.
+
+  Raises:
+    UsageError: file, preset or leaf does not exist, a value has another type, or required leaves are empty (all
+      of them are named).
+  """
+  config = read_preset(spec)
+  for override in overrides:
+    _override(config, override.removeprefix("--config."), spec)
+  if missing := [name for name, value in leaves(config).items() if value is REQUIRED]:
+    flags = " ".join(f"--config.{name}=…" for name in missing)
+    raise UsageError(f"{spec} needs values for {', '.join(missing)}: add {flags}")
+  return Config(config.copy_and_resolve_references()).lock()
+
+
+def read_preset(spec: str) -> config_dict.ConfigDict:
+  """What `get_config(preset)` of the file returns, required leaves possibly empty."""
+  file, colon, preset = spec.rpartition(":")
+  if not colon or not file.endswith(".py"):
+    raise UsageError(
+      f"--config is {spec!r}, but has the form FILE.py:PRESET, e.g. configs/sft.py:tiny"
+    )
+  path = _find(file)
+  module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+  assert module_spec and module_spec.loader
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise UsageError(f"{path} is no config file: it defines no get_config(preset)")
+  try:
+    config = module.get_config(preset)
+  except ValueError as error:
+    raise UsageError(f"{path}: {error}") from error
+  _check_leaves(config, path)
+  return config
+
+
+REQUIRED = object()
+"""Stands in `leaves` for a required placeholder that has no value yet."""
+
+
+def leaves(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
+  """Dotted names and values of all leaves, sorted; does not count as reading them."""
+  found = {}
+  for name, value in config.items(preserve_field_references=True):
+    if isinstance(value, config_dict.FieldReference):
+      value = _referred(value)
+    if isinstance(value, config_dict.ConfigDict):
+      found |= leaves(value, f"{prefix}{name}.")
+    else:
+      found[prefix + name] = value
+  return found
+
+
+def unread(config: Config, prefix: str = "") -> list[str]:
+  """Dotted names of the leaves which no code has read since `load`: a leaf without a reader is a dead option.
+
+  `config.a.b`, `config["a"]["b"]` and `f(**config.a)` count as reading, and so does `config.a.to_dict()`; `leaves`,
+  comparing and `snapshot` do not.
+  """
+  names = []
+  for name, value in config.items(preserve_field_references=True):
+    if isinstance(value, Config):
+      names += unread(value, f"{prefix}{name}.")
+    elif name not in config.names_read:
+      names.append(prefix + name)
+  return names
+
+
+def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()) -> None:
+  """Writes `config.json` at the first start in `workdir`; at later starts makes sure that the config is the same.
+
+  Beside the config, the file tells the command line, the versions of the libraries and the commit.
+
+  Args:
+    config: from `load`.
+    workdir: made if it is missing.
+    harmless: patterns (`log_*`, `*.workers`) of leaves that may change between two starts of one run.
+
+  Raises:
+    UsageError: the run in `workdir` was started with other values; all differences are named.
+  """
+  given = json.loads(json.dumps(leaves(config)))
+  path = workdir / "config.json"
+  workdir.mkdir(parents=True, exist_ok=True)
+  if (stored := _read_json(path)) is None:
+    path.write_text(json.dumps(_describe(config), indent=2) + "\n")
+    return
+  before = stored["config"]
+  changes = [
+    f"  {name}: {_show(before, name)} → {_show(given, name)}"
+    for name in sorted(before.keys() | given.keys())
+    if _show(before, name) != _show(given, name)
+    and not any(fnmatch.fnmatch(name, pattern) for pattern in harmless)
+  ]
+  if changes:
+    raise UsageError(
+      f"{workdir} holds a run with another config:\n"
+      + "\n".join(changes)
+      + "\nGive the values it was "
+      "started with to go on with it, or another --workdir to start anew."
+    )
+  if stored["versions"] != (versions := _versions()):
+    log.warning(
+      "%s was started with other versions: %s, now %s", workdir, stored["versions"], versions
+    )
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+  """Words of `known` that `word` may stand for, as the end of a message.
+
+  >>> closest("stebs", ["steps", "seed"])
+  '; did you mean steps?'
+  >>> closest("rate", ["steps", "optim.rate"])
+  '; did you mean optim.rate?'
+  >>> closest("x", ["steps", "seed"])
+  '; there are steps, seed'
+  """
+  known = list(known)
+  endings = [name for name in known if name.endswith(f".{word}")]
+  if matches := endings or difflib.get_close_matches(word, known, n=3):
+    return f"; did you mean {' or '.join(matches)}?"
+  return f"; there are {', '.join(known)}"
+
+
+def _find(file: str) -> Path:
+  candidates = [Path(file).expanduser(), *(root / file for root in CONFIG_ROOTS)]
+  for path in candidates:
+    if path.is_file():
+      return path
+  folder = next((path.parent for path in candidates if path.parent.is_dir()), None)
+  hint = (
+    closest(Path(file).name, sorted(path.name for path in folder.glob("*.py"))) if folder else ""
+  )
+  raise UsageError(f"config file {file} was not found, neither here nor in the project{hint}")
+
+
+def _check_leaves(config: config_dict.ConfigDict, path: Path) -> None:
+  for name, value in leaves(config).items():
+    if value is not None and value is not REQUIRED and not isinstance(value, LEAF_TYPES):
+      raise UsageError(
+        f"{path}: leaf {name} is a {type(value).__name__}; a leaf is one of "
+        + ", ".join(leaf_type.__name__ for leaf_type in LEAF_TYPES)
+      )
+    if _SECRET.search(name):
+      raise UsageError(
+        f"{path}: leaf {name}: secrets are given in the environment, never in a config"
+      )
+
+
+def _referred(reference: config_dict.FieldReference) -> Any:
+  try:
+    return reference.get()
+  except config_dict.RequiredValueError:
+    return REQUIRED
+
+
+def _override(config: config_dict.ConfigDict, override: str, spec: str) -> None:
+  name, equals, text = override.partition("=")
+  if not equals:
+    raise UsageError(f"--config.{name} has no value: write --config.{name}=VALUE")
+  known = leaves(config)
+  if name not in known:
+    if inside := [other for other in known if other.startswith(f"{name}.")]:
+      raise UsageError(f"--config.{name} is a group; its leaves are {', '.join(inside)}")
+    raise UsageError(f"{spec} has no leaf {name}{closest(name, known)}")
+  *groups, leaf = name.split(".")
+  group = functools.reduce(operator.getitem, groups, config)
+  field = dict(group.items(preserve_field_references=True))[leaf]
+  is_placeholder = isinstance(field, config_dict.FieldReference)
+  leaf_type = field.get_type() if is_placeholder else type(field)
+  if leaf_type not in _READERS:
+    raise UsageError(f"{spec}: leaf {name} is None; its config file should say placeholder(type)")
+  if is_placeholder and text.lower() == "none":
+    group[leaf] = None
+    return
+  try:
+    group[leaf] = _READERS[leaf_type](text, known[name])
+  except (KeyError, SyntaxError, ValueError) as error:
+    example = "" if known[name] in (None, REQUIRED) else f", e.g. {known[name]!r} (the default)"
+    raise UsageError(f"--config.{name}={text}: expected {leaf_type.__name__}{example}") from error
+
+
+def _read_bool(text: str, default: Any) -> bool:
+  return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+def _read_tuple(text: str, default: Any) -> tuple:
+  kinds = {type(item) for item in default} if isinstance(default, tuple) else set()
+  if kinds == {str} and not text.lstrip().startswith(("(", "'", '"')):
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+  value = ast.literal_eval(text)
+  value = tuple(value) if isinstance(value, tuple | list) else (value,)
+  if kinds == {float}:
+    value = tuple(float(item) if type(item) is int else item for item in value)
+  if kinds and not all(type(item) in kinds for item in value):
+    raise ValueError(f"items of {value} are not {kinds}")
+  return value
+
+
+_READERS: dict[type, Callable[[str, Any], Any]] = {
+  bool: _read_bool,
+  int: lambda text, default: int(text),
+  float: lambda text, default: float(text),
+  str: lambda text, default: text,
+  tuple: _read_tuple,
+}
+
+
+def _read_json(path: epath.Path) -> dict[str, Any] | None:
+  """None when there is no file, or only the beginning of one: the start that wrote it was killed at once."""
+  try:
+    return json.loads(path.read_text())
+  except (FileNotFoundError, json.JSONDecodeError):
+    return None
+
+
+def _describe(config: Config) -> dict[str, Any]:
+  return {
+    "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    "commit": _commit(),
+    "config": leaves(config),
+    "versions": _versions(),
+  }
+
+
+def _versions() -> dict[str, str]:
+  installed = {"python": platform.python_version()}
+  for name in LIBRARIES:
+    try:
+      installed[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return installed
+
+
+def _commit() -> str | None:
+  root = PACKAGE_FOLDER.parent
+  if not (root / ".git").exists():
+    return None
+  command = [
+    "git",
+    "-C",
+    str(root),
+    "describe",
+    "--always",
+    "--dirty",
+    "--abbrev=40",
+    "--exclude=*",
+  ]
+  try:
+    return subprocess.run(
+      command, capture_output=True, text=True, check=True, timeout=30
+    ).stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return None
+
+
+def _show(values: dict[str, Any], name: str) -> str:
+  return json.dumps(values[name]) if name in values else "(absent)"

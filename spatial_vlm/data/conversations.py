@@ -1,0 +1,58 @@
+"""What supervised fine-tuning learns from: files of conversations, one JSON object a line.
+
+  {"image": "000000296471.png", "question": "…", "answer": "…"}
+
+Every writer of training data uses this form: the scene teacher, other teachers, a policy's own verified answers.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+
+from etils import epath
+
+from spatial_vlm.data import prompts, records
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+  """One question about one image, and its answer."""
+
+  image: str
+  question: str
+  answer: str
+
+
+class ConversationSource:
+  """Random-access source of the messages of a file's usable conversations (see `records.read_lines`).
+
+  An image that turns out unreadable raises BadRecordError from `source[i]`.
+  """
+
+  def __init__(self, jsonl: epath.PathLike, images_folder: epath.PathLike, max_bad_share: float):
+    self.jsonl, self.images_folder = epath.Path(jsonl), epath.Path(images_folder)
+    self._numbered, self.bad = records.read_lines(jsonl, images_folder, parse, max_bad_share)
+
+  def __len__(self) -> int:
+    return len(self._numbered)
+
+  def __getitem__(self, index: int) -> prompts.Messages:
+    line, conversation = self._numbered[index]
+    image = records.open_listed_image(self.jsonl, line, self.images_folder, conversation.image)
+    return prompts.messages(image, conversation.question, conversation.answer)
+
+
+def parse(line: bytes) -> Conversation:
+  """Reads one line; raises ValueError with the reason for what is no conversation."""
+  fields = json.loads(line.decode())
+  names = [field.name for field in dataclasses.fields(Conversation)]
+  if not isinstance(fields, dict) or sorted(fields) != sorted(names):
+    raise ValueError(f"a conversation is a JSON object with the fields {', '.join(names)}")
+  if bad := [name for name in names if not isinstance(fields[name], str) or not fields[name]]:
+    raise ValueError(f"{', '.join(bad)} must be text that is not empty")
+  return Conversation(**fields)
+
+
+def write(path: epath.Path, conversations: Iterable[Conversation]) -> None:
+  """Writes a file of conversations as a whole."""
+  path.write_text("".join(json.dumps(dataclasses.asdict(item)) + "\n" for item in conversations))

@@ -1,0 +1,247 @@
+"""Input pipeline: record numbers in, batches of NumPy arrays out (grain).
+
+  cursor 0, 1, 2, …  →  this process's rows  →  number of the record (shuffled anew every epoch)
+                     →  encode  →  broken records left out  →  collate  →  prefetch
+
+The global order of the rows is a pure function of (seed, cursor): it does not depend on how many processes,
+threads or restarts read it. Iterators are grain's: `get_state()` is JSON-able and exact for the batch last
+received, however many batches lie prefetched behind it.
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import grain
+import numpy as np
+from grain import experimental as grain_experimental
+from jaxtyping import Int
+
+from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords
+from spatial_vlm.processor.image import UnreadableImage
+
+logger = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+  """Random access to records."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Any: ...
+
+
+class Shard(NamedTuple):
+  """This process among those that together read each batch."""
+
+  index: int = 0
+  count: int = 1
+
+
+class _Row(NamedTuple):
+  number: int
+  """Of the record; −1 behind the last one."""
+  value: Any = None
+  """What `encode` returned."""
+  bad: BadRecord | None = None
+
+
+def prompt_order(seed: int, count: int) -> Callable[[int], int]:
+  """Endless shuffled stream over `count` records: cursor c ≥ 0 → number of the record.
+
+  Each epoch (`count` cursors) is a permutation of its own; a pure function of (seed, cursor).
+  """
+  if count < 1:
+    raise ValueError("the source holds no records; check the path and the split it was read from.")
+  permuted = grain.MapDataset.range(count).seed(seed).shuffle()
+  return lambda cursor: int(permuted[int(cursor)])
+
+
+def batches(
+  source: Source,
+  encode: Callable[[Any], Any],
+  collate: Callable[[list[Any]], Any],
+  *,
+  batch_size: int,
+  seed: int,
+  epochs: int | None = None,
+  shuffle: bool = True,
+  workers: int = 0,
+  prefetch: int = 2,
+  max_bad_share: float = 0.01,
+  shard: Shard = Shard(),  # noqa: B008 (an immutable default)
+) -> grain.DatasetIterator:
+  """Training batches; resumes exactly where a state of the same arguments was taken.
+
+  Args:
+    source: records, read by number.
+    encode: record -> row; None marks a broken record, as does a BadRecordError or UnreadableImage raised by it or
+      by the source.
+    collate: list of rows -> batch of NumPy arrays.
+    batch_size: rows of a batch over all processes; each process gets its `batch_size / shard.count` of them.
+    seed: of the order, in [0, 2³²).
+    epochs: passes over the source, rounded down to whole batches (`num_batches`); None is endless.
+    shuffle: a new permutation every epoch, else the order of the source.
+    workers: threads that encode. 0 encodes in the prefetching thread: best for rows of about a millisecond
+      that hold the interpreter lock; large photographs, decoded outside the lock, want several.
+    prefetch: batches made ready in a background thread; 0 makes them when asked for.
+    max_bad_share: of the source's records; if this process finds more of them broken, TooManyBadRecords is raised.
+      A record left out is made up for by the next one, so that every process yields the same number of batches.
+    shard: of this process. Rows of the global batch are cut in contiguous blocks.
+  """
+  rows = _rows_per_process(batch_size, shard)
+  order = prompt_order(seed, len(source)) if shuffle else lambda cursor: cursor % len(source)
+  count = sys.maxsize if epochs is None else num_batches(len(source), batch_size, epochs)
+
+  def row(local: int) -> _Row:
+    batch, offset = divmod(local, rows)
+    return _encode_row(source, encode, order(batch * batch_size + shard.index * rows + offset))
+
+  stream = (
+    grain.MapDataset.range(sys.maxsize).map(row).to_iter_dataset(_read_options(workers, rows))
+  )
+  stream = _LeaveOutBroken(stream, len(source), max_bad_share)
+  stream = stream.batch(rows, batch_fn=lambda kept: collate([row.value for row in kept]))
+  stream = grain_experimental.LimitIterDataset(stream, count)
+  return iter(grain_experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=prefetch))
+
+
+def num_batches(records: int, batch_size: int, epochs: int) -> int:
+  """Whole batches in `epochs` passes over `records` records."""
+  count = records * epochs // batch_size
+  if count < 1:
+    raise ValueError(
+      f"{records} records × {epochs} epochs do not fill one batch of {batch_size}; "
+      "lower batch_size, or give more records or epochs."
+    )
+  return count
+
+
+def left_out(state: dict[str, Any]) -> dict[int, BadRecord]:
+  """The broken records that this process has met, by number, from `get_state()` of `batches(…)`."""
+  return _bad_from_json(state["parent"]["bad"])
+
+
+def ordered(
+  source: Source,
+  encode: Callable[[Any], Any],
+  collate: Callable[[list[Any], Int[np.ndarray, "B"]], Any],
+  *,
+  batch_size: int,
+  start: int = 0,
+  workers: int = 0,
+  prefetch: int = 2,
+  max_bad_share: float = 0.01,
+  shard: Shard = Shard(),  # noqa: B008 (an immutable default)
+) -> Iterator[Any]:
+  """Evaluation batches: records `start`, `start + 1`, … once, in order, in batches of one size.
+
+  `collate(rows, ids)` receives the number of each row's record, −1 where the row is only there to fill the batch:
+  behind the last record, and in place of a broken one (logged and counted as by `batches`). Such rows repeat
+  another record's, so that every batch has ordinary contents.
+  """
+  if not 0 <= start <= len(source):
+    raise ValueError(f"start is {start}; the source has records 0 … {len(source) - 1}.")
+  rows = _rows_per_process(batch_size, shard)
+
+  def row(local: int) -> _Row:
+    batch, offset = divmod(local, rows)
+    number = start + batch * batch_size + shard.index * rows + offset
+    return _encode_row(source, encode, number) if number < len(source) else _Row(-1)
+
+  total = -(-(len(source) - start) // batch_size) * rows
+  stream = grain.MapDataset.range(total).map(row).to_iter_dataset(_read_options(workers, rows))
+  stream = stream.batch(rows, batch_fn=list)
+  tally = _Tally(len(source), max_bad_share)
+  filler = None
+  for group in grain_experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=prefetch):
+    good = [tally.is_good(row) and row.number >= 0 for row in group]
+    filler = next((row.value for row, ok in zip(group, good, strict=True) if ok), filler)
+    if filler is None:
+      filler = _first_good(source, encode, tally)
+    ids = [row.number if ok else -1 for row, ok in zip(group, good, strict=True)]
+    values = [row.value if ok else filler for row, ok in zip(group, good, strict=True)]
+    yield collate(values, np.array(ids, np.int32))
+
+
+def _rows_per_process(batch_size: int, shard: Shard) -> int:
+  if batch_size < 1 or batch_size % shard.count:
+    raise ValueError(
+      f"batch_size is {batch_size}; it must be a positive multiple of the {shard.count} processes that read it."
+    )
+  return batch_size // shard.count
+
+
+def _read_options(workers: int, rows: int) -> grain.ReadOptions:
+  return grain.ReadOptions(
+    num_threads=workers, prefetch_buffer_size=max(workers, rows) if workers else 0
+  )
+
+
+def _encode_row(source: Source, encode: Callable[[Any], Any], number: int) -> _Row:
+  try:
+    value = encode(source[number])
+  except BadRecordError as error:
+    return _Row(number, bad=error.bad)
+  except UnreadableImage as error:
+    return _Row(number, bad=BadRecord("record", number, str(error)))
+  return _Row(
+    number, value, BadRecord("record", number, "cannot be encoded") if value is None else None
+  )
+
+
+def _first_good(source: Source, encode: Callable[[Any], Any], tally: "_Tally") -> Any:
+  rows = (_encode_row(source, encode, number) for number in range(len(source)))
+  return next(row.value for row in rows if tally.is_good(row))
+
+
+class _Tally:
+  """The broken records so far: each is logged once; too many of them raise TooManyBadRecords."""
+
+  def __init__(self, records: int, max_bad_share: float):
+    self.records, self.max_bad_share = records, max_bad_share
+    self.bad: dict[int, BadRecord] = {}
+
+  def is_good(self, row: _Row) -> bool:
+    if row.bad is None:
+      return True
+    if row.number not in self.bad:
+      self.bad[row.number] = row.bad
+      logger.warning("record %d left out: %s", row.number, row.bad)
+    if len(self.bad) > self.max_bad_share * self.records or len(self.bad) == self.records:
+      raise TooManyBadRecords(list(self.bad.values()), self.records, self.max_bad_share)
+    return False
+
+
+class _LeaveOutBroken(grain.IterDataset):
+  """Drops broken rows; the tally is part of the iterator's state, so that a resumed run counts on."""
+
+  def __init__(self, parent: grain.IterDataset, records: int, max_bad_share: float):
+    super().__init__(parent)
+    self._records, self._max_bad_share = records, max_bad_share
+
+  def __iter__(self) -> grain.DatasetIterator:
+    return _LeaveOutBrokenIterator(iter(self._parent), _Tally(self._records, self._max_bad_share))
+
+
+class _LeaveOutBrokenIterator(grain.DatasetIterator):
+  def __init__(self, parent: grain.DatasetIterator, tally: _Tally):
+    super().__init__(parent)
+    self._tally = tally
+
+  def __next__(self) -> _Row:
+    return next(row for row in self._parent if self._tally.is_good(row))
+
+  def get_state(self) -> dict[str, Any]:
+    bad = {str(number): list(dataclasses.astuple(bad)) for number, bad in self._tally.bad.items()}
+    return {"parent": self._parent.get_state(), "bad": bad}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    self._parent.set_state(state["parent"])
+    self._tally.bad = _bad_from_json(state["bad"])
+
+
+def _bad_from_json(bad: dict[str, list]) -> dict[int, BadRecord]:
+  return {int(number): BadRecord(*fields) for number, fields in bad.items()}

@@ -1,0 +1,2 @@
+"""What answers are worth: figures of merit with intervals, paired tests, the report and its
+pictures."""

@@ -1,0 +1,56 @@
+"""Modules as pure functions: an NNX block defines parameters and computation, a plain dict carries the arrays.
+
+A stack of equal blocks is one dict whose arrays have a leading layer axis; it runs under `jax.lax.scan`, which merges the
+block's definition with one layer's slice. (Host cost and compile time then do not grow with depth.)
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import Array
+
+from spatial_vlm.types import Params
+
+REMAT_POLICIES = {
+  "none": jax.checkpoint_policies.everything_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What the backward pass keeps of each layer: all; its input only; products with weights."""
+
+
+def init_block(block: type[nnx.Module], config, key: Array, dtype: jnp.dtype) -> Params:
+  """Random parameters of `block(config, rngs=…, param_dtype=…)` as a nested dict."""
+  return nnx.to_pure_dict(nnx.state(block(config, rngs=nnx.Rngs(key), param_dtype=dtype), nnx.Param))
+
+
+def init_stack(block: type[nnx.Module], config, layers: int, key: Array, dtype: jnp.dtype) -> Params:
+  """Random parameters of `layers` equal blocks, stacked on a leading axis."""
+  return jax.vmap(lambda key: init_block(block, config, key, dtype))(jax.random.split(key, layers))
+
+
+def bind(block: type[nnx.Module], config, params: Params):
+  """The block with these parameters: `bind(TextLayer, config, layer)(h, …)`."""
+  return nnx.merge(_definition(block, config), params)
+
+
+@functools.cache
+def _definition(block: type[nnx.Module], config) -> nnx.GraphDef:
+  return nnx.split(nnx.eval_shape(lambda: block(config, rngs=nnx.Rngs(0))))[0]
+
+
+def rematerialized(function: Callable, policy: str) -> Callable:
+  """`function` whose backward pass recomputes what `policy` does not keep.
+
+  Raises:
+    ValueError: `policy` is not one of REMAT_POLICIES.
+  """
+  if policy not in REMAT_POLICIES:
+    raise ValueError(f"remat is {policy!r}; choose one of {', '.join(map(repr, REMAT_POLICIES))}.")
+  if policy == "none":
+    return function
+  # inside a scan nothing can be merged across the barrier that prevent_cse would put up
+  return jax.checkpoint(function, policy=REMAT_POLICIES[policy], prevent_cse=False)

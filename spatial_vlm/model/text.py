@@ -1,0 +1,205 @@
+"""The Qwen3 decoder: RMSNorm, QK-norm, grouped-query attention with interleaved M-RoPE, SwiGLU, DeepStack.
+
+Reference: transformers 5.23, `Qwen3VLTextModel`. How a layer attends (over the row, or over a cache) is passed in
+as a function of its queries, keys and values.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from spatial_vlm.model.attention import (
+  attention,
+  cached_attention,
+  causal_same_segment,
+  mrope_angles,
+  rotate,
+)
+from spatial_vlm.model.config import TextConfig
+from spatial_vlm.model.stack import bind, init_block, init_stack, rematerialized
+from spatial_vlm.types import Params
+
+Attend = Callable[[Array, Array, Array], Array]
+"""(q [B T N H], k [B T K H], v [B T K H]) -> [B T N H]"""
+
+
+class RmsNorm(nnx.Module):
+  """x / rms(x) · scale; cast to the input's dtype before the scale, as the reference does."""
+
+  def __init__(self, width: int, eps: float, *, param_dtype=jnp.float32):
+    self.scale = nnx.Param(jnp.ones(width, param_dtype))
+    self.eps = eps
+
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+    return y.astype(x.dtype) * jnp.expand_dims(self.scale[...], range(x.ndim - 1))
+
+
+class TextAttention(nnx.Module):
+  """Projections around an attention that the caller chooses."""
+
+  def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    def project(features_in, features_out, axis=-1):
+      return nnx.LinearGeneral(
+        features_in, features_out, axis=axis, use_bias=False, rngs=rngs, param_dtype=param_dtype
+      )
+
+    width, H = config.hidden_size, config.head_dim
+    N, K = config.num_attention_heads, config.num_key_value_heads
+    self.q_proj = project(width, (N, H))
+    self.k_proj = project(width, (K, H))
+    self.v_proj = project(width, (K, H))
+    self.o_proj = project((N, H), width, axis=(-2, -1))
+    self.q_norm = RmsNorm(H, config.rms_norm_eps, param_dtype=param_dtype)
+    self.k_norm = RmsNorm(H, config.rms_norm_eps, param_dtype=param_dtype)
+
+  def __call__(
+    self, x: Float[Array, "B T D"], angles: Float[Array, "B T H/2"], attend: Attend
+  ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]]:
+    q = rotate(self.q_norm(self.q_proj(x)), angles)
+    k = rotate(self.k_norm(self.k_proj(x)), angles)
+    v = self.v_proj(x)
+    return self.o_proj(attend(q, k, v)), (k, v)
+
+
+class TextMlp(nnx.Module):
+  """SwiGLU."""
+
+  def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    def project(features_in, features_out):
+      return nnx.Linear(
+        features_in, features_out, use_bias=False, rngs=rngs, param_dtype=param_dtype
+      )
+
+    self.gate_proj = project(config.hidden_size, config.intermediate_size)
+    self.up_proj = project(config.hidden_size, config.intermediate_size)
+    self.down_proj = project(config.intermediate_size, config.hidden_size)
+
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class TextLayer(nnx.Module):
+  """Pre-norm attention and MLP; returns the layer's keys and values beside its output."""
+
+  def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    eps, width = config.rms_norm_eps, config.hidden_size
+    self.input_norm = RmsNorm(width, eps, param_dtype=param_dtype)
+    self.attention = TextAttention(config, rngs=rngs, param_dtype=param_dtype)
+    self.post_attention_norm = RmsNorm(width, eps, param_dtype=param_dtype)
+    self.mlp = TextMlp(config, rngs=rngs, param_dtype=param_dtype)
+
+  def __call__(
+    self, h: Float[Array, "B T D"], angles: Float[Array, "B T H/2"], attend: Attend
+  ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]]:
+    mixed, keys_values = self.attention(self.input_norm(h), angles, attend)
+    h = h + mixed
+    return h + self.mlp(self.post_attention_norm(h)), keys_values
+
+
+class Embedding(nnx.Module):
+  """A table of V vectors: tokens to width D, and (tied or as a table of its own) the head."""
+
+  def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    shape = (config.vocab_size, config.hidden_size)
+    self.embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, param_dtype))
+
+  def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    return self.embedding[...][tokens]
+
+
+class FinalNorm(RmsNorm):
+  """The norm after the last layer."""
+
+  def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    super().__init__(config.hidden_size, config.rms_norm_eps, param_dtype=param_dtype)
+
+
+def init_text(config: TextConfig, key: Array, dtype: jnp.dtype) -> Params:
+  """Random parameters of the decoder, without a head."""
+  embed, layers, norm = jax.random.split(key, 3)
+  return {
+    "embed": init_block(Embedding, config, embed, dtype),
+    "layers": init_stack(TextLayer, config, config.num_hidden_layers, layers, dtype),
+    "final_norm": init_block(FinalNorm, config, norm, dtype),
+  }
+
+
+def place(features: Float[Array, "B L D"], slots: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+  """Row b's feature `slots[b, t]` at token t, zero where the slot is −1.
+
+  A slot beyond L (more visual tokens in the text than features) reads NaN: loud, where a clamp would show a wrong picture.
+  """
+  taken = jnp.take_along_axis(features, jnp.maximum(slots, 0)[..., None], axis=1, mode="fill")
+  return jnp.where(slots[..., None] >= 0, taken, 0)
+
+
+def run_layers(
+  layers: Params,
+  config: TextConfig,
+  h: Float[Array, "B T D"],
+  positions: Int[Array, "B T 3"],
+  segments: Int[Array, "B T"],
+  deepstack: tuple[Float[Array, "n B L D"], Int[Array, "B T"]] | None,
+  remat: str = "none",
+  keep_cache: bool = False,
+) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+  """All layers over whole rows: causal inside each segment; `deepstack` is (features, their slots in the text).
+
+  Returns the last layer's output and, with `keep_cache`, keys and values [layers B T K H].
+  """
+  angles = text_angles(config, positions)
+  attend = functools.partial(attention, mask=causal_same_segment(segments))
+  layer = rematerialized(lambda p, h: bind(TextLayer, config, p)(h, angles, attend), remat)
+
+  def step(h, params):
+    h, keys_values = layer(params, h)
+    return h, keys_values if keep_cache else None
+
+  if deepstack is None:
+    return jax.lax.scan(step, h, layers)
+  features, slots = deepstack
+
+  def step_with_visual(h, params_and_visual):
+    params, visual = params_and_visual
+    h, kept = step(h, params)
+    return h + place(visual, slots), kept
+
+  n = len(features)
+  first, rest = jax.tree.map(lambda x: x[:n], layers), jax.tree.map(lambda x: x[n:], layers)
+  h, kept_first = jax.lax.scan(step_with_visual, h, (first, features))
+  h, kept_rest = jax.lax.scan(step, h, rest)
+  return h, jax.tree.map(lambda *kept: jnp.concatenate(kept), kept_first, kept_rest)
+
+
+def run_layers_cached(
+  layers: Params,
+  config: TextConfig,
+  h: Float[Array, "B 1 D"],
+  positions: Int[Array, "B 1 3"],
+  keys: Float[Array, "layers B S K H"],
+  values: Float[Array, "layers B S K H"],
+  valid: Bool[Array, "B S"],
+) -> tuple[Float[Array, "B 1 D"], tuple[Array, Array]]:
+  """All layers over one new token, which sees the valid slots and itself.
+
+  Returns the last layer's output and the token's keys and values [layers B 1 K H]. The cache is only read, so
+  that the caller can write the token into it once, in place.
+  """
+  angles = text_angles(config, positions)
+
+  def step(h, layer):
+    params, keys, values = layer
+    attend = functools.partial(cached_attention, keys=keys, values=values, valid=valid)
+    return bind(TextLayer, config, params)(h, angles, attend)
+
+  return jax.lax.scan(step, h, (layers, keys, values))
+
+
+def text_angles(config: TextConfig, positions: Int[Array, "B T 3"]) -> Float[Array, "B T H/2"]:
+  return mrope_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)

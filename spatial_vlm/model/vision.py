@@ -1,0 +1,206 @@
+"""The vision tower: patches of each row's frames to visual tokens, with DeepStack taps.
+
+Reference: transformers 5.23, `Qwen3VLVisionModel`. Whatever depends on image sizes comes ready-made in `Vision`,
+so that shapes are static: a row may hold several frames, and attention stays inside each.
+"""
+
+import flax.struct
+import jax
+import numpy as np
+from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from spatial_vlm.model.attention import attention, axial_angles, rotate, same_segment
+from spatial_vlm.model.config import LAYER_NORM_EPS, VISION_ROPE_THETA, VisionConfig
+from spatial_vlm.model.stack import bind, init_block, init_stack, rematerialized
+from spatial_vlm.types import Params, Vision
+
+
+@flax.struct.dataclass
+class VisualFeatures:
+  """Visual tokens of each row, in the order of their places in the text."""
+
+  embeds: Float[Array, "B L D"]
+  deepstack: Float[Array, "n B L D"]
+  """Entry j is added to the visual positions after text layer j."""
+
+
+class PatchEmbed(nnx.Module):
+  """Patches to width D, plus the learnt position grid interpolated at each patch."""
+
+  def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    self.proj = nnx.Linear(config.patch_dim, config.hidden_size, rngs=rngs, param_dtype=param_dtype)
+    self.positions = nnx.Embed(
+      config.num_position_embeddings,
+      config.hidden_size,
+      embedding_init=nnx.initializers.normal(0.02),
+      rngs=rngs,
+      param_dtype=param_dtype,
+    )
+
+  def __call__(
+    self,
+    patches: Float[Array, "B M P"],
+    pos_index: Int[Array, "B M 4"],
+    pos_weight: Float[Array, "B M 4"],
+  ) -> Float[Array, "B M D"]:
+    h = self.proj(patches.astype(self.proj.kernel.dtype))
+    neighbours = self.positions(pos_index)  # (B, M, 4, D)
+    # in float32: bfloat16 weights of the interpolation would shift the picture
+    position = jnp.einsum("bmnd,bmn->bmd", neighbours.astype(jnp.float32), pos_weight)
+    return h + position.astype(h.dtype)
+
+
+class VisionAttention(nnx.Module):
+  """Multi-head attention inside a frame, with 2-D rotary positions."""
+
+  def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    width, heads = config.hidden_size, (config.num_heads, config.head_dim)
+    self.q_proj = nnx.LinearGeneral(width, heads, rngs=rngs, param_dtype=param_dtype)
+    self.k_proj = nnx.LinearGeneral(width, heads, rngs=rngs, param_dtype=param_dtype)
+    self.v_proj = nnx.LinearGeneral(width, heads, rngs=rngs, param_dtype=param_dtype)
+    self.out_proj = nnx.LinearGeneral(
+      heads, width, axis=(-2, -1), rngs=rngs, param_dtype=param_dtype
+    )
+
+  def __call__(
+    self,
+    x: Float[Array, "B M D"],
+    angles: Float[Array, "B M H/2"],
+    mask: Bool[Array, "B M M"],
+  ) -> Float[Array, "B M D"]:
+    q, k = rotate(self.q_proj(x), angles), rotate(self.k_proj(x), angles)
+    return self.out_proj(attention(q, k, self.v_proj(x), mask))
+
+
+class VisionMlp(nnx.Module):
+  """Two layers with tanh GELU."""
+
+  def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    self.fc1 = nnx.Linear(
+      config.hidden_size, config.intermediate_size, rngs=rngs, param_dtype=param_dtype
+    )
+    self.fc2 = nnx.Linear(
+      config.intermediate_size, config.hidden_size, rngs=rngs, param_dtype=param_dtype
+    )
+
+  def __call__(self, x: Float[Array, "B M D"]) -> Float[Array, "B M D"]:
+    return self.fc2(nnx.gelu(self.fc1(x), approximate=True))
+
+
+class VisionBlock(nnx.Module):
+  """Pre-norm attention and MLP."""
+
+  def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    self.norm1 = _layer_norm(config.hidden_size, rngs, param_dtype)
+    self.attention = VisionAttention(config, rngs=rngs, param_dtype=param_dtype)
+    self.norm2 = _layer_norm(config.hidden_size, rngs, param_dtype)
+    self.mlp = VisionMlp(config, rngs=rngs, param_dtype=param_dtype)
+
+  def __call__(
+    self,
+    h: Float[Array, "B M D"],
+    angles: Float[Array, "B M H/2"],
+    mask: Bool[Array, "B M M"],
+  ) -> Float[Array, "B M D"]:
+    h = h + self.attention(self.norm1(h), angles, mask)
+    return h + self.mlp(self.norm2(h))
+
+
+class PatchMerger(nnx.Module):
+  """2×2 neighbouring patches to one visual token of the text width; exact GELU, unlike the blocks'."""
+
+  norm_after_merge = False
+
+  def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
+    merged = config.hidden_size * config.merge_unit
+    self.norm = _layer_norm(
+      merged if self.norm_after_merge else config.hidden_size, rngs, param_dtype
+    )
+    self.fc1 = nnx.Linear(merged, merged, rngs=rngs, param_dtype=param_dtype)
+    self.fc2 = nnx.Linear(merged, config.out_hidden_size, rngs=rngs, param_dtype=param_dtype)
+
+  def __call__(self, h: Float[Array, "B M D"]) -> Float[Array, "B L E"]:
+    merged = (h.shape[0], -1, self.fc1.in_features)
+    x = self.norm(h.reshape(merged)) if self.norm_after_merge else self.norm(h).reshape(merged)
+    return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
+
+
+class DeepStackMerger(PatchMerger):
+  """A merger that normalises the four patches together."""
+
+  norm_after_merge = True
+
+
+def _layer_norm(width: int, rngs: nnx.Rngs, param_dtype) -> nnx.LayerNorm:
+  # E[x²] − E[x]² would lose digits that parity needs
+  return nnx.LayerNorm(
+    width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, rngs=rngs, param_dtype=param_dtype
+  )
+
+
+def init_vision(config: VisionConfig, key: Array, dtype: jnp.dtype) -> Params:
+  """Random parameters of the tower."""
+  embed, blocks, merger, deepstack = jax.random.split(key, 4)
+  taps = len(config.deepstack_visual_indexes)
+  return {
+    "patch_embed": init_block(PatchEmbed, config, embed, dtype),
+    "blocks": init_stack(VisionBlock, config, config.depth, blocks, dtype),
+    "merger": init_block(PatchMerger, config, merger, dtype),
+    "deepstack_mergers": init_stack(DeepStackMerger, config, taps, deepstack, dtype),
+  }
+
+
+def vision_tower(
+  params: Params, config: VisionConfig, vision: Vision, remat: str = "none"
+) -> VisualFeatures:
+  """Visual tokens of every row; L = M / 4. Tokens of padding patches are finite and mean nothing.
+
+  Raises:
+    ValueError: M is not a multiple of a merge block, or `remat` is unknown.
+  """
+  patches = vision.patches.shape[1]
+  if patches % config.merge_unit:
+    raise ValueError(
+      f"Rows of {patches} patches cannot be merged {config.merge_unit} by {config.merge_unit}; pad them to a"
+      f" multiple of {config.merge_unit}."
+    )
+  h = bind(PatchEmbed, config, params["patch_embed"])(
+    vision.patches, vision.pos_index, vision.pos_weight
+  )
+  h, taps = _run_blocks(params["blocks"], config, h, vision, remat)
+  return VisualFeatures(
+    embeds=bind(PatchMerger, config, params["merger"])(h),
+    deepstack=jax.lax.map(
+      lambda merger_and_tap: bind(DeepStackMerger, config, merger_and_tap[0])(merger_and_tap[1]),
+      (params["deepstack_mergers"], taps),
+    ),
+  )
+
+
+def _run_blocks(
+  blocks: Params, config: VisionConfig, h: Float[Array, "B M D"], vision: Vision, remat: str
+) -> tuple[Float[Array, "B M D"], Float[Array, "n B M D"]]:
+  """The last layer's output and those tapped for DeepStack.
+
+  Layer i writes slot (number of taps before i); the last to write slot j is the j-th tapped layer. One buffer of
+  n + 1 slots (the last takes what follows the taps) is thus all that is kept of the layers' outputs.
+  """
+  angles = axial_angles(vision.coords, config.head_dim, VISION_ROPE_THETA)
+  mask = same_segment(vision.segments)
+  taps = config.deepstack_visual_indexes
+  slots = jnp.asarray(np.searchsorted(taps, np.arange(config.depth)), jnp.int32)
+  block = rematerialized(
+    lambda layer, h: bind(VisionBlock, config, layer)(h, angles, mask), remat
+  )
+
+  def step(carry, layer_and_slot):
+    h, buffer = carry
+    layer, slot = layer_and_slot
+    h = block(layer, h)
+    return (h, jax.lax.dynamic_update_index_in_dim(buffer, h, slot, axis=0)), None
+
+  buffer = jnp.zeros((len(taps) + 1, *h.shape), h.dtype)
+  (h, buffer), _ = jax.lax.scan(step, (h, buffer), (blocks, slots))
+  return h, buffer[:-1]

@@ -1,0 +1,1 @@
+"""What training maximises or minimises: one equation, one function, returned as (sum, count)."""

@@ -1,0 +1,294 @@
+"""Conversations as arrays: Qwen3-VL's chat format, the loss mask and M-RoPE positions, then batches of them.
+
+The format is rendered here, without a template engine, since it runs for every training sample; tests hold
+it equal to `apply_chat_template` and `get_rope_index` of transformers 5.23.
+
+  <|im_start|>user\\n<|vision_start|><|image_pad|>…<|vision_end|>Question<|im_end|>\\n
+  <|im_start|>assistant\\nAnswer<|im_end|>\\n
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.processor.image import (
+  Grid,
+  ImageSettings,
+  Patches,
+  padded_length,
+  patchify,
+  vision_rows,
+)
+from spatial_vlm.processor.tokenizer import SpecialIds, load_tokenizer
+from spatial_vlm.types import Batch, Prompts
+
+Message = dict[str, Any]
+ROLES = ("system", "user", "assistant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """One conversation, unpadded."""
+
+  tokens: Int[np.ndarray, "T"]
+  targets: Bool[np.ndarray, "T"]
+  """True on the assistant's text and the <|im_end|> that ends it."""
+  positions: Int[np.ndarray, "T 3"]
+  """M-RoPE: time, height, width."""
+  images: list[Patches]
+
+
+class Processor:
+  """Tokenizer and image settings of one checkpoint."""
+
+  def __init__(
+    self,
+    tokenizer: PreTrainedTokenizerFast,
+    image_settings: ImageSettings,
+    model_config: ModelConfig,
+  ):
+    vision = model_config.vision
+    for ours, theirs in (
+      ("patch_size", "patch_size"),
+      ("temporal_patch_size", "temporal_patch_size"),
+      ("merge_size", "spatial_merge_size"),
+    ):
+      if getattr(image_settings, ours) != getattr(vision, theirs):
+        raise ValueError(
+          f"{ours} is {getattr(image_settings, ours)} in preprocessor_config.json but {theirs} is "
+          f"{getattr(vision, theirs)} in config.json; use files that belong together"
+        )
+    self.tokenizer = tokenizer
+    self.image_settings = image_settings
+    self.model_config = model_config
+    self.special = SpecialIds.of(tokenizer, model_config)
+    # What people type must never turn into special ids. A copy, since transformers toggles this flag on its own.
+    self._text = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    self._text.encode_special_tokens = True
+    self._text.no_padding()
+    self._text.no_truncation()
+    self._newline = self.encode_text("\n")
+    self._assistant = self.encode_text("assistant\n")
+
+  def __reduce__(self):
+    # Workers of the input pipeline get copies, and the flag above would be lost on the way.
+    return Processor, (self.tokenizer, self.image_settings, self.model_config)
+
+  @classmethod
+  def from_folder(cls, folder: str | Path) -> "Processor":
+    """Reads tokenizer, `preprocessor_config.json` and `config.json` of a Hugging Face folder."""
+    config = Path(folder) / "config.json"
+    tokenizer = load_tokenizer(folder)
+    if not config.is_file():
+      raise FileNotFoundError(
+        f"{config} is missing; give the folder of a Hugging Face Qwen3-VL checkpoint"
+      )
+    model_config = ModelConfig.from_huggingface(json.loads(config.read_text()))
+    return cls(tokenizer, ImageSettings.from_folder(folder), model_config)
+
+  def encode_text(self, text: str) -> list[int]:
+    """Ids of plain text; strings that look like special tokens stay text."""
+    return self._text.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of generated ids without special tokens, every space as it was."""
+    return self._text.decode(list(ids), skip_special_tokens=True)
+
+
+def encode(
+  processor: Processor, messages: Sequence[Message], generation_prompt: bool = False
+) -> Encoded:
+  """Encodes a conversation in Hugging Face's message format.
+
+  Args:
+    messages: `{"role", "content"}`, content a string or parts `{"type": "text", "text": str}` and, for users,
+      `{"type": "image", "image": PIL image | uint8 [H, W, 3]}`. A system turn may only come first.
+    generation_prompt: whether to open the assistant's turn at the end.
+
+  Raises:
+    ValueError: a conversation that the format cannot express; the message says which turn and why.
+  """
+  special, row = processor.special, _Row()
+  if not messages:
+    raise ValueError("a conversation has no message; at least one is needed")
+  for n, message in enumerate(messages):
+    role, parts = _checked(n, message)
+    row.text([special.im_start])
+    if role == "assistant":
+      # As a sampler meets it: the header stands alone, the answer begins with a token of its own.
+      row.text(processor._assistant)
+      row.text([*processor.encode_text("".join(parts)), special.eos], target=True)
+    else:
+      _prompt_turn(row, processor, role, parts)
+      row.text([special.eos])
+    row.text(processor._newline)
+  if generation_prompt:
+    row.text([special.im_start, *processor._assistant])
+  return row.encoded()
+
+
+def collate_batch(
+  rows: Sequence[Encoded], processor: Processor, tokens_bucket: int, patch_bucket: int
+) -> Batch:
+  """Pads conversations on the right into one batch of NumPy arrays.
+
+  T is the least multiple of `tokens_bucket` that holds every row, M likewise of `patch_bucket`.
+  """
+  padded = _padded(rows, processor, tokens_bucket, left=False)
+  return Batch(
+    **padded,
+    vision=vision_rows([row.images for row in rows], processor.model_config.vision, patch_bucket),
+  )
+
+
+def collate_prompts(
+  rows: Sequence[Encoded],
+  processor: Processor,
+  ids: Sequence[int],
+  labels: Sequence[int],
+  tokens_bucket: int,
+  patch_bucket: int,
+) -> Prompts:
+  """Pads prompts on the left, so that all answers begin at one column; `ids` and `labels` one per row."""
+  if not len(ids) == len(labels) == len(rows):
+    raise ValueError(
+      f"{len(rows)} prompts with {len(ids)} ids and {len(labels)} labels; give one each per prompt"
+    )
+  padded = _padded(rows, processor, tokens_bucket, left=True)
+  del padded["targets"]  # answers are still to be sampled
+  numbers: dict[str, Any] = {"ids": np.array(ids, np.int32), "label": np.array(labels, np.int32)}
+  return Prompts(
+    **padded,
+    **numbers,
+    vision=vision_rows([row.images for row in rows], processor.model_config.vision, patch_bucket),
+  )
+
+
+class _Row:
+  """A conversation under construction: tokens, targets and positions grow together."""
+
+  def __init__(self):
+    self.tokens: list[int] = []
+    self.targets: list[tuple[int, int]] = []
+    self.positions: list[np.ndarray] = []
+    self.images: list[Patches] = []
+    self._next = 0  # position of the next token
+    self._placed = 0  # tokens that have a position
+
+  def text(self, ids: list[int], target: bool = False):
+    if target:
+      self.targets.append((len(self.tokens), len(self.tokens) + len(ids)))
+    self.tokens += ids
+
+  def image(self, patches: Patches, pad: int, merge: int):
+    self._place_text()
+    grid = image_positions(patches[1], merge, self._next)
+    self.positions.append(grid)
+    self.tokens += [pad] * len(grid)
+    self.images.append(patches)
+    self._placed = len(self.tokens)
+    self._next += max(patches[1][1:]) // merge
+
+  def encoded(self) -> Encoded:
+    self._place_text()
+    tokens = np.array(self.tokens, np.int32)
+    targets = np.zeros(len(tokens), bool)
+    for start, stop in self.targets:
+      targets[start:stop] = True
+    return Encoded(tokens, targets, np.concatenate(self.positions), self.images)
+
+  def _place_text(self):
+    count = len(self.tokens) - self._placed
+    line = np.arange(self._next, self._next + count, dtype=np.int32)
+    self.positions.append(np.repeat(line[:, None], 3, axis=1))
+    self._next += count
+    self._placed += count
+
+
+def image_positions(grid: Grid, merge: int, start: int) -> Int[np.ndarray, "L 3"]:
+  """M-RoPE positions of an image's tokens: time, row and column of the merged grid, counted from `start`.
+
+  The text that follows goes on at start + max(rows, columns) of the merged grid.
+  """
+  t, h, w = grid[0], grid[1] // merge, grid[2] // merge
+  return start + np.indices((t, h, w), dtype=np.int32).reshape(3, -1).T
+
+
+def _prompt_turn(row: _Row, processor: Processor, role: str, parts: list):
+  special, settings = processor.special, processor.image_settings
+  text = f"{role}\n"  # encoded with what follows, up to the next special token, as a tokenizer sees the whole
+  for part in parts:
+    if isinstance(part, str):
+      text += part
+      continue
+    row.text([*processor.encode_text(text), special.vision_start])
+    row.image(patchify(part, settings), special.image, settings.merge_size)
+    row.text([special.vision_end])
+    text = ""
+  row.text(processor.encode_text(text))
+
+
+def _checked(n: int, message: Message) -> tuple[str, list]:
+  """Role and parts of a turn: strings and, in a user's turn, images."""
+  role = message.get("role")
+  if role not in ROLES or (role == "system" and n > 0):
+    raise ValueError(
+      f"message {n} has role {role!r}; allowed are {ROLES}, and system only as the first"
+    )
+  content = message.get("content")
+  if isinstance(content, str):
+    return role, [content]
+  if not isinstance(content, list | tuple):
+    raise ValueError(
+      f"message {n} has content of type {type(content).__name__}; give a string or a list of parts"
+    )
+  parts = []
+  for part in content:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+      parts.append(part["text"])
+    elif kind == "image" and role == "user" and part.get("image") is not None:
+      parts.append(part["image"])
+    else:
+      raise ValueError(
+        f"message {n} ({role}) has a part {_short(part)}; allowed are {{'type': 'text', 'text': …}} and, "
+        "for users, {'type': 'image', 'image': picture}"
+      )
+  return role, parts
+
+
+def _short(part) -> str:
+  if not isinstance(part, dict):
+    return type(part).__name__
+  return str({key: value if key == "type" else type(value).__name__ for key, value in part.items()})
+
+
+def _padded(
+  rows: Sequence[Encoded], processor: Processor, bucket: int, left: bool
+) -> dict[str, Any]:
+  if not rows or bucket <= 0:
+    raise ValueError(
+      f"{len(rows)} rows in buckets of {bucket} tokens: at least one row and a positive bucket are needed"
+    )
+  B, T = len(rows), padded_length((len(row.tokens) for row in rows), bucket)
+  padded = {
+    "tokens": np.full((B, T), processor.special.pad, np.int32),
+    "segments": np.zeros((B, T), np.int32),
+    "targets": np.zeros((B, T), bool),
+    "positions": np.zeros((B, T, 3), np.int32),
+  }
+  for b, row in enumerate(rows):
+    count = len(row.tokens)
+    at = slice(T - count, T) if left else slice(0, count)
+    padded["segments"][b, at] = 1
+    for name in ("tokens", "targets", "positions"):
+      padded[name][b, at] = getattr(row, name)
+  return padded

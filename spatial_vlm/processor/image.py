@@ -1,0 +1,266 @@
+"""Pictures as patches: opened, resized and flattened as Hugging Face's PIL processor of Qwen3-VL does it.
+
+Values equal `Qwen2VLImageProcessorPil` (transformers 5.23) bit for bit. All that depends on the sizes of
+images (coordinates, interpolation of the position embedding, segments) is made here, on the host, so that
+the model compiles once.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from etils import epath
+from jaxtyping import Float, Int, UInt8
+
+from spatial_vlm.model.config import VisionConfig
+from spatial_vlm.types import Vision
+
+MAX_ASPECT_RATIO = 200
+
+Grid = tuple[int, int, int]
+"""Frames, rows and columns of patches."""
+Patches = tuple[Float[np.ndarray, "M P"], Grid]
+
+
+class UnreadableImage(ValueError):
+  """A file that is no image, is damaged or is too large to be opened safely; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+  """What `preprocessor_config.json` says; sizes in pixels, `mean` and `std` of values in 0–1 per channel."""
+
+  patch_size: int
+  temporal_patch_size: int
+  merge_size: int
+  min_pixels: int
+  max_pixels: int
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+
+  @classmethod
+  def from_folder(cls, folder: str | Path) -> "ImageSettings":
+    """Reads `preprocessor_config.json` of a Hugging Face folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it lacks a setting, or asks for a step that is not done here.
+    """
+    path = Path(folder) / "preprocessor_config.json"
+    if not path.is_file():
+      raise FileNotFoundError(
+        f"{path} is missing; give the folder of a Hugging Face Qwen3-VL checkpoint"
+      )
+    config = json.loads(path.read_text())
+    for name, (done, allowed) in _DONE_STEPS.items():
+      if config.get(name, done) not in allowed:
+        raise ValueError(f"{path}: {name} is {config[name]!r}; only {done!r} is supported")
+    try:
+      return cls(
+        patch_size=config["patch_size"],
+        temporal_patch_size=config["temporal_patch_size"],
+        merge_size=config["merge_size"],
+        min_pixels=config["size"]["shortest_edge"],
+        max_pixels=config["size"]["longest_edge"],
+        mean=tuple(config["image_mean"]),
+        std=tuple(config["image_std"]),
+      )
+    except KeyError as error:
+      raise ValueError(f"{path} lacks {error}, which an image processor of Qwen3-VL has") from error
+
+
+_DONE_STEPS = {
+  "do_resize": (True, (True,)),
+  "do_rescale": (True, (True,)),
+  "do_normalize": (True, (True,)),
+  "do_convert_rgb": (True, (True,)),
+  "rescale_factor": (1 / 255, (1 / 255,)),
+  "resample": (3, (3,)),  # PIL's number of bicubic
+}
+
+
+def open_image(source: str | Path | bytes) -> PIL.Image.Image:
+  """Opens a picture (a path, local or remote, or the bytes of a file) upright and as RGB.
+
+  Orientation from EXIF is applied, transparency is laid on white.
+
+  Raises:
+    UnreadableImage: missing, not an image, truncated, or of more pixels than PIL holds safe.
+  """
+  name = f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
+  try:
+    data = source if isinstance(source, bytes) else epath.Path(source).read_bytes()
+    image = PIL.Image.open(io.BytesIO(data))
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+      raise ValueError(f"{image.width}×{image.height} pixels are more than {limit}")
+    return _to_rgb(PIL.ImageOps.exif_transpose(image))
+  except (
+    Exception
+  ) as error:  # decoders of damaged files raise whatever they meet, from KeyError to struct.error
+    reason = str(error) or type(error).__name__
+    raise UnreadableImage(f"cannot read image {name}: {reason}") from error
+
+
+def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
+  """Size in pixels near (height, width): multiples of patch·merge, an area within the settings' bounds.
+
+  As `smart_resize` of Qwen2-VL, halves rounded to even. ValueError beyond an aspect ratio of 200.
+  """
+  if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+    raise ValueError(
+      f"an image of {width}×{height} pixels is too elongated: its sides may differ at most "
+      f"{MAX_ASPECT_RATIO} times; crop it"
+    )
+  factor = settings.patch_size * settings.merge_size
+  h, w = round(height / factor) * factor, round(width / factor) * factor
+  if h * w > settings.max_pixels:
+    shrink = math.sqrt((height * width) / settings.max_pixels)
+    h = max(factor, math.floor(height / shrink / factor) * factor)
+    w = max(factor, math.floor(width / shrink / factor) * factor)
+  elif h * w < settings.min_pixels:
+    grow = math.sqrt(settings.min_pixels / (height * width))
+    h = math.ceil(height * grow / factor) * factor
+    w = math.ceil(width * grow / factor) * factor
+  return h, w
+
+
+def patchify(
+  image: PIL.Image.Image | UInt8[np.ndarray, "H W 3"], settings: ImageSettings
+) -> Patches:
+  """Resizes (bicubic), normalises and cuts a picture into patches in 2×2 merge-block order.
+
+  Args:
+    image: any PIL image (transparency is laid on white; EXIF is `open_image`'s affair) or RGB bytes.
+
+  Returns:
+    Patches [M, 3·temporal·patch²] and their grid (1, rows, columns), M = rows·columns.
+  """
+  pixels = _pixels(image, settings)
+  height, width, _ = pixels.shape
+  p, m = settings.patch_size, settings.merge_size
+  rows, columns = height // p, width // p
+  values = _normalised(settings.mean, settings.std)[np.arange(3), pixels]  # [H W 3]
+  blocks = values.reshape(rows // m, m, p, columns // m, m, p, 3)
+  blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)[..., None, :, :]  # [h w m m 3 1 p p]
+  frames = np.broadcast_to(blocks, (*blocks.shape[:5], settings.temporal_patch_size, p, p))
+  return frames.reshape(rows * columns, -1), (1, rows, columns)
+
+
+def vision_rows(
+  rows: Sequence[Sequence[Patches]], config: VisionConfig, patch_bucket: int
+) -> Vision | None:
+  """Packs the images of each row one after the other and pads all rows to one length.
+
+  M is the least multiple of `patch_bucket` that holds every row, at least one bucket. None when there is no
+  image at all.
+  """
+  if patch_bucket <= 0 or patch_bucket % config.merge_unit:
+    raise ValueError(
+      f"patch_bucket is {patch_bucket}; it has to be a positive multiple of {config.merge_unit}"
+    )
+  if not any(rows):
+    return None
+  B, M = len(rows), padded_length((sum(len(p) for p, _ in row) for row in rows), patch_bucket)
+  vision: dict[str, Any] = {
+    "patches": np.zeros((B, M, config.patch_dim), np.float32),
+    "segments": np.zeros((B, M), np.int32),
+    "coords": np.zeros((B, M, 2), np.int32),
+    "pos_index": np.zeros((B, M, 4), np.int32),
+    "pos_weight": np.zeros((B, M, 4), np.float32),
+  }
+  for b, row in enumerate(rows):
+    for name, values in _packed(row, config).items() if row else ():
+      vision[name][b, : len(values)] = values
+  return Vision(**vision)
+
+
+def _packed(row: Sequence[Patches], config: VisionConfig) -> dict[str, np.ndarray]:
+  """Fields of `Vision` for the images of one row, unpadded."""
+  side = math.isqrt(config.num_position_embeddings)
+  frames = [
+    frame_geometry(h, w, side, config.spatial_merge_size) for _, (t, h, w) in row for _ in range(t)
+  ]
+  coords, index, weight = (np.concatenate(arrays) for arrays in zip(*frames, strict=True))
+  return {
+    "patches": np.concatenate([patches for patches, _ in row]),
+    "segments": np.repeat(np.arange(1, len(frames) + 1), [len(coords) for coords, _, _ in frames]),
+    "coords": coords,
+    "pos_index": index,
+    "pos_weight": weight,
+  }
+
+
+def padded_length(lengths: Iterable[int], bucket: int) -> int:
+  """Least positive multiple of `bucket` that holds the longest."""
+  return max(1, math.ceil(max(lengths) / bucket)) * bucket
+
+
+@functools.lru_cache(maxsize=1024)
+def frame_geometry(
+  rows: int, columns: int, side: int, merge: int
+) -> tuple[Int[np.ndarray, "M 2"], Int[np.ndarray, "M 4"], Float[np.ndarray, "M 4"]]:
+  """Row and column of each patch of a frame in merge-block order, and where the learnt `side`×`side` grid is read.
+
+  Bilinear with aligned corners in float32, operation for operation as `vision_utils` of transformers 5.23;
+  the four neighbours come in the order (top left, top right, bottom left, bottom right). Arrays are read-only.
+  """
+  raster = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+  blocks = raster.reshape(rows // merge, merge, columns // merge, merge, 2)
+  coords = blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)
+  (top, top_weight), (left, left_weight) = (
+    _two_neighbours(coords[:, axis], size, side) for axis, size in enumerate((rows, columns))
+  )
+  index = (top[:, :, None] * side + left[:, None, :]).reshape(-1, 4)
+  weight = (top_weight[:, :, None] * left_weight[:, None, :]).reshape(-1, 4)
+  for array in (coords, index, weight):
+    array.flags.writeable = False
+  return coords, index, weight
+
+
+def _two_neighbours(position, size: int, side: int):
+  source = position.astype(np.float32) * np.float32(side - 1) / np.float32(max(size - 1, 1))
+  floor = np.floor(source)
+  neighbours = floor.astype(np.int32)[:, None] + np.arange(2, dtype=np.int32)
+  distance = np.abs((source - floor)[:, None] - np.arange(2, dtype=np.float32))
+  return np.clip(neighbours, 0, side - 1), np.maximum(1 - distance, 0)
+
+
+def _pixels(image, settings: ImageSettings) -> UInt8[np.ndarray, "H W 3"]:
+  if isinstance(image, np.ndarray):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+      raise ValueError(
+        f"an image array is {image.dtype} {image.shape}; uint8 [H, W, 3] (RGB) is needed"
+      )
+    image = PIL.Image.fromarray(image)
+  elif not isinstance(image, PIL.Image.Image):
+    raise ValueError(
+      f"an image is a {type(image).__name__}; give a PIL image or uint8 [H, W, 3], as open_image does"
+    )
+  height, width = smart_resize(image.height, image.width, settings)
+  return np.asarray(_to_rgb(image).resize((width, height), PIL.Image.Resampling.BICUBIC))
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+  if "A" in image.getbands() or image.info.get("transparency") is not None:
+    image = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
+    image = PIL.Image.alpha_composite(white, image)
+  return image.convert("RGB")
+
+
+@functools.lru_cache(maxsize=8)
+def _normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Float[np.ndarray, "3 256"]:
+  """Value of each byte in each channel: rescaled in float64, then normalised in float32, as Hugging Face does."""
+  rescaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+  table = (rescaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+  table.flags.writeable = False  # shared by all callers
+  return table

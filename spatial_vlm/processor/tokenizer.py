@@ -1,0 +1,110 @@
+"""The tokenizer of a checkpoint folder, its special ids and the bytes of each token."""
+
+import dataclasses
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from spatial_vlm.model.config import ModelConfig
+
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+VISUAL_TOKENS = {
+  "image": "<|image_pad|>",
+  "video": "<|video_pad|>",
+  "vision_start": "<|vision_start|>",
+  "vision_end": "<|vision_end|>",
+}
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+  """Loads the tokenizer of a local Hugging Face folder; nothing is ever downloaded.
+
+  Raises:
+    FileNotFoundError: the folder, `tokenizer.json` or `tokenizer_config.json` is missing.
+  """
+  folder = Path(folder)
+  missing = [f for f in ("tokenizer.json", "tokenizer_config.json") if not (folder / f).is_file()]
+  if missing:
+    raise FileNotFoundError(
+      f"no tokenizer in {folder}: {', '.join(missing)} missing; give the folder of a Hugging Face "
+      "Qwen3-VL checkpoint with its tokenizer files"
+    )
+  return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialIds:
+  """Ids with a meaning of their own; `eos` ends a turn and is the only one that may be sampled."""
+
+  pad: int
+  eos: int
+  im_start: int
+  image: int
+  video: int
+  vision_start: int
+  vision_end: int
+  never_sampled: tuple[int, ...]
+  """Special ids but `eos`, and rows of the embedding that stand for no token."""
+
+  @classmethod
+  def of(cls, tokenizer: PreTrainedTokenizerFast, model_config: ModelConfig) -> "SpecialIds":
+    """Reads the ids from `tokenizer`; ValueError when the model's configuration disagrees or one is missing."""
+    ids = _ids(tokenizer, {"im_start": IM_START, "eos": IM_END} | VISUAL_TOKENS)
+    for name in VISUAL_TOKENS:
+      field = f"{name}_token_id"
+      if getattr(model_config, field) != ids[name]:
+        raise ValueError(
+          f"{field} is {getattr(model_config, field)} in the model's configuration but {ids[name]} in the "
+          "tokenizer; use files that belong together"
+        )
+    pad = tokenizer.pad_token_id
+    if not isinstance(pad, int):
+      raise ValueError("the tokenizer has no pad token; set pad_token in tokenizer_config.json")
+    rows = model_config.text.vocab_size
+    if len(tokenizer) > rows:
+      raise ValueError(
+        f"the tokenizer has {len(tokenizer)} tokens but the model embeds only {rows}"
+      )
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    never = (special | {pad} | set(range(len(tokenizer), rows))) - {ids["eos"]}
+    return cls(pad=pad, never_sampled=tuple(sorted(never)), **ids)
+
+
+def fit_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> ModelConfig:
+  """`config` of a model still to be trained, with the vocabulary and visual token ids of `tokenizer`."""
+  ids = {f"{name}_token_id": id for name, id in _ids(tokenizer, VISUAL_TOKENS).items()}
+  text = dataclasses.replace(config.text, vocab_size=len(tokenizer))
+  return dataclasses.replace(config, text=text, **ids)
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes]:
+  """The bytes that each id stands for in text; empty for special tokens and unused ids.
+
+  Concatenated over the ids of a text they give its UTF-8 encoding, whatever the split into tokens.
+  """
+  byte_of = {char: byte for byte, char in byte_characters().items()}
+  added = tokenizer.added_tokens_decoder
+  table = [b""] * len(tokenizer)
+  for token, id in tokenizer.get_vocab().items():
+    if id not in added:
+      table[id] = bytes(byte_of[char] for char in token)
+    elif not added[id].special:
+      table[id] = token.encode()
+  return table
+
+
+def byte_characters() -> dict[int, str]:
+  """The printable character by which byte-level BPE writes each byte (GPT-2, `bytes_to_unicode`)."""
+  printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  others = (byte for byte in range(256) if byte not in printable)
+  table = {byte: chr(byte) for byte in printable}
+  return table | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, tokens: dict[str, str]) -> dict[str, int]:
+  vocabulary = tokenizer.get_vocab()
+  missing = [token for token in tokens.values() if token not in vocabulary]
+  if missing:
+    raise ValueError(f"the tokenizer lacks {', '.join(missing)}; a Qwen3-VL tokenizer is needed")
+  return {name: vocabulary[token] for name, token in tokens.items()}

@@ -1,0 +1,41 @@
+"""How a question is asked: with a recalled behavior, or for the full chain."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from spatial_vlm.data import prompts
+from spatial_vlm.reuse.behaviors import Behavior
+from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.masking import mask_objects
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The form in which a statement is to be answered, and the question that asks for it."""
+
+  form: str
+  """"short" with a behavior, else "chain"."""
+  question: str
+  behavior: Behavior | None
+  similarity: float
+  """Of the behavior's question to the one asked; 0 without a behavior."""
+
+
+def plan_answers(
+  index: BehaviorIndex, captions: Sequence[str], max_tokens: int, k: int = 4
+) -> list[Plan]:
+  """Recalls a behavior for each caption: the most similar one whose line has at most `max_tokens` tokens.
+
+  Where none of the `k` nearest is at or above the index's floor and within the budget, the full chain is asked for.
+  """
+  found = index.search([mask_objects(caption) for caption in captions], k)
+  return [
+    _plan(caption, matches, max_tokens) for caption, matches in zip(captions, found, strict=True)
+  ]
+
+
+def _plan(caption: str, matches: Sequence[tuple[Behavior, float]], max_tokens: int) -> Plan:
+  for behavior, similarity in matches:
+    if behavior.tokens <= max_tokens:
+      return Plan("short", prompts.question(caption, "short", behavior.line), behavior, similarity)
+  return Plan("chain", prompts.question(caption, "chain"), None, 0.0)

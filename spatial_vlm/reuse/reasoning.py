@@ -1,0 +1,197 @@
+"""The Reasoning step of a chain, read as measurements and the comparison that they end in.
+
+`red circle spans x=100 to x=240, centre x=160; blue square spans x=600 to x=700, centre x=640; x=160 < x=640, so it is
+left of it.` The last clause compares; each of its numbers is traced back to the measurement with the same key and
+value, and so to the object that it belongs to (red circle) and the role that it plays there (centre). Nothing here
+knows any relation.
+"""
+
+import dataclasses
+import itertools
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from spatial_vlm.answers import Answer
+
+BLANK = "\0"
+"""Stands for a number that belongs to no object in a masked comparison."""
+
+_NUMBER = r"(?:(?:\b(?P<role>[A-Za-z]+) )?\b(?P<key>[A-Za-z]+)=)?\b(?P<value>\d+)\b"
+_IDLE_ROLES = frozenset(("and", "at", "by", "from", "has", "is", "of", "or", "to", "with"))
+_SIGN = re.compile(r" (<=|>=|[<>=≤≥]) ")
+_HOLDS = {"<": operator.lt, ">": operator.gt, "=": operator.eq}
+_HOLDS |= {"<=": operator.le, ">=": operator.ge, "≤": operator.le, "≥": operator.ge}
+_CLAUSE_END = re.compile(r"[;.](?:\s+|$)")
+_CONNECTIVE = re.compile(
+  r"^(?:so|hence|thus|therefore|and|but),? |,? (?:so|hence|thus|therefore)\b.*"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """A number in a text: `x=160`, said to be the centre of the red circle."""
+
+  start: int
+  end: int
+  key: str
+  value: int
+  role: str
+  """The word before it, unless it is an idle one."""
+  owner: str
+  """The object that it belongs to; "" when that is open."""
+  named: bool
+  """The text says the owner itself, so that it need not be said again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """The clause that decides, without its consequence, and the numbers in it."""
+
+  text: str
+  numbers: tuple[Number, ...]
+  names: tuple[str, ...]
+  """All objects of the answer."""
+
+  @property
+  def holds(self) -> bool:
+    """Whether every `a < b` in it is so."""
+    pairs = _compared(self.numbers, self.text)
+    return all(_HOLDS[sign](left.value, right.value) for left, sign, right in pairs)
+
+  @property
+  def with_names(self) -> str:
+    """Each number preceded by its owner: `red circle x=160 < blue square x=640`."""
+    return self._rewritten(
+      lambda text: text,
+      lambda n: f"{'' if n.named else n.owner} {self.text[n.start : n.end]}".lstrip(),
+    )
+
+  def masked(self, letters: Mapping[str, str]) -> str:
+    """Without objects and numbers: `X centre x < Y centre x`; a number of no object leaves its key and a BLANK.
+
+    `letters` gives the letter of each (casefolded) name; objects that are not in it are "another object".
+    """
+
+    def letter(name: str) -> str:
+      return letters.get(name.casefold(), "another object")
+
+    def words(text: str) -> str:
+      pattern = _any_of([*self.names, *letters])
+      return re.sub(pattern, lambda match: letter(match[0]), text, flags=re.IGNORECASE)
+
+    def number(n: Number) -> str:
+      if not n.owner:
+        return f"{n.key}={BLANK}" if n.key else BLANK
+      stated = self.text[: n.start].endswith(f"{n.role} ")
+      return " ".join(
+        filter(None, ("" if n.named else letter(n.owner), "" if stated else n.role, n.key))
+      )
+
+    return " ".join(self._rewritten(words, number).split())
+
+  @property
+  def loose_values(self) -> tuple[int, ...]:
+    """Numbers of no object, in the order of the BLANKs."""
+    return tuple(number.value for number in self.numbers if not number.owner)
+
+  def _rewritten(self, words: Callable[[str], str], number: Callable[[Number], str]) -> str:
+    ends = [0, *(n.end for n in self.numbers)]
+    pieces = (
+      words(self.text[end : n.start]) + number(n)
+      for end, n in zip(ends, self.numbers, strict=False)
+    )
+    return "".join(pieces) + words(self.text[ends[-1] :])
+
+
+def read_comparison(answer: Answer, names: Iterable[str] = ()) -> Comparison:
+  """The comparison that the Reasoning of a chain ends in.
+
+  Objects are known by the boxes of the Caption and by `names`, where a Caption has no box for them.
+
+  One that is about no object in particular ("gap=0") is said of those that were measured for it ("red circle to blue
+  square gap=0").
+  """
+  measurements, text = _split(answer.steps["reasoning"])
+  names = tuple(dict.fromkeys((*answer.boxes, *names)))
+  numbers = _trace(list(_numbers(text, names)), text, list(_numbers(measurements, names)))
+  if numbers and not any(n.owner for n in numbers) and not _mentioned(text, names):
+    about = "".join(f"{name} to " for name in _mentioned(measurements, names))
+    about = about.removesuffix("to ")
+    text = about + text
+    moved = len(about)
+    numbers = [dataclasses.replace(n, start=n.start + moved, end=n.end + moved) for n in numbers]
+  return Comparison(text, tuple(numbers), names)
+
+
+def _split(reasoning: str) -> tuple[str, str]:
+  """What was measured, and the last clause that compares (or else the last clause) without its consequence."""
+  clauses = [clause.strip() for clause in _CLAUSE_END.split(reasoning) if clause.strip()]
+  clauses = clauses or [reasoning]
+  last = max((i for i, c in enumerate(clauses) if _SIGN.search(c)), default=len(clauses) - 1)
+  return "; ".join(clauses[:last]), _CONNECTIVE.sub("", clauses[last]) or clauses[last]
+
+
+def _numbers(text: str, names: Sequence[str]) -> Iterator[Number]:
+  """Numbers in order, each given to the object named before it; one said of two objects ("the gap between A and B is
+  gap=40") belongs to neither."""
+  owners: list[str] = []
+  after_number, name_end = False, 0
+  for match in re.finditer(f"(?P<name>{_any_of(names)})|{_NUMBER}", text, re.IGNORECASE):
+    if match["name"]:
+      owners = [match["name"]] if after_number else [*owners, match["name"]]
+      after_number, name_end = False, match.end()
+      continue
+    key, role = match["key"] or "", match["role"] or ""
+    role = "" if role.lower() in _IDLE_ROLES else role
+    start = match.start("key") if key else match.start("value")
+    named = not after_number and bool(owners) and text[name_end:start].strip() in ("", role)
+    owner = owners[-1] if named or len(owners) == 1 else ""
+    after_number = True
+    yield Number(start, match.end(), key, int(match["value"]), role, owner, named)
+
+
+def _trace(numbers: Sequence[Number], text: str, measured: Sequence[Number]) -> list[Number]:
+  """The numbers of a comparison with the owners and roles that they were measured with.
+
+  Where several measurements would do, the two sides speak of two objects rather than one, in like roles rather than
+  unlike ones, and of what was measured early.
+  """
+  traced: dict[int, Number] = {}
+  for left, _, right in _compared(numbers, text):
+    known = [traced[left.start]] if left.start in traced else _sources(left, measured)
+    traced[left.start], traced[right.start] = min(
+      itertools.product(known, _sources(right, measured)),
+      key=lambda pair: (pair[0].owner == pair[1].owner, pair[0].role != pair[1].role),
+    )
+  return [traced.get(n.start, dataclasses.replace(n, named=bool(n.owner))) for n in numbers]
+
+
+def _sources(number: Number, measured: Sequence[Number]) -> list[Number]:
+  """`number` as each measurement of the same key and value explains it, or as the text itself does."""
+  same = [
+    m for m in measured if m.owner and m.key and (m.key, m.value) == (number.key, number.value)
+  ]
+  own = [m for m in same if m.owner == number.owner]
+  if number.named or own or (number.owner and not same):
+    role = number.role or (own[0].role if own else "")
+    return [dataclasses.replace(number, role=role, named=True)]
+  found = [dataclasses.replace(number, owner=m.owner, role=number.role or m.role) for m in same]
+  return found or [number]
+
+
+def _compared(numbers: Sequence[Number], text: str) -> Iterator[tuple[Number, str, Number]]:
+  """Neighbouring numbers with a sign between them."""
+  for left, right in itertools.pairwise(numbers):
+    if sign := _SIGN.search(text[left.end : right.start]):
+      yield left, sign[1], right
+
+
+def _mentioned(text: str, names: Sequence[str]) -> list[str]:
+  return list(dict.fromkeys(re.findall(_any_of(names), text, re.IGNORECASE)))
+
+
+def _any_of(names: Iterable[str]) -> str:
+  """Pattern of any of `names` as whole words, longer ones first; without names it matches nothing."""
+  longest_first = sorted({*names} - {""}, key=lambda name: (-len(name), name))
+  return rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b" if longest_first else "(?!)"

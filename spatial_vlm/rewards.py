@@ -1,0 +1,124 @@
+"""The reward of an answer from its token ids alone, so that an RL step can stay on the device.
+
+The grammar of `answers` is compiled into one automaton over bytes, which is composed over the bytes
+of every token. Following an answer through the resulting table gives the verdict that
+`answers.parse` gives to its decoded text.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import interegular
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from spatial_vlm import answers
+
+DEAD, START = 0, 1
+
+
+@flax.struct.dataclass
+class AnswerAutomaton:
+  """State 0 is dead (no answer can follow), state 1 is the start."""
+
+  transitions: Int[Array, "S V"]
+  """The state after reading a token."""
+  verdict: Int[Array, "S"]
+  """1 yes or 0 no where the text read so far is a whole answer, −1 elsewhere."""
+  eos: Int[Array, ""]
+
+
+def answer_automaton(token_bytes: Sequence[bytes], eos_id: int) -> AnswerAutomaton:
+  """The grammar of answers as a table over token ids.
+
+  `token_bytes[i]` are the bytes that token i stands for, empty for special tokens. A special token
+  other than `eos_id`, and an id beyond `token_bytes`, can be part of no answer.
+  """
+  byte_table, verdict = _byte_automaton()
+  table = _compose(byte_table, token_bytes)
+  return AnswerAutomaton(jnp.asarray(table), jnp.asarray(verdict), jnp.asarray(eos_id, jnp.int32))
+
+
+def verdicts(
+  automaton: AnswerAutomaton, tokens: Int[Array, "*R T"], mask: Bool[Array, "*R T"]
+) -> Int[Array, "*R"]:
+  """1 yes, 0 no, −1 for what is no answer or has no end-of-turn token inside `mask`.
+
+  Equal to `answers.parse` of the decoded text before the first end-of-turn token.
+  """
+
+  def read(carry, token_and_mask):
+    state, ended = carry
+    token, given = token_and_mask
+    end = token == automaton.eos
+    following = automaton.transitions.at[state, token].get(mode="fill", fill_value=DEAD)
+    state = jnp.where(given & ~ended & ~end, following, state)
+    return (state, ended | (given & end)), None
+
+  rows = tokens.shape[:-1]
+  start = (jnp.full(rows, START, automaton.transitions.dtype), jnp.zeros(rows, bool))
+  steps = (jnp.moveaxis(tokens, -1, 0), jnp.moveaxis(mask, -1, 0))
+  (state, ended), _ = jax.lax.scan(read, start, steps)
+  return jnp.where(ended, automaton.verdict[state], -1)
+
+
+def is_correct(verdict: Int[Array, "*R"], label: Int[Array, "*R"]) -> Bool[Array, "*R"]:
+  """Whether the answer parses and agrees with the label; never where the label is unknown (−1)."""
+  return (verdict == label) & (verdict >= 0)
+
+
+def accuracy_reward(verdict: Int[Array, "*R"], label: Int[Array, "*R"]) -> Float[Array, "*R"]:
+  """R(ŷ, y) = 1 if is_equivalent(ŷ, y), else −1      (DAPO, Eq. 7)"""
+  return 2.0 * is_correct(verdict, label) - 1.0
+
+
+def _byte_automaton() -> tuple[np.ndarray, np.ndarray]:
+  """Transitions UInt[S, 256] and verdict Int[S] of the grammar over bytes.
+
+  Byte b stands for the Latin-1 character of that number. This is faithful to UTF-8, broken UTF-8
+  included: the grammar names ASCII characters only, which are never part of another character, and
+  its `[^\\n]+` takes any other byte as readily as a whole character. Every answer ends in a mark of
+  its verdict, a character beyond the bytes, by which the states are told apart.
+  """
+  marks = {verdict: chr(256 + verdict) for verdict in answers.VERDICTS}
+  forms = [
+    re.sub(r"\?P<\w+>", "", f"({prefix}{ending}{marks[verdict]})")
+    for prefix, (verdict, ending) in itertools.product(
+      answers.FORMS.values(), answers.VERDICTS.items()
+    )
+  ]
+  machine: Any = interegular.parse_pattern("|".join(forms)).to_fsm().reduce()
+  states = [machine.initial, *sorted(machine.states - {machine.initial})]
+  number = {state: START + i for i, state in enumerate(states)}
+
+  def after(state: int, character: str) -> int | None:
+    return machine.map.get(state, {}).get(machine.alphabet[character])
+
+  table = np.full((START + len(states), 256), DEAD, np.min_scalar_type(len(states)))
+  verdict = np.full(START + len(states), -1, np.int32)
+  for state in states:
+    row = [number.get(after(state, chr(byte)), DEAD) for byte in range(256)]
+    table[number[state]] = row
+    for value, mark in marks.items():
+      if after(state, mark) in machine.finals:
+        verdict[number[state]] = value
+  return table, verdict
+
+
+def _compose(byte_table: np.ndarray, token_bytes: Sequence[bytes]) -> np.ndarray:
+  """Transitions [S, V] over tokens, from those over bytes [S, 256]; an empty token is dead."""
+  lengths = np.array([len(piece) for piece in token_bytes])
+  text = np.frombuffer(b"".join(token_bytes), np.uint8)
+  starts = np.cumsum(lengths) - lengths
+  states = np.arange(len(byte_table), dtype=byte_table.dtype)
+  table = np.repeat(states[:, None], len(token_bytes), axis=1)
+  for j in range(lengths.max()):
+    ids = np.flatnonzero(lengths > j)
+    table[:, ids] = byte_table[table[:, ids], text[starts[ids] + j]]
+  table[:, lengths == 0] = DEAD
+  return table

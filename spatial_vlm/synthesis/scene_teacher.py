@@ -1,0 +1,206 @@
+"""The exact teacher of rendered scenes: every box, number and verdict is derived from the scene itself.
+
+All numbers are 0–1000 of the image and stand in boxes or right after "=".
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import UInt8
+
+from spatial_vlm import answers
+from spatial_vlm.answers import Box
+from spatial_vlm.data import prompts, relations
+from spatial_vlm.data.prompts import Messages
+from spatial_vlm.data.relations import NEAR_DISTANCE, RELATIONS, Relation
+from spatial_vlm.data.render import Scene
+from spatial_vlm.data.scenes import PictureSource, SceneExample, SceneSource
+
+
+class SceneTeacher:
+  """`Teacher` of scenes."""
+
+  def chain(self, example: SceneExample) -> str:
+    return chain(example)
+
+
+def chain(example: SceneExample) -> str:
+  """The four steps: what is asked, all objects in scan order, the derivation, the verdict."""
+  subject, relation, other = _statement(example)
+  boxes = example.scene.boxes
+  verdict = _verdict(example)
+  outcome = f"it is {'' if verdict else 'not '}{relation.name} it"
+  return answers.render_chain(
+    summary=f"The statement puts the {subject} {relation.name} the {other}.",
+    caption=answers.render_boxes(boxes.items()),
+    reasoning=f"{_derivation(relation, subject, boxes[subject], other, boxes[other])}, so {outcome}.",
+    verdict=verdict,
+  )
+
+
+def comparison(example: SceneExample) -> str:
+  """The one comparison that decides, for the short form.
+
+  Such as "red circle x=160 < blue square x=640" or "red circle to blue square gap=0".
+  """
+  subject, relation, other = _statement(example)
+  return _comparison(
+    relation, subject, example.scene.boxes[subject], other, example.scene.boxes[other]
+  )
+
+
+def pretrain_messages(
+  scene: Scene,
+  image: UInt8[np.ndarray, "H W 3"],
+  rng: np.random.Generator,
+  requests: int = 4,
+  list_share: float = 0.5,
+) -> Messages:
+  """A conversation on one picture, in random order, in which no statement is ever judged.
+
+  `requests` different questions ask where an object is, to point to it, or what is at its centre (fewer
+  where the scene has fewer); in `list_share` of the conversations, and in those without any request, the
+  list of all objects is asked for too.
+  """
+  possible = _requests(scene)
+  turns = [possible[i] for i in rng.permutation(len(possible))[:requests]]
+  if not turns or rng.random() < list_share:
+    turns.insert(int(rng.integers(len(turns) + 1)), listing(scene))
+  return prompts.conversation(image, turns)
+
+
+def listing(scene: Scene) -> tuple[str, str]:
+  """Question and answer: all objects with their boxes, in scan order."""
+  return prompts.LIST_OBJECTS, answers.render_boxes(scene.boxes.items())
+
+
+def where(scene: Scene, name: str) -> tuple[str, str]:
+  """Question and answer: the box of the named object."""
+  x1, y1, x2, y2 = scene.boxes[name]
+  return f"Where is the {name}?", f"[{x1}, {y1}, {x2}, {y2}]"
+
+
+def point(scene: Scene, name: str) -> tuple[str, str]:
+  """Question and answer: the centre of the named object."""
+  return f"Point to the {name}.", _point(scene.boxes[name])
+
+
+def what(scene: Scene, name: str) -> tuple[str, str]:
+  """Question and answer: the name of the object whose centre is given."""
+  return f"What is at {_point(scene.boxes[name])}?", name
+
+
+def vocabulary_texts(count: int, seed: int) -> Iterator[str]:
+  """Texts with every word that scenes bring up, for the training of a tokenizer: questions, answers, requests."""
+  examples = SceneSource("pretrain", seed, 2 * ((count + 1) // 2), image_size=8)
+  pictures = PictureSource("pretrain", seed, count, image_size=8)
+  rng = np.random.default_rng(seed)
+  for index in range(count):
+    example = examples[index]
+    caption, verdict = example.record.caption, example.record.label
+    behavior = "behavior_" + example.record.relation.replace(" ", "_")
+    yield f"{prompts.question(caption, 'chain')}\n{chain(example)}"
+    yield f"{prompts.question(caption, 'direct')}\n{answers.render_direct(verdict)}"
+    yield answers.render_short(behavior, comparison(example), verdict)
+    yield prompts.question(caption, "short", f"{behavior}: yes when X or Y: {comparison(example)}")
+    picture = pictures[index]
+    for turn in pretrain_messages(picture.scene, picture.image, rng):
+      yield turn["content"][-1]["text"]
+
+
+def _statement(example: SceneExample) -> tuple[str, Relation, str]:
+  record = example.record
+  if record.subj is None or record.obj is None or record.relation not in RELATIONS:
+    raise ValueError(f"{record} names no subject, no object or no relation that scenes can show")
+  return record.subj, RELATIONS[record.relation], record.obj
+
+
+def _verdict(example: SceneExample) -> int:
+  """The label, checked against the scene."""
+  subject, relation, other = _statement(example)
+  boxes = example.scene.boxes
+  holds = relation.holds(boxes[subject], boxes[other])
+  if holds is None or int(holds) != example.record.label:
+    raise ValueError(
+      f"{example.record.caption!r} is labelled {example.record.label}, but the scene says {holds}"
+    )
+  return int(holds)
+
+
+def _derivation(relation: Relation, subject: str, s: Box, other: str, o: Box) -> str:
+  """From the boxes to the comparison."""
+  result = _comparison(relation, "", s, "", o).strip()
+  match relation.measure:
+    case "x" | "y" as axis:
+      i = "xy".index(axis)
+      spans = (
+        f"{name} spans {axis}={box[i]} to {axis}={box[i + 2]}, centre {axis}={relations.center(box)[i]}"
+        for name, box in ((subject, s), (other, o))
+      )
+      return f"{'; '.join(spans)}; {result}"
+    case "d":
+      dx, dy = relations.offsets(s, o)
+      centres = f"{subject} centre {_point(s)}; {other} centre {_point(o)}"
+      return f"{centres}; offsets x={dx}, y={dy}; {result}"
+    case "gap" | "overhang" as measure:
+      spans = f"{subject} spans {_spans(s)}; {other} spans {_spans(o)}"
+      apart = f"apart {_pair(relations.gaps(s, o))}"
+      outside = f"outside {_pair(relations.overhangs(s, o))}"
+      return f"{spans}; {apart if measure == 'gap' else outside}; {result}"
+    case "axis":
+      return _comparison(relation, subject, s, other, o)
+  raise ValueError(f"no derivation for measure {relation.measure!r} of {relation.name!r}")
+
+
+def _comparison(relation: Relation, subject: str, s: Box, other: str, o: Box) -> str:
+  match relation.measure:
+    case "x" | "y" as axis:
+      a, b = (relations.center(box)["xy".index(axis)] for box in (s, o))
+      return f"{subject} {axis}={a} {_sign(a, b)} {other} {axis}={b}".replace("  ", " ")
+    case "d":
+      distance = max(relations.offsets(s, o))
+      return f"{_between(subject, 'to', other)} d={distance} {_sign(distance, NEAR_DISTANCE)} d={NEAR_DISTANCE}"
+    case "gap":
+      return f"{_between(subject, 'to', other)} gap={max(relations.gaps(s, o))}"
+    case "overhang":
+      return f"{_between(subject, 'in', other)} overhang={max(relations.overhangs(s, o))}"
+    case "axis":
+      return f"{subject} {_extents(s)}, {other} {_extents(o)}"
+  raise ValueError(f"no comparison for measure {relation.measure!r} of {relation.name!r}")
+
+
+def _between(subject: str, word: str, other: str) -> str:
+  return f"{subject} {word} {other}" if subject else ""
+
+
+def _extents(box: Box) -> str:
+  width, height = relations.size(box)
+  return f"w={width} {_sign(width, height)} h={height}"
+
+
+def _spans(box: Box) -> str:
+  x1, y1, x2, y2 = box
+  return f"x={x1} to x={x2}, y={y1} to y={y2}"
+
+
+def _pair(values: tuple[int, int]) -> str:
+  return f"x={values[0]}, y={values[1]}"
+
+
+def _point(box: Box) -> str:
+  return _pair(relations.center(box))
+
+
+def _sign(a: int, b: int) -> str:
+  return "<" if a < b else ">" if a > b else "="
+
+
+def _requests(scene: Scene) -> list[tuple[str, str]]:
+  """All that can be asked about single objects; "what" only where the centre is not hidden by another."""
+  turns = [ask(scene, name) for ask in (where, point) for name in scene.boxes]
+  for index, item in enumerate(scene.objects):
+    x, y = relations.center(item.box)
+    front = (other.box for other in scene.objects[index + 1 :])
+    if not any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in front):
+      turns.append(what(scene, item.name))
+  return turns

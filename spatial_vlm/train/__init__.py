@@ -1,0 +1,1 @@
+"""Jitted training steps, and the loops over them: generators that read no file and write none."""

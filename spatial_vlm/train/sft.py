@@ -1,0 +1,125 @@
+"""Supervised fine-tuning: masked token cross-entropy on the assistant's tokens.
+
+  L(θ) = − 1/N · Σ_{b,t} m_{b,t} · log π_θ(y_{b,t} | y_{b,<t}, images_b),   N = Σ_{b,t} m_{b,t}
+
+N counts the target tokens of the whole batch, over all micro-batches and devices, so the gradient does not depend
+on how the batch is cut (sums before means).
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from spatial_vlm import metrics
+from spatial_vlm.metrics import Sums
+from spatial_vlm.model import qwen3_vl
+from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.objectives.cross_entropy import token_cross_entropy
+from spatial_vlm.types import Batch, Params, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class SftSettings:
+  """What is compiled into the step. `micro_batches` must divide the rows of a batch; `chunk_tokens` bounds the
+  logits held at once; `remat` names a policy of `model.qwen3_vl`."""
+
+  micro_batches: int
+  chunk_tokens: int
+  remat: str
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+
+def sft_loss(
+  params: Params, batch: Batch, model: ModelConfig, settings: SftSettings
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+  """Summed cross-entropy (nats) of the target tokens of `batch`, and their number."""
+  hidden = qwen3_vl.forward(params, model, batch, settings.remat)
+  unembedding = qwen3_vl.unembedding(params, model).T
+  return token_cross_entropy(
+    hidden, unembedding, batch.tokens, batch.targets, settings.chunk_tokens
+  )
+
+
+def cut_rows(batch, pieces: int):
+  """Every leaf [B, …] as [pieces, B / pieces, …]: piece i holds rows i, i + n, i + 2n, …, so that rows which are
+  sharded in blocks stay on their devices."""
+
+  def cut(x):
+    return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
+
+  return jax.tree.map(cut, batch)
+
+
+def accumulate(loss: Callable, params: Params, batch, micro_batches: int) -> tuple[Params, Sums]:
+  """Gradient of Σ loss over the micro-batches of `batch`, and their added sums.
+
+  `loss(params, micro_batch) -> (sum, Sums)`.
+  """
+  gradient = jax.grad(loss, has_aux=True)
+  if micro_batches == 1:
+    return gradient(params, batch)
+
+  def body(carry, micro_batch):
+    grads, sums = gradient(params, micro_batch)
+    return (jax.tree.map(jnp.add, carry[0], grads), metrics.add(carry[1], sums)), None
+
+  pieces = cut_rows(batch, micro_batches)
+  shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], pieces))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  return jax.lax.scan(body, zeros, pieces)[0]
+
+
+def mean_gradient(grads: Params, count: Int[Array, ""]) -> Params:
+  """Summed gradient over the number of tokens of the whole batch; zero where there is none."""
+  return jax.tree.map(lambda g: g / jnp.maximum(count, 1).astype(g.dtype), grads)
+
+
+def apply_gradient(
+  state: TrainState, grads: Params, optimizer: optax.GradientTransformation
+) -> TrainState:
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "optimizer", "settings"), donate_argnames="state"
+)
+def sft_step(
+  state: TrainState,
+  batch: Batch,
+  *,
+  model: ModelConfig,
+  optimizer: optax.GradientTransformation,
+  settings: SftSettings,
+) -> tuple[TrainState, Sums]:
+  """One AdamW update; sums: `loss` (nats over target tokens), `grad_norm`, `target_tokens`."""
+
+  def loss(params, micro_batch):
+    total, count = sft_loss(params, micro_batch, model, settings)
+    return total, {"loss": (total, count)}
+
+  grads, sums = accumulate(loss, state.params, batch, settings.micro_batches)
+  grads = mean_gradient(grads, sums["loss"][1])
+  one = jnp.ones((), jnp.int32)
+  sums["grad_norm"] = (optax.global_norm(grads), one)
+  sums["target_tokens"] = (sums["loss"][1], one)
+  return apply_gradient(state, grads, optimizer), sums
+
+
+def sft_loop(
+  state: TrainState, batches: Iterator[Batch], step: Callable, steps: int
+) -> Iterator[tuple[TrainState, Sums]]:
+  """Yields the state and the sums after each of at most `steps` updates."""
+  for batch in itertools.islice(batches, steps):
+    state, sums = step(state, batch)
+    yield state, sums

@@ -1,0 +1,238 @@
+"""Order, resumption, sharing and broken records of the input pipeline."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from spatial_vlm.data.pipeline import Shard, batches, left_out, num_batches, ordered, prompt_order
+from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords
+from spatial_vlm.processor.image import UnreadableImage
+
+
+class Numbers:
+  """Records 0 … count−1. Those in `unreadable` raise as JsonlSource does."""
+
+  def __init__(self, count, unreadable=()):
+    self.count, self.unreadable = count, frozenset(unreadable)
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, index):
+    if not 0 <= index < self.count:
+      raise IndexError(index)
+    if index in self.unreadable:
+      raise BadRecordError(BadRecord("numbers.jsonl", index + 1, "image is damaged"))
+    return index
+
+
+def encode(record):
+  return {"id": record, "pixels": np.full(3, record)}
+
+
+def collate(rows):
+  return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def collate_ordered(rows, ids):
+  return collate(rows) | {"ids": ids}
+
+
+def make(source, batch_size=4, encode=encode, **options):
+  return batches(source, encode, collate, batch_size=batch_size, **{"seed": 0, **options})
+
+
+def numbers(iterator, count=None):
+  taken = iterator if count is None else (next(iterator) for _ in range(count))
+  return [batch["id"].tolist() for batch in taken]
+
+
+def flat(rows):
+  return [number for row in rows for number in row]
+
+
+def test_each_epoch_is_a_permutation_of_its_own():
+  order = flat(numbers(make(Numbers(12), epochs=3)))
+  epochs = [order[start : start + 12] for start in (0, 12, 24)]
+  assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+  assert len({tuple(epoch) for epoch in [*epochs, range(12)]}) == 4
+
+
+def test_order_depends_on_the_seed_and_on_nothing_else():
+  reference = numbers(make(Numbers(50), seed=3), 40)
+  assert numbers(make(Numbers(50), seed=3, prefetch=0), 40) == reference
+  assert numbers(make(Numbers(50), seed=3, workers=3), 40) == reference
+  assert numbers(make(Numbers(50), seed=4), 40) != reference
+
+
+def test_neighbouring_seeds_do_not_share_epochs():
+  """grain shuffles epoch e with seed + e; a seed used raw would make epoch 1 of seed 0 epoch 0 of seed 1."""
+  first = {seed: [prompt_order(seed, 100)(c) for c in range(100)] for seed in range(8)}
+  second = {seed: [prompt_order(seed, 100)(100 + c) for c in range(100)] for seed in range(8)}
+  epochs = [tuple(epoch) for epoch in [*first.values(), *second.values()]]
+  assert len(set(epochs)) == len(epochs)
+
+
+def test_without_shuffling_the_order_is_the_source_s():
+  assert flat(numbers(make(Numbers(5), batch_size=2, shuffle=False, epochs=2))) == [
+    *range(5),
+    *range(5),
+  ]
+
+
+def test_epochs_are_rounded_down_to_whole_batches():
+  assert len(numbers(make(Numbers(10), batch_size=4, epochs=3))) == num_batches(10, 4, 3) == 7
+  with pytest.raises(ValueError, match="3 records × 1 epochs do not fill one batch of 4"):
+    make(Numbers(3), epochs=1)
+
+
+@pytest.mark.parametrize("prefetch, workers", [(2, 0), (0, 0), (3, 2)])
+def test_resumed_at_every_position_equals_uninterrupted(prefetch, workers):
+  def start():
+    source = Numbers(7, unreadable=(2,))
+    return make(
+      source, batch_size=3, prefetch=prefetch, workers=workers, epochs=5, max_bad_share=0.2
+    )
+
+  iterator = start()
+  states, expected = [iterator.get_state()], []
+  for batch in iterator:
+    expected.append(batch["id"].tolist())
+    states.append(json.loads(json.dumps(iterator.get_state())))
+  assert len(expected) == num_batches(7, 3, 5) and 2 not in flat(expected)
+  for position, state in enumerate(states):
+    resumed = start()
+    resumed.set_state(state)
+    assert numbers(resumed) == expected[position:]
+    assert resumed.get_state() == states[-1]
+
+
+def test_state_goes_back_in_a_running_iterator():
+  iterator = make(Numbers(30))
+  next(iterator)
+  state = iterator.get_state()
+  after = numbers(iterator, 5)
+  iterator.set_state(state)
+  assert numbers(iterator, 5) == after
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_each_batch_exactly(count):
+  whole = numbers(make(Numbers(31), batch_size=6, epochs=4))
+  parts = [
+    numbers(make(Numbers(31), batch_size=6, epochs=4, shard=Shard(i, count))) for i in range(count)
+  ]
+  assert [flat(rows) for rows in zip(*parts, strict=True)] == whole
+  assert {len(row) for part in parts for row in part} == {6 // count}
+
+
+def test_batch_must_be_a_multiple_of_the_processes():
+  with pytest.raises(ValueError, match="batch_size is 4; .* 3 processes"):
+    make(Numbers(31), batch_size=4, shard=Shard(0, 3))
+
+
+def test_broken_records_are_left_out_counted_and_logged_once(caplog):
+  def fussy(record):
+    if record == 9:
+      raise UnreadableImage("nine.png is no image")
+    return None if record == 5 else encode(record)
+
+  iterator = make(Numbers(20, unreadable=(11,)), encode=fussy, epochs=4, max_bad_share=0.15)
+  with caplog.at_level(logging.WARNING):
+    order = flat(numbers(iterator))
+  assert len(order) == 80  # made up for from a fifth pass
+  assert not {5, 9, 11} & set(order)
+  assert all(order.count(number) >= 4 for number in set(range(20)) - {5, 9, 11})
+  bad = left_out(json.loads(json.dumps(iterator.get_state())))
+  assert set(bad) == {5, 9, 11}
+  assert str(bad[11]) == "numbers.jsonl:12: image is damaged"
+  assert "nine.png" in bad[9].reason
+  assert sum("left out" in record.message for record in caplog.records) == 3
+  assert "record 11 left out: numbers.jsonl:12: image is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_too_many_broken_records_stop_the_run(prefetch):
+  unreadable = range(0, 100, 10)
+  make_it = {"batch_size": 5, "prefetch": prefetch, "epochs": 2}
+  assert len(numbers(make(Numbers(100, unreadable), max_bad_share=0.10, **make_it))) == 40
+  with pytest.raises(TooManyBadRecords, match="allowed are 9.0%.*\n.*image is damaged"):
+    numbers(make(Numbers(100, unreadable), max_bad_share=0.09, **make_it))
+
+
+def test_only_broken_records_end_even_if_all_may_be():
+  with pytest.raises(TooManyBadRecords):
+    next(make(Numbers(3, range(3)), batch_size=1, max_bad_share=1.0))
+
+
+def test_other_errors_are_not_swallowed():
+  def slip(record):
+    raise ValueError("a slip in the code")
+
+  with pytest.raises(ValueError, match="a slip in the code"):
+    next(make(Numbers(8), encode=slip))
+
+
+def test_empty_source_is_an_error():
+  with pytest.raises(ValueError, match="no records"):
+    make(Numbers(0))
+
+
+def test_prompt_order_is_a_permutation_per_epoch_at_any_cursor():
+  order = prompt_order(7, 13)
+  stream = [order(cursor) for cursor in range(39)]
+  assert all(sorted(stream[start : start + 13]) == list(range(13)) for start in (0, 13, 26))
+  assert stream[:13] != stream[13:26]
+  assert [prompt_order(7, 13)(np.int32(cursor)) for cursor in (38, 0, 20)] == [
+    stream[38],
+    stream[0],
+    stream[20],
+  ]
+  assert prompt_order(7, 1)(5) == 0
+  assert sorted(order(10**9 // 13 * 13 + cursor) for cursor in range(13)) == list(range(13))
+
+
+@pytest.mark.parametrize("count, batch_size", [(10, 4), (8, 4), (3, 4), (1, 1)])
+def test_ordered_sees_every_record_once_in_full_batches(count, batch_size):
+  seen = list(ordered(Numbers(count), encode, collate_ordered, batch_size=batch_size))
+  assert all(batch["pixels"].shape == (batch_size, 3) for batch in seen)
+  ids = np.concatenate([batch["ids"] for batch in seen])
+  assert ids.dtype == np.int32
+  assert ids[:count].tolist() == list(range(count))
+  assert (ids[count:] == -1).all() and len(ids) - count < batch_size
+  for batch in seen:
+    real = batch["ids"] >= 0
+    np.testing.assert_array_equal(batch["id"][real], batch["ids"][real])
+
+
+def test_ordered_starts_anywhere():
+  seen = list(ordered(Numbers(10), encode, collate_ordered, batch_size=4, start=7))
+  assert [batch["ids"].tolist() for batch in seen] == [[7, 8, 9, -1]]
+  assert list(ordered(Numbers(10), encode, collate_ordered, batch_size=4, start=10)) == []
+  with pytest.raises(ValueError, match="start is 11; the source has records 0 … 9"):
+    list(ordered(Numbers(10), encode, collate_ordered, batch_size=4, start=11))
+
+
+def test_ordered_masks_broken_records_in_their_place():
+  source = Numbers(10, unreadable=(0, 1, 2, 6))
+  seen = list(ordered(source, encode, collate_ordered, batch_size=3, max_bad_share=0.5))
+  assert [batch["ids"].tolist() for batch in seen] == [
+    [-1, -1, -1],
+    [3, 4, 5],
+    [-1, 7, 8],
+    [9, -1, -1],
+  ]
+  assert seen[0]["id"].tolist() == [3, 3, 3]
+  with pytest.raises(TooManyBadRecords):
+    list(ordered(source, encode, collate_ordered, batch_size=3, max_bad_share=0.3))
+
+
+def test_ordered_gives_every_process_as_many_batches():
+  parts = [
+    list(ordered(Numbers(9), encode, collate_ordered, batch_size=4, shard=Shard(i, 2)))
+    for i in range(2)
+  ]
+  assert [batch["ids"].tolist() for batch in parts[0]] == [[0, 1], [4, 5], [8, -1]]
+  assert [batch["ids"].tolist() for batch in parts[1]] == [[2, 3], [6, 7], [-1, -1]]

@@ -1,0 +1,43 @@
+"""Questions and messages."""
+
+import numpy as np
+import pytest
+
+from spatial_vlm.data import prompts
+
+CAPTION = "The cat is left of the mug."
+
+
+def test_forms_ask_the_same_statement_in_different_ways():
+  questions = [
+    prompts.question(CAPTION, "direct"),
+    prompts.question(CAPTION, "chain"),
+    prompts.question(CAPTION, "short", "behavior_left_of: compare the centres"),
+  ]
+  assert len(set(questions)) == 3
+  assert all(question.startswith(f"{CAPTION} True? ") for question in questions)
+  assert questions[2].endswith("behavior_left_of: compare the centres")
+
+
+@pytest.mark.parametrize(
+  ("form", "behavior"), [("short", None), ("short", ""), ("chain", "b"), ("long", None)]
+)
+def test_forms_that_cannot_be_asked_are_refused(form, behavior):
+  with pytest.raises(ValueError):
+    prompts.question(CAPTION, form, behavior)
+
+
+def test_messages_carry_the_image_before_the_first_question_only():
+  image = np.zeros((2, 2, 3), np.uint8)
+  turns = prompts.conversation(image, [("one", "1"), ("two", "2")])
+  assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+  assert [[part["type"] for part in turn["content"]] for turn in turns] == [
+    ["image", "text"],
+    ["text"],
+    ["text"],
+    ["text"],
+  ]
+  assert turns[0]["content"][0]["image"] is image
+  (asked,) = prompts.messages(image, "one")
+  assert asked == turns[0]
+  assert prompts.messages(image, "one", "1") == turns[:2]

@@ -1,0 +1,174 @@
+"""Behaviors from chains: derived from what the chains say, and from correct ones only."""
+
+import dataclasses
+import random
+
+import pytest
+
+from spatial_vlm import answers
+from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.reuse.extraction import (
+  Solution,
+  extract_behaviors,
+  short_from_chain,
+  verified_chain,
+)
+from spatial_vlm.synthesis import scene_teacher
+
+
+def words(text):
+  return len(text.split())
+
+
+def solution(
+  number=0, x=160, label=1, verdict=None, sign="<", caption="The cat is left of the red mug."
+):
+  verdict = label if verdict is None else verdict
+  reasoning = f"cat centre x={x}; red mug centre x=640; x={x} {sign} x=640, so it is."
+  boxes = [("red mug", (600, 0, 680, 80)), ("cat", (0, 0, 20, 20))]
+  text = answers.render_chain("s", answers.render_boxes(boxes), reasoning, verdict)
+  return Solution(f"train:{number}", caption, "left of", "cat", "red mug", text, label)
+
+
+def replaced(s, old, new):
+  assert old in s.text
+  return dataclasses.replace(s, text=s.text.replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+  source = SceneSource("train", seed=3, count=400, image_size=8)
+  return [source[i] for i in range(len(source))]
+
+
+@pytest.fixture(scope="module")
+def solutions(scenes):
+  return [
+    Solution(
+      f"train:{e.id}",
+      e.record.caption,
+      e.record.relation,
+      e.record.subj,
+      e.record.obj,
+      scene_teacher.chain(e),
+      e.record.label,
+    )
+    for e in scenes
+  ]
+
+
+def test_every_relation_of_the_scenes_gives_its_procedure(solutions):
+  found = {b.name: b.instruction for b in extract_behaviors(solutions, words, 5)}
+  assert found == {
+    "behavior_above": "yes when X centre y < Y centre y",
+    "behavior_below": "yes when X centre y > Y centre y",
+    "behavior_far_from": "yes when X to Y d > d=400",
+    "behavior_inside": "yes when X to Y overhang=0",
+    "behavior_left_of": "yes when X centre x < Y centre x",
+    "behavior_near": "yes when X to Y d < d=400",
+    "behavior_parallel_to": "yes when X w < h, Y w < h or X w > h, Y w > h",
+    "behavior_perpendicular_to": "yes when X w < h, Y w > h or X w > h, Y w < h",
+    "behavior_right_of": "yes when X centre x > Y centre x",
+    "behavior_touching": "yes when X to Y gap=0",
+  }
+
+
+def test_the_order_of_the_chains_does_not_matter(solutions):
+  shuffled = random.Random(0).sample(solutions, len(solutions))
+  assert extract_behaviors(shuffled, words, 5) == extract_behaviors(solutions, words, 5)
+
+
+def test_short_answers_of_scenes_state_the_comparison(scenes, solutions):
+  behaviors = {b.name: b for b in extract_behaviors(solutions, words, 5)}
+  for example, s in zip(scenes, solutions, strict=True):
+    behavior = behaviors["behavior_" + s.relation.replace(" ", "_")]
+    short = answers.parse(short_from_chain(behavior, verified_chain(s)))
+    assert (short.form, short.verdict, short.steps["behavior"]) == ("short", s.label, behavior.name)
+    expected = scene_teacher.comparison(example)
+    if s.relation == "inside":
+      expected = expected.replace(f"{s.subj} in {s.obj}", f"{s.subj} to {s.obj}")
+    assert short.steps["comparison"] == expected
+
+
+def test_the_instruction_follows_the_policy_not_the_relation():
+  """A policy that argues by another sign, or by words, gets that as its behavior."""
+  odd = [solution(i, x=700 + 20 * i, sign=">") for i in range(3)]
+  assert extract_behaviors(odd, words, 3)[0].instruction == "yes when X centre x > Y centre x"
+  wordy = [
+    replaced(solution(i), "; x=160 < x=640, so it is.", f"; cat faces {i} of red mug.")
+    for i in range(3)
+  ]
+  assert extract_behaviors(wordy, words, 3)[0].instruction == "yes when X faces of Y"
+
+
+@pytest.mark.parametrize(
+  "broken",
+  [
+    solution(label=0, verdict=1),
+    solution(label=1, verdict=0),
+    replaced(solution(), "Summary", "summary"),
+    replaced(solution(), "Yes.", "Yes"),
+    replaced(solution(), "\nReasoning", " Reasoning"),
+    dataclasses.replace(solution(), text=solution().text + "\n"),
+    dataclasses.replace(solution(), text="Yes."),
+    dataclasses.replace(solution(), text="Applying 'behavior_left_of': a < b\nConclusion: Yes."),
+    dataclasses.replace(solution(), text=""),
+    solution(x=660),  # x=660 < x=640: right by luck
+  ],
+  ids=range(10),
+)
+def test_unverified_chains_do_not_count(broken):
+  assert verified_chain(broken) is None
+  good = [solution(i) for i in range(2)]
+  assert extract_behaviors([*good, broken], words, 3) == []
+  assert len(extract_behaviors([*good, solution(2)], words, 3)) == 1
+
+
+def test_provenance_is_the_chains_that_agree():
+  agree = [solution(i) for i in range(5)]
+  other = [replaced(solution(10 + i), "x=160 < x=640", "cat x=160 = cat x=160") for i in range(2)]
+  (behavior,) = extract_behaviors([*other, *agree], words, 2)
+  assert behavior.provenance == tuple(f"train:{i}" for i in range(5))
+  assert behavior.tokens == words(behavior.line) == 10
+
+
+def test_a_second_way_counts_from_half_as_many_on():
+  first = [solution(i) for i in range(4)]
+  second = [replaced(solution(10 + i), "x=160 < x=640", "x=640 > x=160") for i in range(2)]
+  (behavior,) = extract_behaviors([*first, *second], words, 2)
+  assert behavior.instruction == "yes when X centre x < Y centre x or Y centre x > X centre x"
+  assert len(behavior.provenance) == 6
+  assert " or " not in extract_behaviors([*first, *second[:1]], words, 1)[0].instruction
+
+
+def test_true_chains_come_first_and_false_ones_help_out():
+  true = [solution(i) for i in range(2)]
+  false = [solution(10 + i, x=700, label=0, sign=">") for i in range(9)]
+  assert extract_behaviors([*false, *true], words, 2)[0].instruction.startswith("yes when X")
+  (behavior,) = extract_behaviors([*false, *true], words, 3)
+  assert behavior.instruction == "no when X centre x > Y centre x"
+
+
+def test_objects_are_read_from_the_caption_where_the_record_does_not_say():
+  unnamed = [dataclasses.replace(solution(i), subj=None, obj=None) for i in range(3)]
+  (behavior,) = extract_behaviors(unnamed, words, 3)
+  assert behavior.instruction == "yes when X centre x < Y centre x"
+  assert behavior.questions == ("The X is left of the Y.",)
+
+
+def test_wordings_of_a_relation_are_kept_apart_until_merged():
+  caption = "The cat is at the left side of the red mug."
+  other = [
+    dataclasses.replace(solution(i, caption=caption), relation="at the left side of")
+    for i in range(3)
+  ]
+  found = extract_behaviors([solution(i) for i in range(3)] + other, words, 3)
+  assert [b.name for b in found] == ["behavior_at_the_left_side_of", "behavior_left_of"]
+
+
+def test_arguments_are_checked():
+  with pytest.raises(ValueError, match="min_support is 0"):
+    extract_behaviors([], words, 0)
+  (behavior,) = extract_behaviors([solution()], words, 1)
+  with pytest.raises(ValueError, match="'direct'"):
+    short_from_chain(behavior, answers.parse("Yes."))

@@ -1,0 +1,255 @@
+"""The index: ScaNN against exact search, the floor, updates, files."""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from spatial_vlm.reuse.behaviors import Behavior, Handbook, HandbookError
+from spatial_vlm.reuse.embedder import LexicalEmbedder
+from spatial_vlm.reuse.index import BehaviorIndex
+
+
+class RandomEmbedder:
+  """A random unit vector per text; texts in `broken` get whatever is given there."""
+
+  def __init__(self, width=24, broken=None):
+    self.width, self.broken, self.calls = width, broken or {}, []
+
+  @property
+  def fingerprint(self):
+    return f"random-{self.width}"
+
+  def embed(self, texts):
+    self.calls += texts
+    return np.stack([self._row(text) for text in texts]) if texts else np.zeros((0, self.width))
+
+  def _row(self, text):
+    if text in self.broken:
+      return self.broken[text]
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+    row = np.random.default_rng(seed).normal(size=self.width)
+    return row / np.linalg.norm(row)
+
+
+def behavior(name, questions=None, **fields):
+  questions = questions or (f"The X is {name} the Y.",)
+  return Behavior(f"behavior_{name}", f"do {name}", questions, ("train:1",), 5, **fields)
+
+
+def index_of(behaviors, embedder=None, floor=-1.0, max_entries=1000, max_tokens=100_000):
+  handbook = Handbook(max_entries, max_tokens, tuple(behaviors))
+  return BehaviorIndex(handbook, embedder or RandomEmbedder(), floor)
+
+
+def exact_search(index, embedder, question, k, floor):
+  """Cosine of every question of every behavior; the best question counts."""
+  (query,) = embedder.embed([question])
+  best = {}
+  for b in index.handbook.behaviors:
+    best[b.name] = max(float(query @ row) for row in embedder.embed(list(b.questions)))
+  ranked = sorted(best.items(), key=lambda item: -item[1])
+  return [(name, score) for name, score in ranked if score >= floor][:k]
+
+
+@pytest.mark.parametrize(("k", "floor"), [(1, -1.0), (5, -1.0), (500, -1.0), (5, 0.3)])
+def test_scann_equals_exact_search(k, floor):
+  rng = np.random.default_rng(0)
+  behaviors = [
+    behavior(f"b{i}", tuple(f"question {i} {j}" for j in range(rng.integers(1, 5))))
+    for i in range(120)
+  ]
+  index = index_of(behaviors, floor=floor)
+  questions = [f"query {i}" for i in range(20)] + ["question 7 0", "question 7 0"]
+  found = index.search(questions, k)
+  for question, matches in zip(questions, found, strict=True):
+    expected = exact_search(index, RandomEmbedder(), question, k, floor)
+    assert [b.name for b, _ in matches] == [name for name, _ in expected]
+    np.testing.assert_allclose([s for _, s in matches], [s for _, s in expected], atol=1e-5)
+  assert found[-1][0][0].name == "behavior_b7"
+
+
+def test_below_the_floor_nothing_is_recalled():
+  index = index_of([behavior("left_of", ("The X is left of the Y.",))], LexicalEmbedder(), 0.7)
+  questions = [
+    "The X is left of the Y.",
+    "The X is to the left of the Y.",
+    "The X is right of the Y.",
+    "",
+  ]
+  found = index.search(questions, 3)
+  assert [len(matches) for matches in found] == [1, 1, 0, 0]
+  assert found[0][0][1] == pytest.approx(1)
+
+
+def test_padding_of_a_short_result_is_no_behavior(monkeypatch):
+  """ScaNN fills a short row with index 0 and a distance of NaN."""
+  index = index_of([behavior("a"), behavior("b"), behavior("c")])
+
+  class Searcher:
+    def search_batched(self, queries, final_num_neighbors):
+      return np.array([[2, 0, 0]], np.uint32), np.array([[0.5, np.nan, np.nan]], np.float32)
+
+  monkeypatch.setattr(index, "_searcher", Searcher)
+  ((match,),) = index.search(["q"], 3)
+  assert match == (index.handbook["behavior_c"], 0.5)
+
+
+def test_a_known_question_is_not_embedded_again():
+  embedder = RandomEmbedder()
+  index = index_of([behavior("a")], embedder)
+  embedder.calls.clear()
+  index.search(["The X is a the Y.", "new", "new"], 1)
+  assert embedder.calls == ["new"]
+
+
+@pytest.mark.parametrize("behaviors", [[], [behavior("a")]])
+def test_few_or_no_behaviors(behaviors):
+  index = index_of(behaviors)
+  assert [len(found) for found in index.search(["q", "r"], 9)] == [len(behaviors)] * 2
+  assert index.search([], 9) == []
+  assert index.vectors.shape == (len(behaviors), 24)
+
+
+def test_updates_are_found_and_limits_hold():
+  index = index_of([], max_entries=3)
+  index.upsert([behavior("a"), behavior("b", uses=2)])
+  assert index.search(["The X is a the Y."], 1)[0][0][0].name == "behavior_a"
+  index.upsert([behavior("c", uses=1), behavior("d", uses=1)])  # a has the least utility
+  assert [b.name for b in index.handbook.behaviors] == ["behavior_b", "behavior_c", "behavior_d"]
+  assert "behavior_a" not in {b.name for b, _ in index.search(["The X is a the Y."], 9)[0]}
+  assert len(index.vectors) == 3
+  index.remove(["behavior_b"])
+  names = [
+    found[0][0].name for found in index.search(["The X is c the Y.", "The X is d the Y."], 1)
+  ]
+  assert names == ["behavior_c", "behavior_d"]
+
+
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    (np.full(24, np.nan), "'bad'.*length nan"),
+    (np.full(24, np.inf), "'bad'.*length inf"),
+    (np.ones(24), "'bad'.*length 4.89"),
+    (np.ones(23) / 23**0.5, "shape"),
+  ],
+)
+def test_a_refused_vector_changes_nothing(row, message):
+  index = index_of([behavior("a"), behavior("b")], RandomEmbedder(broken={"bad": row}))
+  before = index.search(["q"], 5)
+  with pytest.raises(ValueError, match=message):
+    index.upsert([behavior("c", ("bad",))])
+  with pytest.raises(ValueError, match=message):
+    index.search(["bad"], 1)
+  with pytest.raises(KeyError):
+    index.remove(["behavior_a", "behavior_c"])
+  assert index.search(["q"], 5) == before
+
+
+def test_arguments_are_checked():
+  with pytest.raises(ValueError, match="floor"):
+    index_of([], floor=1.5)
+  with pytest.raises(ValueError, match="k=0"):
+    index_of([behavior("a")]).search(["q"], 0)
+
+
+def test_save_and_load(tmp_path):
+  embedder = RandomEmbedder()
+  index = index_of([behavior("a", ("q1", "q2")), behavior("b", uses=3)], embedder, floor=0)
+  index.save(tmp_path / "index")
+  moved = (tmp_path / "index").rename(tmp_path / "moved")
+  embedder.calls.clear()
+  loaded = BehaviorIndex.load(moved, embedder)
+  assert embedder.calls == []  # vectors were stored
+  assert loaded.handbook == index.handbook
+  np.testing.assert_array_equal(loaded.vectors, index.vectors)
+  assert loaded.search(["x", "q2", "y"], 2) == index.search(["x", "q2", "y"], 2)
+
+
+def test_an_empty_index_is_saved_and_grows(tmp_path):
+  index_of([]).save(tmp_path)
+  loaded = BehaviorIndex.load(tmp_path, RandomEmbedder())
+  loaded.upsert([behavior("a")])
+  assert len(loaded.search(["q"], 1)[0]) == 1
+
+
+def test_another_embedder_is_refused(tmp_path):
+  index_of([behavior("a")]).save(tmp_path)
+  with pytest.raises(HandbookError, match="index.json.*random-24.*random-8"):
+    BehaviorIndex.load(tmp_path, RandomEmbedder(width=8))
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda d: d.pop("floor"), "index.json: expected the fields"),
+    (lambda d: d.update(floor="0.5"), "index.json: floor: expected float"),
+    (
+      lambda d: d["handbook"]["behaviors"][0].update(name="a"),
+      r"handbook: behaviors\[0\]: name 'a'",
+    ),
+    (
+      lambda d: d["handbook"]["behaviors"][0]["questions"].append("more"),
+      "2 vectors for 3 questions",
+    ),
+  ],
+)
+def test_a_damaged_index_is_named_with_the_place(tmp_path, change, message):
+  index_of([behavior("a"), behavior("b")]).save(tmp_path)
+  data = json.loads((tmp_path / "index.json").read_text())
+  change(data)
+  (tmp_path / "index.json").write_text(json.dumps(data))
+  with pytest.raises(HandbookError, match=message):
+    BehaviorIndex.load(tmp_path, RandomEmbedder())
+
+
+def test_vectors_of_another_save_are_refused(tmp_path):
+  index_of([behavior("b")]).save(tmp_path)
+  other = (tmp_path / "vectors.npy").read_bytes()
+  index_of([behavior("a")]).save(tmp_path)
+  (tmp_path / "vectors.npy").write_bytes(other)
+  with pytest.raises(HandbookError, match="vectors.npy"):
+    BehaviorIndex.load(tmp_path, RandomEmbedder())
+
+
+def test_without_scann_the_error_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "scann", None)
+  with pytest.raises(ImportError, match=r"spatial-vlm\[reuse\]"):
+    index_of([behavior("a")]).search(["q"], 1)
+
+
+def test_a_failing_tensorflow_does_not_matter(tmp_path):
+  """ScaNN imports TensorFlow where it can, and fails beside any but one version of it."""
+  (tmp_path / "tensorflow.py").write_text("loaded = True\n")
+  code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from spatial_vlm.reuse.index import _import_scann
+scann = _import_scann()
+assert scann.scann_ops_pybind.builder
+import tensorflow  # is not lost
+assert tensorflow.loaded
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
+def test_a_loaded_tensorflow_stays(monkeypatch):
+  tensorflow = types.ModuleType("tensorflow")
+  monkeypatch.setitem(sys.modules, "tensorflow", tensorflow)
+  index_of([behavior("a")]).search(["q"], 1)
+  assert sys.modules["tensorflow"] is tensorflow
+
+
+def test_the_handbook_cannot_be_changed_behind_the_index():
+  index = index_of([behavior("a")])
+  with pytest.raises(AttributeError):
+    index.handbook = Handbook(1, 1)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    index.handbook.behaviors = ()

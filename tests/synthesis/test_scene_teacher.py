@@ -1,0 +1,206 @@
+"""The exact teacher: its chains are checked by recomputing what they say from their own words."""
+
+import collections
+import dataclasses
+import operator
+import re
+
+import numpy as np
+import pytest
+
+from spatial_vlm import answers
+from spatial_vlm.data import relations
+from spatial_vlm.data.relations import RELATIONS
+from spatial_vlm.data.render import Background, Scene, SceneObject
+from spatial_vlm.data.scenes import PictureSource, SceneSource
+from spatial_vlm.synthesis import scene_teacher
+from spatial_vlm.synthesis.scene_teacher import SceneTeacher, chain, comparison, pretrain_messages
+
+SIGNS = {"<": operator.lt, ">": operator.gt, "=": operator.eq}
+COUNT = 400
+
+
+@pytest.fixture(scope="module")
+def examples():
+  return list(SceneSource("train", 1, COUNT, image_size=8))
+
+
+def numbers(text):
+  return [int(number) for number in re.findall(r"=(\d+)", text)]
+
+
+def conclude(relation, comparison):
+  """The verdict that the comparison alone implies."""
+  measure = RELATIONS[relation].measure
+  if measure in ("gap", "overhang"):
+    (distance,) = numbers(comparison)
+    return distance == 0
+  stated = re.findall(r"=(\d+) ([<>=]) .*?=(\d+)", comparison)
+  assert stated and all(SIGNS[sign](int(a), int(b)) for a, sign, b in stated), comparison
+  if measure == "axis":
+    (_, first, _), (_, second, _) = stated
+    return (first == second) == (relation == "parallel to")
+  ((_, sign, _),) = stated
+  return sign == {"left of": "<", "above": "<", "near": "<"}.get(relation, ">")
+
+
+def test_every_chain_parses_and_concludes_the_label(examples):
+  for example in examples:
+    answer = answers.parse(chain(example))
+    assert answer is not None and answer.form == "chain"
+    assert answer.verdict == example.record.label
+    assert answer.steps["summary"] == (
+      f"The statement puts the {example.record.subj} {example.record.relation} the {example.record.obj}."
+    )
+    negated = "it is not " in answer.steps["reasoning"]
+    assert negated == (not example.record.label)
+
+
+def test_captions_list_all_objects_in_scan_order(examples):
+  for example in examples:
+    boxes = answers.parse(chain(example)).boxes
+    assert boxes == example.boxes and len(boxes) == len(example.scene.objects)
+    assert list(boxes.values()) == sorted(boxes.values(), key=lambda box: box[:2])
+
+
+def test_comparisons_decide_the_label_by_themselves(examples):
+  seen = collections.Counter()
+  for example in examples:
+    relation, label = example.record.relation, bool(example.record.label)
+    assert conclude(relation, comparison(example)) is label
+    reasoning = answers.parse(chain(example)).steps["reasoning"]
+    last = reasoning.rpartition(", so it is ")[0].split("; ")[-1]
+    assert conclude(relation, last) is label
+    seen[relation, label] += 1
+  assert seen == {
+    (relation, label): COUNT // 20 for relation in RELATIONS for label in (True, False)
+  }
+
+
+def test_numbers_are_derived_from_the_boxes_of_the_caption(examples):
+  """What the reasoning says of an object is what its box in the caption says."""
+  for example in examples:
+    answer = answers.parse(chain(example))
+    reasoning, boxes = answer.steps["reasoning"], answer.boxes
+    subject, other = boxes[example.record.subj], boxes[example.record.obj]
+    for name, box in ((example.record.subj, subject), (example.record.obj, other)):
+      for clause in re.findall(rf"{name} ([^;]+)", reasoning):
+        for i, axis in enumerate("xy"):
+          if span := re.search(rf"{axis}=(\d+) to {axis}=(\d+)", clause):
+            assert tuple(map(int, span.groups())) == (box[i], box[i + 2])
+          if centre := re.search(rf"centre .*?{axis}=(\d+)", clause):
+            assert int(centre[1]) == relations.center(box)[i]
+    for word, values in (
+      ("offsets", relations.offsets(subject, other)),
+      ("apart", relations.gaps(subject, other)),
+      ("outside", relations.overhangs(subject, other)),
+    ):
+      if stated := re.search(rf"{word} x=(\d+), y=(\d+)", reasoning):
+        assert tuple(map(int, stated.groups())) == values
+        assert max(values) in numbers(reasoning.rpartition("; ")[2])
+
+
+def test_numbers_are_steps_in_boxes_or_after_an_equals_sign(examples):
+  pictures = PictureSource("pretrain", 0, 100, image_size=8)
+  rng = np.random.default_rng(0)
+  texts = [chain(example) for example in examples] + [comparison(example) for example in examples]
+  for i in range(100):
+    turns = pretrain_messages(pictures[i].scene, pictures[i].image, rng)
+    texts += [turn["content"][-1]["text"] for turn in turns]
+  for text in texts:
+    assert all(int(number) % 20 == 0 and int(number) <= 1000 for number in re.findall(r"\d+", text))
+    bare = re.sub(r"\[\d+(, \d+){3}\]", "", text)
+    assert not re.search(r"(?<!=)\b\d", bare), text
+
+
+def test_comparisons_name_both_objects(examples):
+  for example in examples:
+    assert example.record.subj in comparison(example)
+    assert example.record.obj in comparison(example)
+
+
+@pytest.mark.parametrize(
+  ("relation", "other", "expected"),
+  [
+    ("left of", (600, 200, 720, 320), "red bar x=160 < blue bar x=660"),
+    ("above", (600, 200, 720, 320), "red bar y=480 > blue bar y=260"),
+    ("near", (600, 200, 720, 320), "red bar to blue bar d=500 > d=400"),
+    ("touching", (240, 200, 360, 600), "red bar to blue bar gap=0"),
+    ("touching", (300, 760, 360, 880), "red bar to blue bar gap=120"),
+    ("inside", (120, 300, 360, 700), "red bar in blue bar overhang=40"),
+    ("parallel to", (600, 200, 960, 320), "red bar w=160 < h=320, blue bar w=360 > h=120"),
+  ],
+)
+def test_wording_of_comparisons(relation, other, expected):
+  # The red bar stands at (80, 320, 240, 640); all numbers worked out by hand. Ambiguous scenes can be compared too.
+  objects = (SceneObject("red", "bar", (80, 320, 240, 640)), SceneObject("blue", "bar", other))
+  scene = Scene(objects, Background("flat", (0, 0, 0), 0.0, 1.0, 0))
+  template = SceneSource("train", 0, 2, image_size=8)[0]
+  record = dataclasses.replace(template.record, relation=relation, subj="red bar", obj="blue bar")
+  assert comparison(dataclasses.replace(template, record=record, scene=scene)) == expected
+
+
+def test_a_wrong_label_is_refused(examples):
+  example = examples[0]
+  record = dataclasses.replace(example.record, label=1 - example.record.label)
+  with pytest.raises(ValueError, match="is labelled"):
+    chain(dataclasses.replace(example, record=record))
+
+
+def test_teacher_writes_chains(examples):
+  assert SceneTeacher().chain(examples[5]) == chain(examples[5])
+
+
+def test_pretraining_never_judges_a_statement_and_answers_from_the_scene():
+  pictures = PictureSource("pretrain", 2, 150, image_size=8)
+  rng = np.random.default_rng(0)
+  asked = collections.Counter()
+  first_is_list = 0
+  for i in range(150):
+    scene = pictures[i].scene
+    messages = pretrain_messages(scene, pictures[i].image, rng)
+    assert messages[0]["content"][0]["type"] == "image"
+    texts = [turn["content"][-1]["text"] for turn in messages]
+    questions = texts[::2]
+    assert len(set(questions)) == len(questions)
+    first_is_list += questions[0] == "List the objects."
+    for question, answer in zip(questions, texts[1::2], strict=True):
+      assert not re.search(
+        r"\b(True|true|Yes|No|is|puts)\b .*\bof\b|True\?|Yes|No\.", question + answer
+      )
+      name = next((name for name in scene.boxes if name in question), None)
+      match question.split()[0]:
+        case "List":
+          assert answers.parse_boxes(answer) == scene.boxes
+        case "Where":
+          assert answers.parse_boxes(f"{name} {answer}") == {name: scene.boxes[name]}
+        case "Point":
+          assert tuple(numbers(answer)) == relations.center(scene.boxes[name])
+        case "What":
+          topmost = [o for o in scene.objects if _holds(o.box, *numbers(question))][-1]
+          assert answer == topmost.name
+      asked[question.split()[0]] += 1
+  assert asked.keys() == {"List", "Where", "Point", "What"} and min(asked.values()) > 50
+  assert 0 < first_is_list < 50
+
+
+def test_pretraining_turns_are_weighted():
+  picture = PictureSource("pretrain", 0, 1, image_size=8, objects=(3, 3))[0]
+  rng = np.random.default_rng(0)
+  (asked, _) = pretrain_messages(picture.scene, picture.image, rng, requests=0, list_share=0)
+  assert asked["content"][-1]["text"] == "List the objects."
+  for _ in range(20):
+    messages = pretrain_messages(picture.scene, picture.image, rng, requests=3, list_share=0)
+    texts = [turn["content"][-1]["text"] for turn in messages]
+    assert len(texts) == 6 and "List the objects." not in texts
+
+
+def test_vocabulary_texts_hold_every_word(examples):
+  words = set(re.findall(r"[A-Za-z_]+", "\n".join(scene_teacher.vocabulary_texts(300, 0))))
+  used = "\n".join(map(chain, examples)) + "\n".join(map(comparison, examples))
+  assert set(re.findall(r"[A-Za-z_]+", used)) <= words
+  assert {"True", "Answer", "Applying", "behavior_left_of", "Point", "Where", "List"} <= words
+
+
+def _holds(box, x, y):
+  return box[0] <= x <= box[2] and box[1] <= y <= box[3]

@@ -1,0 +1,174 @@
+"""Dispatch: help in a user's words, errors on one line, exit statuses."""
+
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from spatial_vlm import cli
+from spatial_vlm import config as config_lib
+
+COMMAND = '''"""Paints the scene.
+
+A longer explanation with a list:
+  one
+"""
+
+from spatial_vlm.config import UsageError
+
+
+def arguments(parser):
+  parser.add_argument("photo")
+  parser.add_argument("--brush-px", type=int, default=3, help="width of the brush")
+
+
+def run(config, workdir, args):
+  if config.fail == "usage":
+    raise UsageError("the brush is dry: wet it")
+  if config.fail == "stop":
+    raise KeyboardInterrupt
+  if config.fail == "bug":
+    raise ValueError("not foreseen")
+  text = f"{config.steps} {type(workdir).__name__} {args.photo} {args.brush_px}"
+  (workdir / "painted.txt").write_text(text)
+'''
+
+CONFIG = """
+from ml_collections import config_dict
+
+def get_config(preset):
+  if preset != "tiny":
+    raise ValueError(f"unknown preset {preset!r}; there is tiny")
+  return config_dict.ConfigDict({"steps": 5, "fail": "", "brush": {"hairs": 9}})
+"""
+
+
+@pytest.fixture(autouse=True)
+def paint(tmp_path, monkeypatch):
+  """A command `paint` with its config, the folder of both being the current one."""
+  (tmp_path / "paint_command.py").write_text(COMMAND)
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs" / "paint.py").write_text(CONFIG)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setitem(cli.COMMANDS, "paint", "paint_command")
+  monkeypatch.delitem(sys.modules, "paint_command", raising=False)
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def _error(capsys, *argv):
+  """The single line that a wrong command line prints."""
+  assert cli.main(argv) == 2
+  out, err = capsys.readouterr()
+  assert out == "" and err.startswith("spatial-vlm: ") and err.count("\n") == 1
+  return err
+
+
+def test_defaults(paint):
+  assert cli.main(["paint", "a.png"]) == 0
+  assert (
+    paint / "runs/paint/painted.txt"
+  ).read_text() == f"5 {type(epath.Path('.')).__name__} a.png 3"
+
+
+def test_options_may_stand_anywhere(paint):
+  workdir = paint / "deep" / "folder"
+  argv = ["--config.steps=-7", "--workdir", f"{workdir}", "a.png", "--brush-px=8"]
+  assert cli.main(["paint", *argv, "--config=configs/paint.py:tiny"]) == 0
+  assert (workdir / "painted.txt").read_text().startswith("-7 ")
+  assert (workdir / "painted.txt").read_text().endswith(" a.png 8")
+
+
+def test_last_of_a_repeated_option_wins(paint):
+  assert (
+    cli.main(
+      ["paint", "a", "--workdir", "x", "--config.steps=1", "--workdir", "y", "--config.steps=2"]
+    )
+    == 0
+  )
+  assert (paint / "y/painted.txt").read_text().startswith("2 ") and not (paint / "x").exists()
+
+
+@pytest.mark.parametrize(
+  ("argv", "message"),
+  [
+    (["pant"], "unknown command 'pant'; did you mean paint?"),
+    (["--config.steps=1"], "unknown command '--config.steps=1'; there are demo, scenes"),
+    (["paint"], "required: photo; see spatial-vlm paint --help"),
+    (["paint", "a", "b"], "'b' is one argument too many; see spatial-vlm paint --help"),
+    (["paint", "a", "--brush=1"], "unknown option --brush; did you mean --brush-px"),
+    (["paint", "a", "--work", "x"], "unknown option --work; did you mean --workdir?"),
+    (["paint", "a", "--hairs=1"], "unknown option --hairs; did you mean --config.brush.hairs?"),
+    (["paint", "a", "--brush-px=wide"], "invalid int value: 'wide'"),
+    (["paint", "a", "--config.stepz=1"], "has no leaf stepz; did you mean steps?"),
+    (["paint", "a", "--config.steps"], "write --config.steps=VALUE"),
+    (["paint", "a", "--config.steps=1.5"], "expected int, e.g. 5"),
+    (["paint", "a", "--config", "configs/paint.py"], "has the form FILE.py:PRESET"),
+    (["paint", "a", "--config", "configs/pant.py:tiny"], "was not found"),
+    (["paint", "a", "--config", "configs/paint.py:8b"], "unknown preset '8b'; there is tiny"),
+    (["paint", "a", "--workdir", "paint_command.py"], "is a file; give a folder"),
+    (["paint", "a", "--config.fail=usage"], "the brush is dry: wet it"),
+  ],
+)
+def test_errors_of_use_are_one_line(capsys, argv, message):
+  assert message in _error(capsys, *argv)
+
+
+def test_nothing_is_made_when_the_command_line_is_wrong(paint, capsys):
+  _error(capsys, "paint", "a", "--config.stepz=1")
+  assert not (paint / "runs").exists()
+
+
+def test_interrupt(capsys):
+  assert cli.main(["paint", "a", "--config.fail=stop"]) == 130
+  assert capsys.readouterr().err == "\nstopped; run the same command again to go on\n"
+
+
+def test_bugs_keep_their_traceback():
+  with pytest.raises(ValueError, match="not foreseen"):
+    cli.main(["paint", "a", "--config.fail=bug"])
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(capsys, argv):
+  assert cli.main(argv) == 0
+  out = capsys.readouterr().out
+  assert "  paint      Paints the scene.\n" in out
+  assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["a", "-h", "--config", "configs/paint.py:tiny"]])
+def test_help_of_a_command(capsys, argv):
+  with pytest.raises(SystemExit) as stop:
+    cli.main(["paint", *argv])
+  out = capsys.readouterr().out
+  assert stop.value.code == 0
+  assert "Paints the scene.\n\nA longer explanation with a list:\n  one\n" in out
+  assert "width of the brush" in out
+  assert "settings of configs/paint.py:tiny:\n  --config.brush.hairs=9\n" in out
+
+
+def test_version(capsys):
+  assert cli.main(["--version"]) == 0
+  assert capsys.readouterr().out.startswith("spatial-vlm 0.")
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_keeps_the_protocol(name):
+  """The first docstring line is a sentence that fits; the module has `run`; its config is there."""
+  summary = cli._summary(cli.COMMANDS[name])
+  assert summary.endswith(".") and len(summary) <= 90
+  module = __import__(cli.COMMANDS[name], fromlist=["run"])
+  assert callable(module.run)
+  config_lib.read_preset(f"configs/{name}.py:tiny")
+
+
+def test_help_needs_no_heavy_library():
+  """`spatial-vlm --help` answers at once: it imports neither jax nor transformers nor a command."""
+  code = (
+    "import sys; from spatial_vlm import cli; assert cli.main(['--help']) == 0; "
+    "print('imported', sorted({'jax', 'transformers', 'flax', 'scann', 'spatial_vlm.commands.sft'} & {*sys.modules}))"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout.endswith("imported []\n")

@@ -1,0 +1,241 @@
+"""Configs: overrides by type, errors that help, leaves that were read, and one config per workdir."""
+
+import ast
+import copy
+import doctest
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from spatial_vlm import config as config_lib
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+FILE = """
+from ml_collections import config_dict
+
+def get_config(preset):
+  if preset not in ("tiny", "8b"):
+    raise ValueError(f"unknown preset {preset!r}; there are tiny, 8b")
+  config = config_dict.ConfigDict()
+  config.steps = 10
+  config.resume = True
+  config.log_steps = 5
+  config.name = "run"
+  config.sizes = (64, 48)
+  config.words = ("a", "b")
+  config.optim = config_dict.ConfigDict({"rate": 1e-3, "betas": (0.9, 0.95)})
+  config.data = config_dict.ConfigDict({
+    "limit": config_dict.placeholder(int),
+    "folder": config_dict.required_placeholder(str),
+    "images": config_dict.required_placeholder(str),
+  })
+  config.warmup_steps = config.get_oneway_ref("steps") * 2
+  return config
+"""
+REQUIRED = ["--config.data.folder=f", "--config.data.images=i"]
+
+
+@pytest.fixture
+def spec(tmp_path):
+  (tmp_path / "some.py").write_text(FILE)
+  return f"{tmp_path}/some.py:tiny"
+
+
+def test_docstrings():
+  result = doctest.testmod(config_lib)
+  assert result.attempted and not result.failed
+
+
+@pytest.mark.parametrize(
+  ("override", "leaf", "value"),
+  [
+    ("steps=3", "steps", 3),
+    ("--config.steps=-3", "steps", -3),
+    ("resume=false", "resume", False),
+    ("resume=1", "resume", True),
+    ("name=", "name", ""),
+    ("name=a=b, c", "name", "a=b, c"),
+    ("name=none", "name", "none"),
+    ("sizes=(1, 2, 3)", "sizes", (1, 2, 3)),
+    ("sizes=1,2", "sizes", (1, 2)),
+    ("sizes=7", "sizes", (7,)),
+    ("sizes=()", "sizes", ()),
+    ("words=left of,near", "words", ("left of", "near")),
+    ("words=('x',)", "words", ("x",)),
+    ("optim.rate=1", "optim.rate", 1.0),
+    ("optim.rate=2e-5", "optim.rate", 2e-5),
+    ("optim.betas=1,0.5", "optim.betas", (1.0, 0.5)),
+    ("data.limit=4", "data.limit", 4),
+    ("data.limit=none", "data.limit", None),
+  ],
+)
+def test_overrides_are_read_as_the_type_of_the_default(spec, override, leaf, value):
+  found = config_lib.leaves(config_lib.load(spec, [*REQUIRED, override]))[leaf]
+  assert (found, type(found)) == (value, type(value))
+  if isinstance(value, tuple):
+    assert [type(item) for item in found] == [type(item) for item in value]
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("steps=3.5", r"--config.steps=3.5: expected int, e.g. 10"),
+    ("steps=many", r"expected int"),
+    ("steps=", r"expected int"),
+    ("steps", r"no value: write --config.steps=VALUE"),
+    ("resume=maybe", r"expected bool, e.g. True"),
+    ("optim.rate=fast", r"expected float"),
+    ("sizes=(1, 2.5)", r"expected tuple"),
+    ("sizes=open('x')", r"expected tuple"),
+    ("data.limit=x", r"expected int$"),
+    ("stebs=1", r"no leaf stebs; did you mean steps"),
+    ("rate=1", r"no leaf rate; did you mean"),
+    ("optim.rates=1", r"no leaf optim.rates; did you mean optim.rate"),
+    ("optim=1", r"is a group; its leaves are optim.betas, optim.rate"),
+    ("steps.x=1", r"no leaf steps.x"),
+    ("zzz=1", r"no leaf zzz; there are data.folder, .*, words"),
+  ],
+)
+def test_wrong_overrides_name_what_is_allowed(spec, override, message):
+  with pytest.raises(config_lib.UsageError, match=message):
+    config_lib.load(spec, [*REQUIRED, override])
+
+
+def test_required_leaves_are_reported_together(spec):
+  with pytest.raises(
+    config_lib.UsageError, match=r"data.folder, data.images: add --config.data.folder=… "
+  ):
+    config_lib.load(spec)
+  with pytest.raises(config_lib.UsageError, match=r"values for data.images:"):
+    config_lib.load(spec, ["data.folder=x"])
+
+
+def test_references_follow_overrides(spec):
+  assert config_lib.load(spec, [*REQUIRED, "steps=4"]).warmup_steps == 8
+
+
+def test_config_is_locked(spec):
+  config = config_lib.load(spec, REQUIRED)
+  with pytest.raises(AttributeError):
+    config.optim.ratio = 1
+  with pytest.raises(TypeError):
+    config.steps = "many"
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    ("some.py", "has the form FILE.py:PRESET"),
+    ("some:tiny", "has the form FILE.py:PRESET"),
+    ("folder/some.py:tiny", "folder/some.py was not found"),
+    ("som.py:tiny", "som.py was not found.*did you mean some.py"),
+    ("some.py:huge", "unknown preset 'huge'; there are tiny, 8b"),
+    ("empty.py:tiny", "defines no get_config"),
+    ("list.py:tiny", "leaf a.b is a list; a leaf is one of bool, int"),
+    ("secret.py:tiny", "secrets are given in the environment"),
+  ],
+)
+def test_wrong_files_and_presets(tmp_path, monkeypatch, spec, message):
+  make = "from ml_collections import ConfigDict\ndef get_config(preset):\n  return ConfigDict("
+  (tmp_path / "some.py").write_text(FILE)
+  (tmp_path / "empty.py").write_text("x = 1")
+  (tmp_path / "list.py").write_text(make + "{'a': {'b': [1]}})")
+  (tmp_path / "secret.py").write_text(make + "{'gemini_api_key': ''})")
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(config_lib.UsageError, match=message):
+    config_lib.load(spec)
+
+
+def test_file_is_found_here_then_in_the_project(tmp_path, monkeypatch):
+  here, project = tmp_path / "here", tmp_path / "project"
+  for folder, name in ((here, "here"), (project, "project")):
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "some.py").write_text(FILE.replace('"run"', f'"{name}"'))
+  monkeypatch.setattr(config_lib, "CONFIG_ROOTS", (project,))
+  monkeypatch.chdir(here)
+  assert config_lib.load("configs/some.py:tiny", REQUIRED).name == "here"
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.load("configs/some.py:tiny", REQUIRED).name == "project"
+
+
+def test_unread_leaves(spec):
+  config = config_lib.load(spec, REQUIRED)
+  assert config_lib.unread(config) == sorted(config_lib.leaves(config))
+  _ = config.steps, config["name"], config.data["limit"], config.optim, dict(**config.optim)
+  assert config_lib.unread(config) == [
+    *("data.folder", "data.images", "log_steps", "resume", "sizes", "warmup_steps", "words")
+  ]
+
+
+def test_copies_are_equal_and_locked(spec):
+  config = config_lib.load(spec, REQUIRED)
+  other = copy.deepcopy(config)
+  assert other == config and config_lib.unread(config) == sorted(config_lib.leaves(config))
+  other.optim.rate = 0.5
+  assert config.optim.rate == 1e-3
+  with pytest.raises(AttributeError):
+    other.data.x = 1
+
+
+def test_snapshot_is_deterministic_and_stays(spec, tmp_path, monkeypatch):
+  monkeypatch.setattr("sys.argv", ["/bin/spatial-vlm", "sft", "--workdir", "a b"])
+  texts = []
+  for name in ("one", "two"):
+    config = config_lib.load(spec, REQUIRED)
+    for _ in range(2):
+      config_lib.snapshot(config, epath.Path(tmp_path / name))
+    texts.append((tmp_path / name / "config.json").read_text())
+    assert len(config_lib.unread(config)) == len(config_lib.leaves(config))
+  assert texts[0] == texts[1]
+  stored = json.loads(texts[0])
+  assert stored["config"]["optim.betas"] == [0.9, 0.95]
+  assert stored["command"] == "spatial-vlm sft --workdir 'a b'"
+  assert {"python", "jax", "flax"} <= stored["versions"].keys()
+
+
+def test_another_config_is_refused_in_the_same_workdir(spec, tmp_path):
+  workdir = epath.Path(tmp_path / "run")
+  config_lib.snapshot(config_lib.load(spec, REQUIRED), workdir)
+  changed = config_lib.load(spec, [*REQUIRED, "optim.rate=1", "log_steps=1", "data.limit=2"])
+  with pytest.raises(config_lib.UsageError) as error:
+    config_lib.snapshot(changed, workdir, harmless=("log_*",))
+  lines = str(error.value).split("\n")
+  assert lines[1:3] == ["  data.limit: null → 2", "  optim.rate: 0.001 → 1.0"]
+  assert "another --workdir" in lines[3] and len(lines) == 4
+  config_lib.snapshot(changed, workdir, harmless=("log_*", "data.*", "optim.rate"))
+
+
+def test_snapshot_cut_off_while_it_was_written_is_written_again(spec, tmp_path):
+  config, path = config_lib.load(spec, REQUIRED), tmp_path / "config.json"
+  config_lib.snapshot(config, epath.Path(tmp_path))
+  whole = path.read_text()
+  path.write_text(whole[: len(whole) // 2])
+  config_lib.snapshot(config, epath.Path(tmp_path))
+  assert path.read_text() == whole
+
+
+def test_other_versions_are_told(spec, tmp_path, monkeypatch, caplog):
+  config = config_lib.load(spec, REQUIRED)
+  config_lib.snapshot(config, epath.Path(tmp_path))
+  monkeypatch.setattr(config_lib, "LIBRARIES", ["numpy"])
+  with caplog.at_level(logging.WARNING):
+    config_lib.snapshot(config, epath.Path(tmp_path))
+  assert "other versions" in caplog.text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_presets_of_the_project(path):
+  """Every command's config has the presets tiny and 8b with the same leaves; tiny lacks nothing."""
+  tiny = config_lib.load(f"{path}:tiny")
+  large = config_lib.read_preset(f"{path}:8b")
+  assert config_lib.leaves(tiny).keys() == config_lib.leaves(large).keys()
+  with pytest.raises(config_lib.UsageError, match="tiny.*8b"):
+    config_lib.read_preset(f"{path}:no-such-preset")
+  imported = [
+    node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
+  ]
+  assert all(node.module and node.module.startswith("ml_collections") for node in imported)

@@ -1,0 +1,127 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+from spatial_vlm.optim import learning_rate_at, make_optimizer
+
+
+def config(**changes) -> ConfigDict:
+  return ConfigDict(
+    dict(
+      learning_rate=0.01,
+      schedule="cosine",
+      warmup_steps=4,
+      total_steps=20,
+      final_fraction=0.1,
+      beta1=0.9,
+      beta2=0.95,
+      eps=1e-8,
+      weight_decay=0.1,
+      clip_norm=1.0,
+    )
+    | changes
+  )
+
+
+def make_params(dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+  shapes = {
+    "embed": {"embedding": (7, 4)},
+    "layers": {
+      "q_proj": {"kernel": (3, 4, 4), "bias": (3, 4)},  # three layers in one array
+      "input_norm": {"scale": (3, 4)},
+      "norm1": {"scale": (3, 4), "bias": (3, 4)},
+    },
+  }
+  is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+  return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), dtype), shapes, is_leaf=is_shape)
+
+
+DECAYING = {"embed/embedding", "layers/q_proj/kernel"}
+
+
+def flat(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def train(cfg, params, gradients):
+  optimizer = make_optimizer(cfg)
+  state = optimizer.init(params)
+
+  @jax.jit
+  def step(params, state, gradient):
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
+  for gradient in gradients:
+    params, state = step(params, state, gradient)
+  return params, state
+
+
+def make_gradients(params, steps=20, scale=1.0):
+  rng = np.random.default_rng(1)
+  draw = lambda x: jnp.asarray(rng.normal(size=x.shape) * scale, x.dtype)  # noqa: E731
+  return [jax.tree.map(draw, params) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("scale", [1.0, 0.01])  # clipped at every step, and never
+def test_equals_torch_adamw_with_clipping(schedule, scale):
+  cfg, params = config(schedule=schedule), make_params()
+  gradients = make_gradients(params, scale=scale)
+  found, _ = train(cfg, params, gradients)
+  tensors = {name: torch.tensor(np.asarray(x)).requires_grad_() for name, x in flat(params).items()}
+  groups = [
+    dict(params=[x for n, x in tensors.items() if n in DECAYING], weight_decay=cfg.weight_decay),
+    dict(params=[x for n, x in tensors.items() if n not in DECAYING], weight_decay=0.0),
+  ]
+  reference = torch.optim.AdamW(groups, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps)
+  for step, gradient in enumerate(gradients):
+    for name, value in flat(gradient).items():
+      tensors[name].grad = torch.tensor(np.asarray(value))
+    torch.nn.utils.clip_grad_norm_(tensors.values(), cfg.clip_norm)
+    for group in reference.param_groups:
+      group["lr"] = float(learning_rate_at(cfg, step))
+    reference.step()
+  for name, value in flat(found).items():
+    np.testing.assert_allclose(value, tensors[name].detach(), rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def test_only_matrices_decay():
+  params = make_params()
+  zeros = [jax.tree.map(jnp.zeros_like, params)] * 3
+  after = flat(train(config(), params, zeros)[0])
+  changed = {name for name, x in flat(params).items() if not np.array_equal(x, after[name])}
+  assert changed == DECAYING
+
+
+def test_moments_are_float32_and_the_parameters_keep_their_dtype():
+  params = make_params(jnp.bfloat16)
+  after, state = train(config(), params, make_gradients(params, 3))
+  assert {x.dtype for x in jax.tree.leaves(after)} == {jnp.bfloat16.dtype}
+  floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+  assert len(floats) == 2 * len(jax.tree.leaves(params))
+  assert {x.dtype for x in floats} == {np.dtype("float32")}
+
+
+def test_learning_rate():
+  cosine = [float(learning_rate_at(config(), step)) for step in range(30)]
+  np.testing.assert_allclose(cosine[:5], [0.0025, 0.005, 0.0075, 0.01, 0.01], rtol=1e-6)
+  np.testing.assert_allclose(cosine[12], 0.01 * (0.1 + 0.9 / 2), rtol=1e-5)  # halfway down
+  np.testing.assert_allclose(cosine[20:], 0.001, rtol=1e-5)
+  assert all(a > b for a, b in zip(cosine[4:20], cosine[5:21], strict=True))
+  constant = [float(learning_rate_at(config(schedule="constant"), step)) for step in range(30)]
+  np.testing.assert_allclose(constant, np.minimum(0.01, 0.0025 * np.arange(1, 31)), rtol=1e-6)
+  np.testing.assert_allclose(learning_rate_at(config(warmup_steps=0), 0), 0.01, rtol=1e-6)
+
+
+def test_a_wrong_schedule_says_which_there_are():
+  with pytest.raises(ValueError, match="'linear'; choose one of cosine, constant"):
+    learning_rate_at(config(schedule="linear"), 0)
+  with pytest.raises(ValueError, match="warmup_steps is 20 of total_steps 20"):
+    make_optimizer(config(warmup_steps=20))

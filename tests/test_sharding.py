@@ -1,0 +1,222 @@
+"""The mesh, and where parameters, optimizer states and batches lie on it."""
+
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from spatial_vlm import sharding
+from spatial_vlm.model.config import PRESETS
+from spatial_vlm.model.qwen3_vl import forward, init_params
+from spatial_vlm.types import Batch, TrainState, Vision
+
+SHAPES = ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 4, "tensor": 2})
+
+
+def shapes_of(preset):
+  return jax.eval_shape(lambda key: init_params(PRESETS[preset], key), jax.random.key(0))
+
+
+def leaves(tree):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def test_mesh_takes_the_rest_and_is_auto():
+  mesh = sharding.make_mesh({"tensor": 2, "data": 1, "fsdp": -1})
+  assert dict(mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+  assert mesh.axis_names == ("data", "fsdp", "tensor")
+  assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+@pytest.mark.parametrize(
+  "shape, message",
+  [
+    ({"data": 1, "fsdp": 3, "tensor": 1}, "multiply to 8"),
+    ({"data": 3, "fsdp": -1, "tensor": 1}, "multiply to 8"),
+    ({"data": 16, "fsdp": -1, "tensor": 1}, "multiply to 8"),
+    ({"data": -1, "fsdp": -1, "tensor": 1}, "at most one axis"),
+    ({"data": 0, "fsdp": 8, "tensor": 1}, "positive sizes"),
+    ({"data": -2, "fsdp": 8, "tensor": 1}, "positive sizes"),
+    ({"data": 1, "fsdp": 8}, "exactly data, fsdp, tensor"),
+    ({"data": 1, "fsdp": 8, "model": 1}, "exactly data, fsdp, tensor"),
+  ],
+)
+def test_mesh_that_does_not_fit_says_so(shape, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(shape)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_parameter_matches_one_row_and_every_row_a_parameter(preset):
+  paths = list(leaves(shapes_of(preset)))
+  rows = [
+    [pattern for pattern, _ in sharding.PARAMETERS if re.fullmatch(pattern, path)] for path in paths
+  ]
+  assert [path for path, row in zip(paths, rows, strict=True) if len(row) != 1] == []
+  assert {pattern for row in rows for pattern in row} == {
+    pattern for pattern, _ in sharding.PARAMETERS
+  }
+
+
+def test_unknown_parameter_is_named():
+  mesh = sharding.make_mesh(SHAPES[0])
+  with pytest.raises(ValueError, match="text/layers/attention/qkv_proj/kernel.*matches 0 rows"):
+    sharding.param_shardings(
+      mesh, {"text": {"layers": {"attention": {"qkv_proj": {"kernel": np.zeros((2, 4, 4, 4))}}}}}
+    )
+
+
+def test_specs_of_the_8b_model():
+  mesh = sharding.make_mesh(SHAPES[0])
+  specs = {
+    name: leaf.spec
+    for name, leaf in leaves(sharding.param_shardings(mesh, shapes_of("8b"))).items()
+  }
+  assert specs["text/embed/embedding"] == P("tensor", "fsdp")
+  assert specs["text/layers/attention/q_proj/kernel"] == P(None, "fsdp", "tensor")
+  assert specs["text/layers/attention/o_proj/kernel"] == P(None, "tensor", None, "fsdp")
+  assert specs["text/layers/mlp/down_proj/kernel"] == P(None, "tensor", "fsdp")
+  assert specs["vision/merger/fc1/kernel"] == P("fsdp", "tensor")
+  assert specs["vision/deepstack_mergers/fc1/kernel"] == P(None, "fsdp", "tensor")
+  assert specs["text/layers/input_norm/scale"] == P()
+
+
+def test_almost_all_of_the_8b_model_is_cut_eight_ways():
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+  shapes = shapes_of("8b")
+  placed = sharding.param_shardings(mesh, shapes)
+  held = sum(
+    np.prod(where.shard_shape(shape.shape))
+    for where, shape in zip(jax.tree.leaves(placed), jax.tree.leaves(shapes), strict=True)
+  )
+  total = sum(shape.size for shape in jax.tree.leaves(shapes))
+  assert held / (total / 8) < 1.01
+
+
+def test_axis_that_does_not_divide_is_dropped():
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 4})
+  specs = {
+    name: leaf.spec
+    for name, leaf in leaves(sharding.param_shardings(mesh, shapes_of("tiny"))).items()
+  }
+  assert specs["text/layers/attention/q_proj/kernel"] == P(None, "fsdp", "tensor")
+  assert specs["text/layers/attention/k_proj/kernel"] == P(None, "fsdp")  # 2 key-value heads
+
+
+def test_rows_lie_on_as_many_devices_as_divide_them():
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 4, "tensor": 1})
+  batch = {
+    "all": np.zeros((16, 3)),
+    "some": np.zeros((6, 3)),
+    "none": np.zeros(3),
+    "scalar": np.float32(1),
+  }
+  specs = {name: leaf.spec for name, leaf in sharding.batch_sharding(mesh, batch).items()}
+  assert specs == {"all": P(("data", "fsdp")), "some": P("data"), "none": P(), "scalar": P()}
+
+
+def test_optimizer_state_lies_as_its_parameters():
+  mesh = sharding.make_mesh(SHAPES[1])
+  params = shapes_of("tiny")
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(
+      optax.cosine_decay_schedule(1e-3, 10), mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
+    ),
+  )
+  state = jax.eval_shape(
+    lambda params: TrainState(
+      step=jax.numpy.int32(0), params=params, opt_state=optimizer.init(params)
+    ),
+    params,
+  )
+  placed = sharding.state_shardings(mesh, state)
+  assert jax.tree.structure(placed) == jax.tree.structure(state)
+  adam = [
+    leaf
+    for leaf in jax.tree.leaves(placed.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+    if hasattr(leaf, "mu")
+  ]
+  assert len(adam) == 1
+  assert adam[0].mu == placed.params
+  assert adam[0].nu == placed.params
+  assert adam[0].count.spec == P() and placed.step.spec == P()
+  assert any("tensor" in leaf.spec for leaf in jax.tree.leaves(placed.params))
+  with pytest.raises(ValueError, match="opt_state/odd"):
+    sharding.state_shardings(mesh, state.replace(opt_state={"odd": np.zeros((3, 5))}))
+
+
+def make_batch(config, rows, tokens, rng):
+  """Each row: an image of 8×8 patches, its 16 tokens, text, and padding at the end of every other row."""
+  side, merge = 8, config.vision.spatial_merge_size
+  visual = (side // merge) ** 2
+  ids = rng.integers(0, 500, (rows, tokens))
+  ids[:, 2 : 2 + visual] = config.image_token_id
+  segments = np.ones((rows, tokens), np.int32)
+  segments[::2, -5:] = 0
+  positions = np.broadcast_to(np.arange(tokens)[None, :, None], (rows, tokens, 3)).astype(np.int32)
+  grid = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1)
+  blocks = grid.reshape(side // 2, 2, side // 2, 2, 2).transpose(0, 2, 1, 3, 4).reshape(-1, 2)
+  coords = np.broadcast_to(blocks, (rows, side * side, 2)).astype(np.int32)
+  index = np.repeat((coords[..., 0] * side + coords[..., 1])[..., None], 4, -1).astype(np.int32)
+  return Batch(
+    tokens=ids.astype(np.int32),
+    segments=segments,
+    targets=segments > 0,
+    positions=positions,
+    vision=Vision(
+      patches=rng.normal(size=(rows, side * side, config.vision.patch_dim)).astype(np.float32),
+      segments=np.ones((rows, side * side), np.int32),
+      coords=coords,
+      pos_index=index,
+      pos_weight=np.full((rows, side * side, 4), 0.25, np.float32),
+    ),
+  )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sharded_forward_and_gradient_equal_the_unsharded(shape):
+  config = PRESETS["tiny"]
+  params = init_params(config, jax.random.key(0))
+  batch = make_batch(config, 8, 28, np.random.default_rng(0))
+  probe = np.asarray(jax.random.normal(jax.random.key(1), (8, 28, config.text.hidden_size)))
+
+  def loss(params, batch):
+    hidden = forward(params, config, batch)
+    return (hidden * probe * batch.targets[..., None]).sum() / batch.targets.sum(), hidden
+
+  gradient = jax.value_and_grad(loss, has_aux=True)
+  (value, hidden), grads = jax.jit(gradient)(params, batch)
+
+  mesh = sharding.make_mesh(shape)
+  on_mesh = jax.device_put(params, sharding.param_shardings(mesh, params))
+  rows = sharding.put_batch(mesh, batch)
+  assert rows.tokens.sharding == NamedSharding(mesh, P(("data", "fsdp")))
+  (value_mesh, hidden_mesh), grads_mesh = jax.jit(gradient)(on_mesh, rows)
+
+  np.testing.assert_allclose(value_mesh, value, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(hidden_mesh, hidden, rtol=1e-5, atol=1e-5)
+  for name, expected in leaves(grads).items():
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(
+      leaves(grads_mesh)[name], expected, rtol=1e-5, atol=1e-5 * scale, err_msg=name
+    )
+
+
+def test_put_batch_keeps_values_and_missing_images():
+  mesh = sharding.make_mesh(SHAPES[0])
+  tokens = np.arange(24, dtype=np.int32).reshape(8, 3)
+  batch = Batch(
+    tokens=tokens, segments=tokens, targets=tokens > 0, positions=np.zeros((8, 3, 3)), vision=None
+  )
+  placed = sharding.put_batch(mesh, batch)
+  assert placed.vision is None
+  np.testing.assert_array_equal(placed.tokens, tokens)
+  assert placed.tokens.addressable_shards[0].data.shape == (2, 3)
