@@ -31,7 +31,8 @@ def tiny() -> ConfigDict:
         patch_bucket=64,  # patches of a batch are padded to a multiple of this
         token_bucket=16,
         pretrain=dict(  # pictures to caption and ground, drawn on the way, instead of files
-          scenes=0,  # > 0: how many
+          scenes=(),  # pictures of each stage, in their order: few objects first, or seeing is learnt late
+          objects=(1, 2, 4),  # most objects of a picture in each stage
           requests=3,  # to locate or name an object, on each picture
           list_share=0.6,  # of the pictures whose objects are listed
         ),
@@ -79,7 +80,7 @@ def reuse() -> ConfigDict:
 def pretrain() -> ConfigDict:
   config = tiny()
   config.from_scratch = True
-  config.data.pretrain.scenes = 160_000
+  config.data.pretrain.scenes = (24_000, 24_000, 88_000)
   config.epochs = 1
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 200

@@ -79,8 +79,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         f"checkpoint {step} is not newer than checkpoint {self.latest()}, which {self.folder} holds."
       )
 
-  def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-    """The newest checkpoint as (state, host).
+  def restore(self, abstract_state: Any, partial: bool = False) -> tuple[Any, dict[str, Any]]:
+    """The newest checkpoint as (state, host); with `partial`, only those arrays that `abstract_state` names.
 
     `abstract_state`: the expected tree; its leaves are `jax.ShapeDtypeStruct`s or jax arrays (restored with their
     sharding, by default on one device) or NumPy arrays (restored as such). Raises FileNotFoundError where there is
@@ -93,10 +93,12 @@ class Checkpoints(contextlib.AbstractContextManager):
       )
     placed = jax.tree.map(_placed, abstract_state)
     state_args = ocp.args.PyTreeRestore(
-      placed, restore_args=ocp.checkpoint_utils.construct_restore_args(placed)
+      placed,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(placed),
+      partial_restore=partial,
     )
     try:
-      self._check(step, abstract_state)
+      self._check(step, abstract_state, partial)
       restored = self._manager.restore(
         step, args=ocp.args.Composite(**{_STATE: state_args, _HOST: ocp.args.JsonRestore()})
       )
@@ -109,12 +111,12 @@ class Checkpoints(contextlib.AbstractContextManager):
       ) from error
     return restored[_STATE], restored[_HOST]
 
-  def _check(self, step: int, abstract_state: Any) -> None:
+  def _check(self, step: int, abstract_state: Any, partial: bool) -> None:
     written = _signature(self._manager.item_metadata(step)[_STATE].tree)
     expected = _signature(abstract_state)
     differences = [
       f"{name}: written {written.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
-      for name in sorted(written.keys() | expected.keys())
+      for name in sorted(expected.keys() if partial else written.keys() | expected.keys())
       if written.get(name) != expected.get(name)
     ]
     if differences:

@@ -171,9 +171,9 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
       + "\nGive the values it was "
       "started with to go on with it, or another --workdir to start anew."
     )
-  if stored["versions"] != (versions := _versions()):
+  if stored["versions"] != (now := versions()):
     log.warning(
-      "%s was started with other versions: %s, now %s", workdir, stored["versions"], versions
+      "%s was started with other versions: %s, now %s", workdir, stored["versions"], now
     )
 
 
@@ -291,11 +291,12 @@ def _describe(config: Config) -> dict[str, Any]:
     "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     "commit": _commit(),
     "config": leaves(config),
-    "versions": _versions(),
+    "versions": versions(),
   }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+  """Versions of Python and of the libraries that results depend on, those that are installed."""
   installed = {"python": platform.python_version()}
   for name in LIBRARIES:
     try:

@@ -26,7 +26,7 @@ def add(a: Sums, b: Sums) -> Sums:
   >>> add({"loss": (3.0, 2)}, {"loss": (1.0, 2), "ratio_max": (1.2, 1)})
   {'loss': (4.0, 4), 'ratio_max': (1.2, 1)}
   """
-  both = {name: _add(name, a[name], b[name]) for name in a.keys() & b.keys()}
+  both = {name: _add(name, a[name], b[name]) for name in a if name in b}
   return {**a, **b, **both}
 
 

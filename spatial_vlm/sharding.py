@@ -52,11 +52,8 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
   (r"(text/embed|head)/embedding", P("tensor", "fsdp")),  # V D
-  (r"(text/layers|vision/blocks)/attention/[qkv]_proj/kernel", P("fsdp", "tensor", None)),  # D N H
-  (
-    r"(text/layers|vision/blocks)/attention/(o|out)_proj/kernel",
-    P("tensor", None, "fsdp"),
-  ),  # N H D
+  (r".*/attention/[qkv]_proj/kernel", P("fsdp", "tensor", None)),  # D N H
+  (r".*/attention/(o|out)_proj/kernel", P("tensor", None, "fsdp")),  # N H D
   (r"text/layers/mlp/(gate|up)_proj/kernel", P("fsdp", "tensor")),  # D F
   (r"text/layers/mlp/down_proj/kernel", P("tensor", "fsdp")),  # F D
   (r"vision/(blocks/mlp|merger|deepstack_mergers)/fc1/kernel", P("fsdp", "tensor")),  # D F

@@ -269,8 +269,9 @@ def test_killed_at_any_moment_the_last_complete_one_is_restored(tmp_path, kills)
   assert unfinished > 0
   shape = jax.ShapeDtypeStruct((64, 999), jnp.float32)
   with Checkpoints(tmp_path, keep=2) as checkpoints:
-    assert all(path.name.isdigit() for path in tmp_path.iterdir())
     latest = checkpoints.latest()
-    state, host = checkpoints.restore({name: shape for name in "abcdefgh"})
+    state, host = checkpoints.restore(dict.fromkeys("abcdefgh", shape))
+    checkpoints.save(latest + 1, state, host)
   assert host == {"step": latest} and latest in (last - 1, last, last + 1)
   assert all((leaf == latest).all() for leaf in state.values())
+  assert {path.name for path in tmp_path.iterdir()} == {str(latest), str(latest + 1)}

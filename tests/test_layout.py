@@ -18,14 +18,17 @@ FLOORS = (
 """Files and folders from the lowest floor up; on a floor, in the order in which data passes through them."""
 
 FOLDERS = {
-  "model": ("config", "attention", "vision", "text", "qwen3_vl", "weights"),
-  "processor": ("tokenizer", "image", "chat"),
+  "model": ("config", "attention", "stack", "vision", "text", "qwen3_vl", "weights"),
+  "processor": ("tokenizer", "image", "tiny_tokenizer", "chat"),
   "objectives": ("cross_entropy", "token_logprobs", "advantage", "dapo"),
-  "data": ("records", "vsr", "scenes", "pipeline"),
-  "synthesis": ("teacher", "scene_teacher", "gemini", "checks"),
-  "reuse": ("behaviors", "extraction", "embedder", "index", "prompt"),
+  "data": (
+    *("records", "relations", "render", "layout", "scenes", "contact_sheet"),
+    *("prompts", "conversations", "pipeline"),
+  ),
+  "synthesis": ("teacher", "scene_teacher"),
+  "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index", "prompt"),
   "train": ("sft", "dapo"),
-  "evaluation": ("scoring", "report"),
+  "evaluation": ("scoring", "report", "figures"),
 }
 """The same order inside each folder. Commands are independent of each other, but for `demo`, which calls them."""
 

@@ -179,7 +179,7 @@ def test_a_full_size_vocabulary_is_compiled_in_seconds():
   lengths = np.minimum(128, rng.geometric(0.15, 151_936))
   pieces = [rng.bytes(n) for n in lengths]
   table = answer_automaton(pieces, 151_645).transitions
-  assert table.shape[1] == 151_936 and table.nbytes < 64e6
+  assert table.shape[1] == 151_936 and table.nbytes < 16e6
 
 
 def test_accuracy_reward():

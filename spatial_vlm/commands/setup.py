@@ -1,6 +1,7 @@
 """What the commands share: loading a policy, placing it on the devices, writing it out."""
 
-import logging
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from spatial_vlm import sharding
-from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError
+from spatial_vlm.config import PACKAGE_FOLDER, UsageError
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.model.weights import read_checkpoint, write_checkpoint
@@ -19,8 +20,6 @@ from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import SpecialIds
 from spatial_vlm.train.sft import init_state
 from spatial_vlm.types import Params, Purpose, TrainState
-
-log = logging.getLogger(__name__)
 
 
 class Policy(NamedTuple):
@@ -34,7 +33,6 @@ class Policy(NamedTuple):
     """Bool[V]: ids that generation never produces (images, padding, control tokens but the end of a turn)."""
     banned = np.zeros(self.model.text.vocab_size, bool)
     banned[list(self.special.never_sampled)] = True
-    banned[len(self.processor.tokenizer) :] = True  # rows of the embedding that stand for no token
     return banned
 
 
@@ -86,3 +84,12 @@ def progress(name: str, done: int, total: int) -> tqdm:
   return tqdm(
     total=total, initial=done, desc=name, dynamic_ncols=True, disable=jax.process_index() > 0, mininterval=1.0
   )
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+  """Around what a command does before its work begins: what is refused there, its user can mend."""
+  try:
+    yield
+  except (ValueError, FileNotFoundError, ImportError) as error:
+    raise UsageError(str(error)) from error

@@ -10,6 +10,7 @@ WORKDIR/tensorboard. Interrupted at any moment, the same command goes on from th
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -17,7 +18,14 @@ from ml_collections import ConfigDict
 
 from spatial_vlm import metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.commands.setup import HARMLESS, find_folder, load_policy, place_state, progress, write_policy
+from spatial_vlm.commands.setup import (
+  HARMLESS,
+  find_folder,
+  load_policy,
+  place_state,
+  progress,
+  write_policy,
+)
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import pipeline
 from spatial_vlm.data.conversations import ConversationSource
@@ -51,6 +59,7 @@ def run(config: Config, workdir, args) -> None:
     batch_size=config.batch_size,
     seed=config.seed,
     epochs=config.epochs,
+    shuffle=not config.data.pretrain.scenes,  # pictures are random already, and their stages have an order
     workers=config.data.workers,
     max_bad_share=config.data.max_bad_share,
     shard=pipeline.Shard(jax.process_index(), jax.process_count()),
@@ -93,10 +102,30 @@ def training_data(config: Config):
   """Random-access source, and the function that makes messages of what it holds."""
   data, pretrain = config.data, config.data.pretrain
   if pretrain.scenes:
-    pictures = PictureSource("pretrain", config.seed, pretrain.scenes)
+    pictures = Stages(
+      [
+        PictureSource("pretrain", config.seed + stage, count, objects=(1, most))
+        for stage, (count, most) in enumerate(zip(pretrain.scenes, pretrain.objects, strict=True))
+      ]
+    )
     return pictures, functools.partial(picture_messages, config.seed, pretrain.requests, pretrain.list_share)
   source = ConversationSource(data.conversations, data.images, data.max_bad_share)
   return source, lambda messages: messages
+
+
+class Stages:
+  """Sources one after another."""
+
+  def __init__(self, sources: Sequence[PictureSource]):
+    self.sources = sources
+    self.ends = np.cumsum([len(source) for source in sources])
+
+  def __len__(self) -> int:
+    return int(self.ends[-1])
+
+  def __getitem__(self, index: int) -> Picture:
+    stage = int(np.searchsorted(self.ends, index, side="right"))
+    return self.sources[stage][index - int(self.ends[stage]) + len(self.sources[stage])]
 
 
 def picture_messages(seed: int, requests: int, list_share: float, picture: Picture):

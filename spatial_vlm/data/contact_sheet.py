@@ -39,8 +39,8 @@ def _tile(example: Example) -> Image.Image:
     _draw_box(draw, box, colors.get(name, _OTHER))
   tags: list[_Frame] = []
   for name, box in boxes.items():
-    others = [other for other in boxes.values() if other != box] + tags
-    tags.append(_draw_tag(draw, name, box, colors.get(name, _OTHER), others))
+    occupied = [*boxes.values(), box, box, *tags]  # above all, a name must not hide its own object
+    tags.append(_draw_tag(draw, name, box, colors.get(name, _OTHER), occupied))
   lines = textwrap.wrap(record.caption, 32)[:2]
   for line_number, line in enumerate(lines):
     draw.text((0, _PICTURE + 6 + 20 * line_number), line, _INK, _font(16))

@@ -137,6 +137,25 @@ class JsonlSource:
   def __iter__(self) -> Iterator[Example]:
     return (self[index] for index in range(len(self)))
 
+  def image_name(self, index: int) -> str:
+    return self._numbered[index][1].image
+
+
+class First:
+  """The first `count` examples of a source."""
+
+  def __init__(self, source: JsonlSource, count: int):
+    self.source, self.count = source, min(count, len(source))
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, index: int) -> Example:
+    return self.source[index]
+
+  def __iter__(self) -> Iterator[Example]:
+    return (self[index] for index in range(len(self)))
+
 
 def open_listed_image(
   jsonl: epath.Path, line: int, images_folder: epath.Path, name: str

@@ -12,7 +12,14 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from spatial_vlm.evaluation.scoring import Paired, Prediction, Rate, Scores, mcnemar
+from spatial_vlm.evaluation.scoring import (
+  UNALLOCATED,
+  Paired,
+  Prediction,
+  Rate,
+  Scores,
+  mcnemar,
+)
 
 MAJORITY = "majority"
 ZERO_SHOT = "tiny base, zero-shot"
@@ -190,7 +197,7 @@ def markdown_report(
     _group_table(
       scores,
       "by_relation",
-      lambda name: [escaped(name), escaped(meta_category.get(name, "–"))],
+      lambda name: [escaped(name), escaped(meta_category.get(name, UNALLOCATED))],
       ["relation", "category"],
     ),
     *_figure_sections(figures),

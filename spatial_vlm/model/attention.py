@@ -61,9 +61,10 @@ def attention(
   A query that may look at nothing (padding) gets the plain mean of v, never NaN.
   """
   grouped = _grouped(q, k.shape[2])
-  scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-  weights = _softmax(scores, mask[:, None, None]).astype(v.dtype)
-  return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
+  # the order of the scores' axes is the one that a product gives without transposing them
+  scores = jnp.einsum("btkgh,bskh->bktgs", grouped, k, preferred_element_type=jnp.float32)
+  weights = _softmax(scores, mask[:, None, :, None]).astype(v.dtype)
+  return jnp.einsum("bktgs,bskh->btkgh", weights, v).reshape(q.shape)
 
 
 def cached_attention(

@@ -124,12 +124,12 @@ def decode(
   The caller keeps within the `capacity` given to `prefill`; a step beyond would overwrite the last slot.
   """
   text = params["text"]
-  h = bind(Embedding, config.text, text["embed"])(token[:, None])
+  h = bind(Embedding, config.text, text["embed"])(token)
   positions = jnp.broadcast_to(cache.next_position[:, None, None], (*token.shape, 1, 3))
   h, (keys, values) = run_layers_cached(
     text["layers"], config.text, h, positions, cache.keys, cache.values, cache.valid
   )
-  hidden = bind(FinalNorm, config.text, text["final_norm"])(h)[:, 0]
+  hidden = bind(FinalNorm, config.text, text["final_norm"])(h)
 
   def write(slots, new, axis):
     return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), cache.used, axis)

@@ -1,7 +1,8 @@
 """The vision tower: patches of each row's frames to visual tokens, with DeepStack taps.
 
 Reference: transformers 5.23, `Qwen3VLVisionModel`. Whatever depends on image sizes comes ready-made in `Vision`,
-so that shapes are static: a row may hold several frames, and attention stays inside each.
+so that shapes are static: a row may hold several frames, and attention stays inside each. As in the decoder, blocks work
+on the patches of all rows in one axis, R = B·M.
 """
 
 import flax.struct
@@ -34,21 +35,22 @@ class PatchEmbed(nnx.Module):
     self.positions = nnx.Embed(
       config.num_position_embeddings,
       config.hidden_size,
-      embedding_init=nnx.initializers.normal(0.02),
+      # as loud as the patches: at 0.02 a tower trained from scratch hardly sees where things are
+      embedding_init=nnx.initializers.normal(0.5),
       rngs=rngs,
       param_dtype=param_dtype,
     )
 
   def __call__(
     self,
-    patches: Float[Array, "B M P"],
-    pos_index: Int[Array, "B M 4"],
-    pos_weight: Float[Array, "B M 4"],
-  ) -> Float[Array, "B M D"]:
+    patches: Float[Array, "R P"],
+    pos_index: Int[Array, "R 4"],
+    pos_weight: Float[Array, "R 4"],
+  ) -> Float[Array, "R D"]:
     h = self.proj(patches.astype(self.proj.kernel.dtype))
-    neighbours = self.positions(pos_index)  # (B, M, 4, D)
+    neighbours = self.positions(pos_index)  # (R, 4, D)
     # in float32: bfloat16 weights of the interpolation would shift the picture
-    position = jnp.einsum("bmnd,bmn->bmd", neighbours.astype(jnp.float32), pos_weight)
+    position = jnp.einsum("rnd,rn->rd", neighbours.astype(jnp.float32), pos_weight)
     return h + position.astype(h.dtype)
 
 
@@ -66,12 +68,17 @@ class VisionAttention(nnx.Module):
 
   def __call__(
     self,
-    x: Float[Array, "B M D"],
+    x: Float[Array, "R D"],
     angles: Float[Array, "B M H/2"],
     mask: Bool[Array, "B M M"],
-  ) -> Float[Array, "B M D"]:
-    q, k = rotate(self.q_proj(x), angles), rotate(self.k_proj(x), angles)
-    return self.out_proj(attention(q, k, self.v_proj(x), mask))
+  ) -> Float[Array, "R D"]:
+    def in_rows(heads):
+      return heads.reshape(*angles.shape[:2], *heads.shape[1:])
+
+    q = rotate(in_rows(self.q_proj(x)), angles)
+    k = rotate(in_rows(self.k_proj(x)), angles)
+    mixed = attention(q, k, in_rows(self.v_proj(x)), mask)
+    return self.out_proj(mixed.reshape(-1, *mixed.shape[2:]))
 
 
 class VisionMlp(nnx.Module):
@@ -85,7 +92,7 @@ class VisionMlp(nnx.Module):
       config.intermediate_size, config.hidden_size, rngs=rngs, param_dtype=param_dtype
     )
 
-  def __call__(self, x: Float[Array, "B M D"]) -> Float[Array, "B M D"]:
+  def __call__(self, x: Float[Array, "R D"]) -> Float[Array, "R D"]:
     return self.fc2(nnx.gelu(self.fc1(x), approximate=True))
 
 
@@ -100,10 +107,10 @@ class VisionBlock(nnx.Module):
 
   def __call__(
     self,
-    h: Float[Array, "B M D"],
+    h: Float[Array, "R D"],
     angles: Float[Array, "B M H/2"],
     mask: Bool[Array, "B M M"],
-  ) -> Float[Array, "B M D"]:
+  ) -> Float[Array, "R D"]:
     h = h + self.attention(self.norm1(h), angles, mask)
     return h + self.mlp(self.norm2(h))
 
@@ -121,8 +128,8 @@ class PatchMerger(nnx.Module):
     self.fc1 = nnx.Linear(merged, merged, rngs=rngs, param_dtype=param_dtype)
     self.fc2 = nnx.Linear(merged, config.out_hidden_size, rngs=rngs, param_dtype=param_dtype)
 
-  def __call__(self, h: Float[Array, "B M D"]) -> Float[Array, "B L E"]:
-    merged = (h.shape[0], -1, self.fc1.in_features)
+  def __call__(self, h: Float[Array, "R D"]) -> Float[Array, "R/4 E"]:
+    merged = (-1, self.fc1.in_features)
     x = self.norm(h.reshape(merged)) if self.norm_after_merge else self.norm(h).reshape(merged)
     return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
 
@@ -160,28 +167,32 @@ def vision_tower(
   Raises:
     ValueError: M is not a multiple of a merge block, or `remat` is unknown.
   """
-  patches = vision.patches.shape[1]
-  if patches % config.merge_unit:
+  B, M, _ = vision.patches.shape
+  if M % config.merge_unit:
     raise ValueError(
-      f"Rows of {patches} patches cannot be merged {config.merge_unit} by {config.merge_unit}; pad them to a"
+      f"Rows of {M} patches cannot be merged {config.merge_unit} by {config.merge_unit}; pad them to a"
       f" multiple of {config.merge_unit}."
     )
   h = bind(PatchEmbed, config, params["patch_embed"])(
-    vision.patches, vision.pos_index, vision.pos_weight
+    vision.patches.reshape(B * M, -1),
+    vision.pos_index.reshape(B * M, 4),
+    vision.pos_weight.reshape(B * M, 4),
   )
   h, taps = _run_blocks(params["blocks"], config, h, vision, remat)
-  return VisualFeatures(
-    embeds=bind(PatchMerger, config, params["merger"])(h),
-    deepstack=jax.lax.map(
-      lambda merger_and_tap: bind(DeepStackMerger, config, merger_and_tap[0])(merger_and_tap[1]),
-      (params["deepstack_mergers"], taps),
-    ),
-  )
+
+  def merge_tap(merger_and_tap):
+    merger, tap = merger_and_tap
+    return bind(DeepStackMerger, config, merger)(tap)
+
+  embeds = bind(PatchMerger, config, params["merger"])(h)
+  deepstack = jax.lax.map(merge_tap, (params["deepstack_mergers"], taps))
+  tokens = (B, M // config.merge_unit, config.out_hidden_size)
+  return VisualFeatures(embeds.reshape(tokens), deepstack.reshape(-1, *tokens))
 
 
 def _run_blocks(
-  blocks: Params, config: VisionConfig, h: Float[Array, "B M D"], vision: Vision, remat: str
-) -> tuple[Float[Array, "B M D"], Float[Array, "n B M D"]]:
+  blocks: Params, config: VisionConfig, h: Float[Array, "R D"], vision: Vision, remat: str
+) -> tuple[Float[Array, "R D"], Float[Array, "n R D"]]:
   """The last layer's output and those tapped for DeepStack.
 
   Layer i writes slot (number of taps before i); the last to write slot j is the j-th tapped layer. One buffer of

@@ -103,9 +103,7 @@ def open_image(source: str | Path | bytes) -> PIL.Image.Image:
     if limit is not None and image.width * image.height > limit:
       raise ValueError(f"{image.width}×{image.height} pixels are more than {limit}")
     return _to_rgb(PIL.ImageOps.exif_transpose(image))
-  except (
-    Exception
-  ) as error:  # decoders of damaged files raise whatever they meet, from KeyError to struct.error
+  except Exception as error:  # decoders of damaged files raise anything, even struct.error
     reason = str(error) or type(error).__name__
     raise UnreadableImage(f"cannot read image {name}: {reason}") from error
 

@@ -182,7 +182,7 @@ class Handbook:
     return handbook
 
   def save(self, path: epath.PathLike) -> None:
-    epath.Path(path).write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
+    epath.Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")
 
   @classmethod
   def load(cls, path: epath.PathLike) -> Self:

@@ -93,7 +93,7 @@ class BehaviorIndex:
       "vectors_sha256": hashlib.sha256(vectors.getvalue()).hexdigest(),
       "handbook": self._handbook.to_json(),
     }
-    (folder / "index.json").write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+    (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n")
 
   @classmethod
   def load(cls, folder: epath.PathLike, embedder: Embedder) -> Self:

@@ -37,7 +37,7 @@ class Number:
   key: str
   value: int
   role: str
-  """The word before it, unless it is an idle one."""
+  """The word before its key, unless it is an idle one; it belongs to the number's text."""
   owner: str
   """The object that it belongs to; "" when that is open."""
   named: bool
@@ -81,12 +81,9 @@ class Comparison:
       return re.sub(pattern, lambda match: letter(match[0]), text, flags=re.IGNORECASE)
 
     def number(n: Number) -> str:
-      if not n.owner:
-        return f"{n.key}={BLANK}" if n.key else BLANK
-      stated = self.text[: n.start].endswith(f"{n.role} ")
-      return " ".join(
-        filter(None, ("" if n.named else letter(n.owner), "" if stated else n.role, n.key))
-      )
+      if n.owner:
+        return " ".join(filter(None, ("" if n.named else letter(n.owner), n.role, n.key)))
+      return f"{n.role} {n.key}={BLANK}" if n.key else BLANK
 
     return " ".join(self._rewritten(words, number).split())
 
@@ -115,12 +112,11 @@ def read_comparison(answer: Answer, names: Iterable[str] = ()) -> Comparison:
   measurements, text = _split(answer.steps["reasoning"])
   names = tuple(dict.fromkeys((*answer.boxes, *names)))
   numbers = _trace(list(_numbers(text, names)), text, list(_numbers(measurements, names)))
-  if numbers and not any(n.owner for n in numbers) and not _mentioned(text, names):
-    about = "".join(f"{name} to " for name in _mentioned(measurements, names))
-    about = about.removesuffix("to ")
-    text = about + text
-    moved = len(about)
-    numbers = [dataclasses.replace(n, start=n.start + moved, end=n.end + moved) for n in numbers]
+  about = _mentioned(measurements, names)
+  if about and not _mentioned(text, names) and numbers and not any(n.owner for n in numbers):
+    objects = f"{' to '.join(about)} "
+    text, shift = objects + text, len(objects)
+    numbers = [dataclasses.replace(n, start=n.start + shift, end=n.end + shift) for n in numbers]
   return Comparison(text, tuple(numbers), names)
 
 
@@ -142,10 +138,10 @@ def _numbers(text: str, names: Sequence[str]) -> Iterator[Number]:
       owners = [match["name"]] if after_number else [*owners, match["name"]]
       after_number, name_end = False, match.end()
       continue
-    key, role = match["key"] or "", match["role"] or ""
-    role = "" if role.lower() in _IDLE_ROLES else role
-    start = match.start("key") if key else match.start("value")
-    named = not after_number and bool(owners) and text[name_end:start].strip() in ("", role)
+    key, role, start = match["key"] or "", match["role"] or "", match.start()
+    if role.lower() in _IDLE_ROLES:
+      role, start = "", match.start("key")
+    named = not after_number and bool(owners) and not text[name_end:start].strip()
     owner = owners[-1] if named or len(owners) == 1 else ""
     after_number = True
     yield Number(start, match.end(), key, int(match["value"]), role, owner, named)

@@ -134,24 +134,17 @@ def sampling_statistics(rollout: Rollout) -> Sums:
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
 def collect(state: DapoState, rollout: Rollout, *, settings: DapoSettings) -> DapoState:
   """Puts the informative groups (0 < #correct < G) behind those already kept; surplus ones are dropped."""
-  right = jnp.sum(rollout.correct, axis=1)
-  informative = (right > 0) & (right < settings.samples)
-  slot = state.filled + jnp.cumsum(informative) - 1
-  slot = jnp.where(informative, slot, settings.prompts)  # out of range: left out
-
-  buffer = jax.tree.map(
-    lambda kept, new: kept.at[slot].set(new, mode="drop"), state.buffer, rollout
-  )
-  sampled = {
-    "sampled/informative": (jnp.sum(informative, dtype=jnp.float32), jnp.float32(informative.size))
-  }
-  sampled |= sampling_statistics(rollout)
+  keep = informative(rollout.correct)
+  slot = state.filled + jnp.cumsum(keep, dtype=jnp.int32) - 1
+  slot = jnp.where(keep, slot, settings.prompts)  # out of range: left out
+  put = functools.partial(jax.tree.map, lambda kept, new: kept.at[slot].set(new, mode="drop"))
+  kept = state.filled + jnp.sum(keep, dtype=jnp.int32)
   return state.replace(
-    cursor=state.cursor + right.shape[0],
+    cursor=state.cursor + keep.size,
     rounds=state.rounds + 1,
-    buffer=buffer,
-    filled=jnp.minimum(state.filled + jnp.sum(informative), settings.prompts),
-    sampled=jax.tree.map(jnp.add, state.sampled, sampled),
+    buffer=put(state.buffer, rollout),
+    filled=jnp.minimum(kept, settings.prompts),
+    sampled=metrics.add(state.sampled, sampling_statistics(rollout)),
   )
 
 
@@ -238,15 +231,14 @@ def dapo_step(
     statistics = dapo_statistics(
       logp, old, advantage, mask, entropy, settings.eps_low, settings.eps_high
     )
-    return -gain, (count, {"objective": (gain, count)} | statistics)
+    return -gain, {"objective": (gain, count)} | statistics
 
-  grads, (count, sums) = accumulate(
-    loss, state.params, (minibatch, logp_old), settings.micro_batches
-  )
-  grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1.0), grads)
+  grads, sums = accumulate(loss, state.params, (minibatch, logp_old), settings.micro_batches)
+  count = sums["objective"][1]
+  grads = mean_gradient(grads, count)
   updated = apply_gradient(state, grads, optimizer)
   state = jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), updated, state)
-  return state, sums | {"grad_norm": (optax.global_norm(grads), jnp.ones(()))}
+  return state, sums | {"grad_norm": (optax.global_norm(grads), jnp.ones((), jnp.int32))}
 
 
 @functools.partial(
@@ -305,17 +297,6 @@ def update(
 def init_state(train: TrainState, rollout: Rollout, settings: DapoSettings) -> DapoState:
   """A run that has drawn nothing yet; `rollout` (arrays or shapes) tells the shape of a round's groups."""
   zero = jnp.zeros((), jnp.int32)
-  names = (
-    "informative",
-    "accuracy",
-    "unparsed",
-    "yes",
-    "length_tokens",
-    "all_right",
-    "all_wrong",
-    "pass_at_group",
-  )
-  none = (jnp.zeros(()), jnp.zeros(()))
   return DapoState(
     train=train,
     batches=zero,

@@ -12,7 +12,7 @@ import torch
 
 # torchvision's Python code, installed without dependencies, declares kernels on import for operators that
 # belong to a compiled library; declared here they let transformers' processors be imported.
-_torchvision = torch.library.Library("torchvision", "DEF")
+_torchvision = torch.library.Library("torchvision", "FRAGMENT")
 for _op in ("nms", "qnms"):
   try:
     _torchvision.define(f"{_op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -49,7 +49,7 @@ def test_misspelt_fields_do_not_matter():
       "red circle bar",
       "Is the Y near a X?",
     ),
-    ("Concatenate the cat, Mug", "cat", "mug", "Concatenate the X, Y"),
+    ("Concatenate the cat, bobcat, Mug", "cat", "mug", "Concatenate the X, bobcat, Y"),
     ("Which x.y (if any) holds?", "x.y", "any)", "Which X (if any) holds?"),
     ("Nothing is said.", "", "", "Nothing is said."),
   ],

@@ -77,6 +77,22 @@ def read(reasoning, boxes=BOXES, names=()):
       "cup x=100 > red cup x=20 and cup x=300 < red cup x=500",
       "X left x > Y left x and X right x < Y right x",
     ),
+    (  # two roles of one value: like is compared with like
+      "cup width x=200, centre x=200; red cup width x=90, centre x=600; x=200 < x=600",
+      "cup x=200 < red cup x=600",
+      "X centre x < Y centre x",
+    ),
+    (  # no roles are alike: two objects rather than one
+      "red cup left x=350, width x=300; cup left x=100, right x=300; x=300 < x=350",
+      "cup x=300 < red cup x=350",
+      "X right x < Y left x",
+    ),
+    (  # roles that stand there already are not repeated
+      "cup centre x=200; red cup centre x=600; cup centre x=200 < centre x=600",
+      "cup centre x=200 < red cup centre x=600",
+      "X centre x < Y centre x",
+    ),
+    ("cup spans x=0 to x=9.", "cup spans x=0 to x=9", "X spans x to x"),
   ],
 )
 def test_comparisons(reasoning, with_names, masked):
@@ -94,6 +110,17 @@ def test_a_false_comparison_does_not_hold(text):
 def test_a_chain_of_signs_names_each_number_once():
   reasoning = "cup left x=100; red cup centre x=200; tv right x=300; x=100 < x=200 < x=300"
   assert read(reasoning).with_names == "cup x=100 < red cup x=200 < tv x=300"
+
+
+def test_a_chain_of_signs_keeps_to_its_first_reading():
+  reasoning = "red cup left x=100, right x=200; tv left x=200, right x=300; cup left x=300; x=100 < x=200 < x=300"
+  assert read(reasoning).with_names == "red cup x=100 < tv x=200 < cup x=300"
+
+
+def test_the_longer_of_two_names_is_read():
+  boxes = [("cup", (0, 0, 20, 20)), ("cup holder", (0, 0, 40, 40))]
+  reasoning = "cup holder centre x=20; cup centre x=60; x=20 < x=60"
+  assert read(reasoning, boxes).with_names == "cup holder x=20 < cup x=60"
 
 
 def test_objects_without_a_box_are_known_by_name():

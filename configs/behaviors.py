@@ -1,0 +1,52 @@
+"""Extraction of behaviors from a policy's own correct chains.
+
+  tiny   2,000 training scenes
+  8b     VSR's training split
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(preset: str) -> ConfigDict:
+  presets = {"tiny": tiny, "8b": qwen3_vl_8b}
+  if preset not in presets:
+    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
+  return presets[preset]()
+
+
+def tiny() -> ConfigDict:
+  return ConfigDict(
+    dict(
+      checkpoint="runs/dapo/export",  # Hugging Face folder of the aligned policy
+      data=dict(
+        records="runs/scenes/train.jsonl",
+        images="runs/scenes/images",
+        max_bad_share=0.01,
+      ),
+      limit=4000,  # > 0: only the first so many records
+      batch_size=256,
+      prompt_tokens=64,
+      patches=64,
+      max_tokens=128,
+      min_support=5,  # correct chains that must agree on a procedure
+      max_entries=64,  # limits of the handbook
+      max_handbook_tokens=4096,
+      similarity_floor=0.5,  # below it nothing is recalled
+      full_share=0.25,  # of the verified answers that stay full chains in the fine-tuning set
+    )
+  )
+
+
+def qwen3_vl_8b() -> ConfigDict:
+  config = tiny()
+  for leaf in ("records", "images"):
+    config.data[leaf] = config_dict.required_placeholder(str)
+  config.checkpoint = config_dict.required_placeholder(str)
+  config.limit = 0
+  config.batch_size = 64
+  config.prompt_tokens = 1280
+  config.patches = 4096
+  config.max_tokens = 1024
+  config.max_entries = 1000
+  config.max_handbook_tokens = 65_536
+  return config

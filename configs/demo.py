@@ -1,0 +1,27 @@
+"""The whole method at tiny scale: every row of the result table, from one command.
+
+  tiny   about a quarter of an hour on two cores
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str) -> ConfigDict:
+  if preset != "tiny":
+    raise ValueError(f"no preset {preset!r}; there is tiny (the steps of the 8B run are the other commands)")
+  return ConfigDict(
+    dict(
+      seed=0,
+      base="spatial_vlm/assets/tiny_base",
+      training_scenes=8000,  # labels for DAPO
+      chains=1000,  # of them, with a written chain for SFT
+      validation_scenes=1000,
+      test_scenes=4000,
+      sft_epochs=3,
+      dapo_steps=40,
+      behavior_scenes=3000,  # answered in full by the aligned policy, to extract behaviors from
+      reuse_epochs=2,
+      timed_questions=32,
+      scenes_shown=12,
+    )
+  )

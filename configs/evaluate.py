@@ -1,0 +1,53 @@
+"""Held-out evaluation of one method.
+
+  tiny   the scenes' test split
+  8b     Qwen3-VL-8B on VSR; `data.boxes` is empty, since VSR has none
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(preset: str) -> ConfigDict:
+  presets = {"tiny": tiny, "8b": qwen3_vl_8b}
+  if preset not in presets:
+    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
+  return presets[preset]()
+
+
+def tiny() -> ConfigDict:
+  return ConfigDict(
+    dict(
+      method="chain",  # majority | zero-shot | direct | chain | reuse
+      checkpoint="runs/dapo/export",  # Hugging Face folder (majority reads none)
+      behaviors="runs/behaviors/index",  # folder of the index (reuse alone reads it)
+      behavior_tokens=48,  # most tokens of a recalled behavior in the question
+      data=dict(
+        records="runs/scenes/test.jsonl",
+        images="runs/scenes/images",
+        boxes="runs/scenes/test.boxes.jsonl",  # empty: none are known
+        training_records="runs/scenes/train.jsonl",  # labels of the majority, which nothing else reads
+        max_bad_share=0.01,
+      ),
+      limit=0,  # > 0: only the first so many
+      batch_size=256,
+      prompt_tokens=96,
+      patches=64,
+      max_tokens=128,
+      timed_questions=64,  # asked one at a time, for seconds per answer
+    )
+  )
+
+
+def qwen3_vl_8b() -> ConfigDict:
+  config = tiny()
+  config.checkpoint = config_dict.required_placeholder(str)
+  config.data.records = config_dict.required_placeholder(str)
+  config.data.images = config_dict.required_placeholder(str)
+  config.data.training_records = config_dict.required_placeholder(str)
+  config.data.boxes = ""
+  config.behavior_tokens = 64
+  config.batch_size = 64
+  config.prompt_tokens = 1280
+  config.patches = 4096
+  config.max_tokens = 1024
+  return config

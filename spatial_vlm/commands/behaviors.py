@@ -1,0 +1,86 @@
+"""Distil a policy's correct answers into named behaviors, and index them for retrieval.
+
+The policy answers training records in full chains. Chains that are right and whose numbers agree are verified;
+procedures that many of them share become behaviors (WORKDIR/index, searched by ScaNN). WORKDIR/conversations.jsonl holds
+the same verified answers, most of them in the short form that cites its behavior: `sft` teaches it from them.
+Interrupted, the same command goes on with the first batch of answers that is missing.
+
+  spatial-vlm behaviors --config configs/behaviors.py:tiny --workdir runs/behaviors
+"""
+
+from etils import epath
+
+from spatial_vlm.commands.asking import Asker, PromptShape, stored_answers
+from spatial_vlm.commands.setup import load_policy
+from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.data import conversations
+from spatial_vlm.data.conversations import Conversation
+from spatial_vlm.data.prompts import question
+from spatial_vlm.data.records import First, JsonlSource
+from spatial_vlm.evaluation.scoring import Prediction
+from spatial_vlm.reuse.behaviors import Handbook
+from spatial_vlm.reuse.embedder import LexicalEmbedder
+from spatial_vlm.reuse.extraction import (
+  Solution,
+  extract_behaviors,
+  short_from_chain,
+  verified_chain,
+)
+from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.prompt import Plan, plan_answers
+
+
+def run(config: Config, workdir: epath.Path, args) -> None:
+  snapshot(config, workdir)
+  data = config.data
+  source = JsonlSource(data.records, data.images, max_bad_share=data.max_bad_share)
+  examples = First(source, config.limit or len(source))
+  policy = load_policy(config.checkpoint)
+  asker = Asker(policy, PromptShape(config.prompt_tokens, config.patches), config.max_tokens, full_chain)
+  predictions = stored_answers(
+    workdir / "predictions", asker, examples, config.batch_size, data.max_bad_share, "full chains"
+  )
+  split = epath.Path(data.records).stem
+  solutions = [solution(split, p) for p in predictions]
+  count_tokens = lambda text: len(policy.processor.encode_text(text))  # noqa: E731
+  found = extract_behaviors(solutions, count_tokens, config.min_support)
+  handbook = Handbook(config.max_entries, config.max_handbook_tokens).upsert(found)
+  if not handbook:
+    raise UsageError(
+      f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy that "
+      "answers more of them right, more records, or a lower min_support"
+    )
+  index = BehaviorIndex(handbook, LexicalEmbedder(), config.similarity_floor)
+  index.save(workdir / "index")
+  images = [source.image_name(p.id) for p in predictions]
+  rows = lessons(index, solutions, images, config.full_share, config.max_handbook_tokens)
+  conversations.write(workdir / "conversations.jsonl", rows)
+  for behavior in handbook.behaviors:
+    print(f"{behavior.line}  [{len(behavior.provenance)} chains]")
+  print(f"{len(rows)} verified answers of {len(predictions)} are in {workdir / 'conversations.jsonl'}")
+
+
+def full_chain(caption: str) -> Plan:
+  return Plan("chain", question(caption, "chain"), None, 0.0)
+
+
+def solution(split: str, p: Prediction) -> Solution:
+  return Solution(f"{split}:{p.id}", p.caption, p.relation, None, None, p.text, p.label)
+
+
+def lessons(
+  index: BehaviorIndex, solutions: list[Solution], images: list[str], full_share: float, behavior_tokens: int
+) -> list[Conversation]:
+  """Verified answers as training data: every 1/full_share-th stays a full chain, the others come in the short form."""
+  rows = []
+  plans = plan_answers(index, [s.caption for s in solutions], behavior_tokens)
+  for solution, image, plan in zip(solutions, images, plans, strict=True):
+    answer = verified_chain(solution)
+    if answer is None:
+      continue
+    if plan.behavior is None or int((len(rows) + 1) * full_share) > int(len(rows) * full_share):
+      rows.append(Conversation(image, question(solution.caption, "chain"), solution.text))
+    else:
+      short = short_from_chain(plan.behavior, answer, solution.names)
+      rows.append(Conversation(image, plan.question, short))
+  return rows

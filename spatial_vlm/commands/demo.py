@@ -1,0 +1,262 @@
+"""Run the whole method at tiny scale and show what each part brings.
+
+Scenes → SFT on direct answers and on chains of thought → DAPO → behaviors and reuse → evaluation of every row on the
+same held-out scenes. Ends with a table, WORKDIR/results.json, WORKDIR/report.md and figures. Interrupted at any moment,
+the same command goes on where it was.
+
+  spatial-vlm demo --workdir runs/demo
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+from etils import epath
+
+from spatial_vlm import config as config_lib
+from spatial_vlm import metrics
+from spatial_vlm.commands import behaviors, dapo, evaluate, scenes, sft
+from spatial_vlm.config import Config
+from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.data.relations import META_CATEGORY
+from spatial_vlm.evaluation import figures, report
+from spatial_vlm.evaluation.scoring import Prediction, score
+
+
+class Stage(NamedTuple):
+  """One command of the method, with what differs from its preset."""
+
+  title: str
+  folder: str
+  command: ModuleType
+  preset: str
+  changes: dict[str, object]
+  seconds: float
+  """Expected on two quiet cores; the time left is scaled by how this machine has done so far."""
+
+
+def stages(config: Config, workdir: epath.Path) -> list[Stage]:
+  """The method, in order."""
+  base, pictures = config.base, workdir / "scenes"
+  images = {"data.images": pictures / "images"}
+  labels = images | {"data.records": pictures / "train.jsonl"}
+  held_out = images | {
+    "data.records": pictures / "test.jsonl",
+    "data.boxes": pictures / "test.boxes.jsonl",
+    "data.training_records": pictures / "train.jsonl",
+    "timed_questions": config.timed_questions,
+  }
+  tuning = images | {"seed": config.seed}
+
+  def exported(folder: str) -> dict[str, object]:
+    return {"checkpoint": workdir / folder / "export"}
+
+  def measured(method: str, folder: str, seconds: float, **changes: object) -> Stage:
+    title = {"reuse": "evaluation with recalled behaviors"}.get(method, f"evaluation, {method}")
+    return Stage(title, folder, evaluate, "tiny", held_out | {"method": method} | changes, seconds)
+
+  brief = {"max_tokens": 16}
+  index = {"behaviors": workdir / "behaviors" / "index"}
+  return [
+    Stage(
+      "scenes",
+      "scenes",
+      scenes,
+      "tiny",
+      {
+        "seed": config.seed,
+        "counts.train": config.training_scenes,
+        "counts.validation": config.validation_scenes,
+        "counts.test": config.test_scenes,
+        "chains": config.chains,
+      },
+      25,
+    ),
+    measured("majority", "evaluate_majority", 2),
+    measured("zero-shot", "evaluate_zero_shot", 25, checkpoint=base, **brief),
+    Stage(
+      "SFT on direct answers",
+      "sft_direct",
+      sft,
+      "direct",
+      tuning
+      | {
+        "checkpoint": base,
+        "data.conversations": pictures / "direct.jsonl",
+        "epochs": config.sft_epochs,
+      },
+      40,
+    ),
+    measured("direct", "evaluate_direct", 20, **exported("sft_direct"), **brief),
+    Stage(
+      "SFT on chains of thought",
+      "sft",
+      sft,
+      "tiny",
+      tuning
+      | {
+        "checkpoint": base,
+        "data.conversations": pictures / "chains.jsonl",
+        "epochs": config.sft_epochs,
+      },
+      75,
+    ),
+    measured("chain", "evaluate_sft", 90, **exported("sft")),
+    Stage(
+      "DAPO",
+      "dapo",
+      dapo,
+      "tiny",
+      labels
+      | exported("sft")
+      | {
+        "seed": config.seed,
+        "data.validation": pictures / "validation.jsonl",
+        "steps": config.dapo_steps,
+      },
+      330,
+    ),
+    measured("chain", "evaluate_dapo", 80, **exported("dapo")),
+    Stage(
+      "behaviors from the policy's own chains",
+      "behaviors",
+      behaviors,
+      "tiny",
+      labels | exported("dapo") | {"limit": config.behavior_scenes},
+      60,
+    ),
+    Stage(
+      "fine-tuning on its verified short and full answers",
+      "sft_reuse",
+      sft,
+      "reuse",
+      tuning
+      | exported("dapo")
+      | {
+        "data.conversations": workdir / "behaviors" / "conversations.jsonl",
+        "epochs": config.reuse_epochs,
+      },
+      60,
+    ),
+    measured("reuse", "evaluate_reuse", 50, **exported("sft_reuse"), **index),
+    measured("chain", "evaluate_reuse_chain", 80, **exported("sft_reuse")),
+  ]
+
+
+ROWS = {
+  report.MAJORITY: "evaluate_majority",
+  report.ZERO_SHOT: "evaluate_zero_shot",
+  report.SFT_DIRECT: "evaluate_direct",
+  report.SFT_CHAIN: "evaluate_sft",
+  report.DAPO_CHAIN: "evaluate_dapo",
+  report.DAPO_REUSE: "evaluate_reuse",
+  report.REUSE_FULL_CHAIN: "evaluate_reuse_chain",
+}
+"""Rows of the table and where their predictions are."""
+
+
+def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
+  config_lib.snapshot(config, workdir, ("scenes_shown",))
+  plan = stages(config, workdir)
+  expected = took = 0.0
+  for number, stage in enumerate(plan, 1):
+    folder = workdir / stage.folder
+    if (seconds := finished(folder)) is None:
+      pace = took / expected if took else 1.0
+      left = pace * sum(s.seconds for s in plan[number - 1 :] if finished(workdir / s.folder) is None)
+      print(f"\n[{number}/{len(plan)}] {stage.title} · {minutes(left)} left", flush=True)
+      seconds = execute(stage, folder, args)
+    expected, took = expected + stage.seconds, took + seconds
+  write_report(config, workdir, took)
+
+
+def execute(stage: Stage, folder: epath.Path, args: argparse.Namespace) -> float:
+  """Runs a stage to its end and notes how long it took, earlier starts not counted."""
+  start = time.perf_counter()
+  changes = [f"--config.{leaf}={value}" for leaf, value in stage.changes.items()]
+  name = stage.command.__name__.rpartition(".")[2]
+  folder.mkdir(parents=True, exist_ok=True)
+  stage.command.run(config_lib.load(f"configs/{name}.py:{stage.preset}", changes), folder, args)
+  seconds = time.perf_counter() - start
+  (folder / DONE).write_text(json.dumps({"seconds": seconds}) + "\n")
+  return seconds
+
+
+DONE = "finished.json"
+
+
+def finished(folder: epath.Path) -> float | None:
+  """Seconds that a finished stage took; None when it has not come to its end."""
+  try:
+    return json.loads((folder / DONE).read_text())["seconds"]
+  except (FileNotFoundError, json.JSONDecodeError):
+    return None
+
+
+def minutes(seconds: float) -> str:
+  return f"about {max(1, round(seconds / 60))} min"
+
+
+def write_report(config: Config, workdir: epath.Path, seconds: float) -> None:
+  """The table, results.json, report.md and its figures, from what the stages stored."""
+  runs = {method: list(read_predictions(workdir / folder)) for method, folder in ROWS.items()}
+  scores = {method: score(predictions, META_CATEGORY) for method, predictions in runs.items()}
+  rows = [report.result_row(method, scores[method]) for method in report.METHODS]
+  pictures = draw(config, workdir, runs, scores)
+  text = report.markdown_report(runs, scores, META_CATEGORY, pictures, made(config, seconds))
+  (workdir / "report.md").write_text(text)
+  (workdir / "results.json").write_text(report.results_json(rows))
+  print(f"\n{report.table(rows)}\n")
+  print(f"report: {workdir / 'report.md'}   figures beside it   numbers: {workdir / 'results.json'}")
+
+
+def read_predictions(folder: epath.Path) -> Iterator[Prediction]:
+  return map(Prediction.from_json, (folder / "predictions.jsonl").read_text().splitlines())
+
+
+def draw(config: Config, workdir: epath.Path, runs, scores) -> dict[str, str]:
+  """Caption -> file name of each figure."""
+  pictures = workdir / "scenes"
+  source = JsonlSource(
+    pictures / "test.jsonl", pictures / "images", pictures / "test.boxes.jsonl", max_bad_share=0.01
+  )
+  shown = [source[i] for i in evenly(len(source), config.scenes_shown)]
+  curves = {
+    "direct": metrics.read_metrics(workdir / "sft_direct"),
+    "chain of thought": metrics.read_metrics(workdir / "sft"),
+    "DAPO": metrics.read_metrics(workdir / "dapo"),
+    "reuse": metrics.read_metrics(workdir / "sft_reuse"),
+  }
+  figures.training_curves(curves, workdir / "training.png")
+  compared = {m: scores[m] for m in (report.SFT_CHAIN, report.DAPO_CHAIN, report.DAPO_REUSE)}
+  figures.accuracy_by_relation(compared, workdir / "relations.png")
+  figures.sample_scenes(shown, runs[report.DAPO_CHAIN], workdir / "scenes.png")
+  return {
+    "Training": "training.png",
+    "Accuracy by relation": "relations.png",
+    "Held-out scenes, answered by DAPO with chains of thought": "scenes.png",
+  }
+
+
+def evenly(count: int, wanted: int) -> Sequence[int]:
+  """`wanted` numbers spread over 0 … count − 1: not chosen by what they show."""
+  return [i * count // wanted for i in range(min(wanted, count))]
+
+
+def made(config: Config, seconds: float) -> dict[str, str]:
+  settings = ", ".join(f"{name}={value}" for name, value in config_lib.leaves(config).items())
+  versions = ", ".join(f"{name} {version}" for name, version in config_lib.versions().items())
+  return {
+    "date": datetime.date.today().isoformat(),
+    "command": "spatial-vlm demo",
+    "settings": settings,
+    "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
+    "versions": versions,
+    "duration of the stages": f"{seconds / 60:.1f} min",
+  }

@@ -1,0 +1,122 @@
+"""Measure a method on held-out records: accuracy with its interval, boxes, tokens, seconds per answer.
+
+Every answer is stored in WORKDIR/predictions, one file a batch; results.json and a table on the terminal follow from
+them. Methods: `majority` (no model), `zero-shot` (the likelier of yes and no), `direct`, `chain`, and `reuse` (a
+recalled behavior and the short form, the full chain where nothing is similar enough). Interrupted, the same
+command goes on with the first batch that is missing.
+
+  spatial-vlm evaluate --config.method=chain --config.checkpoint=runs/sft/export --workdir runs/evaluate_sft
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from etils import epath
+
+from spatial_vlm.commands.asking import (
+  Asker,
+  PromptShape,
+  Written,
+  stored_answers,
+  written_verdicts,
+)
+from spatial_vlm.commands.setup import Policy, load_policy
+from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.data.prompts import question
+from spatial_vlm.data.records import First, JsonlSource, read_records
+from spatial_vlm.data.relations import META_CATEGORY
+from spatial_vlm.evaluation import report, scoring
+from spatial_vlm.evaluation.scoring import Prediction
+from spatial_vlm.model.qwen3_vl import prefill
+from spatial_vlm.reuse.embedder import LexicalEmbedder
+from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.prompt import Plan, plan_answers
+from spatial_vlm.types import Prompts
+
+METHODS = ("majority", "zero-shot", "direct", "chain", "reuse")
+HARMLESS = ("timed_questions",)
+
+
+def run(config: Config, workdir: epath.Path, args) -> None:
+  if config.method not in METHODS:
+    raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")
+  snapshot(config, workdir, HARMLESS)
+  data = config.data
+  source = JsonlSource(data.records, data.images, data.boxes or None, data.max_bad_share)
+  examples = First(source, config.limit or len(source))
+  if config.method == "majority":
+    train, _ = read_records(data.training_records, data.images, data.max_bad_share)
+    labels = ((record.relation, record.label) for record in train)
+    predictions = scoring.majority_predictions(labels, examples)
+  else:
+    predictions = ask_all(config, workdir, examples)
+  (workdir / "predictions.jsonl").write_text("".join(p.to_json() + "\n" for p in predictions))
+  scores = scoring.score(predictions, META_CATEGORY)
+  row = report.result_row(config.method, scores)
+  (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+  (workdir / "results.json").write_text(report.results_json([row]))
+  print(report.table([row]))
+
+
+
+def ask_all(config: Config, workdir: epath.Path, examples: First) -> list[Prediction]:
+  """Stored answers, and those still missing; then the timed questions."""
+  policy = load_policy(config.checkpoint)
+  index = None
+  if config.method == "reuse":
+    index = BehaviorIndex.load(config.behaviors, LexicalEmbedder())
+    index.handbook.refuse_leaks(splits=(epath.Path(config.data.records).stem,))
+  shape = PromptShape(config.prompt_tokens, config.patches)
+  plan = functools.partial(planned, config.method, index, config.behavior_tokens)
+  judge = likelier if config.method == "zero-shot" else written_verdicts
+  asker = Asker(policy, shape, config.max_tokens, plan, judge)
+  predictions = stored_answers(
+    workdir / "predictions", asker, examples, config.batch_size, config.data.max_bad_share, config.method
+  )
+  return with_seconds(predictions, time_one_by_one(asker, examples, config.timed_questions))
+
+
+def planned(method: str, index: BehaviorIndex | None, behavior_tokens: int, caption: str) -> Plan:
+  """In which form the caption is asked about."""
+  if index is not None:
+    return plan_answers(index, [caption], behavior_tokens)[0]
+  form = "chain" if method == "chain" else "direct"
+  return Plan(form, question(caption, form), None, 0.0)
+
+
+def time_one_by_one(asker: Asker, examples: First, count: int) -> dict[int, float]:
+  """Seconds from a picture and a statement to the parsed answer, one question at a time, retrieval included.
+
+  The first question is asked once before, so that compilation is not measured.
+  """
+  seconds = {}
+  for index in [0, *range(min(count, len(examples)))]:
+    try:
+      example = examples[index]
+    except ValueError:
+      continue  # reported when the batches were made
+    start = time.perf_counter()
+    asker.answer([asker.encode(example)], [example.id])
+    seconds[example.id] = time.perf_counter() - start
+  return seconds
+
+
+def with_seconds(predictions: Sequence[Prediction], seconds: dict[int, float]) -> list[Prediction]:
+  return [dataclasses.replace(p, seconds=seconds.get(p.id)) for p in predictions]
+
+
+def likelier(policy: Policy, prompts: Prompts, texts: Sequence[Written]) -> list[int]:
+  """1 where "Yes" is likelier than "No" as the first token of the answer, else 0."""
+  (yes,), (no,) = (policy.processor.encode_text(word) for word in ("Yes", "No"))
+  scores = first_token_logits(policy.params, prompts, policy.model)
+  return np.asarray(scores[:, yes] > scores[:, no]).astype(int).tolist()
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def first_token_logits(params, prompts, model):
+  return prefill(params, model, prompts, 0)[0]
