@@ -27,7 +27,7 @@ def tiny() -> ConfigDict:
       batch_size=256,
       prompt_tokens=64,
       patches=64,
-      max_tokens=128,
+      max_tokens=144,
       min_support=5,  # correct chains that must agree on a procedure
       max_entries=64,  # limits of the handbook
       max_handbook_tokens=4096,

@@ -36,11 +36,12 @@ def tiny() -> ConfigDict:
       micro_batches=1,
       eps_low=0.2,
       eps_high=0.28,
-      max_tokens=128,
+      max_tokens=144,
       overlong_cache_tokens=16,
       temperature=1.0,
       chunk_tokens=8192,
       remat="none",
+      dtype="float32",  # of the computation; weights and optimizer are float32
       mesh=dict(data=-1, fsdp=1, tensor=1),
       optimizer=dict(
         learning_rate=1e-4,
@@ -80,6 +81,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.overlong_cache_tokens = 256
   config.chunk_tokens = 1024
   config.remat = "full"
+  config.dtype = "bfloat16"
   config.mesh = dict(data=1, fsdp=-1, tensor=1)
   config.optimizer.learning_rate = 1e-6
   config.optimizer.warmup_steps = 320  # updates: 20 batches

@@ -43,6 +43,7 @@ def tiny() -> ConfigDict:
       micro_batches=1,
       chunk_tokens=8192,  # positions whose logits are held at once
       remat="none",
+      dtype="float32",  # of the computation; weights and optimizer are float32
       mesh=dict(data=-1, fsdp=1, tensor=1),
       optimizer=dict(
         learning_rate=1e-3,
@@ -102,6 +103,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.micro_batches = 4
   config.chunk_tokens = 1024
   config.remat = "full"
+  config.dtype = "bfloat16"
   config.mesh = dict(data=1, fsdp=-1, tensor=1)
   config.optimizer.learning_rate = 1e-5
   config.optimizer.warmup_steps = 30

@@ -81,7 +81,9 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
   if missing := [name for name, value in leaves(config).items() if value is REQUIRED]:
     flags = " ".join(f"--config.{name}=…" for name in missing)
     raise UsageError(f"{spec} needs values for {', '.join(missing)}: add {flags}")
-  return Config(config.copy_and_resolve_references()).lock()
+  loaded = Config(config.copy_and_resolve_references())
+  loaded.lock()
+  return loaded
 
 
 def read_preset(spec: str) -> config_dict.ConfigDict:

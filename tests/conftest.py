@@ -1,5 +1,7 @@
-"""Settings of every test: eight CPU devices, strict broadcasting, no network."""
+"""Settings of every test: eight CPU devices, strict broadcasting, no network; and the smallest model there is."""
 
+import dataclasses
+import json
 import os
 
 # Read when jax, transformers and the thread pools are first imported.
@@ -10,6 +12,91 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory):
+  """Compiled programs kept for the session, also for the processes that a test starts (with this environment)."""
+  folder = tmp_path_factory.mktemp("compilation_cache")
+  settings = {
+    "jax_compilation_cache_dir": str(folder),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  return {name.upper(): str(value) for name, value in settings.items()}
+
+
+@pytest.fixture(scope="session")
+def nano(tmp_path_factory, compilation_cache):
+  """Hugging Face folder of a tiny model that is smaller still (about 60,000 parameters), all of them random."""
+  from spatial_vlm.model.config import PRESETS
+  from spatial_vlm.model.qwen3_vl import init_params
+  from spatial_vlm.model.weights import write_checkpoint
+  from spatial_vlm.processor.tiny_tokenizer import train_tokenizer
+  from spatial_vlm.processor.tokenizer import fit_config, load_tokenizer
+  from spatial_vlm.synthesis.scene_teacher import vocabulary_texts
+
+  folder = tmp_path_factory.mktemp("nano")
+  train_tokenizer(vocabulary_texts(300, 0), 512, folder)
+  tiny = PRESETS["tiny"]
+  width = {"hidden_size": 32, "intermediate_size": 64}
+  vision = {"depth": 2, "num_heads": 2, "out_hidden_size": 32, "deepstack_visual_indexes": (0,)}
+  text = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+  rotary = {"head_dim": 16, "mrope_section": (4, 2, 2)}
+  sizes = dataclasses.replace(
+    tiny,
+    vision=dataclasses.replace(tiny.vision, **width, **vision),
+    text=dataclasses.replace(tiny.text, **width, **text, **rotary),
+  )
+  model = fit_config(sizes, load_tokenizer(folder))
+  write_checkpoint(folder, model, jax.device_get(init_params(model, jax.random.key(0))))
+  return folder
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory):
+  """What `spatial-vlm scenes` writes: 64 training, 32 validation and 32 test records, and 16 chains."""
+  from spatial_vlm import cli
+
+  workdir = tmp_path_factory.mktemp("scenes")
+  counts = {"counts.train": 64, "counts.validation": 32, "counts.test": 32, "chains": 16, "sheet": 4}
+  settings = [f"--config.{name}={count}" for name, count in counts.items()]
+  assert cli.main(["scenes", "--workdir", str(workdir), *settings]) == 0
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory, nano, scenes_folder):
+  """The nano model after `sft` on two chains of the teacher, one true and one false, given to all records at random.
+
+  Its answers parse and their numbers agree, and by chance half of them are right: food for `dapo` and `behaviors`.
+  """
+  from spatial_vlm import cli
+  from spatial_vlm.data import conversations, prompts
+
+  workdir = tmp_path_factory.mktemp("taught")
+  pair = [conversations.parse(line) for line in (scenes_folder / "chains.jsonl").read_bytes().splitlines()[:2]]
+  records = map(json.loads, (scenes_folder / "train.jsonl").read_text().splitlines())
+  rows = [
+    conversations.Conversation(r["image"], prompts.question(r["caption"], "chain"), pair[i // 2 % 2].answer)
+    for i, r in enumerate(records)
+  ]
+  conversations.write(workdir / "conversations.jsonl", rows)
+  changes = {
+    "checkpoint": nano,
+    "data.conversations": workdir / "conversations.jsonl",
+    "data.images": scenes_folder / "images",
+    "epochs": 40,
+    "batch_size": 16,
+    "optimizer.learning_rate": 1e-2,
+    "checkpoint_steps": 1000,
+  }
+  settings = [f"--config.{name}={value}" for name, value in changes.items()]
+  assert cli.main(["sft", "--workdir", str(workdir), *settings]) == 0
+  return workdir / "export"

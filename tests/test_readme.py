@@ -21,7 +21,9 @@ def test_functions_and_tests_of_the_equations_exist():
 
 
 def test_commands_are_listed():
-  assert re.findall(r"^\| `(\w+)` \|", README.partition("## Configuration")[0], re.MULTILINE) == list(COMMANDS)
+  assert re.findall(
+    r"^\| `(\w+)` \|", README.partition("## Configuration")[0], re.MULTILINE
+  ) == list(COMMANDS)
 
 
 def test_results_have_their_place():

@@ -27,11 +27,19 @@ COLORS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("photo", metavar="PHOTO", help="an image file")
-  parser.add_argument("statement", metavar="STATEMENT", help='such as "The cat is left of the mug."')
-  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="Hugging Face folder of a Qwen3-VL model")
-  parser.add_argument("--behaviors", metavar="DIR", help="index written by `behaviors`: answer in the short form")
+  parser.add_argument(
+    "statement", metavar="STATEMENT", help='such as "The cat is left of the mug."'
+  )
+  parser.add_argument(
+    "--checkpoint", required=True, metavar="DIR", help="Hugging Face folder of a Qwen3-VL model"
+  )
+  parser.add_argument(
+    "--behaviors", metavar="DIR", help="index written by `behaviors`: answer in the short form"
+  )
   parser.add_argument("--direct", action="store_true", help="ask for Yes or No alone")
-  parser.add_argument("--draw", metavar="FILE.png", help="write the photograph with the boxes of the answer")
+  parser.add_argument(
+    "--draw", metavar="FILE.png", help="write the photograph with the boxes of the answer"
+  )
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
@@ -45,14 +53,17 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   prompts = collate(policy.processor, [row], [0], [-1], shape)
   (answer,) = written(policy, greedy(policy, policy.params, prompts, config.max_tokens))
   parsed = None if answer.truncated else answers.parse(answer.text)
-  verdict = {None: "none: the answer does not parse", 1: "yes", 0: "no"}[parsed.verdict if parsed else None]
+  verdict = {None: "none: the answer does not parse", 1: "yes", 0: "no"}[
+    parsed.verdict if parsed else None
+  ]
   cut = f", cut off at max_tokens {config.max_tokens}" if answer.truncated else ""
   print(answer.text)
   print(f"\nverdict: {verdict}")
   print(f"tokens: {answer.tokens} generated{cut}, {len(row.tokens)} read")
   if args.draw:
     boxes = answers.parse_boxes(answer.text)
-    draw(image, boxes).save(args.draw)
+    with user_errors():
+      draw(image, boxes).save(args.draw)
     print(f"{len(boxes)} boxes drawn in {args.draw}")
 
 
@@ -71,7 +82,9 @@ def draw(image: Image.Image, boxes: dict[str, answers.Box]) -> Image.Image:
   for i, (name, (x1, y1, x2, y2)) in enumerate(boxes.items()):
     color = COLORS[i % len(COLORS)]
     left, top = x1 * picture.width / 1000, y1 * picture.height / 1000
-    pen.rectangle((left, top, x2 * picture.width / 1000, y2 * picture.height / 1000), outline=color, width=3)
+    pen.rectangle(
+      (left, top, x2 * picture.width / 1000, y2 * picture.height / 1000), outline=color, width=3
+    )
     at = (left + 4, max(0, top - 14))
     pen.rectangle(pen.textbbox(at, name), fill=color)
     pen.text(at, name, fill="white")

@@ -28,7 +28,10 @@ class PromptShape(NamedTuple):
   patches: int
 
   def holds(self, row: Encoded) -> bool:
-    return len(row.tokens) <= self.tokens and sum(len(patches) for patches, _ in row.images) <= self.patches
+    return (
+      len(row.tokens) <= self.tokens
+      and sum(len(patches) for patches, _ in row.images) <= self.patches
+    )
 
 
 class Written(NamedTuple):
@@ -44,7 +47,11 @@ def encode_question(processor: Processor, image: Image.Image | np.ndarray, text:
 
 
 def collate(
-  processor: Processor, rows: Sequence[Encoded], ids: Sequence[int], labels: Sequence[int], shape: PromptShape
+  processor: Processor,
+  rows: Sequence[Encoded],
+  ids: Sequence[int],
+  labels: Sequence[int],
+  shape: PromptShape,
 ) -> Prompts:
   """Raises UsageError when a prompt does not fit into `shape`."""
   for id, row in zip(ids, rows, strict=True):
@@ -56,7 +63,9 @@ def collate(
   return collate_prompts(rows, processor, ids, labels, shape.tokens, shape.patches)
 
 
-def greedy(policy: Policy, params: Params, prompts: Prompts, max_tokens: int) -> rollout.Completions:
+def greedy(
+  policy: Policy, params: Params, prompts: Prompts, max_tokens: int
+) -> rollout.Completions:
   """The likeliest answer to every prompt, token by token."""
   return rollout.generate(
     params,
@@ -109,7 +118,9 @@ class Asker(NamedTuple):
   def answer(self, rows: Sequence[Row], ids: Sequence[int]) -> list[Prediction]:
     """Predictions for the rows whose id is not −1: those only fill the batch."""
     policy = self.policy
-    prompts = collate(policy.processor, [row for _, _, row in rows], ids, [-1] * len(ids), self.shape)
+    prompts = collate(
+      policy.processor, [row for _, _, row in rows], ids, [-1] * len(ids), self.shape
+    )
     texts = written(policy, greedy(policy, policy.params, prompts, self.max_tokens))
     verdicts = self.judge(policy, prompts, texts)
     return [
@@ -124,7 +135,12 @@ END = '{"end": true}'
 
 
 def stored_answers(
-  folder: epath.Path, asker: Asker, examples: First, batch_size: int, max_bad_share: float, name: str
+  folder: epath.Path,
+  asker: Asker,
+  examples: First,
+  batch_size: int,
+  max_bad_share: float,
+  name: str,
 ) -> list[Prediction]:
   """Answers to all examples: those that earlier starts left in `folder`, one file a batch, and the missing ones."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +176,9 @@ def read_part(path: epath.Path) -> list[Prediction] | None:
   return [Prediction.from_json(line) for line in lines] if last == END else None
 
 
-def prediction(example: Example, plan: Plan, row: Encoded, text: Written, verdict: int) -> Prediction:
+def prediction(
+  example: Example, plan: Plan, row: Encoded, text: Written, verdict: int
+) -> Prediction:
   return Prediction(
     id=example.id,
     caption=example.record.caption,

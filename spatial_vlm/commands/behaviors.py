@@ -1,8 +1,8 @@
 """Distil a policy's correct answers into named behaviors, and index them for retrieval.
 
 The policy answers training records in full chains. Chains that are right and whose numbers agree are verified;
-procedures that many of them share become behaviors (WORKDIR/index, searched by ScaNN). WORKDIR/conversations.jsonl holds
-the same verified answers, most of them in the short form that cites its behavior: `sft` teaches it from them.
+procedures that many of them share become behaviors (WORKDIR/index, searched by ScaNN). WORKDIR/conversations.jsonl
+holds the same verified answers, most of them in the short form that cites its behavior: `sft` teaches it from them.
 Interrupted, the same command goes on with the first batch of answers that is missing.
 
   spatial-vlm behaviors --config configs/behaviors.py:tiny --workdir runs/behaviors
@@ -11,7 +11,7 @@ Interrupted, the same command goes on with the first batch of answers that is mi
 from etils import epath
 
 from spatial_vlm.commands.asking import Asker, PromptShape, stored_answers
-from spatial_vlm.commands.setup import load_policy
+from spatial_vlm.commands.setup import check_positive, load_policy, user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation
@@ -29,14 +29,23 @@ from spatial_vlm.reuse.extraction import (
 from spatial_vlm.reuse.index import BehaviorIndex
 from spatial_vlm.reuse.prompt import Plan, plan_answers
 
+HARMLESS = ("min_support", "max_entries", "max_handbook_tokens", "similarity_floor", "full_share")
+"""Settings that may change between two starts: what depends on them is made anew from the stored answers."""
+
 
 def run(config: Config, workdir: epath.Path, args) -> None:
-  snapshot(config, workdir)
-  data = config.data
-  source = JsonlSource(data.records, data.images, max_bad_share=data.max_bad_share)
-  examples = First(source, config.limit or len(source))
-  policy = load_policy(config.checkpoint)
-  asker = Asker(policy, PromptShape(config.prompt_tokens, config.patches), config.max_tokens, full_chain)
+  with user_errors():
+    check(config)
+    data = config.data
+    source = JsonlSource(data.records, data.images, max_bad_share=data.max_bad_share)
+    examples = First(source, config.limit or len(source))
+    policy = load_policy(config.checkpoint)
+    handbook = Handbook(config.max_entries, config.max_handbook_tokens)
+    index = BehaviorIndex(handbook, LexicalEmbedder(), config.similarity_floor)
+    snapshot(config, workdir, HARMLESS)
+  asker = Asker(
+    policy, PromptShape(config.prompt_tokens, config.patches), config.max_tokens, full_chain
+  )
   predictions = stored_answers(
     workdir / "predictions", asker, examples, config.batch_size, data.max_bad_share, "full chains"
   )
@@ -44,20 +53,28 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   solutions = [solution(split, p) for p in predictions]
   count_tokens = lambda text: len(policy.processor.encode_text(text))  # noqa: E731
   found = extract_behaviors(solutions, count_tokens, config.min_support)
-  handbook = Handbook(config.max_entries, config.max_handbook_tokens).upsert(found)
-  if not handbook:
+  index.upsert(found)
+  if not index.handbook:
     raise UsageError(
-      f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy that "
-      "answers more of them right, more records, or a lower min_support"
+      f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy "
+      "that answers more of them right, more records, or a lower min_support"
     )
-  index = BehaviorIndex(handbook, LexicalEmbedder(), config.similarity_floor)
   index.save(workdir / "index")
   images = [source.image_name(p.id) for p in predictions]
   rows = lessons(index, solutions, images, config.full_share, config.max_handbook_tokens)
   conversations.write(workdir / "conversations.jsonl", rows)
-  for behavior in handbook.behaviors:
+  for behavior in index.handbook.behaviors:
     print(f"{behavior.line}  [{len(behavior.provenance)} chains]")
-  print(f"{len(rows)} verified answers of {len(predictions)} are in {workdir / 'conversations.jsonl'}")
+  print(
+    f"{len(rows)} verified answers of {len(predictions)} are in {workdir / 'conversations.jsonl'}"
+  )
+
+
+def check(config: Config) -> None:
+  """Raises UsageError for settings out of their range."""
+  check_positive(config, "batch_size", "max_tokens", "min_support")
+  if not 0 <= config.full_share <= 1:
+    raise UsageError(f"full_share is {config.full_share}; it is a share, from 0 to 1")
 
 
 def full_chain(caption: str) -> Plan:
@@ -69,7 +86,11 @@ def solution(split: str, p: Prediction) -> Solution:
 
 
 def lessons(
-  index: BehaviorIndex, solutions: list[Solution], images: list[str], full_share: float, behavior_tokens: int
+  index: BehaviorIndex,
+  solutions: list[Solution],
+  images: list[str],
+  full_share: float,
+  behavior_tokens: int,
 ) -> list[Conversation]:
   """Verified answers as training data: every 1/full_share-th stays a full chain, the others come in the short form."""
   rows = []

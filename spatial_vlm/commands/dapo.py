@@ -9,9 +9,10 @@ the middle of collecting a batch.
 """
 
 import functools
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +26,27 @@ from spatial_vlm.commands.asking import PromptShape, collate, encode_question, g
 from spatial_vlm.commands.setup import (
   HARMLESS,
   Policy,
+  check_positive,
+  check_training,
   find_folder,
   load_policy,
   place_state,
   progress,
+  user_errors,
   write_policy,
 )
 from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data.pipeline import TooManyBadRecords, prompt_order
+from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.data.prompts import question
-from spatial_vlm.data.records import BadRecordError, Example, JsonlSource
+from spatial_vlm.data.records import (
+  BadRecord,
+  BadRecordError,
+  Example,
+  JsonlSource,
+  TooManyBadRecords,
+)
 from spatial_vlm.optim import make_optimizer
+from spatial_vlm.processor.chat import Encoded
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards import AnswerAutomaton, answer_automaton, is_correct, verdicts
 from spatial_vlm.train import dapo
@@ -45,15 +56,17 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
-  check(config)
-  snapshot(config, workdir, HARMLESS)
-  policy = load_policy(config.checkpoint)
-  automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
-  settings = dapo_settings(config, policy)
-  updates = config.steps * config.minibatches
-  optimizer = make_optimizer(ConfigDict({**config.optimizer, "total_steps": updates}))
-  mesh = sharding.make_mesh(config.mesh)
-  prompts_at = training_prompts(config, policy, mesh)
+  with user_errors():
+    check(config)
+    policy = load_policy(config.checkpoint)
+    automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+    settings = dapo_settings(config, policy)
+    updates = config.steps * config.minibatches
+    optimizer = make_optimizer(ConfigDict({**config.optimizer, "total_steps": updates}))
+    mesh = sharding.make_mesh(config.mesh)
+    prompts_at = training_prompts(config, policy, mesh)
+    validate = validation(config, policy, automaton, mesh)
+    snapshot(config, workdir, HARMLESS)
   key = jax.random.fold_in(jax.random.key(config.seed), Purpose.ROLLOUT)
 
   def sample(params: Params, prompts: Prompts, cursor: int) -> Rollout:
@@ -74,10 +87,10 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     settings=settings,
     steps=config.steps,
   )
-  validate = validation(config, policy, automaton, mesh)
   with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
     if checkpoints.latest() is not None:
-      state, _ = checkpoints.restore(state)
+      with user_errors():
+        state, _ = checkpoints.restore(state)
     state = train(config, workdir, state, loop, validate, checkpoints)
   write_policy(workdir / "export", find_folder(config.checkpoint), policy.model, state.train.params)
 
@@ -115,10 +128,12 @@ def train(
 
 
 def report(config: Config, batch: int, values: dict[str, float], bar) -> None:
-  if values["kept/groups"] < config.prompts:
+  groups = int(values["kept/groups"])
+  if groups < config.prompts:
+    consequence = "the update took these" if groups else "no update was made"
     bar.write(
-      f"batch {batch}: after {values['rounds']:.0f} rounds {values['kept/groups']:.0f} of {config.prompts} groups were "
-      "neither all right nor all wrong; the update took these"
+      f"batch {batch}: after {values['rounds']:.0f} rounds {groups} of {config.prompts} groups were neither all right "
+      f"nor all wrong; {consequence}"
     )
   bar.set_postfix(
     sampled=f"{values['sampled/accuracy']:.3f}",
@@ -130,6 +145,25 @@ def report(config: Config, batch: int, values: dict[str, float], bar) -> None:
 
 def check(config: Config) -> None:
   """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
+  check_training(config)
+  check_positive(
+    config,
+    *(
+      "steps",
+      "prompts",
+      "round_prompts",
+      "max_rounds",
+      "minibatches",
+      "micro_batches",
+      "max_tokens",
+      "chunk_tokens",
+    ),
+    *("validate_steps", "validate_prompts", "validate_batch", "checkpoint_steps"),
+  )
+  if config.temperature <= 0:
+    raise UsageError(
+      f"temperature is {config.temperature}; answers are sampled, so it must be above 0"
+    )
   per_update = config.prompts // config.minibatches
   if config.prompts % config.minibatches or per_update % config.micro_batches:
     raise UsageError(
@@ -137,10 +171,13 @@ def check(config: Config) -> None:
       "micro_batches; each must divide what it cuts"
     )
   if config.samples < 2:
-    raise UsageError(f"samples is {config.samples}; a group needs at least 2 answers to be compared")
+    raise UsageError(
+      f"samples is {config.samples}; a group needs at least 2 answers to be compared"
+    )
   if not 0 <= config.overlong_cache_tokens <= config.max_tokens:
     raise UsageError(
-      f"overlong_cache_tokens is {config.overlong_cache_tokens}; it must lie between 0 and max_tokens {config.max_tokens}"
+      f"overlong_cache_tokens is {config.overlong_cache_tokens}; it must lie between 0 and max_tokens "
+      f"{config.max_tokens}"
     )
 
 
@@ -157,59 +194,103 @@ def place_run(mesh: Mesh, train, sample, prompts_at, settings: dapo.DapoSettings
   shapes = jax.eval_shape(lambda t: dapo.init_state(t, groups, settings), train)
   shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
   shardings = shardings.replace(
-    train=jax.tree.map(lambda x: x.sharding, train), buffer=sharding.batch_sharding(mesh, shapes.buffer)
+    train=jax.tree.map(lambda x: x.sharding, train),
+    buffer=sharding.batch_sharding(mesh, shapes.buffer),
   )
   return jax.jit(lambda t: dapo.init_state(t, groups, settings), out_shardings=shardings)(train)
+
+
+Question = tuple[Example, Encoded]
+
+
+def question_reader(
+  config: Config, policy: Policy, source: JsonlSource
+) -> Callable[[int], Question | None]:
+  """Number of a record -> the record and its question, None where the picture is broken or the question too long.
+
+  Such a record is logged once and counted; TooManyBadRecords is raised when they exceed `max_bad_share`.
+  """
+  shape = prompt_shape(config)
+  bad: dict[int, BadRecord] = {}
+
+  def encoded(number: int) -> Question:
+    example = source[number]
+    row = encode_question(
+      policy.processor, example.image, question(example.record.caption, "chain")
+    )
+    if not shape.holds(row):
+      reason = f"has {len(row.tokens)} tokens and {sum(len(p) for p, _ in row.images)} patches, more than {shape}"
+      raise BadRecordError(BadRecord("record", number, reason))
+    return example, row
+
+  def read(number: int) -> Question | None:
+    try:
+      return encoded(number)
+    except BadRecordError as error:
+      if number not in bad:
+        log.warning("left out %s", error)
+        bad[number] = error.bad
+      if len(bad) > source.max_bad_share * len(source) or len(bad) == len(source):
+        raise TooManyBadRecords(list(bad.values()), len(source), source.max_bad_share) from error
+      return None
+
+  return read
 
 
 def training_prompts(config: Config, policy: Policy, mesh: Mesh) -> Callable[[int], Prompts]:
   """cursor -> the prompts of a round, from the endless shuffled stream of records.
 
-  A record whose picture turns out broken is logged once, counted, and replaced by the one after it in the file.
+  In place of a record that cannot be used comes the next in the file that can.
   """
-  source = JsonlSource(config.data.records, config.data.images, max_bad_share=config.data.max_bad_share)
+  source = JsonlSource(
+    config.data.records, config.data.images, max_bad_share=config.data.max_bad_share
+  )
   order = prompt_order(config.seed, len(source))
-  broken: set[int] = set()
+  read = question_reader(config, policy, source)
 
-  def usable(number: int) -> Example:
-    try:
-      return source[number]
-    except BadRecordError as error:
-      if number not in broken:
-        log.warning("left out %s", error)
-        broken.add(number)
-      if len(broken) > config.data.max_bad_share * len(source):
-        raise TooManyBadRecords(
-          f"{len(broken)} of {len(source)} pictures are broken, the last is {error}; mend them or raise max_bad_share"
-        ) from error
-      return usable((number + 1) % len(source))
+  def usable(number: int) -> Question:
+    following = (read(n % len(source)) for n in itertools.count(number))
+    return next(found for found in following if found is not None)
 
   def prompts_at(cursor: int) -> Prompts:
-    examples = [usable(order(cursor + i)) for i in range(config.round_prompts)]
-    return ask(config, policy, mesh, examples)
+    return ask(
+      config, policy, mesh, [usable(order(cursor + i)) for i in range(config.round_prompts)]
+    )
 
   return prompts_at
 
 
-def ask(config: Config, policy: Policy, mesh: Mesh, examples: list[Example]) -> Prompts:
-  processor = policy.processor
-  rows = [encode_question(processor, e.image, question(e.record.caption, "chain")) for e in examples]
-  ids, labels = [e.id for e in examples], [e.record.label for e in examples]
-  shape = PromptShape(config.data.prompt_tokens, config.data.patches)
-  return sharding.put_batch(mesh, collate(processor, rows, ids, labels, shape))
+def prompt_shape(config: Config) -> PromptShape:
+  return PromptShape(config.data.prompt_tokens, config.data.patches)
 
 
-def validation(config: Config, policy: Policy, automaton: AnswerAutomaton, mesh: Mesh) -> Callable[[Params], float]:
+def ask(config: Config, policy: Policy, mesh: Mesh, questions: Sequence[Question]) -> Prompts:
+  rows = [row for _, row in questions]
+  ids, labels = zip(*((example.id, example.record.label) for example, _ in questions), strict=True)
+  return sharding.put_batch(
+    mesh, collate(policy.processor, rows, ids, labels, prompt_shape(config))
+  )
+
+
+def validation(
+  config: Config, policy: Policy, automaton: AnswerAutomaton, mesh: Mesh
+) -> Callable[[Params], float]:
   """Parameters -> share of right greedy answers to the first `validate_prompts` records of the validation split."""
-  source = JsonlSource(config.data.validation, config.data.images, max_bad_share=config.data.max_bad_share)
-  count = min(config.validate_prompts, len(source)) // config.validate_batch * config.validate_batch
+  source = JsonlSource(
+    config.data.validation, config.data.images, max_bad_share=config.data.max_bad_share
+  )
+  read = question_reader(config, policy, source)
+  usable = (found for number in range(len(source)) if (found := read(number)) is not None)
+  questions = list(itertools.islice(usable, config.validate_prompts))
+  size = config.validate_batch
+  count = len(questions) // size * size
   if not count:
     raise UsageError(
-      f"{len(source)} validation records do not fill one batch; validate_batch is {config.validate_batch}: lower it"
+      f"{len(questions)} validation records do not fill one batch; validate_batch is {size}: lower it, or raise "
+      "validate_prompts"
     )
   batches = [
-    ask(config, policy, mesh, [source[i] for i in range(start, start + config.validate_batch)])
-    for start in range(0, count, config.validate_batch)
+    ask(config, policy, mesh, questions[start : start + size]) for start in range(0, count, size)
   ]
 
   def accuracy(params: Params) -> float:

@@ -169,7 +169,9 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     folder = workdir / stage.folder
     if (seconds := finished(folder)) is None:
       pace = took / expected if took else 1.0
-      left = pace * sum(s.seconds for s in plan[number - 1 :] if finished(workdir / s.folder) is None)
+      left = pace * sum(
+        s.seconds for s in plan[number - 1 :] if finished(workdir / s.folder) is None
+      )
       print(f"\n[{number}/{len(plan)}] {stage.title} · {minutes(left)} left", flush=True)
       seconds = execute(stage, folder, args)
     expected, took = expected + stage.seconds, took + seconds
@@ -213,7 +215,9 @@ def write_report(config: Config, workdir: epath.Path, seconds: float) -> None:
   (workdir / "report.md").write_text(text)
   (workdir / "results.json").write_text(report.results_json(rows))
   print(f"\n{report.table(rows)}\n")
-  print(f"report: {workdir / 'report.md'}   figures beside it   numbers: {workdir / 'results.json'}")
+  print(
+    f"report: {workdir / 'report.md'}   figures beside it   numbers: {workdir / 'results.json'}"
+  )
 
 
 def read_predictions(folder: epath.Path) -> Iterator[Prediction]:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from spatial_vlm.commands.asking import (
   stored_answers,
   written_verdicts,
 )
-from spatial_vlm.commands.setup import Policy, load_policy
+from spatial_vlm.commands.setup import Policy, check_positive, load_policy, user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data.prompts import question
 from spatial_vlm.data.records import First, JsonlSource, read_records
@@ -40,21 +40,20 @@ from spatial_vlm.types import Prompts
 
 METHODS = ("majority", "zero-shot", "direct", "chain", "reuse")
 HARMLESS = ("timed_questions",)
+"""The one setting that may change between two starts: the stored answers do not depend on it."""
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   if config.method not in METHODS:
     raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")
-  snapshot(config, workdir, HARMLESS)
-  data = config.data
-  source = JsonlSource(data.records, data.images, data.boxes or None, data.max_bad_share)
-  examples = First(source, config.limit or len(source))
-  if config.method == "majority":
-    train, _ = read_records(data.training_records, data.images, data.max_bad_share)
-    labels = ((record.relation, record.label) for record in train)
-    predictions = scoring.majority_predictions(labels, examples)
-  else:
-    predictions = ask_all(config, workdir, examples)
+  with user_errors():
+    check_positive(config, "batch_size", "max_tokens")
+    data = config.data
+    source = JsonlSource(data.records, data.images, data.boxes or None, data.max_bad_share)
+    examples = First(source, config.limit or len(source))
+    answer = majority(config) if config.method == "majority" else model_answers(config, workdir)
+    snapshot(config, workdir, HARMLESS)
+  predictions = answer(examples)
   (workdir / "predictions.jsonl").write_text("".join(p.to_json() + "\n" for p in predictions))
   scores = scoring.score(predictions, META_CATEGORY)
   row = report.result_row(config.method, scores)
@@ -63,9 +62,16 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   print(report.table([row]))
 
 
+def majority(config: Config) -> Callable[[First], list[Prediction]]:
+  """Examples -> the likelier label of their relation."""
+  data = config.data
+  train, _ = read_records(data.training_records, data.images, data.max_bad_share)
+  labels = [(record.relation, record.label) for record in train]
+  return functools.partial(scoring.majority_predictions, labels)
 
-def ask_all(config: Config, workdir: epath.Path, examples: First) -> list[Prediction]:
-  """Stored answers, and those still missing; then the timed questions."""
+
+def model_answers(config: Config, workdir: epath.Path) -> Callable[[First], list[Prediction]]:
+  """Examples -> stored answers, and those still missing; then the timed questions."""
   policy = load_policy(config.checkpoint)
   index = None
   if config.method == "reuse":
@@ -75,10 +81,19 @@ def ask_all(config: Config, workdir: epath.Path, examples: First) -> list[Predic
   plan = functools.partial(planned, config.method, index, config.behavior_tokens)
   judge = likelier if config.method == "zero-shot" else written_verdicts
   asker = Asker(policy, shape, config.max_tokens, plan, judge)
-  predictions = stored_answers(
-    workdir / "predictions", asker, examples, config.batch_size, config.data.max_bad_share, config.method
-  )
-  return with_seconds(predictions, time_one_by_one(asker, examples, config.timed_questions))
+
+  def answer(examples: First) -> list[Prediction]:
+    predictions = stored_answers(
+      workdir / "predictions",
+      asker,
+      examples,
+      config.batch_size,
+      config.data.max_bad_share,
+      config.method,
+    )
+    return with_seconds(predictions, time_one_by_one(asker, examples, config.timed_questions))
+
+  return answer
 
 
 def planned(method: str, index: BehaviorIndex | None, behavior_tokens: int, caption: str) -> Plan:

@@ -12,7 +12,7 @@ import jax
 from etils import epath
 
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.commands.setup import find_folder, write_policy
+from spatial_vlm.commands.setup import find_folder, user_errors, write_policy
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.processor.chat import Processor
@@ -24,15 +24,21 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     settings = json.loads((run_folder / "config.json").read_text())["config"]
     source = find_folder(settings["checkpoint"])
   except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
-    raise UsageError(f"{run_folder} is no workdir of `sft` or `dapo` ({error!r}); give one with a config.json") from error
-  model = Processor.from_folder(source).model_config
+    raise UsageError(
+      f"{run_folder} is no workdir of `sft` or `dapo` ({error!r}); give one with a config.json"
+    ) from error
+  with user_errors():
+    model = Processor.from_folder(source).model_config
   params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
   # A DAPO run keeps its train state beside the groups it has collected.
   state = {"train": {"params": params}} if "samples" in settings else {"params": params}
   with Checkpoints(run_folder / "checkpoints") as checkpoints:
     if checkpoints.latest() is None:
-      raise UsageError(f"{run_folder} holds no complete checkpoint yet; let the run go on until it has written one")
+      raise UsageError(
+        f"{run_folder} holds no complete checkpoint yet; let the run go on until it has written one"
+      )
     step = checkpoints.latest()
-    state, _ = checkpoints.restore(state, partial=True)
+    with user_errors():
+      state, _ = checkpoints.restore(state, partial=True)
   write_policy(workdir, source, model, state.get("train", state)["params"])
   print(f"checkpoint {step} of {run_folder} is in {workdir}")

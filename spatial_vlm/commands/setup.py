@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from spatial_vlm import sharding
-from spatial_vlm.config import PACKAGE_FOLDER, UsageError
+from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
+from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.model.weights import read_checkpoint, write_checkpoint
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import SpecialIds
@@ -42,7 +43,9 @@ def find_folder(folder: str) -> epath.Path:
   for candidate in (path, epath.Path(PACKAGE_FOLDER.parent) / folder):
     if candidate.is_dir():
       return candidate
-  raise UsageError(f"checkpoint folder {folder} does not exist; give a Hugging Face folder of a Qwen3-VL model")
+  raise UsageError(
+    f"checkpoint folder {folder} does not exist; give a Hugging Face folder of a Qwen3-VL model"
+  )
 
 
 def load_policy(folder: str, from_scratch_seed: int | None = None) -> Policy:
@@ -58,7 +61,9 @@ def load_policy(folder: str, from_scratch_seed: int | None = None) -> Policy:
   return Policy(processor, model, params, SpecialIds.of(processor.tokenizer, model))
 
 
-def write_policy(folder: epath.Path, source: epath.Path, model: ModelConfig, params: Params) -> None:
+def write_policy(
+  folder: epath.Path, source: epath.Path, model: ModelConfig, params: Params
+) -> None:
   """A Hugging Face folder: the weights, and the tokenizer and processor files of `source`."""
   folder.mkdir(parents=True, exist_ok=True)
   for file in sorted(source.iterdir()):
@@ -72,7 +77,8 @@ HARMLESS = ("log_*", "checkpoint_*", "keep_*", "*.workers", "mesh.*")
 
 
 def place_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-  """A fresh train state, laid out over the mesh."""
+  """A fresh train state, its weights in float32, laid out over the mesh."""
+  params = jax.tree.map(lambda p: p.astype(np.float32), params)
   shapes = jax.eval_shape(lambda p: init_state(p, optimizer), params)
   shardings = sharding.state_shardings(mesh, shapes)
   params = jax.device_put(params, shardings.params)
@@ -82,8 +88,31 @@ def place_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformat
 def progress(name: str, done: int, total: int) -> tqdm:
   """A bar with the time left; only the first process shows it."""
   return tqdm(
-    total=total, initial=done, desc=name, dynamic_ncols=True, disable=jax.process_index() > 0, mininterval=1.0
+    total=total,
+    initial=done,
+    desc=name,
+    dynamic_ncols=True,
+    disable=jax.process_index() > 0,
+    mininterval=1.0,
   )
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+def check_training(config: Config) -> None:
+  """Raises UsageError for settings of the computation that do not exist."""
+  if config.remat not in REMAT_POLICIES:
+    raise UsageError(f"remat is {config.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
+  if config.dtype not in DTYPES:
+    raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
+
+
+def check_positive(config: Config, *names: str) -> None:
+  """Raises UsageError unless all these leaves are at least 1."""
+  for name in names:
+    if config[name] < 1:
+      raise UsageError(f"{name} is {config[name]}; it must be at least 1")
 
 
 @contextlib.contextmanager

@@ -20,10 +20,13 @@ from spatial_vlm import metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.setup import (
   HARMLESS,
+  check_positive,
+  check_training,
   find_folder,
   load_policy,
   place_state,
   progress,
+  user_errors,
   write_policy,
 )
 from spatial_vlm.config import Config, UsageError, snapshot
@@ -37,42 +40,29 @@ from spatial_vlm.train.sft import SftSettings, sft_loop, sft_step
 
 
 def run(config: Config, workdir, args) -> None:
-  check(config)
-  snapshot(config, workdir, HARMLESS)
-  policy = load_policy(config.checkpoint, config.seed if config.from_scratch else None)
-  source, to_messages = training_data(config)
-  total_steps = pipeline.num_batches(len(source), config.batch_size, config.epochs)
-  optimizer = make_optimizer(ConfigDict({**config.optimizer, "total_steps": total_steps}))
-  settings = SftSettings(config.micro_batches, config.chunk_tokens, config.remat)
-  mesh = sharding.make_mesh(config.mesh)
+  with user_errors():
+    check(config)
+    policy = load_policy(config.checkpoint, config.seed if config.from_scratch else None)
+    source, to_messages = training_data(config)
+    total_steps = pipeline.num_batches(len(source), config.batch_size, config.epochs)
+    optimizer = make_optimizer(ConfigDict({**config.optimizer, "total_steps": total_steps}))
+    settings = SftSettings(config.micro_batches, config.chunk_tokens, config.remat, config.dtype)
+    mesh = sharding.make_mesh(config.mesh)
+    batches = training_batches(config, source, to_messages, policy.processor)
+    snapshot(config, workdir, HARMLESS)
   state = place_state(mesh, policy.params, optimizer)
   step = functools.partial(sft_step, model=policy.model, optimizer=optimizer, settings=settings)
-  batches = pipeline.batches(
-    source,
-    functools.partial(encode_row, policy.processor, to_messages, config.data.max_tokens),
-    functools.partial(
-      collate_batch,
-      processor=policy.processor,
-      tokens_bucket=config.data.token_bucket,
-      patch_bucket=config.data.patch_bucket,
-    ),
-    batch_size=config.batch_size,
-    seed=config.seed,
-    epochs=config.epochs,
-    shuffle=not config.data.pretrain.scenes,  # pictures are random already, and their stages have an order
-    workers=config.data.workers,
-    max_bad_share=config.data.max_bad_share,
-    shard=pipeline.Shard(jax.process_index(), jax.process_count()),
-  )
   with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
     if checkpoints.latest() is not None:
-      state, host = checkpoints.restore(state)
+      with user_errors():
+        state, host = checkpoints.restore(state)
       batches.set_state(host["batches"])
     first = int(state.step)
     rows = (sharding.put_batch(mesh, batch) for batch in batches)
     with metrics.MetricsWriter(workdir) as writer, progress("sft", first, total_steps) as bar:
       sums: metrics.Sums = {}
-      for number, (state, of_step) in enumerate(sft_loop(state, rows, step, total_steps - first), first + 1):
+      updates = sft_loop(state, rows, step, total_steps - first)
+      for number, (state, of_step) in enumerate(updates, first + 1):
         sums = metrics.add(sums, of_step)
         if number % config.log_steps == 0 or number == total_steps:
           values = metrics.means(sums)
@@ -87,6 +77,10 @@ def run(config: Config, workdir, args) -> None:
 
 def check(config: Config) -> None:
   """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
+  check_training(config)
+  check_positive(
+    config, "batch_size", "micro_batches", "chunk_tokens", "log_steps", "checkpoint_steps", "epochs"
+  )
   if config.batch_size % config.micro_batches:
     raise UsageError(
       f"batch_size {config.batch_size} is no multiple of micro_batches {config.micro_batches}; change one of them"
@@ -108,9 +102,33 @@ def training_data(config: Config):
         for stage, (count, most) in enumerate(zip(pretrain.scenes, pretrain.objects, strict=True))
       ]
     )
-    return pictures, functools.partial(picture_messages, config.seed, pretrain.requests, pretrain.list_share)
+    return pictures, functools.partial(
+      picture_messages, config.seed, pretrain.requests, pretrain.list_share
+    )
   source = ConversationSource(data.conversations, data.images, data.max_bad_share)
   return source, lambda messages: messages
+
+
+def training_batches(config: Config, source, to_messages, processor: Processor):
+  """The rows of each batch that this process reads, in an order that a state of the iterator continues."""
+  data = config.data
+  return pipeline.batches(
+    source,
+    functools.partial(encode_row, processor, to_messages, data.max_tokens),
+    functools.partial(
+      collate_batch,
+      processor=processor,
+      tokens_bucket=data.token_bucket,
+      patch_bucket=data.patch_bucket,
+    ),
+    batch_size=config.batch_size,
+    seed=config.seed,
+    epochs=config.epochs,
+    shuffle=not data.pretrain.scenes,  # pictures are random already, and their stages have an order
+    workers=data.workers,
+    max_bad_share=data.max_bad_share,
+    shard=pipeline.Shard(jax.process_index(), jax.process_count()),
+  )
 
 
 class Stages:

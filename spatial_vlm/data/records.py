@@ -17,6 +17,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from spatial_vlm.answers import Box
+from spatial_vlm.config import UsageError
 from spatial_vlm.processor.image import UnreadableImage, open_image
 
 _log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class BadRecordError(UnreadableImage):
     self.bad = bad
 
 
-class TooManyBadRecords(ValueError):
+class TooManyBadRecords(UsageError):
   """More records were left out than the configured share allows."""
 
   def __init__(self, bad: list[BadRecord], total: int, max_bad_share: float):
@@ -256,11 +257,7 @@ def _find_image(folder: epath.Path, name: str) -> None:
   local = "://" not in os.fspath(folder)
   if local and not _inside(os.path.realpath(path), os.path.realpath(folder)):
     raise ValueError(f"image {name!r} leaves the image folder through a link")
-  try:
-    found = path.exists() and not path.is_dir()
-  except OSError:  # such as a name too long for the file system
-    found = False
-  if not found:
+  if not path.exists() or path.is_dir():
     raise ValueError(f"image {name!r} is not in {os.fspath(folder)}")
 
 

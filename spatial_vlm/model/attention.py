@@ -23,20 +23,24 @@ def mrope_angles(
   axis = np.zeros(head_dim // 2, np.int32)
   for dim in (1, 2):
     axis[dim : 3 * section[dim] : 3] = dim
-  return positions[:, :, axis].astype(jnp.float32) * _inverse_frequencies(head_dim, theta)[None, None]
+  return (
+    positions[:, :, axis].astype(jnp.float32) * _inverse_frequencies(head_dim, theta)[None, None]
+  )
 
 
 def axial_angles(
   coords: Int[Array, "B M 2"], head_dim: int, theta: float
 ) -> Float[Array, "B M H/2"]:
-  """2-D rotary angles of the vision tower: the first half of the frequencies turns with the row, the second with the column."""
+  """2-D rotary angles of the vision tower: half of the frequencies turn with the row, half with the column."""
   frequencies = _inverse_frequencies(head_dim // 2, theta)
   angles = coords[..., None].astype(jnp.float32) * frequencies[None, None, None]
   return angles.reshape(*coords.shape[:2], head_dim // 2)
 
 
 def _inverse_frequencies(dim: int, theta: float) -> np.ndarray:
-  return (1 / np.float32(theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(np.float32)
+  return (
+    1 / np.float32(theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+  ).astype(np.float32)
 
 
 def same_segment(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
@@ -52,46 +56,54 @@ def causal_same_segment(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
 
 def attention(
   q: Float[Array, "B T N H"],
-  k: Float[Array, "B S K H"],
-  v: Float[Array, "B S K H"],
+  k: Float[Array, "B K S H"],
+  v: Float[Array, "B K S H"],
   mask: Bool[Array, "B T S"],
 ) -> Float[Array, "B T N H"]:
-  """softmax(q kᵀ / √H) v with N / K query heads to each key-value head.
+  """softmax(q kᵀ / √H) v with G = N / K query heads to each key-value head.
 
   A query that may look at nothing (padding) gets the plain mean of v, never NaN.
   """
-  grouped = _grouped(q, k.shape[2])
-  # the order of the scores' axes is the one that a product gives without transposing them
-  scores = jnp.einsum("btkgh,bskh->bktgs", grouped, k, preferred_element_type=jnp.float32)
-  weights = _softmax(scores, mask[:, None, :, None]).astype(v.dtype)
-  return jnp.einsum("bktgs,bskh->btkgh", weights, v).reshape(q.shape)
+  grouped = _by_key_value_head(q, k)
+  scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+  weights = _softmax(scores, mask[:, None, None]).astype(v.dtype)
+  return _by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v))
 
 
 def cached_attention(
   q: Float[Array, "B 1 N H"],
-  k: Float[Array, "B 1 K H"],
-  v: Float[Array, "B 1 K H"],
-  keys: Float[Array, "B S K H"],
-  values: Float[Array, "B S K H"],
+  k: Float[Array, "B K 1 H"],
+  v: Float[Array, "B K 1 H"],
+  keys: Float[Array, "B K S H"],
+  values: Float[Array, "B K S H"],
   valid: Bool[Array, "B S"],
 ) -> Float[Array, "B 1 N H"]:
   """Attention of one new token over the valid slots of a cache and over itself.
 
   The token's own key and value come apart from the cache, which is therefore only read here.
   """
-  grouped = _grouped(q, k.shape[2])
-  past = jnp.einsum("btkgh,bskh->bkgts", grouped, keys, preferred_element_type=jnp.float32)
-  itself = jnp.einsum("btkgh,btkh->bkgt", grouped, k, preferred_element_type=jnp.float32)[..., None]
-  scores = jnp.concatenate([past, itself], axis=-1)
+  grouped = _by_key_value_head(q, k)
+  past = jnp.einsum("bkgth,bksh->bkgts", grouped, keys, preferred_element_type=jnp.float32)
+  itself = jnp.einsum("bkgth,bkth->bkgt", grouped, k, preferred_element_type=jnp.float32)
+  scores = jnp.concatenate([past, itself[..., None]], axis=-1)
   mask = jnp.pad(valid, ((0, 0), (0, 1)), constant_values=True)[:, None, None, None]
   weights = _softmax(scores, mask).astype(v.dtype)
-  mixed = jnp.einsum("bkgts,bskh->btkgh", weights[..., :-1], values)
-  own = jnp.einsum("bkgt,btkh->btkgh", weights[..., -1], v)
-  return (mixed + own).reshape(q.shape)
+  seen = jnp.einsum("bkgts,bksh->bkgth", weights[..., :-1], values)
+  return _by_token(seen + weights[..., -1:] * v[:, :, None])
 
 
-def _grouped(q: Float[Array, "B T N H"], kv_heads: int) -> Float[Array, "B T K N/K H"]:
-  return (q * q.shape[-1] ** -0.5).reshape(*q.shape[:2], kv_heads, -1, q.shape[-1])
+def _by_key_value_head(
+  q: Float[Array, "B T N H"], k: Float[Array, "B K S H"]
+) -> Float[Array, "B K G T H"]:
+  """Queries, scaled by 1 / √H, beside the key-value head they share: keys and values are never repeated."""
+  B, T, N, H = q.shape
+  K = k.shape[1]
+  return (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+
+
+def _by_token(heads: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
+  B, K, G, T, H = heads.shape
+  return heads.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 
 
 def _softmax(scores: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, "..."]:

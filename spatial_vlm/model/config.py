@@ -126,15 +126,22 @@ class ModelConfig:
     try:
       vision, text = config["vision_config"], config["text_config"]
       # transformers 5 has rope_parameters; 4.57 had rope_scaling, with rope_theta beside it
-      rope = text.get("rope_parameters") or {"rope_theta": text["rope_theta"], **text["rope_scaling"]}
+      rope = text.get("rope_parameters") or {
+        "rope_theta": text["rope_theta"],
+        **text["rope_scaling"],
+      }
       _check_computed(vision, text, rope)
       return cls(
         vision=VisionConfig(
-          **{name: vision[name] for name in _plain_fields(VisionConfig, {"deepstack_visual_indexes"})},
+          **{
+            name: vision[name] for name in _plain_fields(VisionConfig, {"deepstack_visual_indexes"})
+          },
           deepstack_visual_indexes=tuple(vision["deepstack_visual_indexes"]),
         ),
         text=TextConfig(
-          **{name: text[name] for name in _plain_fields(TextConfig, {"rope_theta", "mrope_section"})},
+          **{
+            name: text[name] for name in _plain_fields(TextConfig, {"rope_theta", "mrope_section"})
+          },
           rope_theta=float(rope["rope_theta"]),
           mrope_section=tuple(rope["mrope_section"]),
         ),
@@ -189,10 +196,14 @@ def _plain_fields(section: type, apart: set[str]) -> list[str]:
 
 def _check_computed(vision: Mapping, text: Mapping, rope: Mapping) -> None:
   """Refuses settings that would be computed wrongly in silence; absent entries have these values."""
-  _require("vision hidden_act", vision.get("hidden_act", "gelu_pytorch_tanh"), ("gelu_pytorch_tanh",))
+  _require(
+    "vision hidden_act", vision.get("hidden_act", "gelu_pytorch_tanh"), ("gelu_pytorch_tanh",)
+  )
   vision_rope = vision.get("rope_parameters") or {}
   _require("vision rope_type", vision_rope.get("rope_type", "axial"), ("axial",))
-  _require("vision rope_theta", vision_rope.get("rope_theta", VISION_ROPE_THETA), (VISION_ROPE_THETA,))
+  _require(
+    "vision rope_theta", vision_rope.get("rope_theta", VISION_ROPE_THETA), (VISION_ROPE_THETA,)
+  )
   _require("text hidden_act", text.get("hidden_act", "silu"), ("silu",))
   _require("attention_bias", text.get("attention_bias", False), (False,))
   _require("rope_type", rope.get("rope_type", rope.get("type", "default")), ("default", "mrope"))

@@ -4,6 +4,9 @@ Reference: transformers 5.23, `Qwen3VLForConditionalGeneration`; Qwen3-VL techni
 Activations take the dtype of the parameters.
 """
 
+import dataclasses
+from typing import Any
+
 import flax.struct
 import jax
 from jax import numpy as jnp
@@ -31,8 +34,8 @@ class Cache:
   gaps. Positions are carried here, never recomputed from lengths.
   """
 
-  keys: Float[Array, "layers B S K H"]
-  values: Float[Array, "layers B S K H"]
+  keys: Float[Array, "layers B K S H"]
+  values: Float[Array, "layers B K S H"]
   valid: Bool[Array, "B S"]
   next_position: Int[Array, "B"]
   """M-RoPE position (the same on all three axes) of the next token."""
@@ -105,7 +108,7 @@ def prefill(
   tokens = real.shape[1]
   last = tokens - 1 - jnp.argmax(real[:, ::-1], axis=1)
   hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-  room = ((0, 0), (0, 0), (0, capacity), (0, 0), (0, 0))
+  room = ((0, 0), (0, 0), (0, 0), (0, capacity), (0, 0))
   cache = Cache(
     keys=jnp.pad(keys, room),
     values=jnp.pad(values, room),
@@ -135,8 +138,8 @@ def decode(
     return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), cache.used, axis)
 
   cache = Cache(
-    keys=write(cache.keys, keys, axis=2),
-    values=write(cache.values, values, axis=2),
+    keys=write(cache.keys, keys, axis=3),
+    values=write(cache.values, values, axis=3),
     valid=write(cache.valid, jnp.ones_like(token)[:, None], axis=1),
     next_position=cache.next_position + 1,
     used=cache.used + 1,
@@ -146,7 +149,8 @@ def decode(
 
 def expand(cache: Cache, samples: int) -> Cache:
   """Each row `samples` times in a row, to answer a prompt several times after one prefill."""
-  return cache.replace(
+  return dataclasses.replace(
+    cache,
     keys=jnp.repeat(cache.keys, samples, axis=1),
     values=jnp.repeat(cache.values, samples, axis=1),
     valid=jnp.repeat(cache.valid, samples, axis=0),
@@ -162,7 +166,8 @@ def visual_slots(tokens: Int[Array, "B T"], config: ModelConfig) -> Int[Array, "
 
 def _hidden(
   params: Params, config: ModelConfig, rows: Batch | Prompts, remat: str, keep_cache: bool
-) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+) -> tuple[Float[Array, "B T D"], Any]:
+  """Hidden states after the final norm, and what `run_layers` keeps."""
   text = params["text"]
   h = bind(Embedding, config.text, text["embed"])(rows.tokens)
   deepstack = None
@@ -182,7 +187,8 @@ def _for_each_sample(features: VisualFeatures, rows: int) -> VisualFeatures:
   images = features.embeds.shape[0]
   if rows % images:
     raise ValueError(
-      f"{rows} rows of tokens cannot share {images} rows of vision; give a vision row to each group of equally many rows."
+      f"{rows} rows of tokens cannot share {images} rows of vision; give one vision row to each group of rows, all"
+      " groups of one size."
     )
   samples = rows // images
   return VisualFeatures(

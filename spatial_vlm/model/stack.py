@@ -1,11 +1,12 @@
 """Modules as pure functions: an NNX block defines parameters and computation, a plain dict carries the arrays.
 
-A stack of equal blocks is one dict whose arrays have a leading layer axis; it runs under `jax.lax.scan`, which merges the
-block's definition with one layer's slice. (Host cost and compile time then do not grow with depth.)
+A stack of equal blocks is one dict whose arrays have a leading layer axis; it runs under `jax.lax.scan`, whose
+body merges the block's definition with one layer's slice. Host cost and compile time then do not grow with depth.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -13,6 +14,9 @@ from jax import numpy as jnp
 from jaxtyping import Array
 
 from spatial_vlm.types import Params
+
+Block = Callable[..., nnx.Module]
+"""An NNX class made by `block(config, rngs=…, param_dtype=…)`."""
 
 REMAT_POLICIES = {
   "none": jax.checkpoint_policies.everything_saveable,
@@ -22,23 +26,25 @@ REMAT_POLICIES = {
 """What the backward pass keeps of each layer: all; its input only; products with weights."""
 
 
-def init_block(block: type[nnx.Module], config, key: Array, dtype: jnp.dtype) -> Params:
-  """Random parameters of `block(config, rngs=…, param_dtype=…)` as a nested dict."""
-  return nnx.to_pure_dict(nnx.state(block(config, rngs=nnx.Rngs(key), param_dtype=dtype), nnx.Param))
+def init_block(block: Block, config, key: Array, dtype: jnp.dtype) -> Params:
+  """Random parameters of a block as a nested dict."""
+  return nnx.to_pure_dict(
+    nnx.state(block(config, rngs=nnx.Rngs(key), param_dtype=dtype), nnx.Param)
+  )
 
 
-def init_stack(block: type[nnx.Module], config, layers: int, key: Array, dtype: jnp.dtype) -> Params:
+def init_stack(block: Block, config, layers: int, key: Array, dtype: jnp.dtype) -> Params:
   """Random parameters of `layers` equal blocks, stacked on a leading axis."""
   return jax.vmap(lambda key: init_block(block, config, key, dtype))(jax.random.split(key, layers))
 
 
-def bind(block: type[nnx.Module], config, params: Params):
+def bind(block: Block, config, params: Params) -> Any:
   """The block with these parameters: `bind(TextLayer, config, layer)(h, …)`."""
   return nnx.merge(_definition(block, config), params)
 
 
 @functools.cache
-def _definition(block: type[nnx.Module], config) -> nnx.GraphDef:
+def _definition(block: Block, config) -> nnx.GraphDef:
   return nnx.split(nnx.eval_shape(lambda: block(config, rngs=nnx.Rngs(0))))[0]
 
 

@@ -7,6 +7,7 @@ layer attends, over the row or over a cache, is passed in as a function of its q
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -25,7 +26,7 @@ from spatial_vlm.model.stack import bind, init_block, init_stack, rematerialized
 from spatial_vlm.types import Params
 
 Attend = Callable[[Array, Array, Array], Array]
-"""(q [B T N H], k [B T K H], v [B T K H]) -> [B T N H]"""
+"""(q [B T N H], k [B K T H], v [B K T H]) -> [B T N H]"""
 
 
 class RmsNorm(nnx.Module):
@@ -45,7 +46,7 @@ class TextAttention(nnx.Module):
   """Projections around an attention that the caller chooses."""
 
   def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
-    def project(features_in, features_out, axis=-1):
+    def project(features_in, features_out, axis: int | tuple[int, ...] = -1):
       return nnx.LinearGeneral(
         features_in, features_out, axis=axis, use_bias=False, rngs=rngs, param_dtype=param_dtype
       )
@@ -61,15 +62,17 @@ class TextAttention(nnx.Module):
 
   def __call__(
     self, x: Float[Array, "R D"], angles: Float[Array, "B T H/2"], attend: Attend
-  ) -> tuple[Float[Array, "R D"], tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]]:
+  ) -> tuple[Float[Array, "R D"], tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]]:
+    B, T, _ = angles.shape
+
     def in_rows(heads):
-      return heads.reshape(*angles.shape[:2], *heads.shape[1:])
+      return heads.reshape(B, T, *heads.shape[1:])
 
     q = rotate(in_rows(self.q_norm(self.q_proj(x))), angles)
-    k = rotate(in_rows(self.k_norm(self.k_proj(x))), angles)
-    v = in_rows(self.v_proj(x))
+    k = rotate(in_rows(self.k_norm(self.k_proj(x))), angles).swapaxes(1, 2)
+    v = in_rows(self.v_proj(x)).swapaxes(1, 2)
     mixed = attend(q, k, v)
-    return self.o_proj(mixed.reshape(-1, *mixed.shape[2:])), (k, v)
+    return self.o_proj(mixed.reshape(B * T, *mixed.shape[2:])), (k, v)
 
 
 class TextMlp(nnx.Module):
@@ -101,7 +104,7 @@ class TextLayer(nnx.Module):
 
   def __call__(
     self, h: Float[Array, "R D"], angles: Float[Array, "B T H/2"], attend: Attend
-  ) -> tuple[Float[Array, "R D"], tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]]:
+  ) -> tuple[Float[Array, "R D"], tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]]:
     mixed, keys_values = self.attention(self.input_norm(h), angles, attend)
     h = h + mixed
     return h + self.mlp(self.post_attention_norm(h)), keys_values
@@ -138,7 +141,8 @@ def init_text(config: TextConfig, key: Array, dtype: jnp.dtype) -> Params:
 def place(features: Float[Array, "B L D"], slots: Int[Array, "B T"]) -> Float[Array, "B T D"]:
   """Row b's feature `slots[b, t]` at token t, zero where the slot is −1.
 
-  A slot beyond L (more visual tokens in the text than features) reads NaN: loud, where a clamp would show a wrong picture.
+  A slot beyond L (more visual tokens in the text than features) reads NaN: loud, where a clamp would show a wrong
+  picture.
   """
   taken = jnp.take_along_axis(features, jnp.maximum(slots, 0)[..., None], axis=1, mode="fill")
   return jnp.where(slots[..., None] >= 0, taken, 0)
@@ -153,10 +157,10 @@ def run_layers(
   deepstack: tuple[Float[Array, "n B L D"], Int[Array, "B T"]] | None,
   remat: str = "none",
   keep_cache: bool = False,
-) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+) -> tuple[Float[Array, "B T D"], Any]:
   """All layers over whole rows: causal inside each segment; `deepstack` is (features, their slots in the text).
 
-  Returns the last layer's output and, with `keep_cache`, keys and values [layers B T K H].
+  Returns the last layer's output and, with `keep_cache` (else None), keys and values [layers B K T H].
   """
   angles = text_angles(config, positions)
   attend = functools.partial(attention, mask=causal_same_segment(segments))
@@ -190,13 +194,13 @@ def run_layers_cached(
   config: TextConfig,
   h: Float[Array, "B D"],
   positions: Int[Array, "B 1 3"],
-  keys: Float[Array, "layers B S K H"],
-  values: Float[Array, "layers B S K H"],
+  keys: Float[Array, "layers B K S H"],
+  values: Float[Array, "layers B K S H"],
   valid: Bool[Array, "B S"],
 ) -> tuple[Float[Array, "B D"], tuple[Array, Array]]:
   """All layers over one new token, which sees the valid slots and itself.
 
-  Returns the last layer's output and the token's keys and values [layers B 1 K H]. The cache is only read, so
+  Returns the last layer's output and the token's keys and values [layers B K 1 H]. The cache is only read, so
   that the caller can write the token into it once, in place.
   """
   angles = text_angles(config, positions)

@@ -1,8 +1,8 @@
 """The vision tower: patches of each row's frames to visual tokens, with DeepStack taps.
 
 Reference: transformers 5.23, `Qwen3VLVisionModel`. Whatever depends on image sizes comes ready-made in `Vision`,
-so that shapes are static: a row may hold several frames, and attention stays inside each. As in the decoder, blocks work
-on the patches of all rows in one axis, R = B·M.
+so that shapes are static: a row may hold several frames, and attention stays inside each. As in the decoder,
+blocks work on the patches of all rows in one axis, R = B·M.
 """
 
 import flax.struct
@@ -72,13 +72,16 @@ class VisionAttention(nnx.Module):
     angles: Float[Array, "B M H/2"],
     mask: Bool[Array, "B M M"],
   ) -> Float[Array, "R D"]:
+    B, M, _ = angles.shape
+
     def in_rows(heads):
-      return heads.reshape(*angles.shape[:2], *heads.shape[1:])
+      return heads.reshape(B, M, *heads.shape[1:])
 
     q = rotate(in_rows(self.q_proj(x)), angles)
-    k = rotate(in_rows(self.k_proj(x)), angles)
-    mixed = attention(q, k, in_rows(self.v_proj(x)), mask)
-    return self.out_proj(mixed.reshape(-1, *mixed.shape[2:]))
+    k = rotate(in_rows(self.k_proj(x)), angles).swapaxes(1, 2)
+    v = in_rows(self.v_proj(x)).swapaxes(1, 2)
+    mixed = attention(q, k, v, mask)
+    return self.out_proj(mixed.reshape(B * M, *mixed.shape[2:]))
 
 
 class VisionMlp(nnx.Module):
@@ -202,9 +205,7 @@ def _run_blocks(
   mask = same_segment(vision.segments)
   taps = config.deepstack_visual_indexes
   slots = jnp.asarray(np.searchsorted(taps, np.arange(config.depth)), jnp.int32)
-  block = rematerialized(
-    lambda layer, h: bind(VisionBlock, config, layer)(h, angles, mask), remat
-  )
+  block = rematerialized(lambda layer, h: bind(VisionBlock, config, layer)(h, angles, mask), remat)
 
   def step(carry, layer_and_slot):
     h, buffer = carry

@@ -5,14 +5,17 @@ One table, `tensors(config)`, gives every tensor's name, shape and place. Safete
 
 import dataclasses
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax import numpy as jnp
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
@@ -117,8 +120,8 @@ def _merger(config: ModelConfig, name: str, norm_width: int, ours: str) -> list[
   ]
 
 
-def read_checkpoint(folder: str | Path) -> tuple[ModelConfig, Params]:
-  """Reads config.json and the safetensors of a Hugging Face Qwen3-VL folder.
+def read_checkpoint(folder: epath.PathLike) -> tuple[ModelConfig, Params]:
+  """Reads config.json and the safetensors of a Hugging Face Qwen3-VL folder, local or remote (gs://).
 
   Returns:
     the configuration, and parameters as NumPy arrays in the dtype of the file.
@@ -128,28 +131,30 @@ def read_checkpoint(folder: str | Path) -> tuple[ModelConfig, Params]:
     ValueError: the configuration is not a dense Qwen3-VL, or tensors are missing, unknown or of another shape (all of
       them are listed).
   """
-  folder = Path(folder)
+  folder = epath.Path(folder)
   if not (folder / CONFIG_FILE).is_file():
-    raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give a Hugging Face checkpoint folder.")
+    raise FileNotFoundError(
+      f"{folder} has no {CONFIG_FILE}; give a Hugging Face checkpoint folder."
+    )
   config = ModelConfig.from_huggingface(json.loads((folder / CONFIG_FILE).read_text()))
   shapes = abstract_params(config)
-  files = {path.name: safe_open(path, framework="np") for path in _weight_files(folder)}
-  where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118 (not a dict)
-  _check_names_and_shapes(folder, config, shapes, where)
   params: Params = {}
-  for tensor in tensors(config):
-    leaves = [_leaf(shapes, path) for path in tensor.paths]
-    for path, array in zip(tensor.paths, _read(tensor, leaves, where), strict=True):
-      _set(params, path, array)
+  with tempfile.TemporaryDirectory() as scratch:
+    where = _opened(_weight_files(folder), scratch)
+    _check_names_and_shapes(folder, config, shapes, where)
+    for tensor in tensors(config):
+      leaves = [_leaf(shapes, path) for path in tensor.paths]
+      for path, array in zip(tensor.paths, _read(tensor, leaves, where), strict=True):
+        _set(params, path, array)
   return config, params
 
 
-def write_checkpoint(folder: str | Path, config: ModelConfig, params: Params) -> None:
+def write_checkpoint(folder: epath.PathLike, config: ModelConfig, params: Params) -> None:
   """Writes config.json and model.safetensors, which transformers' `from_pretrained` loads.
 
-  A tied head is not stored twice. Files of the same names are overwritten.
+  A tied head is not stored twice. Files of the same names are overwritten. `folder` may be remote (gs://).
   """
-  folder = Path(folder)
+  folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   checkpoint = {
     name: np.ascontiguousarray(array)
@@ -160,7 +165,7 @@ def write_checkpoint(folder: str | Path, config: ModelConfig, params: Params) ->
   description = {**config.to_huggingface(), "dtype": dtype}
   (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
   # "pt" is the layout's name, required by from_pretrained; no torch is involved
-  save_file(checkpoint, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+  (folder / WEIGHTS_FILE).write_bytes(save(checkpoint, metadata={"format": "pt"}))
 
 
 def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
@@ -168,7 +173,7 @@ def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Para
   return jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: epath.Path) -> list[epath.Path]:
   if (folder / INDEX_FILE).is_file():
     names = sorted(set(json.loads((folder / INDEX_FILE).read_text())["weight_map"].values()))
   else:
@@ -177,12 +182,26 @@ def _weight_files(folder: Path) -> list[Path]:
   if not absent:
     return [folder / name for name in names]
   message = f"{folder} lacks {', '.join(absent)}."
-  if pickled := sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)):
+  if pickled := sorted(
+    path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)
+  ):
     message += (
       f" It has {', '.join(pickled)}, but pickled weights can run code when opened and are never read here: load the"
       " folder with transformers in a place you trust and save it again with save_pretrained, which writes safetensors."
     )
   raise FileNotFoundError(message)
+
+
+def _opened(paths: list[epath.Path], scratch: str) -> dict[str, safe_open]:
+  """For each tensor's name the file that holds it. Files are mapped into memory; remote ones are copied first."""
+  where = {}
+  for path in paths:
+    local = os.fspath(path)
+    if "://" in local:
+      local = os.fspath(path.copy(epath.Path(scratch) / path.name))
+    file = safe_open(local, framework="np")
+    where |= dict.fromkeys(file.keys(), file)
+  return where
 
 
 def _names(tensor: Tensor, leaf: jax.ShapeDtypeStruct | np.ndarray) -> Iterator[str]:
@@ -192,7 +211,7 @@ def _names(tensor: Tensor, leaf: jax.ShapeDtypeStruct | np.ndarray) -> Iterator[
 
 
 def _check_names_and_shapes(
-  folder: Path, config: ModelConfig, shapes: Params, where: Mapping[str, safe_open]
+  folder: epath.Path, config: ModelConfig, shapes: Params, where: Mapping[str, safe_open]
 ) -> None:
   expected = {
     name: tensor.shape
@@ -200,8 +219,12 @@ def _check_names_and_shapes(
     for name in _names(tensor, _leaf(shapes, tensor.paths[0]))
   }
   found = {name: tuple(file.get_slice(name).get_shape()) for name, file in where.items()}
-  problems = [f"missing: {name} {list(expected[name])}" for name in sorted(expected.keys() - found.keys())]
-  problems += [f"not read: {name} {list(found[name])}" for name in sorted(found.keys() - expected.keys())]
+  problems = [
+    f"missing: {name} {list(expected[name])}" for name in sorted(expected.keys() - found.keys())
+  ]
+  problems += [
+    f"not read: {name} {list(found[name])}" for name in sorted(found.keys() - expected.keys())
+  ]
   problems += [
     f"wrong shape: {name} {list(found[name])}, config.json makes it {list(expected[name])}"
     for name in sorted(expected.keys() & found.keys())
@@ -243,7 +266,7 @@ def _written(tensor: Tensor, leaves: list[np.ndarray]) -> Iterator[tuple[str, np
     yield name, np.concatenate(parts).reshape(tensor.shape)
 
 
-def _leaf(params: Params, path: str):
+def _leaf(params: Params, path: str) -> Any:
   for name in path.split("/"):
     params = params[name]
   return params

@@ -23,6 +23,8 @@ Match = tuple[Behavior, float]
 """A behavior and the cosine similarity of its question to the one asked."""
 
 _UNIT_TOLERANCE = 1e-3
+_ROUNDING = 1e-5
+"""A question is like itself to within this, so that a floor of 1 lets exactly the known questions pass."""
 
 
 class BehaviorIndex:
@@ -163,9 +165,8 @@ class BehaviorIndex:
   def _matches(self, rows: Sequence[int], similarities: Sequence[float], k: int) -> list[Match]:
     matches: dict[str, Match] = {}
     for row, similarity in zip(rows, similarities, strict=True):
-      if (
-        similarity >= self._floor
-      ):  # never of NaN, with which ScaNN pads a short result: its row 0 is a phantom
+      # Never true of NaN, with which ScaNN pads a short result: the row 0 beside it is a phantom.
+      if similarity >= self._floor - _ROUNDING:
         behavior = self._rows[row][1]
         matches.setdefault(behavior.name, (behavior, float(similarity)))
     return list(matches.values())[:k]

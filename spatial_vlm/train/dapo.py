@@ -23,7 +23,7 @@ from spatial_vlm.objectives.dapo import dapo_objective, dapo_statistics, overlon
 from spatial_vlm.objectives.token_logprobs import token_logprobs
 from spatial_vlm.rewards import AnswerAutomaton, accuracy_reward, is_correct, verdicts
 from spatial_vlm.rollout import generate
-from spatial_vlm.train.sft import accumulate, apply_gradient, cut_rows, mean_gradient
+from spatial_vlm.train.sft import accumulate, apply_gradient, computed_in, cut_rows, mean_gradient
 from spatial_vlm.types import Batch, DapoState, Params, Prompts, Rollout, TrainState
 
 
@@ -49,6 +49,7 @@ class DapoSettings:
   temperature: float
   chunk_tokens: int
   remat: str
+  dtype: str
   eos: int
   pad: int
 
@@ -81,7 +82,7 @@ def sample_groups(
 ) -> Rollout:
   """G answers to every prompt with their verdicts; advantages are still zero."""
   completions = generate(
-    params,
+    computed_in(settings.dtype, params),
     prompts,
     key,
     banned,
@@ -182,6 +183,7 @@ def answer_logprobs(
 ) -> tuple[Float[Array, "R T"], Float[Array, "R T"]]:
   """log π_θ and entropy of every token of every answer (R = B·G rows), over the ids that may be sampled."""
   length = rollout.tokens.shape[-1]
+  params = computed_in(settings.dtype, params)
   batch = completion_batch(rollout)
   hidden = qwen3_vl.forward(params, model, batch, settings.remat)
   answer = slice(-length - 1, None)  # from the last token of the prompt on: it predicts the first of the answer

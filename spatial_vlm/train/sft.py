@@ -27,11 +27,18 @@ from spatial_vlm.types import Batch, Params, TrainState
 @dataclasses.dataclass(frozen=True)
 class SftSettings:
   """What is compiled into the step. `micro_batches` must divide the rows of a batch; `chunk_tokens` bounds the
-  logits held at once; `remat` names a policy of `model.qwen3_vl`."""
+  logits held at once; `remat` names a policy of `model.stack`; `dtype` is that of the computation: parameters,
+  gradients' sums and optimizer stay as they are."""
 
   micro_batches: int
   chunk_tokens: int
   remat: str
+  dtype: str
+
+
+def computed_in(dtype: str, params: Params) -> Params:
+  """The parameters as the computation sees them; activations take their dtype."""
+  return jax.tree.map(lambda p: p.astype(dtype), params)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -42,6 +49,7 @@ def sft_loss(
   params: Params, batch: Batch, model: ModelConfig, settings: SftSettings
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
   """Summed cross-entropy (nats) of the target tokens of `batch`, and their number."""
+  params = computed_in(settings.dtype, params)
   hidden = qwen3_vl.forward(params, model, batch, settings.remat)
   unembedding = qwen3_vl.unembedding(params, model).T
   return token_cross_entropy(

@@ -134,7 +134,7 @@ def test_ten_kills_leave_no_trace(tmp_path):
 
   assert start(tmp_path / "whole").wait() == 0
   images = tmp_path / "killed" / "images"
-  for enough in sorted(random.Random(0).sample(range(600), 10)):
+  for enough in sorted(random.Random(0).sample(range(400), 10)):
     process = start(tmp_path / "killed")
     while process.poll() is None and len(list(images.glob("*.png"))) <= enough:
       time.sleep(0.01)

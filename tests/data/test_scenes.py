@@ -171,6 +171,8 @@ def test_examples_depend_on_seed_split_and_index_alone():
   assert source[11].record == shorter[np.int64(11)].record
   assert source[11].record != SceneSource("test", 6, 40)[11].record
   assert source[11].scene != SceneSource("validation", 5, 40)[11].scene
+  captions = {SceneSource(split, 5, 2)[0].record.caption for split in SPLITS}
+  assert len(captions) > 1
   again = pickle.loads(pickle.dumps(source))
   np.testing.assert_array_equal(source[39].image, again[39].image)
   assert [example.id for example in source] == list(range(40))

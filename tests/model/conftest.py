@@ -1,7 +1,7 @@
 """Reference models and inputs shared by the parity tests.
 
-Whatever a row's images and positions need is computed here by transformers itself, never by this package, so that a slip
-in either shows.
+Whatever a row's images and positions need is computed here by transformers itself, never by this package, so that
+a slip in either shows.
 """
 
 import dataclasses
@@ -198,8 +198,12 @@ def _texture(rng: np.random.Generator, grid: tuple[int, int], config: VisionConf
   return (rng.standard_normal((patches, config.patch_dim)) + slope).astype(np.float32)
 
 
-def _vision(config: VisionConfig, rows: list[list[tuple]], patches: list[list[np.ndarray]]) -> Vision:
-  length = max(sum(map(len, row)) for row in patches) + 2 * config.merge_unit  # some padding for all
+def _vision(
+  config: VisionConfig, rows: list[list[tuple]], patches: list[list[np.ndarray]]
+) -> Vision:
+  length = (
+    max(sum(map(len, row)) for row in patches) + 2 * config.merge_unit
+  )  # some padding for all
   B = len(rows)
   vision = Vision(
     patches=np.full((B, length, config.patch_dim), 7.0, np.float32),  # padding must not matter

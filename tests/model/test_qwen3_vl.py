@@ -109,7 +109,8 @@ def test_with_tanh_gelu_in_the_merger_parity_breaks(reference, make_case, monkey
   reference = reference("tiny")
   case = make_case(reference, ROWS["several images"])
   monkeypatch.setattr(nnx, "gelu", lambda x, approximate: jax.nn.gelu(x, approximate=True))
-  assert _largest_difference(reference, case, logits=_logits) > 1e-4
+  logits = jax.jit(lambda *inputs: _logits(*inputs), static_argnums=1)  # compiled with the patch
+  assert _largest_difference(reference, case, logits=logits) > 1e-4
 
 
 @partial(jax.jit, static_argnames=("config", "steps"))
@@ -222,7 +223,9 @@ def test_every_parameter_learns_under_every_policy(reference, make_case):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     assert np.isfinite(leaf).all(), name
     layers = leaf.reshape(leaf.shape[0], -1) if "layers" in name or "blocks" in name else leaf
-    if name != "vision/blocks/attention/k_proj/bias":  # softmax does not feel a shift; rope lets a little through
+    if (
+      name != "vision/blocks/attention/k_proj/bias"
+    ):  # softmax does not feel a shift; rope lets a little through
       assert np.abs(layers).max(axis=-1).min() > 0 or "embedding" in name, name
   for policy in ("full", "dots"):
     again = gradient(reference.params, policy)
@@ -280,11 +283,12 @@ def test_tiny_stays_tiny():
 
 
 def test_fresh_parameters_begin_near_chance(make_case, reference):
-  """Trainable from scratch: the first loss is about log V, and depends on the key alone."""
+  """Trainable from scratch: no token is preferred much at first, and keys make a difference."""
   config = reference("tiny").config
-  params = qwen3_vl.init_params(config, jax.random.key(0))
+  init = jax.jit(qwen3_vl.init_params, static_argnums=0)
+  params = init(config, jax.random.key(0))
   case = make_case(reference("tiny"), ROWS["several images"])
   logits = np.asarray(_jitted_logits(params, config, case.batch))[case.real]
   assert 0.01 < logits.std() < 0.5
-  again = qwen3_vl.init_params(config, jax.random.key(0))
-  jax.tree.map(np.testing.assert_array_equal, params, again)
+  largest = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, init(config, jax.random.key(1)))
+  assert largest["text"]["layers"]["mlp"]["up_proj"]["kernel"] > 0

@@ -87,6 +87,13 @@ def test_below_the_floor_nothing_is_recalled():
   assert found[0][0][1] == pytest.approx(1)
 
 
+def test_a_floor_of_one_asks_for_known_questions():
+  names = [str(i) for i in range(50)]
+  index = index_of([behavior(name) for name in names], floor=1)
+  found = index.search([f"The X is {name} the Y." for name in names] + ["other"], 1)
+  assert [len(matches) for matches in found] == [1] * 50 + [0]
+
+
 def test_padding_of_a_short_result_is_no_behavior(monkeypatch):
   """ScaNN fills a short row with index 0 and a distance of NaN."""
   index = index_of([behavior("a"), behavior("b"), behavior("c")])
@@ -117,7 +124,8 @@ def test_few_or_no_behaviors(behaviors):
 
 
 def test_updates_are_found_and_limits_hold():
-  index = index_of([], max_entries=3)
+  embedder = RandomEmbedder()
+  index = index_of([], embedder, max_entries=3)
   index.upsert([behavior("a"), behavior("b", uses=2)])
   assert index.search(["The X is a the Y."], 1)[0][0][0].name == "behavior_a"
   index.upsert([behavior("c", uses=1), behavior("d", uses=1)])  # a has the least utility
@@ -125,6 +133,9 @@ def test_updates_are_found_and_limits_hold():
   assert "behavior_a" not in {b.name for b, _ in index.search(["The X is a the Y."], 9)[0]}
   assert len(index.vectors) == 3
   index.remove(["behavior_b"])
+  embedder.calls.clear()
+  index.search(["The X is b the Y."], 1)
+  assert embedder.calls == ["The X is b the Y."]  # its vector went with it
   names = [
     found[0][0].name for found in index.search(["The X is c the Y.", "The X is d the Y."], 1)
   ]
@@ -224,12 +235,14 @@ def test_without_scann_the_error_says_what_to_install(monkeypatch):
     index_of([behavior("a")]).search(["q"], 1)
 
 
-def test_a_failing_tensorflow_does_not_matter(tmp_path):
+@pytest.mark.parametrize("loaded_before", ["", "import tensorflow"])
+def test_a_failing_tensorflow_does_not_matter(tmp_path, loaded_before):
   """ScaNN imports TensorFlow where it can, and fails beside any but one version of it."""
   (tmp_path / "tensorflow.py").write_text("loaded = True\n")
   code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
+{loaded_before}
 from spatial_vlm.reuse.index import _import_scann
 scann = _import_scann()
 assert scann.scann_ops_pybind.builder

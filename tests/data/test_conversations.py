@@ -1,0 +1,74 @@
+"""Files of conversations: written, read back, and what is left out of them."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spatial_vlm.data import conversations
+from spatial_vlm.data.conversations import Conversation, ConversationSource
+from spatial_vlm.data.records import BadRecordError, TooManyBadRecords
+
+GOOD = Conversation("a.png", "The cat is left of the mug. True?", "Summary: é\u2028 «x»\nConclusion: Yes.")
+
+
+@pytest.fixture
+def folder(tmp_path):
+  images = tmp_path / "images"
+  images.mkdir()
+  Image.fromarray(np.full((4, 6, 3), 90, np.uint8)).save(images / "a.png")
+  Image.fromarray(np.full((4, 6, 3), 90, np.uint8)).save(tmp_path / "outside.png")
+  (images / "torn.png").write_bytes((images / "a.png").read_bytes()[:40])
+  return tmp_path
+
+
+def test_what_is_written_is_read_back(folder):
+  """Line ends inside an answer, and those that only Unicode knows, are no ends of a record."""
+  path = folder / "c.jsonl"
+  conversations.write(path, [GOOD, Conversation("a.png", "Two?\r\n", "No.")])
+  source = ConversationSource(path, folder / "images", 0.0)
+  assert len(source) == 2 and not source.bad
+  user, assistant = source[0]
+  image, text = user["content"]
+  assert image["image"].size == (6, 4)
+  assert text["text"] == GOOD.question
+  assert assistant == {"role": "assistant", "content": [{"type": "text", "text": GOOD.answer}]}
+  assert source[1][0]["content"][1]["text"] == "Two?\r\n"
+
+
+@pytest.mark.parametrize(
+  ("line", "reason"),
+  [
+    ('{"image": "a.png", "question": "Q", "ans', "Unterminated"),
+    ('["a.png", "Q", "A"]', "JSON object"),
+    ({"answer": "A", "image": "a.png"}, "fields image, question, answer"),
+    ({"answer": "A", "image": "a.png", "question": "Q", "label": 1}, "fields image, question, answer"),
+    ({"answer": "", "image": "a.png", "question": "Q"}, "answer must be text that is not empty"),
+    ({"answer": "A", "image": "a.png", "question": 3}, "question must be text"),
+    ({"answer": None, "image": 5, "question": "Q"}, "image, answer must be text"),
+    ({"answer": "A", "image": "../outside.png", "question": "Q"}, "leaves the image folder"),
+    ({"answer": "A", "image": "/etc/hostname", "question": "Q"}, "leaves the image folder"),
+    ({"answer": "A", "image": "b.png", "question": "Q"}, "is not in"),
+  ],
+)
+def test_a_broken_line_is_reported_and_left_out(folder, caplog, line, reason):
+  good = json.dumps(dict(image="a.png", question="Q", answer="A"))
+  path = folder / "c.jsonl"
+  path.write_text("\n".join([good, line if isinstance(line, str) else json.dumps(line), "", good]))
+  with caplog.at_level(logging.WARNING):
+    source = ConversationSource(path, folder / "images", 0.34)
+  assert len(source) == 2
+  assert [(bad.file, bad.line) for bad in source.bad] == [(str(path), 2)]
+  assert reason in source.bad[0].reason and f"{path}:2: " in caplog.text
+  with pytest.raises(TooManyBadRecords, match="1 of 3 records"):
+    ConversationSource(path, folder / "images", 0.33)
+
+
+def test_a_torn_picture_is_named_by_the_line_that_lists_it(folder):
+  path = folder / "c.jsonl"
+  path.write_text("\n" + json.dumps(dict(image="torn.png", question="Q", answer="A")))
+  source = ConversationSource(path, folder / "images", 0.0)
+  with pytest.raises(BadRecordError, match=r"c\.jsonl:2: .*torn\.png"):
+    source[0]

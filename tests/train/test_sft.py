@@ -1,0 +1,207 @@
+"""The step of supervised fine-tuning: what it sums, how it may be cut, and where it may lie."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from spatial_vlm import metrics, sharding
+from spatial_vlm.commands.setup import load_policy
+from spatial_vlm.data import prompts
+from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.model import qwen3_vl
+from spatial_vlm.optim import make_optimizer
+from spatial_vlm.processor.chat import collate_batch, encode
+from spatial_vlm.synthesis import scene_teacher
+from spatial_vlm.train import sft
+from spatial_vlm.train.sft import SftSettings, sft_loop, sft_loss, sft_step
+
+# eps: Adam divides by |g| + eps, and entries whose true gradient is zero (key biases) are nothing but rounding.
+OPTIMIZER = make_optimizer(
+  ConfigDict(
+    dict(
+      learning_rate=1e-3,
+      schedule="cosine",
+      warmup_steps=2,
+      total_steps=10,
+      final_fraction=0.1,
+      beta1=0.9,
+      beta2=0.95,
+      eps=1e-4,
+      weight_decay=0.1,
+      clip_norm=1.0,
+    )
+  )
+)
+
+
+def settings(micro_batches=1, chunk_tokens=4096, remat="none", dtype="float32"):
+  return SftSettings(micro_batches, chunk_tokens, remat, dtype)
+
+
+@pytest.fixture(scope="module")
+def policy(nano):
+  return load_policy(str(nano))
+
+
+@pytest.fixture(scope="module")
+def batch(policy):
+  """Eight conversations with very different numbers of target tokens: chains, bare verdicts, several turns."""
+  source = SceneSource("train", 0, 8)
+  rows = []
+  for i, example in enumerate(source):
+    caption = example.record.caption
+    turns = [
+      [(prompts.question(caption, "chain"), scene_teacher.chain(example))],
+      [(prompts.question(caption, "direct"), "Yes.")],
+      [scene_teacher.listing(example.scene), (prompts.question(caption, "direct"), "No.")],
+    ][i % 3]
+    rows.append(encode(policy.processor, prompts.conversation(example.image, turns)))
+  batch = collate_batch(rows, policy.processor, 16, 64)
+  counts = batch.targets.sum(axis=1)
+  assert counts.min() * 5 < counts.max()
+  return batch
+
+
+def fresh(policy):
+  return sft.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
+
+
+def step(state, batch, policy, **changes):
+  state, sums = sft_step(
+    state, batch, model=policy.model, optimizer=OPTIMIZER, settings=settings(**changes)
+  )
+  return jax.device_get(state), jax.device_get(sums)
+
+
+def gradient(policy, batch, **changes):
+  chosen = settings(**changes)
+
+  def loss(params, rows):
+    total, count = sft_loss(params, rows, policy.model, chosen)
+    return total, {"loss": (total, count)}
+
+  grads, sums = jax.jit(lambda p: sft.accumulate(loss, p, batch, chosen.micro_batches))(policy.params)
+  return jax.device_get(sft.mean_gradient(grads, sums["loss"][1])), jax.device_get(sums["loss"])
+
+
+def assert_close(found, expected, relative=1e-5):
+  """Each array to 1e-5 of its largest entry; where that is next to nothing, of the largest of all."""
+  largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
+
+  def check(path, a, b):
+    scale = max(float(np.abs(b).max()), 1e-2 * largest)
+    np.testing.assert_allclose(a, b, rtol=0, atol=relative * scale, err_msg=jax.tree_util.keystr(path))
+
+  jax.tree_util.tree_map_with_path(check, found, expected)
+
+
+def test_loss_is_the_cross_entropy_of_the_targets(policy, batch):
+  hidden = qwen3_vl.forward(policy.params, policy.model, batch)
+  logits = np.asarray(qwen3_vl.logits(policy.params, policy.model, hidden), np.float64)
+  total, count = 0.0, 0
+  for b, t in zip(*np.nonzero(batch.targets), strict=True):
+    before = logits[b, t - 1]
+    total += np.log(np.exp(before - before.max()).sum()) + before.max() - before[batch.tokens[b, t]]
+    count += 1
+  found, found_count = sft_loss(policy.params, batch, policy.model, settings())
+  np.testing.assert_allclose(found, total, rtol=1e-5)
+  assert found_count == count == batch.targets.sum()
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4, 8])
+def test_micro_batches_change_neither_gradient_nor_update(policy, batch, micro_batches):
+  """Rows of unequal length: a mean of the micro-batches' means would be another gradient."""
+  expected, (total, count) = gradient(policy, batch)
+  found, (found_total, found_count) = gradient(policy, batch, micro_batches=micro_batches)
+  assert found_count == count == batch.targets.sum()
+  np.testing.assert_allclose(found_total, total, rtol=1e-5)
+  assert_close(found, expected)
+  expected_state, expected_sums = step(fresh(policy), batch, policy)
+  state, sums = step(fresh(policy), batch, policy, micro_batches=micro_batches)
+  assert sums["target_tokens"] == expected_sums["target_tokens"] == (count, 1)
+  np.testing.assert_allclose(sums["grad_norm"][0], expected_sums["grad_norm"][0], rtol=1e-5)
+  assert_close(state.params, expected_state.params)
+  assert_close(state.opt_state, expected_state.opt_state)
+  assert state.step == 1
+
+
+@pytest.mark.parametrize("changes", [{"chunk_tokens": 7}, {"remat": "full"}, {"remat": "dots", "chunk_tokens": 50}])
+def test_saving_memory_does_not_change_the_gradient(policy, batch, changes):
+  expected, _ = gradient(policy, batch)
+  assert_close(gradient(policy, batch, **changes)[0], expected)
+
+
+def test_sharded_step_equals_the_unsharded(policy, batch):
+  expected, expected_sums = step(fresh(policy), batch, policy, micro_batches=2)
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  state = fresh(policy)
+  placed = jax.device_put(state, sharding.state_shardings(mesh, state))
+  assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed.params))
+  found, sums = step(placed, sharding.put_batch(mesh, batch), policy, micro_batches=2)
+  assert sums["target_tokens"] == expected_sums["target_tokens"]
+  assert_close(found.params, expected.params)
+  assert_close(found.opt_state, expected.opt_state)
+  for name in expected_sums:
+    np.testing.assert_allclose(sums[name], expected_sums[name], rtol=1e-5)
+
+
+def test_what_the_user_says_is_not_learnt(policy):
+  """Words of the user behind the last answer are neither predicted nor read by what is."""
+  image = SceneSource("train", 0, 2)[0].image
+  rows = [
+    encode(policy.processor, prompts.conversation(image, [("Is it red?", "Yes."), (last,)]))
+    for last in ("Where is the bar?", "Which one is near?")
+  ]
+  assert len(rows[0].tokens) == len(rows[1].tokens) and not np.array_equal(rows[0].tokens, rows[1].tokens)
+  (first, one), (second, other) = (
+    gradient(policy, collate_batch([row], policy.processor, 16, 64)) for row in rows
+  )
+  assert one == other and one[1] > 0
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_batch_without_targets_moves_nothing_but_decay(policy, batch):
+  state, sums = step(fresh(policy), batch.replace(targets=np.zeros_like(batch.targets)), policy)
+  assert sums["loss"] == (0.0, 0) and sums["grad_norm"][0] == 0
+  for leaf in jax.tree.leaves(state):
+    assert np.isfinite(leaf).all()
+
+
+def test_bfloat16_computes_and_float32_remembers(policy, batch):
+  state, sums = step(fresh(policy), batch, policy, dtype="bfloat16")
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
+  _, exact = step(fresh(policy), batch, policy)
+  assert sums["loss"] != exact["loss"]
+  np.testing.assert_allclose(sums["loss"], exact["loss"], rtol=1e-2)
+
+
+def test_the_loss_of_a_batch_learnt_by_heart_falls(policy, batch):
+  state, losses = fresh(policy), []
+  for _ in range(8):
+    state, sums = step(state, batch, policy)
+    losses.append(metrics.means(sums)["loss"])
+  assert losses[-1] < losses[0] - 0.02 and state.step == 8
+
+
+@pytest.mark.parametrize(("steps", "available", "expected"), [(5, 9, 5), (0, 9, 0), (5, 3, 3)])
+def test_loop_yields_as_many_states_as_steps(steps, available, expected):
+  taken = []
+  batches = (taken.append(i) or i for i in range(available))
+  found = list(sft_loop(0, batches, lambda state, batch: (state + 1, {"batch": batch}), steps))
+  assert found == [(i + 1, {"batch": i}) for i in range(expected)]
+  assert len(taken) == expected  # a batch taken in vain would be missing after a restart
+
+
+def test_loop_is_lazy():
+  batches = itertools.repeat(1)
+  loop = sft_loop(0, batches, lambda state, batch: (state + batch, {}), 10**9)
+  assert [state for state, _ in itertools.islice(loop, 3)] == [1, 2, 3]
+
+
+def test_cut_rows_deals_rows_like_cards():
+  pieces = sft.cut_rows({"a": np.arange(12).reshape(6, 2)}, 3)
+  assert pieces["a"][:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
