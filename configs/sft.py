@@ -39,7 +39,7 @@ def tiny() -> ConfigDict:
         workers=0,  # threads that read and encode; several for large photographs
       ),
       epochs=3,
-      batch_size=32,
+      batch_size=8,
       micro_batches=1,
       chunk_tokens=8192,  # positions whose logits are held at once
       remat="none",
@@ -83,6 +83,7 @@ def pretrain() -> ConfigDict:
   config.from_scratch = True
   config.data.pretrain.scenes = (24_000, 24_000, 88_000)
   config.epochs = 1
+  config.batch_size = 32
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 200
   config.optimizer.final_fraction = 0.02

@@ -43,7 +43,7 @@ def score(folder: Path) -> None:
   names = [list(p.scene.boxes)[i % len(p.scene.boxes)] for i, p in enumerate(pictures)]
   listed = [answers.parse_boxes(text) for text in ask(policy, pictures, [LIST_OBJECTS] * SCENES)]
   questions = [where(p.scene, name)[0] for p, name in zip(pictures, names, strict=True)]
-  asked = [answers.parse_boxes(f"{n} {t}") for n, t in zip(names, ask(policy, pictures, questions), strict=True)]
+  asked = [answers.parse_boxes(text) for text in ask(policy, pictures, questions)]
   everything = [list(p.scene.boxes) for p in pictures]
   result = {
     "scenes": SCENES,

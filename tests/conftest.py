@@ -11,11 +11,21 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples everywhere, and no failure for a busy machine.
+hypothesis.settings.register_profile(
+  "project",
+  derandomize=True,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +75,13 @@ def scenes_folder(tmp_path_factory):
   from spatial_vlm import cli
 
   workdir = tmp_path_factory.mktemp("scenes")
-  counts = {"counts.train": 64, "counts.validation": 32, "counts.test": 32, "chains": 16, "sheet": 4}
+  counts = {
+    "counts.train": 64,
+    "counts.validation": 32,
+    "counts.test": 32,
+    "chains": 16,
+    "sheet": 4,
+  }
   settings = [f"--config.{name}={count}" for name, count in counts.items()]
   assert cli.main(["scenes", "--workdir", str(workdir), *settings]) == 0
   return workdir
@@ -81,10 +97,15 @@ def taught(tmp_path_factory, nano, scenes_folder):
   from spatial_vlm.data import conversations, prompts
 
   workdir = tmp_path_factory.mktemp("taught")
-  pair = [conversations.parse(line) for line in (scenes_folder / "chains.jsonl").read_bytes().splitlines()[:2]]
+  pair = [
+    conversations.parse(line)
+    for line in (scenes_folder / "chains.jsonl").read_bytes().splitlines()[:2]
+  ]
   records = map(json.loads, (scenes_folder / "train.jsonl").read_text().splitlines())
   rows = [
-    conversations.Conversation(r["image"], prompts.question(r["caption"], "chain"), pair[i // 2 % 2].answer)
+    conversations.Conversation(
+      r["image"], prompts.question(r["caption"], "chain"), pair[i // 2 % 2].answer
+    )
     for i, r in enumerate(records)
   ]
   conversations.write(workdir / "conversations.jsonl", rows)

@@ -175,6 +175,25 @@ def test_state_of_another_model_lists_every_difference(tmp_path):
   assert "same" not in message and "--workdir" in message
 
 
+def test_part_of_a_state(tmp_path):
+  state = {"train": {"params": jnp.arange(3.0), "moments": jnp.ones(3)}, "cursor": jnp.int32(4)}
+  part = {"train": {"params": jax.ShapeDtypeStruct((3,), jnp.float32)}}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state, {"a": 1})
+    restored, host = checkpoints.restore(part, partial=True)
+    assert bits(restored) == bits({"train": {"params": state["train"]["params"]}}) and host == {
+      "a": 1
+    }
+    with pytest.raises(
+      CheckpointError, match="train/params: written float32.3., expected float32.4."
+    ):
+      checkpoints.restore(
+        {"train": {"params": jax.ShapeDtypeStruct((4,), jnp.float32)}}, partial=True
+      )
+    with pytest.raises(CheckpointError, match="cursor: written int32.., expected nothing"):
+      checkpoints.restore(part)
+
+
 @pytest.mark.parametrize("damage", ["metadata", "truncated", "gone", "host"])
 def test_damaged_checkpoint_names_the_remedy(tmp_path, damage):
   state = {"x": jax.random.normal(jax.random.key(0), (1000, 100))}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from etils import epath
@@ -170,5 +171,8 @@ def test_help_needs_no_heavy_library():
     "import sys; from spatial_vlm import cli; assert cli.main(['--help']) == 0; "
     "print('imported', sorted({'jax', 'transformers', 'flax', 'scann', 'spatial_vlm.commands.sft'} & {*sys.modules}))"
   )
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  root = Path(cli.__file__).parents[1]
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+  )
   assert done.stdout.endswith("imported []\n")

@@ -73,6 +73,14 @@ def test_unknown_parameter_is_named():
     )
 
 
+def test_parameter_in_two_rows_is_named(monkeypatch):
+  monkeypatch.setattr(sharding, "PARAMETERS", (*sharding.PARAMETERS, (".*/scale", P("fsdp"))))
+  with pytest.raises(ValueError, match="text/final_norm/scale.*matches 2 rows"):
+    sharding.param_shardings(
+      sharding.make_mesh(SHAPES[0]), {"text": {"final_norm": {"scale": np.zeros(8)}}}
+    )
+
+
 def test_specs_of_the_8b_model():
   mesh = sharding.make_mesh(SHAPES[0])
   specs = {

@@ -3,6 +3,7 @@
 All numbers are 0–1000 of the image and stand in boxes or right after "=".
 """
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -58,8 +59,8 @@ def pretrain_messages(
 ) -> Messages:
   """A conversation on one picture, in random order, in which no statement is ever judged.
 
-  `requests` different questions ask where an object is, to point to it, or what is at its centre (fewer
-  where the scene has fewer); in `list_share` of the conversations, and in those without any request, the
+  `requests` different questions ask where one or two objects are, to point to one, how far it reaches, how large
+  it is, or what is at its centre (fewer where the scene has fewer); in `list_share` of the conversations, and in those without any request, the
   list of all objects is asked for too.
   """
   possible = _requests(scene)
@@ -74,15 +75,26 @@ def listing(scene: Scene) -> tuple[str, str]:
   return prompts.LIST_OBJECTS, answers.render_boxes(scene.boxes.items())
 
 
-def where(scene: Scene, name: str) -> tuple[str, str]:
-  """Question and answer: the box of the named object."""
-  x1, y1, x2, y2 = scene.boxes[name]
-  return f"Where is the {name}?", f"[{x1}, {y1}, {x2}, {y2}]"
+def where(scene: Scene, *names: str) -> tuple[str, str]:
+  """Question and answer: the boxes of the named objects, in the order in which they are asked for."""
+  asked = " and ".join(f"the {name}" for name in names)
+  verb = "is" if len(names) == 1 else "are"
+  return f"Where {verb} {asked}?", answers.render_boxes((name, scene.boxes[name]) for name in names)
 
 
 def point(scene: Scene, name: str) -> tuple[str, str]:
   """Question and answer: the centre of the named object."""
-  return f"Point to the {name}.", _point(scene.boxes[name])
+  return f"Point to the {name}.", f"{name} centre {_point(scene.boxes[name])}"
+
+
+def reach(scene: Scene, name: str, axis: str) -> tuple[str, str]:
+  """Question and answer: how far the named object spans along "x" or "y", and its centre there."""
+  return f"How far does the {name} reach along {axis}?", _span(name, scene.boxes[name], axis)
+
+
+def extent(scene: Scene, name: str) -> tuple[str, str]:
+  """Question and answer: width and height of the named object, compared."""
+  return f"How large is the {name}?", f"{name} {_extents(scene.boxes[name])}"
 
 
 def what(scene: Scene, name: str) -> tuple[str, str]:
@@ -132,12 +144,7 @@ def _derivation(relation: Relation, subject: str, s: Box, other: str, o: Box) ->
   result = _comparison(relation, "", s, "", o).strip()
   match relation.measure:
     case "x" | "y" as axis:
-      i = "xy".index(axis)
-      spans = (
-        f"{name} spans {axis}={box[i]} to {axis}={box[i + 2]}, centre {axis}={relations.center(box)[i]}"
-        for name, box in ((subject, s), (other, o))
-      )
-      return f"{'; '.join(spans)}; {result}"
+      return f"{_span(subject, s, axis)}; {_span(other, o, axis)}; {result}"
     case "d":
       dx, dy = relations.offsets(s, o)
       centres = f"{subject} centre {_point(s)}; {other} centre {_point(o)}"
@@ -178,6 +185,11 @@ def _extents(box: Box) -> str:
   return f"w={width} {_sign(width, height)} h={height}"
 
 
+def _span(name: str, box: Box, axis: str) -> str:
+  i = "xy".index(axis)
+  return f"{name} spans {axis}={box[i]} to {axis}={box[i + 2]}, centre {axis}={relations.center(box)[i]}"
+
+
 def _spans(box: Box) -> str:
   x1, y1, x2, y2 = box
   return f"x={x1} to x={x2}, y={y1} to y={y2}"
@@ -196,8 +208,14 @@ def _sign(a: int, b: int) -> str:
 
 
 def _requests(scene: Scene) -> list[tuple[str, str]]:
-  """All that can be asked about single objects; "what" only where the centre is not hidden by another."""
-  turns = [ask(scene, name) for ask in (where, point) for name in scene.boxes]
+  """All that can be asked about objects by name, and what stands where; "what" only where no other hides the centre.
+
+  Answers repeat the names: to take words and numbers from what was said before is what a chain of thought does.
+  """
+  names = tuple(scene.boxes)
+  turns = [ask(scene, name) for ask in (where, point, extent) for name in names]
+  turns += [reach(scene, name, axis) for name in names for axis in "xy"]
+  turns += [where(scene, a, b) for a, b in itertools.permutations(names, 2)]
   for index, item in enumerate(scene.objects):
     x, y = relations.center(item.box)
     front = (other.box for other in scene.objects[index + 1 :])

@@ -69,13 +69,15 @@ def test_conversations_are_the_teachers(finished):
       assert row["image"] == record["image"] and row["question"].startswith(record["caption"])
 
 
-def test_interrupted_run_goes_on_and_mends_half_written_files(finished, tmp_path, monkeypatch):
+def test_interrupted_run_goes_on_and_mends_half_written_files(finished, tmp_path):
   assert run(tmp_path) == 0
   whole = content(tmp_path)
   assert whole == content(finished)
   (tmp_path / "test.jsonl").unlink()
   for path in ("images/test_000003.png", "train.jsonl", "images/train_000001.png", "chains.jsonl"):
     (tmp_path / path).write_bytes(whole[path][: len(whole[path]) // 2])
+  lines = whole["validation.jsonl"].splitlines(keepends=True)
+  (tmp_path / "validation.jsonl").write_bytes(b"".join(lines[:2]))
   (tmp_path / "images" / "test_000001.png").unlink()
   kept = tmp_path / "images" / "test_000002.png"
   before = kept.stat().st_mtime_ns
@@ -85,8 +87,14 @@ def test_interrupted_run_goes_on_and_mends_half_written_files(finished, tmp_path
 
 
 def test_finished_splits_are_not_drawn_again(finished, monkeypatch):
+  described = []
+  describe = SceneSource.describe
   monkeypatch.setattr(command, "render", lambda *_: pytest.fail("drawn again"))
+  monkeypatch.setattr(
+    SceneSource, "describe", lambda self, i: described.append(i) or describe(self, i)
+  )
   assert run(finished) == 0
+  assert len(described) == 20 + 4  # chains and contact sheet
 
 
 def test_another_config_in_the_same_folder_is_refused(finished, capsys):

@@ -11,7 +11,9 @@ from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation, ConversationSource
 from spatial_vlm.data.records import BadRecordError, TooManyBadRecords
 
-GOOD = Conversation("a.png", "The cat is left of the mug. True?", "Summary: é\u2028 «x»\nConclusion: Yes.")
+GOOD = Conversation(
+  "a.png", "The cat is left of the mug. True?", "Summary: é\u2028 «x»\nConclusion: Yes."
+)
 
 
 @pytest.fixture
@@ -44,7 +46,10 @@ def test_what_is_written_is_read_back(folder):
     ('{"image": "a.png", "question": "Q", "ans', "Unterminated"),
     ('["a.png", "Q", "A"]', "JSON object"),
     ({"answer": "A", "image": "a.png"}, "fields image, question, answer"),
-    ({"answer": "A", "image": "a.png", "question": "Q", "label": 1}, "fields image, question, answer"),
+    (
+      {"answer": "A", "image": "a.png", "question": "Q", "label": 1},
+      "fields image, question, answer",
+    ),
     ({"answer": "", "image": "a.png", "question": "Q"}, "answer must be text that is not empty"),
     ({"answer": "A", "image": "a.png", "question": 3}, "question must be text"),
     ({"answer": None, "image": 5, "question": "Q"}, "image, answer must be text"),

@@ -171,8 +171,9 @@ def test_other_errors_are_not_swallowed():
   def slip(record):
     raise ValueError("a slip in the code")
 
-  with pytest.raises(ValueError, match="a slip in the code"):
+  with pytest.raises(ValueError, match="a slip in the code") as caught:
     next(make(Numbers(8), encode=slip))
+  assert caught.type is ValueError
 
 
 def test_empty_source_is_an_error():

@@ -33,6 +33,7 @@ TEXTS = [
   "Summary: find the red circle and the blue square.\nCaption: red circle [120, 340, 260, 480], "
   "blue square [0, 20, 400, 600]\nReasoning: red circle x=160 < blue square x=200\nConclusion: Yes.",
   "Applying 'behavior_left_of': red circle x=100 < blue square x=200\nConclusion: No.",
+  "gap=125, 1375, gap=125",
   "Is the red circle left of the blue square?\n\nAnswer Yes or No.\n\n  \nYes.",
 ]
 

@@ -74,7 +74,9 @@ def settings(policy):
 def sampled(policy, settings):
   """Eight prompts of different lengths, each answered by G samples of the model."""
   source = SceneSource("train", 0, 16)
-  texts = [questions.question(source[i].record.caption, ("chain", "direct")[i % 2]) for i in range(7)] + ["Is it?"]
+  texts = [
+    questions.question(source[i].record.caption, ("chain", "direct")[i % 2]) for i in range(7)
+  ] + ["Is it?"]
   rows = [encode_question(policy.processor, source[i].image, text) for i, text in enumerate(texts)]
   prompts = collate_prompts(rows, policy.processor, range(8), [1, 0] * 4, 64, 64)
   assert len(set((prompts.segments > 0).sum(axis=1))) > 2
@@ -99,7 +101,9 @@ def shortened(rollout, settings, seed):
   mask = places < lengths[..., None]
   tokens = np.where(mask, rollout.tokens, settings.pad)
   tokens = np.where(places == lengths[..., None] - 1, settings.eos, tokens)
-  return rollout.replace(tokens=tokens.astype(np.int32), mask=mask, length_tokens=lengths.astype(np.int32))
+  return rollout.replace(
+    tokens=tokens.astype(np.int32), mask=mask, length_tokens=lengths.astype(np.int32)
+  )
 
 
 def judged(rollout, correct):
@@ -136,7 +140,9 @@ def collected(policy, rollout, settings):
 
 
 def update(state, policy, settings):
-  result = dapo.update(state, policy.banned, model=policy.model, optimizer=OPTIMIZER, settings=settings)
+  result = dapo.update(
+    state, policy.banned, model=policy.model, optimizer=OPTIMIZER, settings=settings
+  )
   return jax.device_get(result)
 
 
@@ -149,7 +155,9 @@ def assert_close(found, expected, relative=1e-5):
 
   def check(path, a, b):
     scale = max(float(np.abs(b).max()), 1e-2 * largest)
-    np.testing.assert_allclose(a, b, rtol=0, atol=relative * scale, err_msg=jax.tree_util.keystr(path))
+    np.testing.assert_allclose(
+      a, b, rtol=0, atol=relative * scale, err_msg=jax.tree_util.keystr(path)
+    )
 
   jax.tree_util.tree_map_with_path(check, found, expected)
 
@@ -165,7 +173,9 @@ def test_collect_keeps_informative_groups_in_order_and_drops_the_surplus(policy,
   settings = change(settings, prompts=5)
   none, every = np.zeros((1, G)), np.ones((1, G))
   some = some_right(8)
-  first = judged(sampled, np.concatenate([none, some[1:2], every, some[3:4], none, none, some[6:7], every]))
+  first = judged(
+    sampled, np.concatenate([none, some[1:2], every, some[3:4], none, none, some[6:7], every])
+  )
   second = judged(sampled, np.concatenate([some[:1], every, some[2:8]]))
   second = second.replace(tokens=second.tokens + 1)
   state = fresh(policy, first, settings)
@@ -219,7 +229,12 @@ def fake_loop(informative_per_round, steps, prompts=8, max_rounds=3, start=None)
   def collect(state, kept):
     events.append(("round", int(state.cursor)))
     filled = min(state.filled + kept, prompts)
-    counts = {**vars(state), "filled": filled, "cursor": state.cursor + 4, "rounds": state.rounds + 1}
+    counts = {
+      **vars(state),
+      "filled": filled,
+      "cursor": state.cursor + 4,
+      "rounds": state.rounds + 1,
+    }
     return SimpleNamespace(**counts)
 
   def update_policy(state):
@@ -267,16 +282,26 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
   params = {**policy.params, "head": {"embedding": table}}
   automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
   rollout = dapo.sample_groups(
-    params, sampled.prompts, jax.random.key(3), automaton, policy.banned, model=model, settings=settings
+    params,
+    sampled.prompts,
+    jax.random.key(3),
+    automaton,
+    policy.banned,
+    model=model,
+    settings=settings,
   )
   assert len(set(np.asarray(rollout.length_tokens).ravel())) > 3
   score = jax.jit(dapo.answer_logprobs, static_argnums=(3, 4))
   for chunk in (4096, 5):
-    logp, entropy = score(params, rollout, policy.banned, model, change(settings, chunk_tokens=chunk))
+    logp, entropy = score(
+      params, rollout, policy.banned, model, change(settings, chunk_tokens=chunk)
+    )
     logp = np.asarray(logp).reshape(rollout.logp.shape)
     np.testing.assert_allclose(logp[rollout.mask], rollout.logp[rollout.mask], atol=1e-5)
     assert np.isfinite(entropy).all()
-  assert np.isneginf(logp[~rollout.mask]).all()  # padding is banned: nothing may be computed from it
+  assert np.isneginf(
+    logp[~rollout.mask]
+  ).all()  # padding is banned: nothing may be computed from it
   np.testing.assert_array_equal(rollout.length_tokens, rollout.mask.sum(axis=-1))
 
 
@@ -291,7 +316,9 @@ def test_first_minibatch_has_a_ratio_of_exactly_one(policy, informative, setting
   assert all(total == 0 and count == 0 for total, count in state.sampled.values())
 
 
-def test_later_minibatches_are_measured_against_the_policy_that_began(policy, informative, settings):
+def test_later_minibatches_are_measured_against_the_policy_that_began(
+  policy, informative, settings
+):
   settings = change(settings, minibatches=2)
   state, sums = update(collected(policy, informative, settings), policy, settings)
   assert metrics.means(sums)["ratio_max"] != 1.0 and state.train.step == 2
@@ -302,14 +329,18 @@ def test_later_minibatches_are_measured_against_the_policy_that_began(policy, in
   whole = informative.replace(advantage=dapo.group_advantage(reward, informative.correct))
   parts = [rows(whole, numbers) for numbers in ([0, 2, 4, 6], [1, 3, 5, 7])]
   old = [
-    dapo.answer_logprobs(policy.params, part, policy.banned, policy.model, settings)[0].reshape(part.logp.shape)
+    dapo.answer_logprobs(policy.params, part, policy.banned, policy.model, settings)[0].reshape(
+      part.logp.shape
+    )
     for part in parts
   ]
   train = sft.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
   train, _ = one(train, parts[0], old[0], True)
   train, sums_second = one(train, parts[1], old[1], False)
   assert_close(state.train.params, train.params)
-  np.testing.assert_allclose(sums["ratio_max"][0], max(1.0, float(sums_second["ratio_max"][0])), rtol=1e-5)
+  np.testing.assert_allclose(
+    sums["ratio_max"][0], max(1.0, float(sums_second["ratio_max"][0])), rtol=1e-5
+  )
 
 
 def test_objective_and_kept_statistics_by_numpy(policy, informative, settings):
@@ -321,7 +352,9 @@ def test_objective_and_kept_statistics_by_numpy(policy, informative, settings):
   deviation = reward - reward.mean(axis=1, keepdims=True)
   advantage = deviation / (np.sqrt((deviation**2).sum(axis=1, keepdims=True) / (G - 1)) + 1e-6)
   values = metrics.means(sums)
-  np.testing.assert_allclose(values["objective"], (advantage * length).sum() / length.sum(), rtol=1e-4)
+  np.testing.assert_allclose(
+    values["objective"], (advantage * length).sum() / length.sum(), rtol=1e-4
+  )
   np.testing.assert_allclose(values["kept/reward"], reward.mean(), rtol=1e-5)
   np.testing.assert_allclose(values["kept/accuracy"], informative.correct.mean(), rtol=1e-5)
   np.testing.assert_allclose(values["kept/length_tokens"], length.mean(), rtol=1e-5)
@@ -348,7 +381,9 @@ def test_nothing_informative_leaves_the_policy_as_it_is(policy, sampled, setting
 def test_an_empty_minibatch_makes_no_step(policy, informative, settings):
   """One group for two mini-batches: a single update, no decay and no momentum for the other."""
   one = judged(informative, np.concatenate([some_right(1), np.zeros((7, G))]))
-  state, _ = update(collected(policy, one, change(settings, minibatches=2)), policy, change(settings, minibatches=2))
+  state, _ = update(
+    collected(policy, one, change(settings, minibatches=2)), policy, change(settings, minibatches=2)
+  )
   expected, _ = update(collected(policy, one, settings), policy, settings)
   assert state.train.step == expected.train.step == 1
   assert_close(state.train.params, expected.train.params)
@@ -357,11 +392,19 @@ def test_an_empty_minibatch_makes_no_step(policy, informative, settings):
 def test_a_partial_buffer_weighs_only_what_it_holds(policy, informative, settings):
   kept = [1, 4, 6]
   correct = np.where(np.isin(np.arange(8), kept)[:, None], informative.correct, False)
-  partial, sums = update(collected(policy, judged(informative, correct), settings), policy, settings)
+  partial, sums = update(
+    collected(policy, judged(informative, correct), settings), policy, settings
+  )
   fewer = change(settings, prompts=3)
   expected, expected_sums = update(collected(policy, rows(informative, kept), fewer), policy, fewer)
   assert_close(partial.train, expected.train)
-  for name in (*dapo.UPDATE_SUMS, "kept/reward", "kept/accuracy", "kept/length_tokens", "sampler_mismatch"):
+  for name in (
+    *dapo.UPDATE_SUMS,
+    "kept/reward",
+    "kept/accuracy",
+    "kept/length_tokens",
+    "sampler_mismatch",
+  ):
     np.testing.assert_allclose(sums[name], expected_sums[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 

@@ -84,7 +84,9 @@ def gradient(policy, batch, **changes):
     total, count = sft_loss(params, rows, policy.model, chosen)
     return total, {"loss": (total, count)}
 
-  grads, sums = jax.jit(lambda p: sft.accumulate(loss, p, batch, chosen.micro_batches))(policy.params)
+  grads, sums = jax.jit(lambda p: sft.accumulate(loss, p, batch, chosen.micro_batches))(
+    policy.params
+  )
   return jax.device_get(sft.mean_gradient(grads, sums["loss"][1])), jax.device_get(sums["loss"])
 
 
@@ -94,7 +96,9 @@ def assert_close(found, expected, relative=1e-5):
 
   def check(path, a, b):
     scale = max(float(np.abs(b).max()), 1e-2 * largest)
-    np.testing.assert_allclose(a, b, rtol=0, atol=relative * scale, err_msg=jax.tree_util.keystr(path))
+    np.testing.assert_allclose(
+      a, b, rtol=0, atol=relative * scale, err_msg=jax.tree_util.keystr(path)
+    )
 
   jax.tree_util.tree_map_with_path(check, found, expected)
 
@@ -129,7 +133,9 @@ def test_micro_batches_change_neither_gradient_nor_update(policy, batch, micro_b
   assert state.step == 1
 
 
-@pytest.mark.parametrize("changes", [{"chunk_tokens": 7}, {"remat": "full"}, {"remat": "dots", "chunk_tokens": 50}])
+@pytest.mark.parametrize(
+  "changes", [{"chunk_tokens": 7}, {"remat": "full"}, {"remat": "dots", "chunk_tokens": 50}]
+)
 def test_saving_memory_does_not_change_the_gradient(policy, batch, changes):
   expected, _ = gradient(policy, batch)
   assert_close(gradient(policy, batch, **changes)[0], expected)
@@ -156,7 +162,9 @@ def test_what_the_user_says_is_not_learnt(policy):
     encode(policy.processor, prompts.conversation(image, [("Is it red?", "Yes."), (last,)]))
     for last in ("Where is the bar?", "Which one is near?")
   ]
-  assert len(rows[0].tokens) == len(rows[1].tokens) and not np.array_equal(rows[0].tokens, rows[1].tokens)
+  assert len(rows[0].tokens) == len(rows[1].tokens) and not np.array_equal(
+    rows[0].tokens, rows[1].tokens
+  )
   (first, one), (second, other) = (
     gradient(policy, collate_batch([row], policy.processor, 16, 64)) for row in rows
   )

@@ -1,0 +1,113 @@
+"""One question about one photograph."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import skimage
+
+from spatial_vlm import config
+from spatial_vlm.commands import answer as command
+
+ASTRONAUT = f"{skimage.__path__[0]}/data/astronaut.png"
+
+
+STATEMENT = "The cat is left of the mug."
+
+
+def ask(run, tmp_path, photo, checkpoint, *others, **changes):
+  return run(
+    "answer",
+    tmp_path / "run",
+    changes,
+    photo,
+    STATEMENT,
+    "--checkpoint",
+    checkpoint,
+    *others,
+  )
+
+
+def test_a_photograph_is_answered_and_drawn_upon(run, taught, tmp_path, capsys):
+  picture = tmp_path / "boxes.png"
+  done = ask(run, tmp_path, ASTRONAUT, taught, "--draw", picture)
+  assert done.code == 0 and not config.unread(done.configs[0])
+  out = capsys.readouterr().out
+  assert "\nverdict: " in out and "\ntokens: " in out and f"boxes drawn in {picture}" in out
+  assert PIL.Image.open(picture).size == (512, 512)
+  for preset in ("tiny", "8b"):
+    config.read_preset(f"configs/answer.py:{preset}")
+
+
+def test_a_known_scene_is_answered_in_four_steps(run, taught, scenes_folder, tmp_path, capsys):
+  picture = tmp_path / "boxes.png"
+  photo = scenes_folder / "images" / "train_000000.png"
+  assert ask(run, tmp_path, photo, taught, "--draw", picture).code == 0
+  out = capsys.readouterr().out
+  assert out.startswith("Summary: ") and ("verdict: yes\n" in out or "verdict: no\n" in out)
+  drawn = np.asarray(PIL.Image.open(picture).convert("RGB"))
+  assert drawn.shape == (512, 512, 3)  # enlarged
+  original = np.asarray(
+    PIL.Image.open(photo).convert("RGB").resize((512, 512), PIL.Image.Resampling.NEAREST)
+  )
+  assert (drawn != original).any(axis=-1).sum() > 100
+
+
+def test_what_does_not_parse_or_has_no_room_is_said(
+  run, nano, taught, scenes_folder, tmp_path, capsys
+):
+  photo = scenes_folder / "images" / "train_000000.png"
+  assert ask(run, tmp_path, photo, taught, max_tokens=5).code == 0
+  out = capsys.readouterr().out
+  assert (
+    "verdict: none: the answer does not parse" in out
+    and "5 generated, cut off at max_tokens 5" in out
+  )
+
+
+def test_direct_and_recalled_questions(
+  run, taught, extracted, scenes_folder, tmp_path, capsys, monkeypatch
+):
+  asked = []
+  original = command.encode_question
+  monkeypatch.setattr(
+    command, "encode_question", lambda p, i, text: asked.append(text) or original(p, i, text)
+  )
+  photo = scenes_folder / "images" / "train_000000.png"
+  assert ask(run, tmp_path, photo, taught, "--direct", max_tokens=8).code == 0
+  assert (
+    ask(run, tmp_path, photo, taught, "--behaviors", extracted / "index", max_tokens=8).code == 0
+  )
+  assert asked[0] == "The cat is left of the mug. True? Answer Yes or No."
+  assert asked[1].startswith("The cat is left of the mug. True? ")
+
+
+@pytest.mark.parametrize(
+  ("photo", "others", "message"),
+  [
+    ("absent.png", (), "cannot read image absent.png"),
+    (__file__, (), "cannot read image"),
+    (ASTRONAUT, ("--behaviors", "no/such/index"), "no/such/index"),
+    (ASTRONAUT, ("--draw", "boxes.nonsense"), "unknown file extension"),
+  ],
+)
+def test_what_cannot_be_read_is_named_on_one_line(
+  run, nano, tmp_path, capsys, photo, others, message
+):
+  assert ask(run, tmp_path, photo, nano, *others, max_tokens=2).code == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+
+
+def test_a_missing_checkpoint_is_named(run, tmp_path, capsys):
+  assert ask(run, tmp_path, ASTRONAUT, "no/such/folder").code == 2
+  assert "no/such/folder does not exist" in capsys.readouterr().err
+
+
+def test_draw_puts_boxes_where_they_say():
+  image = PIL.Image.new("RGB", (100, 50), "black")
+  picture = np.asarray(command.draw(image, {"mug": (500, 200, 900, 800)}))
+  assert picture.shape == (250, 500, 3)
+  rows, columns = np.nonzero((picture == (0, 114, 178)).all(axis=-1))  # the first colour
+  assert columns.min() == 250 and columns.max() == 450
+  assert rows.max() == 200
+  assert (picture[195:, 260:440] == 0).all(axis=-1)[:3].all()

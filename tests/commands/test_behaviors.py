@@ -1,0 +1,114 @@
+"""The command that distils behaviors from a policy's own answers."""
+
+import json
+import logging
+
+import pytest
+
+from spatial_vlm import answers, config
+from spatial_vlm.commands import asking
+from spatial_vlm.data.conversations import ConversationSource
+from spatial_vlm.reuse.embedder import LexicalEmbedder
+from spatial_vlm.reuse.index import BehaviorIndex
+
+
+def test_the_index_names_procedures_and_where_they_come_from(extracted):
+  index = BehaviorIndex.load(extracted / "index", LexicalEmbedder())
+  stored = [
+    json.loads(line)
+    for line in (extracted / "predictions" / "part-00000.jsonl").read_text().splitlines()
+  ]
+  assert len(index.handbook) > 0 and len(stored) == 17  # 16 answers and the mark of the end
+  for behavior in index.handbook.behaviors:
+    assert len(behavior.provenance) >= 2 and all(
+      record.startswith("train:") for record in behavior.provenance
+    )
+    assert index.search([behavior.questions[0]], k=1)[0][0][0].name == behavior.name
+
+
+def test_lessons_are_verified_and_most_of_them_short(extracted, scenes_folder):
+  source = ConversationSource(extracted / "conversations.jsonl", scenes_folder / "images", 0.0)
+  labels = {
+    json.loads(line)["image"]: json.loads(line)["label"]
+    for line in (scenes_folder / "train.jsonl").read_text().splitlines()
+  }
+  rows = [json.loads(line) for line in (extracted / "conversations.jsonl").read_text().splitlines()]
+  parsed = [answers.parse(row["answer"]) for row in rows]
+  assert len(source) == len(rows) > 8
+  assert all(
+    answer.verdict == labels[row["image"]] for answer, row in zip(parsed, rows, strict=True)
+  )
+  forms = [answer.form for answer in parsed]
+  assert forms.count("chain") >= len(rows) // 4 and forms.count("short") > 0
+  for row, form in zip(rows, forms, strict=True):
+    assert ("Use behavior_" in row["question"]) == (form == "short")
+
+
+def test_every_leaf_of_every_preset_is_read(run, behaviors_changes, tmp_path):
+  done = run("behaviors", tmp_path, behaviors_changes)
+  assert done.code == 0 and not config.unread(done.configs[0])
+  for preset in ("tiny", "8b"):
+    leaves = config.leaves(config.read_preset(f"configs/behaviors.py:{preset}"))
+    assert leaves.keys() == config.leaves(done.configs[0]).keys()
+
+
+@pytest.mark.parametrize("call", [1, 2, 4])
+def test_an_interrupted_run_ends_like_the_uninterrupted(
+  extracted, tmp_path, run, behaviors_changes, outcome, stopped_at, call
+):
+  with stopped_at(asking.Asker, "answer", call):
+    run("behaviors", tmp_path, behaviors_changes)
+  assert not (tmp_path / "index").exists()
+  assert run("behaviors", tmp_path, behaviors_changes).code == 0
+  assert outcome(tmp_path) == outcome(extracted)
+
+
+def test_what_follows_from_the_answers_may_be_asked_for_anew(
+  tmp_path, run, behaviors_changes, capsys, monkeypatch
+):
+  """ "Lower min_support" would be no help if the answers had to be given again for it."""
+  assert run("behaviors", tmp_path, {**behaviors_changes, "min_support": 1000}).code == 2
+  assert "lower min_support" in capsys.readouterr().err
+  monkeypatch.setattr(asking.Asker, "answer", lambda *_: pytest.fail("asked again"))
+  assert run("behaviors", tmp_path, behaviors_changes).code == 0
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"min_support": 0}, "min_support is 0"),
+    ({"max_entries": 0}, "max_entries=0"),
+    ({"max_handbook_tokens": 0}, "max_tokens=0"),
+    ({"similarity_floor": 2}, "floor is a cosine"),
+    ({"full_share": 1.5}, "full_share is 1.5"),
+    ({"batch_size": 0}, "batch_size is 0"),
+    ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
+    ({"data.records": "absent.jsonl"}, "absent.jsonl"),
+  ],
+)
+def test_wrong_settings_are_refused_on_one_line(refused, behaviors_changes, changes, message):
+  assert message in refused("behaviors", {**behaviors_changes, **changes})
+
+
+def test_broken_records_are_reported_and_left_out(
+  run, refused, behaviors_changes, broken, tmp_path, caplog
+):
+  changes, path, reasons = broken("records", "train.jsonl")
+  changes = {**behaviors_changes, **changes}
+  with caplog.at_level(logging.WARNING):
+    assert run("behaviors", tmp_path / "run", {**changes, "data.max_bad_share": 0.2}).code == 0
+  for line, reason in reasons.items():
+    assert any(f"{path}:{line}: " in text and reason in text for text in caplog.messages)
+  # Numbers of records stay tied to their pictures, whatever was left out.
+  images = [json.loads(line)["image"] for line in path.read_text().splitlines()[7:]]
+  rows = [
+    json.loads(line) for line in (tmp_path / "run" / "conversations.jsonl").read_text().splitlines()
+  ]
+  assert {row["image"] for row in rows} <= {"train_000000.png", *images}
+  assert "5 of 64 records" in refused("behaviors", {**changes, "data.max_bad_share": 0.05}, lines=6)
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_no_trace(after_ten_kills, behaviors_changes):
+  whole, killed = after_ten_kills("behaviors", {**behaviors_changes, "batch_size": 2})
+  assert killed == whole and "index/index.json" in whole and whole["conversations.jsonl"]

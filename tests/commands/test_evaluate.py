@@ -1,0 +1,231 @@
+"""The command that measures."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from spatial_vlm import config
+from spatial_vlm.commands import asking
+from spatial_vlm.commands import evaluate as command
+from spatial_vlm.commands.asking import PromptShape, collate, encode_question
+from spatial_vlm.commands.setup import load_policy
+from spatial_vlm.data.prompts import question
+from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.evaluation.scoring import Prediction
+from spatial_vlm.model import qwen3_vl
+
+FIELDS = [
+  *("method", "accuracy", "ci_low", "ci_high", "n", "generated_tokens_mean", "total_tokens_mean"),
+  *("seconds_per_answer", "parse_rate", "box_iou"),
+]
+METHODS = ("majority", "zero-shot", "direct", "chain", "reuse")
+
+
+def changes_of(method, evaluate_changes, extracted):
+  brief = {"max_tokens": 16} if method in ("zero-shot", "direct") else {}
+  return {**evaluate_changes, **brief, "method": method, "behaviors": extracted / "index"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, run, evaluate_changes, extracted):
+  """method -> (workdir, config) of a finished evaluation."""
+  runs = {}
+  for method in METHODS:
+    workdir = tmp_path_factory.mktemp(method)
+    done = run("evaluate", workdir, changes_of(method, evaluate_changes, extracted))
+    assert done.code == 0
+    runs[method] = workdir, done.configs[0]
+  return runs
+
+
+def predictions(workdir):
+  return [
+    Prediction.from_json(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()
+  ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_results_have_the_schema_and_follow_from_the_predictions(finished, method):
+  workdir, _ = finished[method]
+  results = json.loads((workdir / "results.json").read_text())
+  assert list(results) == ["rows"] and len(results["rows"]) == 1
+  row = results["rows"][0]
+  assert list(row) == FIELDS and row["method"] == method
+  stored = predictions(workdir)
+  assert [p.id for p in stored] == list(range(32)) and row["n"] == 32
+  assert row["accuracy"] == sum(p.verdict == p.label for p in stored) / 32
+  assert 0 <= row["ci_low"] <= row["accuracy"] <= row["ci_high"] <= 1
+  if method == "majority":
+    assert row["generated_tokens_mean"] == 0 and row["seconds_per_answer"] is None
+    return
+  assert row["generated_tokens_mean"] == np.mean([p.generated_tokens for p in stored]) > 0
+  total = np.mean([p.generated_tokens + p.prompt_tokens for p in stored])
+  np.testing.assert_allclose(row["total_tokens_mean"], total)
+  assert [p.id for p in stored if p.seconds is not None] == [0, 1]
+  assert row["seconds_per_answer"] > 0
+  assert all(p.boxes_true for p in stored)
+
+
+def test_every_leaf_of_every_preset_is_read(finished):
+  unread = [set(config.unread(settings)) for _, settings in finished.values()]
+  assert not set.intersection(*unread)
+  for preset in ("tiny", "8b"):
+    leaves = config.leaves(config.read_preset(f"configs/evaluate.py:{preset}"))
+    assert leaves.keys() == config.leaves(finished["chain"][1]).keys()
+
+
+def test_majority_takes_the_likelier_training_label(finished, scenes_folder):
+  """Labels are balanced in each relation, so that every tie is called true."""
+  assert {p.verdict for p in predictions(finished["majority"][0])} == {1}
+
+
+def test_zero_shot_takes_the_likelier_first_word(finished, scenes_folder, taught):
+  policy = load_policy(str(taught))
+  source = JsonlSource(scenes_folder / "test.jsonl", scenes_folder / "images")
+  stored = predictions(finished["zero-shot"][0])
+  for i in (0, 7, 31):
+    row = encode_question(
+      policy.processor, source[i].image, question(source[i].record.caption, "direct")
+    )
+    prompts = collate(policy.processor, [row], [0], [-1], PromptShape(96, 64))
+    scores = np.asarray(qwen3_vl.prefill(policy.params, policy.model, prompts, 0)[0][0])
+    (yes,), (no,) = (policy.processor.encode_text(word) for word in ("Yes", "No"))
+    assert stored[i].verdict == int(scores[yes] > scores[no])
+  assert all(p.verdict in (0, 1) for p in stored)  # also where the text does not parse
+
+
+def test_reuse_names_what_it_recalled_and_asks_for_the_short_form(finished, extracted):
+  handbook = json.loads((extracted / "index" / "index.json").read_text())["handbook"]["behaviors"]
+  names = {behavior["name"] for behavior in handbook}
+  stored = predictions(finished["reuse"][0])
+  recalled = [p for p in stored if p.retrieved]
+  assert recalled and {p.retrieved for p in recalled} <= names
+  plain = {p.id: p.prompt_tokens for p in predictions(finished["chain"][0])}
+  fallen_back = [p for p in stored if not p.retrieved]
+  assert all(p.prompt_tokens == plain[p.id] for p in fallen_back)
+  assert any(p.prompt_tokens != plain[p.id] for p in recalled)
+
+
+def test_chains_are_parsed_and_their_boxes_measured(finished):
+  row = json.loads((finished["chain"][0] / "results.json").read_text())["rows"][0]
+  assert row["parse_rate"] > 0.5 and row["box_iou"] is not None
+  scores = json.loads((finished["chain"][0] / "scores.json").read_text())
+  assert scores["n"] == 32
+
+
+@pytest.mark.parametrize("method", ["chain", "zero-shot", "reuse"])
+@pytest.mark.parametrize("call", [1, 3, 4])
+def test_an_interrupted_evaluation_ends_with_the_same_predictions(
+  finished, tmp_path, run, evaluate_changes, extracted, outcome, stopped_at, method, call
+):
+  changes = changes_of(method, evaluate_changes, extracted)
+  with stopped_at(asking.Asker, "answer", call):
+    run("evaluate", tmp_path, changes)
+  parts = sorted((tmp_path / "predictions").glob("part-*"))
+  assert len(parts) == call - 1
+  if parts:  # as a kill in the middle of writing leaves it
+    parts[-1].write_text(parts[-1].read_text()[:-20])
+  assert run("evaluate", tmp_path, changes).code == 0
+  assert outcome(tmp_path) == outcome(finished[method][0])
+
+
+def test_stored_answers_are_not_asked_for_again(
+  finished, run, evaluate_changes, extracted, monkeypatch, outcome
+):
+  changes = changes_of("chain", evaluate_changes, extracted) | {"timed_questions": 0}
+  before = outcome(finished["chain"][0])
+  asked = []
+  original = asking.Asker.answer
+  monkeypatch.setattr(
+    asking.Asker, "answer", lambda self, rows, ids: asked.append(ids) or original(self, rows, ids)
+  )
+  assert run("evaluate", finished["chain"][0], changes).code == 0
+  assert outcome(finished["chain"][0]) == before
+  assert asked == [[0]]  # the first question, which warms up
+
+
+def test_limit_and_a_last_batch_that_is_not_full(
+  finished, tmp_path, run, evaluate_changes, extracted
+):
+  changes = changes_of("chain", evaluate_changes, extracted) | {"limit": 11}
+  assert run("evaluate", tmp_path, changes).code == 0
+  found = [(p.id, p.text) for p in predictions(tmp_path)]
+  assert found == [(p.id, p.text) for p in predictions(finished["chain"][0])[:11]]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      {"method": "guess"},
+      "method is 'guess'; choose one of majority, zero-shot, direct, chain, reuse",
+    ),
+    ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
+    ({"data.records": "absent.jsonl"}, "absent.jsonl"),
+    ({"data.boxes": "absent.boxes.jsonl"}, "absent.boxes.jsonl"),
+    ({"method": "majority", "data.training_records": "absent.jsonl"}, "absent.jsonl"),
+    ({"method": "reuse", "behaviors": "no/such/index"}, "no/such/index"),
+    ({"batch_size": 0}, "batch_size is 0"),
+    ({"max_tokens": 0}, "max_tokens is 0"),
+  ],
+)
+def test_wrong_settings_are_refused_on_one_line(refused, evaluate_changes, changes, message):
+  assert message in refused("evaluate", {**evaluate_changes, **changes})
+
+
+def test_too_small_a_prompt_is_named_with_the_remedy(run, tmp_path, evaluate_changes, capsys):
+  assert run("evaluate", tmp_path, {**evaluate_changes, "prompt_tokens": 30}).code == 2
+  error = capsys.readouterr().err
+  assert "prompt_tokens is 30" in error and "raise them" in error
+
+
+def test_behaviors_from_the_records_that_are_measured_are_refused(
+  refused, evaluate_changes, scenes_folder, extracted
+):
+  changes = {
+    "method": "reuse",
+    "behaviors": extracted / "index",
+    "data.records": scenes_folder / "train.jsonl",
+  }
+  assert "evaluation records" in refused("evaluate", {**evaluate_changes, **changes})
+
+
+def test_broken_records_are_reported_and_left_out(
+  run, refused, evaluate_changes, broken, tmp_path, caplog
+):
+  changes, path, reasons = broken("records", "test.jsonl")
+  changes = {**evaluate_changes, **changes}
+  with caplog.at_level(logging.WARNING):
+    assert run("evaluate", tmp_path / "run", {**changes, "data.max_bad_share": 0.5}).code == 0
+  for line, reason in reasons.items():
+    assert any(f"{path}:{line}: " in text and reason in text for text in caplog.messages)
+  # Of 27 readable lines the second has the torn picture.
+  assert [p.id for p in predictions(tmp_path / "run")] == [0, *range(2, 27)]
+  assert "5 of 32 records" in refused("evaluate", {**changes, "data.max_bad_share": 0.1}, lines=6)
+
+
+def test_timed_questions_warm_up_before_the_clock(taught, scenes_folder, monkeypatch):
+  """The first question is asked twice; the clock of the second asking counts."""
+  asked = []
+
+  class Fake:
+    def encode(self, example):
+      return example
+
+    def answer(self, rows, ids):
+      asked.extend(ids)
+
+  source = JsonlSource(scenes_folder / "test.jsonl", scenes_folder / "images")
+  seconds = command.time_one_by_one(Fake(), source, 3)
+  assert asked == [0, 0, 1, 2] and seconds.keys() == {0, 1, 2}
+  assert all(value > 0 for value in seconds.values())
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_no_trace(after_ten_kills, evaluate_changes):
+  whole, killed = after_ten_kills(
+    "evaluate", {**evaluate_changes, "batch_size": 1, "method": "chain"}
+  )
+  assert killed == whole and len(whole["predictions.jsonl"]) == 32

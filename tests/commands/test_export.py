@@ -1,0 +1,82 @@
+"""Checkpoints of runs that are not finished, as Hugging Face folders."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from spatial_vlm import config
+
+
+@pytest.fixture
+def transformers():
+  """Importable with torchvision's Python code alone, as the test extra installs it."""
+  library = torch.library.Library("torchvision", "FRAGMENT")
+  for operator in ("nms", "qnms"):
+    try:
+      library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except RuntimeError:  # defined already
+      pass
+  import transformers
+
+  return transformers
+
+
+@pytest.mark.parametrize("name", ["sft", "dapo"])
+def test_the_newest_checkpoint_of_a_stopped_run(
+  name, run, sft_changes, dapo_changes, before_saving, tmp_path, transformers, capsys
+):
+  changes = {"sft": sft_changes, "dapo": dapo_changes}[name]
+  with before_saving(4):
+    run(name, tmp_path / "run", changes)
+  done = run("export", tmp_path / "exported", {"run": tmp_path / "run"})
+  assert done.code == 0 and not config.unread(done.configs[0])
+  assert "checkpoint 3 of" in capsys.readouterr().out
+  stored = load_file(tmp_path / "exported" / "model.safetensors")
+  model, report = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
+    tmp_path / "exported", output_loading_info=True
+  )
+  assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+  loaded = model.state_dict()
+  assert stored.keys() <= loaded.keys()
+  for tensor, value in stored.items():
+    np.testing.assert_array_equal(loaded[tensor].numpy(), value)
+  # What was trained, not what it began with; and no other than the run itself writes.
+  before = load_file(changes["checkpoint"] / "model.safetensors")
+  assert any(not np.array_equal(before[tensor], value) for tensor, value in stored.items())
+  if name == "sft":
+    assert run(name, tmp_path / "run", {**changes}).code == 0
+    assert run("export", tmp_path / "again", {"run": tmp_path / "run"}).code == 0
+    final = load_file(tmp_path / "run" / "export" / "model.safetensors")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(np.array_equal(final[tensor], again[tensor]) for tensor in final)
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (None, "is no workdir of `sft` or `dapo`"),
+    ("{", "is no workdir of `sft` or `dapo`"),
+    (json.dumps({"config": {"seed": 0}}), "is no workdir of `sft` or `dapo`"),
+    (json.dumps({"config": {"checkpoint": "no/such/folder"}}), "no/such/folder does not exist"),
+  ],
+)
+def test_folders_that_are_no_run(run, tmp_path, capsys, content, message):
+  (tmp_path / "run").mkdir()
+  if content is not None:
+    (tmp_path / "run" / "config.json").write_text(content)
+  assert run("export", tmp_path / "exported", {"run": tmp_path / "run"}).code == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+
+
+def test_a_run_without_a_checkpoint(run, nano, tmp_path, capsys):
+  (tmp_path / "config.json").write_text(json.dumps({"config": {"checkpoint": str(nano)}}))
+  assert run("export", tmp_path / "exported", {"run": tmp_path}).code == 2
+  assert "holds no complete checkpoint yet" in capsys.readouterr().err
+
+
+def test_presets():
+  assert config.leaves(config.read_preset("configs/export.py:8b")).keys() == {"run"}

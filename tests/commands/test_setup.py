@@ -1,0 +1,99 @@
+"""What the commands share."""
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from spatial_vlm import sharding
+from spatial_vlm.commands import setup
+from spatial_vlm.config import PACKAGE_FOLDER, UsageError
+from spatial_vlm.model.weights import read_checkpoint
+from spatial_vlm.optim import make_optimizer
+
+
+def test_a_folder_is_looked_for_here_and_then_in_the_project(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert setup.find_folder("configs") == epath.Path(PACKAGE_FOLDER.parent) / "configs"
+  (tmp_path / "configs").mkdir()
+  assert setup.find_folder("configs").resolve() == epath.Path(tmp_path / "configs").resolve()
+  with pytest.raises(UsageError, match="no/such does not exist"):
+    setup.find_folder("no/such")
+
+
+def test_weights_are_read_or_drawn(nano):
+  stored = read_checkpoint(nano)[1]
+  policy = setup.load_policy(str(nano))
+  jax.tree.map(np.testing.assert_array_equal, policy.params, stored)
+  first, again, other = (setup.load_policy(str(nano), from_scratch_seed=seed) for seed in (1, 1, 2))
+  jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+  table = [p.params["text"]["embed"]["embedding"] for p in (policy, first, other)]
+  assert table[0].shape == table[1].shape and not np.array_equal(table[0], table[1])
+  assert not np.array_equal(table[1], table[2])
+  assert first.model == policy.model
+
+
+def test_banned_are_all_special_tokens_but_the_end_of_a_turn(nano):
+  policy = setup.load_policy(str(nano))
+  tokenizer = policy.processor.tokenizer
+  special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+  assert {*np.flatnonzero(policy.banned)} == special - {policy.special.eos}
+  assert policy.banned.shape == (policy.model.text.vocab_size,)
+
+
+def test_a_policy_is_written_with_the_files_of_its_source(nano, tmp_path):
+  source = tmp_path / "source"
+  source.mkdir()
+  for path in nano.iterdir():
+    (source / path.name).write_bytes(path.read_bytes())
+  (source / "model.safetensors.index.json").write_text("{}")
+  (source / "notes.py").write_text("")
+  policy = setup.load_policy(str(nano))
+  setup.write_policy(
+    epath.Path(tmp_path / "deep" / "export"), epath.Path(source), policy.model, policy.params
+  )
+  export = tmp_path / "deep" / "export"
+  assert {path.name for path in export.iterdir()} == {path.name for path in nano.iterdir()}
+  jax.tree.map(np.testing.assert_array_equal, setup.load_policy(str(export)).params, policy.params)
+
+
+def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
+  policy = setup.load_policy(str(nano))
+  half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), policy.params)
+  adam = dict(
+    learning_rate=1.0, schedule="constant", warmup_steps=0, total_steps=9, final_fraction=1.0
+  )
+  optimizer = make_optimizer(
+    ConfigDict(adam | dict(beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0))
+  )
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  state = setup.place_state(mesh, half, optimizer)
+  expected = sharding.state_shardings(mesh, state)
+  jax.tree.map(
+    lambda x, where: where.is_equivalent_to(x.sharding, x.ndim) or pytest.fail("elsewhere"),
+    state,
+    expected,
+  )
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(x, y.astype(np.float32)),
+    jax.device_get(state.params),
+    half,
+  )
+
+
+def test_what_a_user_can_mend_loses_its_traceback():
+  for error in (ValueError("a"), FileNotFoundError("b"), ImportError("c")):
+    with pytest.raises(UsageError, match=str(error)), setup.user_errors():
+      raise error
+  with pytest.raises(ZeroDivisionError), setup.user_errors():
+    raise ZeroDivisionError
+
+
+def test_a_usage_error_stays_the_same():
+  error = UsageError("x")
+  with pytest.raises(UsageError) as found, setup.user_errors():
+    raise error
+  assert str(found.value) == "x"
