@@ -1,8 +1,10 @@
 """Settings of every test: eight CPU devices, strict broadcasting, no network; and the smallest model there is."""
 
 import dataclasses
+import functools
 import json
 import os
+from unittest import mock
 
 # Read when jax, transformers and the thread pools are first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -88,8 +90,20 @@ def scenes_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def taught(tmp_path_factory, nano, scenes_folder):
-  """The nano model after `sft` on two chains of the teacher, one true and one false, given to all records at random.
+def on_devices():
+  """Context in which a command finds only the first `count` devices: programs for one compile in half the time."""
+  from spatial_vlm import sharding
+
+  def limit(count):
+    mesh_of = functools.partial(sharding.make_mesh, devices=jax.devices()[:count])
+    return mock.patch.object(sharding, "make_mesh", mesh_of)
+
+  return limit
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory, nano, scenes_folder, on_devices):
+  """The nano model after `sft` on two chains of the teacher, one true and one false, both of them for every record.
 
   Its answers parse and their numbers agree, and by chance half of them are right: food for `dapo` and `behaviors`.
   """
@@ -104,20 +118,22 @@ def taught(tmp_path_factory, nano, scenes_folder):
   records = map(json.loads, (scenes_folder / "train.jsonl").read_text().splitlines())
   rows = [
     conversations.Conversation(
-      r["image"], prompts.question(r["caption"], "chain"), pair[i // 2 % 2].answer
+      record["image"], prompts.question(record["caption"], "chain"), chain.answer
     )
-    for i, r in enumerate(records)
+    for record in records
+    for chain in pair
   ]
   conversations.write(workdir / "conversations.jsonl", rows)
   changes = {
     "checkpoint": nano,
     "data.conversations": workdir / "conversations.jsonl",
     "data.images": scenes_folder / "images",
-    "epochs": 40,
+    "epochs": 15,
     "batch_size": 16,
     "optimizer.learning_rate": 1e-2,
     "checkpoint_steps": 1000,
   }
   settings = [f"--config.{name}={value}" for name, value in changes.items()]
-  assert cli.main(["sft", "--workdir", str(workdir), *settings]) == 0
+  with on_devices(1):
+    assert cli.main(["sft", "--workdir", str(workdir), *settings]) == 0
   return workdir / "export"

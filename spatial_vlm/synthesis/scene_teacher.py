@@ -59,9 +59,9 @@ def pretrain_messages(
 ) -> Messages:
   """A conversation on one picture, in random order, in which no statement is ever judged.
 
-  `requests` different questions ask where one or two objects are, to point to one, how far it reaches, how large
-  it is, or what is at its centre (fewer where the scene has fewer); in `list_share` of the conversations, and in those without any request, the
-  list of all objects is asked for too.
+  `requests` different questions ask where one or two objects are, to point to one, how far it reaches,
+  how large it is, or what is at its centre (fewer where the scene has fewer); in `list_share` of the
+  conversations, and in those without any request, the list of all objects is asked for too.
   """
   possible = _requests(scene)
   turns = [possible[i] for i in rng.permutation(len(possible))[:requests]]

@@ -298,14 +298,17 @@ def update(
 
 def init_state(train: TrainState, rollout: Rollout, settings: DapoSettings) -> DapoState:
   """A run that has drawn nothing yet; `rollout` (arrays or shapes) tells the shape of a round's groups."""
-  zero = jnp.zeros((), jnp.int32)
+
+  def zero():
+    return jnp.zeros((), jnp.int32)  # an array of its own each time: the state is donated
+
   return DapoState(
     train=train,
-    batches=zero,
-    cursor=zero,
-    rounds=zero,
+    batches=zero(),
+    cursor=zero(),
+    rounds=zero(),
     buffer=empty_buffer(rollout, settings.prompts),
-    filled=zero,
+    filled=zero(),
     sampled=no_sums(SAMPLED_SUMS),
   )
 

@@ -29,33 +29,33 @@ def arguments(name, workdir, changes, *others):
   return [name, "--workdir", str(workdir), *map(str, others), *settings]
 
 
-def run_command(name, workdir, changes=(), *others):
-  """Runs the command in this process, through the command line's front door."""
-  loaded, load = [], config.load
-
-  def remember(*args):
-    loaded.append(load(*args))
-    return loaded[-1]
-
-  with mock.patch.object(config, "load", remember):
-    code = cli.main(arguments(name, workdir, dict(changes), *others))
-  return Done(code, loaded)
-
-
 @pytest.fixture(scope="session")
-def run():
-  return run_command
+def run(on_devices):
+  """Runs a command in this process, through the command line's front door: (name, workdir, changes, …) -> Done."""
+
+  def run(name, workdir, changes, *others, devices=1):
+    loaded, load = [], config.load
+
+    def remember(*args):
+      loaded.append(load(*args))
+      return loaded[-1]
+
+    with mock.patch.object(config, "load", remember), on_devices(devices):
+      code = cli.main(arguments(name, workdir, changes, *others))
+    return Done(code, loaded)
+
+  return run
 
 
 @pytest.fixture
-def refused(tmp_path, capsys, caplog):
+def refused(tmp_path, capsys, run):
   """Runs what is refused: exit code 2 and one line on the terminal, which is returned; nothing that would be in the
   way of the right settings is left in the folder."""
 
   def refuse(name, changes, *others, lines=1):
     workdir = tmp_path / "refused"
     capsys.readouterr()
-    assert run_command(name, workdir, changes, *others).code == 2
+    assert run(name, workdir, changes, *others).code == 2
     error = capsys.readouterr().err
     assert error.startswith("spatial-vlm: ") and error.count("\n") == lines, error
     assert not (workdir / "config.json").exists()
@@ -248,10 +248,10 @@ def behaviors_changes(taught, scenes_folder):
 
 
 @pytest.fixture(scope="session")
-def extracted(tmp_path_factory, behaviors_changes):
+def extracted(tmp_path_factory, run, behaviors_changes):
   """Workdir of a finished `behaviors`."""
   workdir = tmp_path_factory.mktemp("behaviors")
-  assert run_command("behaviors", workdir, behaviors_changes).code == 0
+  assert run("behaviors", workdir, behaviors_changes).code == 0
   return workdir
 
 

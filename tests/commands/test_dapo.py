@@ -44,6 +44,15 @@ def test_what_it_writes(finished, taught):
   assert not any(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_on_eight_devices_it_draws_the_same(finished, run, dapo_changes, tmp_path):
+  """The first batch is drawn from the same weights, whatever the number of devices."""
+  mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+  assert run("dapo", tmp_path, {**dapo_changes, **mesh, "steps": 1}, devices=8).code == 0
+  found, expected = (metrics.read_metrics(workdir)[1] for workdir in (tmp_path, finished[0]))
+  for name in ("rounds", "kept/groups", "sampled/accuracy", "sampled/length_tokens", "kept/reward"):
+    np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
+
+
 def test_every_leaf_of_every_preset_is_read(finished):
   assert not config.unread(finished[1])
   for preset in ("tiny", "8b"):
@@ -129,7 +138,7 @@ def test_a_task_without_informative_groups_ends_and_says_so(
     ({"data.prompt_tokens": 20}, "records (1"),
     ({"data.validation": "absent.jsonl"}, "absent.jsonl"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
-    ({"mesh.fsdp": 3}, "multiply to 8"),
+    ({"mesh.fsdp": 3}, "multiply to 1"),
   ],
 )
 def test_wrong_settings_are_refused(refused, dapo_changes, changes, message):

@@ -50,6 +50,14 @@ def test_a_finished_run_is_left_as_it_is(finished, run, sft_changes, outcome):
   assert outcome(workdir) == before
 
 
+def test_on_eight_devices_it_learns_the_same(finished, run, sft_changes, tmp_path):
+  mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+  assert run("sft", tmp_path, {**sft_changes, **mesh}, devices=8).code == 0
+  for found, expected in zip(*map(metrics.read_metrics, (tmp_path, finished[0])), strict=True):
+    assert found["target_tokens"] == expected["target_tokens"]
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-4)
+
+
 def test_every_leaf_of_every_preset_is_read(finished, run, sft_changes, tmp_path):
   """Conversations read some leaves, pictures drawn on the way the others."""
   pretrained = run("sft", tmp_path, {**sft_changes, **PRETRAIN})
@@ -100,7 +108,7 @@ def test_pretraining_resumes_too(tmp_path, run, sft_changes, outcome, stopped_at
     ({"dtype": "float8"}, "dtype is 'float8'; choose one of float32, bfloat16"),
     ({"optimizer.schedule": "linear"}, "schedule is 'linear'"),
     ({"optimizer.warmup_steps": 9}, "warmup_steps is 9"),
-    ({"mesh.data": 3}, "does not cover the 8 devices"),
+    ({"mesh.data": 3}, "does not cover the 1 devices"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
     ({"data.conversations": "absent.jsonl"}, "absent.jsonl"),
     ({"data.max_bad_share": 2}, "max_bad_share is 2"),

@@ -47,6 +47,7 @@ def test_bfloat16_export_loads_as_bfloat16(reference, tmp_path):
   params = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), reference.params)
   write_checkpoint(tmp_path, reference.config, params)
   model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(tmp_path)
+  assert model.dtype == torch.bfloat16
   for name, tensor in reference.model.state_dict().items():
     assert torch.equal(tensor.to(torch.bfloat16), model.state_dict()[name]), name
 

@@ -277,8 +277,8 @@ def test_the_loop_goes_on_from_any_state_that_it_yields(stop):
 def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings):
   """Two programs, left-padded prompts, answers behind them: positions, cache and padding have to agree."""
   model = dataclasses.replace(policy.model, tie_word_embeddings=False)
-  table = np.array(policy.params["text"]["embed"]["embedding"]) * 3
-  table[policy.special.eos] *= 12  # so that some answers end early
+  table = np.array(policy.params["text"]["embed"]["embedding"]) * 2
+  table[policy.special.eos] *= 6  # so that some answers end early
   params = {**policy.params, "head": {"embedding": table}}
   automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
   rollout = dapo.sample_groups(
@@ -310,10 +310,19 @@ def test_first_minibatch_has_a_ratio_of_exactly_one(policy, informative, setting
   values = metrics.means(sums)
   assert values["ratio_max"] == 1.0 and values["ratio"] == 1.0
   assert values["kl_old"] == values["clip_low"] == values["clip_high"] == 0.0
-  assert values["sampler_mismatch"] < 1e-5
   assert state.train.step == 1 and state.batches == 1
   assert (state.filled, state.rounds, state.cursor) == (0, 0, 8)
   assert all(total == 0 and count == 0 for total, count in state.sampled.values())
+
+
+def test_the_sampler_and_the_trainer_are_compared(policy, sampled, settings):
+  """The metric that warns when the two programs drift apart: here they do not, or by as much as is added."""
+  rollout = judged(sampled, some_right(8))
+  _, sums = update(collected(policy, rollout, settings), policy, settings)
+  assert metrics.means(sums)["sampler_mismatch"] < 1e-5
+  off = rollout.replace(logp=rollout.logp + 0.25)
+  _, sums = update(collected(policy, off, settings), policy, settings)
+  np.testing.assert_allclose(metrics.means(sums)["sampler_mismatch"], 0.25, rtol=1e-3)
 
 
 def test_later_minibatches_are_measured_against_the_policy_that_began(
@@ -322,16 +331,21 @@ def test_later_minibatches_are_measured_against_the_policy_that_began(
   settings = change(settings, minibatches=2)
   state, sums = update(collected(policy, informative, settings), policy, settings)
   assert metrics.means(sums)["ratio_max"] != 1.0 and state.train.step == 2
-  one = functools.partial(
-    dapo.dapo_step, banned=policy.banned, model=policy.model, optimizer=OPTIMIZER, settings=settings
+  one = jax.jit(
+    functools.partial(
+      dapo.dapo_step,
+      banned=policy.banned,
+      model=policy.model,
+      optimizer=OPTIMIZER,
+      settings=settings,
+    )
   )
+  score = jax.jit(dapo.answer_logprobs, static_argnums=(3, 4))
   reward = dapo.shaped_reward(informative, settings)
   whole = informative.replace(advantage=dapo.group_advantage(reward, informative.correct))
   parts = [rows(whole, numbers) for numbers in ([0, 2, 4, 6], [1, 3, 5, 7])]
   old = [
-    dapo.answer_logprobs(policy.params, part, policy.banned, policy.model, settings)[0].reshape(
-      part.logp.shape
-    )
+    score(policy.params, part, policy.banned, policy.model, settings)[0].reshape(part.logp.shape)
     for part in parts
   ]
   train = sft.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
