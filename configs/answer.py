@@ -1,7 +1,7 @@
 """One question about one photograph.
 
-  tiny   up to 144 tokens, enough for the chain of the tiny model
-  8b     up to 1,024 tokens
+tiny   up to 144 tokens, enough for the chain of the tiny model
+8b     up to 1,024 tokens
 """
 
 from ml_collections import ConfigDict

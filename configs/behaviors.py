@@ -1,7 +1,7 @@
 """Extraction of behaviors from a policy's own correct chains.
 
-  tiny   2,000 training scenes
-  8b     VSR's training split
+tiny   2,000 training scenes
+8b     VSR's training split
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -1,7 +1,7 @@
 """DAPO: reinforcement learning from the labels alone.
 
-  tiny   scenes, on top of the fine-tuned tiny model; minutes on two cores
-  8b     Qwen3-VL-8B on VSR with the published settings: 512 prompts a batch, clip range 0.2 / 0.28
+tiny   scenes, on top of the fine-tuned tiny model; minutes on two cores
+8b     Qwen3-VL-8B on VSR with the published settings: 512 prompts a batch, clip range 0.2 / 0.28
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -1,6 +1,6 @@
 """The whole method at tiny scale: every row of the result table, from one command.
 
-  tiny   about a quarter of an hour on two cores
+tiny   about a quarter of an hour on two cores
 """
 
 from ml_collections import ConfigDict
@@ -8,7 +8,9 @@ from ml_collections import ConfigDict
 
 def get_config(preset: str) -> ConfigDict:
   if preset != "tiny":
-    raise ValueError(f"no preset {preset!r}; there is tiny (the steps of the 8B run are the other commands)")
+    raise ValueError(
+      f"no preset {preset!r}; there is tiny (the steps of the 8B run are the other commands)"
+    )
   return ConfigDict(
     dict(
       seed=0,

@@ -1,7 +1,7 @@
 """Held-out evaluation of one method.
 
-  tiny   the scenes' test split
-  8b     Qwen3-VL-8B on VSR; `data.boxes` is empty, since VSR has none
+tiny   the scenes' test split
+8b     Qwen3-VL-8B on VSR; `data.boxes` is empty, since VSR has none
 """
 
 from ml_collections import ConfigDict, config_dict

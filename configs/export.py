@@ -1,6 +1,6 @@
 """Export of a training run's newest checkpoint.
 
-  tiny, 8b   the same: sizes come from the run
+tiny, 8b   the same: sizes come from the run
 """
 
 from ml_collections import ConfigDict

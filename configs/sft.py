@@ -1,17 +1,23 @@
 """Supervised fine-tuning.
 
-  tiny       the four-step chains of rendered scenes, on top of the shipped base; minutes on two cores
-  direct     the same scenes, answered by Yes or No alone
-  reuse      verified short and full answers, on top of an aligned policy
-  pretrain   makes the tiny base: captioning and grounding, no true/false question; about an hour on two cores
-  8b         Qwen3-VL-8B on chains written by a teacher (3 epochs, as published)
+tiny       the four-step chains of rendered scenes, on top of the shipped base; minutes on two cores
+direct     the same scenes, answered by Yes or No alone
+reuse      verified short and full answers, on top of an aligned policy
+pretrain   makes the tiny base: captioning and grounding, no true/false question; about an hour on two cores
+8b         Qwen3-VL-8B on chains written by a teacher (3 epochs, as published)
 """
 
 from ml_collections import ConfigDict, config_dict
 
 
 def get_config(preset: str) -> ConfigDict:
-  presets = {"tiny": tiny, "direct": direct, "reuse": reuse, "pretrain": pretrain, "8b": qwen3_vl_8b}
+  presets = {
+    "tiny": tiny,
+    "direct": direct,
+    "reuse": reuse,
+    "pretrain": pretrain,
+    "8b": qwen3_vl_8b,
+  }
   if preset not in presets:
     raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
   return presets[preset]()

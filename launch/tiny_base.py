@@ -1,8 +1,8 @@
 """Makes the tiny base: its tokenizer and architecture before training, its score afterwards.
 
-  python launch/tiny_base.py files FOLDER     tokenizer, processor files and config.json, no weights
-  spatial-vlm sft --config configs/sft.py:pretrain --config.checkpoint=FOLDER --workdir RUN
-  python launch/tiny_base.py score RUN/export  boxes on validation scenes, as JSON
+python launch/tiny_base.py files FOLDER     tokenizer, processor files and config.json, no weights
+spatial-vlm sft --config configs/sft.py:pretrain --config.checkpoint=FOLDER --workdir RUN
+python launch/tiny_base.py score RUN/export  boxes on validation scenes, as JSON
 """
 
 import argparse
@@ -48,18 +48,24 @@ def score(folder: Path) -> None:
   result = {
     "scenes": SCENES,
     "list": compare(pictures, everything, listed),
-    "list_complete": float(np.mean([set(b) == set(n) for b, n in zip(listed, everything, strict=True)])),
+    "list_complete": float(
+      np.mean([set(b) == set(n) for b, n in zip(listed, everything, strict=True)])
+    ),
     "where": compare(pictures, [[name] for name in names], asked),
   }
   print(json.dumps(result, indent=2))
 
 
 def ask(policy: Policy, pictures: Sequence[Picture], questions: Sequence[str]) -> list[str]:
-  rows = [encode_question(policy.processor, p.image, q) for p, q in zip(pictures, questions, strict=True)]
+  rows = [
+    encode_question(policy.processor, p.image, q) for p, q in zip(pictures, questions, strict=True)
+  ]
   texts = []
   for start in range(0, len(rows), BATCH):
     ids = range(start, start + BATCH)
-    prompts = collate(policy.processor, rows[start : start + BATCH], ids, [-1] * BATCH, PromptShape(48, 64))
+    prompts = collate(
+      policy.processor, rows[start : start + BATCH], ids, [-1] * BATCH, PromptShape(48, 64)
+    )
     texts += [answer.text for answer in written(policy, greedy(policy, policy.params, prompts, 64))]
   return texts
 
@@ -81,7 +87,9 @@ def compare(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("action", choices=("files", "score"))
   parser.add_argument("folder", type=Path)
   args = parser.parse_args()

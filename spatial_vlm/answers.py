@@ -12,8 +12,8 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-CHAIN = r"Summary: (?P<summary>[^\n]+)\nCaption: (?P<caption>[^\n]+)\nReasoning: (?P<reasoning>[^\n]+)\nConclusion: "
-SHORT = r"Applying '(?P<behavior>behavior_[a-z0-9_]+)': (?P<comparison>[^\n]+)\nConclusion: "
+CHAIN = r"Summary: (?P<summary>[^ \n][^\n]*)\nCaption: (?P<caption>[^ \n][^\n]*)\nReasoning: (?P<reasoning>[^ \n][^\n]*)\nConclusion: "
+SHORT = r"Applying '(?P<behavior>behavior_[a-z0-9_]+)': (?P<comparison>[^ \n][^\n]*)\nConclusion: "
 DIRECT = ""
 FORMS = {"chain": CHAIN, "short": SHORT, "direct": DIRECT}
 VERDICTS = {1: r"Yes\.", 0: r"No\."}

@@ -174,9 +174,7 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
       "started with to go on with it, or another --workdir to start anew."
     )
   if stored["versions"] != (now := versions()):
-    log.warning(
-      "%s was started with other versions: %s, now %s", workdir, stored["versions"], now
-    )
+    log.warning("%s was started with other versions: %s, now %s", workdir, stored["versions"], now)
 
 
 def closest(word: str, known: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ def by_parsing(tokens: list[int]) -> int:
   return -1 if answer is None else answer.verdict
 
 
-line = st.text(st.characters(exclude_characters="\n"), min_size=1, max_size=8)
+line = st.text(st.characters(codec="utf-8", exclude_characters="\n"), min_size=1, max_size=8)
 steps = st.one_of(
   line, st.sampled_from(["Conclusion: Yes.", "Caption: ", "'", " ", "\r", "\x85", "\u2028"])
 )

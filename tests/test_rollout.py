@@ -163,7 +163,9 @@ def test_behind_the_end_of_turn_there_is_only_padding(policy, prompts, ending):
   for tokens, mask, logp, length, has_end in zip(*found, lengths, ended, strict=True):
     assert mask[:length].all() and not mask[length:].any()
     assert (tokens[length:] == policy.special.pad).all() and (logp[length:] == 0).all()
-    assert (logp[:length] <= 0).all() and not np.isin(tokens[: length - 1], policy.special.eos).any()
+    assert (logp[:length] <= 0).all() and not np.isin(
+      tokens[: length - 1], policy.special.eos
+    ).any()
     assert tokens[length - 1] == policy.special.eos if has_end else length == TOKENS
 
 

@@ -111,10 +111,10 @@ def open_image(source: str | Path | bytes) -> PIL.Image.Image:
 def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
   """Size in pixels near (height, width): multiples of patch·merge, an area within the settings' bounds.
 
-  As `smart_resize` of Qwen2-VL, halves rounded to even. ValueError beyond an aspect ratio of 200.
+  As `smart_resize` of Qwen2-VL, halves rounded to even. UnreadableImage beyond an aspect ratio of 200.
   """
   if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-    raise ValueError(
+    raise UnreadableImage(
       f"an image of {width}×{height} pixels is too elongated: its sides may differ at most "
       f"{MAX_ASPECT_RATIO} times; crop it"
     )

@@ -187,7 +187,9 @@ def _extents(box: Box) -> str:
 
 def _span(name: str, box: Box, axis: str) -> str:
   i = "xy".index(axis)
-  return f"{name} spans {axis}={box[i]} to {axis}={box[i + 2]}, centre {axis}={relations.center(box)[i]}"
+  return (
+    f"{name} spans {axis}={box[i]} to {axis}={box[i + 2]}, centre {axis}={relations.center(box)[i]}"
+  )
 
 
 def _spans(box: Box) -> str:

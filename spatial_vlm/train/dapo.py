@@ -57,7 +57,14 @@ class DapoSettings:
 SAMPLED_SUMS = tuple(
   f"sampled/{name}"
   for name in (
-    "informative", "accuracy", "unparsed", "yes", "length_tokens", "all_right", "all_wrong", "some_right"
+    "informative",
+    "accuracy",
+    "unparsed",
+    "yes",
+    "length_tokens",
+    "all_right",
+    "all_wrong",
+    "some_right",
   )
 )
 UPDATE_SUMS = (
@@ -186,7 +193,9 @@ def answer_logprobs(
   params = computed_in(settings.dtype, params)
   batch = completion_batch(rollout)
   hidden = qwen3_vl.forward(params, model, batch, settings.remat)
-  answer = slice(-length - 1, None)  # from the last token of the prompt on: it predicts the first of the answer
+  answer = slice(
+    -length - 1, None
+  )  # from the last token of the prompt on: it predicts the first of the answer
   logp, entropy = token_logprobs(
     hidden[:, answer],
     qwen3_vl.unembedding(params, model).T,
@@ -240,7 +249,7 @@ def dapo_step(
   grads = mean_gradient(grads, count)
   updated = apply_gradient(state, grads, optimizer)
   state = jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), updated, state)
-  return state, sums | {"grad_norm": (optax.global_norm(grads), jnp.ones((), jnp.int32))}
+  return state, sums | {"grad_norm": (optax.tree.norm(grads), jnp.ones((), jnp.int32))}
 
 
 @functools.partial(

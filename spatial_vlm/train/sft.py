@@ -119,7 +119,7 @@ def sft_step(
   grads, sums = accumulate(loss, state.params, batch, settings.micro_batches)
   grads = mean_gradient(grads, sums["loss"][1])
   one = jnp.ones((), jnp.int32)
-  sums["grad_norm"] = (optax.global_norm(grads), one)
+  sums["grad_norm"] = (optax.tree.norm(grads), one)
   sums["target_tokens"] = (sums["loss"][1], one)
   return apply_gradient(state, grads, optimizer), sums
 

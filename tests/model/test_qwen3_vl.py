@@ -125,7 +125,7 @@ def _greedy(params, config, prompts, steps):
   return jax.lax.scan(step, (logits, cache), length=steps)[1].T
 
 
-@pytest.mark.parametrize("size", ["tiny", "small"])
+@pytest.mark.parametrize("size", ["tiny", pytest.param("small", marks=pytest.mark.slow)])
 def test_greedy_generation_equals_the_reference(reference, make_case, size):
   reference = reference(size)
   left, right = (make_case(reference, ROWS["images and text"], side) for side in ("left", "right"))
@@ -206,30 +206,35 @@ def test_a_visual_token_without_its_feature_is_nan(reference, make_case):
   assert np.isnan(np.asarray(wrong)).any()
 
 
-def test_every_parameter_learns_under_every_policy(reference, make_case):
-  """Gradients reach every parameter, finite with padding about, and are the same however they are rematerialised."""
+@partial(jax.jit, static_argnames=("config", "remat"))
+@jax.grad
+def _gradient(params, config, batch, remat):
+  hidden = qwen3_vl.forward(params, config, batch, remat)
+  logp = jax.nn.log_softmax(qwen3_vl.logits(params, config, hidden[:, :-1]))
+  chosen = jnp.take_along_axis(logp, batch.tokens[:, 1:, None], axis=-1)[..., 0]
+  scored = (batch.segments[:, :-1] > 0) & (batch.segments[:, 1:] > 0)
+  return -jnp.sum(jnp.where(scored, chosen, 0.0)) / jnp.sum(scored)
+
+
+def test_every_parameter_learns(reference, make_case):
+  """Gradients reach every layer and every output of each parameter, and are finite with padding about."""
   reference = reference("tiny")
   case = make_case(reference, ROWS["images and text"], "left")
-
-  def loss(params, remat):
-    hidden = qwen3_vl.forward(params, reference.config, case.batch, remat)
-    logp = jax.nn.log_softmax(qwen3_vl.logits(params, reference.config, hidden[:, :-1]))
-    chosen = jnp.take_along_axis(logp, case.batch.tokens[:, 1:, None], axis=-1)[..., 0]
-    return -jnp.sum(jnp.where(case.real[:, :-1] & case.real[:, 1:], chosen, 0.0)) / case.real.sum()
-
-  gradient = jax.jit(jax.grad(loss), static_argnums=1)
-  kept = gradient(reference.params, "none")
-  for path, leaf in jax.tree_util.tree_leaves_with_path(kept):
+  gradient = _gradient(reference.params, reference.config, case.batch, "none")
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     assert np.isfinite(leaf).all(), name
-    layers = leaf.reshape(leaf.shape[0], -1) if "layers" in name or "blocks" in name else leaf
-    if (
-      name != "vision/blocks/attention/k_proj/bias"
-    ):  # softmax does not feel a shift; rope lets a little through
-      assert np.abs(layers).max(axis=-1).min() > 0 or "embedding" in name, name
-  for policy in ("full", "dots"):
-    again = gradient(reference.params, policy)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, kept)
+    if not name.endswith("embedding"):  # of which only the tokens and places that occur
+      assert np.abs(leaf).max(axis=-1).min() > 0, name
+
+
+@pytest.mark.parametrize("policy", ["full", pytest.param("dots", marks=pytest.mark.slow)])
+def test_rematerialized_gradients_are_the_same(reference, make_case, policy):
+  reference = reference("tiny")
+  case = make_case(reference, ROWS["images and text"], "left")
+  kept = _gradient(reference.params, reference.config, case.batch, "none")
+  again = _gradient(reference.params, reference.config, case.batch, policy)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, kept)
 
 
 def test_unknown_remat_is_refused(reference, make_case):
@@ -289,6 +294,6 @@ def test_fresh_parameters_begin_near_chance(make_case, reference):
   params = init(config, jax.random.key(0))
   case = make_case(reference("tiny"), ROWS["several images"])
   logits = np.asarray(_jitted_logits(params, config, case.batch))[case.real]
-  assert 0.01 < logits.std() < 0.5
+  assert 0.01 < logits.std() < 2
   largest = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, init(config, jax.random.key(1)))
   assert largest["text"]["layers"]["mlp"]["up_proj"]["kernel"] > 0

@@ -160,7 +160,7 @@ def test_what_the_user_says_is_not_learnt(policy):
   image = SceneSource("train", 0, 2)[0].image
   rows = [
     encode(policy.processor, prompts.conversation(image, [("Is it red?", "Yes."), (last,)]))
-    for last in ("Where is the bar?", "Which one is near?")
+    for last in ("Where is the bar?", "Where is the square?")
   ]
   assert len(rows[0].tokens) == len(rows[1].tokens) and not np.array_equal(
     rows[0].tokens, rows[1].tokens
