@@ -40,7 +40,7 @@ def tiny() -> ConfigDict:
       overlong_cache_tokens=16,
       temperature=1.0,
       chunk_tokens=8192,
-      remat="none",
+      remat="dots",
       dtype="float32",  # of the computation; weights and optimizer are float32
       mesh=dict(data=-1, fsdp=1, tensor=1),
       optimizer=dict(

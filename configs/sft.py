@@ -48,7 +48,7 @@ def tiny() -> ConfigDict:
       batch_size=8,
       micro_batches=1,
       chunk_tokens=8192,  # positions whose logits are held at once
-      remat="none",
+      remat="dots",
       dtype="float32",  # of the computation; weights and optimizer are float32
       mesh=dict(data=-1, fsdp=1, tensor=1),
       optimizer=dict(

@@ -12,7 +12,12 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-CHAIN = r"Summary: (?P<summary>[^ \n][^\n]*)\nCaption: (?P<caption>[^ \n][^\n]*)\nReasoning: (?P<reasoning>[^ \n][^\n]*)\nConclusion: "
+CHAIN = (
+  r"Summary: (?P<summary>[^ \n][^\n]*)\n"
+  r"Caption: (?P<caption>[^ \n][^\n]*)\n"
+  r"Reasoning: (?P<reasoning>[^ \n][^\n]*)\n"
+  r"Conclusion: "
+)
 SHORT = r"Applying '(?P<behavior>behavior_[a-z0-9_]+)': (?P<comparison>[^ \n][^\n]*)\nConclusion: "
 DIRECT = ""
 FORMS = {"chain": CHAIN, "short": SHORT, "direct": DIRECT}

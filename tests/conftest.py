@@ -31,21 +31,7 @@ hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory):
-  """Compiled programs kept for the session, also for the processes that a test starts (with this environment)."""
-  folder = tmp_path_factory.mktemp("compilation_cache")
-  settings = {
-    "jax_compilation_cache_dir": str(folder),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  return {name.upper(): str(value) for name, value in settings.items()}
-
-
-@pytest.fixture(scope="session")
-def nano(tmp_path_factory, compilation_cache):
+def nano(tmp_path_factory):
   """Hugging Face folder of a tiny model that is smaller still (about 60,000 parameters), all of them random."""
   from spatial_vlm.model.config import PRESETS
   from spatial_vlm.model.qwen3_vl import init_params

@@ -135,11 +135,10 @@ def before_saving(stopped_at):
 class Killer:
   """Runs a command in processes of its own, which are killed."""
 
-  def __init__(self, name, changes, compilation_cache, seed):
+  def __init__(self, name, changes, seed):
     self.name, self.changes = name, changes
     self.environment = {
       **os.environ,
-      **compilation_cache,
       "PYTHONPATH": str(Path(cli.__file__).parents[1]),
       "OMP_NUM_THREADS": "2",
     }
@@ -183,12 +182,12 @@ class Killer:
 
 
 @pytest.fixture
-def after_ten_kills(tmp_path, compilation_cache):
+def after_ten_kills(tmp_path):
   """(name, changes) -> what an uninterrupted run wrote, and what one wrote that was killed ten times."""
 
   def compare(name, changes, seed=0, at_least=7):
-    killer = Killer(name, changes, compilation_cache, seed)
-    killer.finish(tmp_path / "first")  # fills the compilation cache
+    killer = Killer(name, changes, seed)
+    killer.finish(tmp_path / "first")  # warms the file caches
     working, whole = killer.finish(tmp_path / "whole")
     hits = killer.kill(tmp_path / "killed", working, whole)
     assert hits >= at_least, f"{hits} kills hit; the run is too short for this test"
