@@ -21,7 +21,7 @@ def transformers():
       pass
   import transformers
 
-  return transformers
+  yield transformers  # the library, and what it defines, lives as long as the test
 
 
 @pytest.mark.parametrize("name", ["sft", "dapo"])
