@@ -27,7 +27,7 @@ from spatial_vlm.reuse.extraction import (
   verified_chain,
 )
 from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.prompt import Plan, plan_answers
+from spatial_vlm.reuse.prompt import Plan, plan_answers, unaided
 
 HARMLESS = ("min_support", "max_entries", "max_handbook_tokens", "similarity_floor", "full_share")
 """Settings that may change between two starts: what depends on them is made anew from the stored answers."""
@@ -78,7 +78,7 @@ def check(config: Config) -> None:
 
 
 def full_chain(caption: str) -> Plan:
-  return Plan("chain", question(caption, "chain"), None, 0.0)
+  return unaided(caption, "chain")
 
 
 def solution(split: str, p: Prediction) -> Solution:

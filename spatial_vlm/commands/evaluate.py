@@ -27,7 +27,6 @@ from spatial_vlm.commands.asking import (
 )
 from spatial_vlm.commands.setup import Policy, check_positive, load_policy, user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data.prompts import question
 from spatial_vlm.data.records import First, JsonlSource, read_records
 from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.evaluation import report, scoring
@@ -35,7 +34,7 @@ from spatial_vlm.evaluation.scoring import Prediction
 from spatial_vlm.model.qwen3_vl import prefill
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.prompt import Plan, plan_answers
+from spatial_vlm.reuse.prompt import Plan, plan_answers, unaided
 from spatial_vlm.types import Prompts
 
 METHODS = ("majority", "zero-shot", "direct", "chain", "reuse")
@@ -100,8 +99,7 @@ def planned(method: str, index: BehaviorIndex | None, behavior_tokens: int, capt
   """In which form the caption is asked about."""
   if index is not None:
     return plan_answers(index, [caption], behavior_tokens)[0]
-  form = "chain" if method == "chain" else "direct"
-  return Plan(form, question(caption, form), None, 0.0)
+  return unaided(caption, "chain" if method == "chain" else "direct")
 
 
 def time_one_by_one(asker: Asker, examples: First, count: int) -> dict[int, float]:

@@ -34,8 +34,13 @@ def plan_answers(
   ]
 
 
+def unaided(caption: str, form: str) -> Plan:
+  """Asks for an answer in `form` ("chain" or "direct") without recalling anything."""
+  return Plan(form, prompts.question(caption, form), None, 0.0)
+
+
 def _plan(caption: str, matches: Sequence[tuple[Behavior, float]], max_tokens: int) -> Plan:
   for behavior, similarity in matches:
     if behavior.tokens <= max_tokens:
       return Plan("short", prompts.question(caption, "short", behavior.line), behavior, similarity)
-  return Plan("chain", prompts.question(caption, "chain"), None, 0.0)
+  return unaided(caption, "chain")
