@@ -44,6 +44,7 @@ def tiny() -> ConfigDict:
       dtype="float32",  # of the computation; weights and optimizer are float32
       mesh=dict(data=-1, fsdp=1, tensor=1),
       optimizer=dict(
+        method="adamw",  # or "muon", which learns faster from scratch
         learning_rate=1e-4,
         schedule="constant",
         warmup_steps=4,

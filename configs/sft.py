@@ -38,7 +38,7 @@ def tiny() -> ConfigDict:
         token_bucket=16,
         pretrain=dict(  # pictures to caption and ground, drawn on the way, instead of files
           scenes=(),  # pictures of each stage, in their order: few objects first, or seeing is learnt late
-          objects=(1, 2, 4),  # most objects of a picture in each stage
+          objects=(),  # most objects of a picture in each stage
           requests=3,  # to locate or name an object, on each picture
           list_share=0.6,  # of the pictures whose objects are listed
         ),
@@ -52,6 +52,7 @@ def tiny() -> ConfigDict:
       dtype="float32",  # of the computation; weights and optimizer are float32
       mesh=dict(data=-1, fsdp=1, tensor=1),
       optimizer=dict(
+        method="adamw",  # or "muon", which learns faster from scratch
         learning_rate=1e-3,
         schedule="cosine",
         warmup_steps=20,
@@ -87,12 +88,15 @@ def reuse() -> ConfigDict:
 def pretrain() -> ConfigDict:
   config = tiny()
   config.from_scratch = True
-  config.data.pretrain.scenes = (24_000, 24_000, 88_000)
+  config.data.max_tokens = 256
+  config.data.pretrain.scenes = (20_000, 24_000, 150_000)
+  config.data.pretrain.objects = (1, 2, 3)
   config.epochs = 1
   config.batch_size = 32
+  config.optimizer.method = "muon"
   config.optimizer.learning_rate = 2e-3
-  config.optimizer.warmup_steps = 200
-  config.optimizer.final_fraction = 0.02
+  config.optimizer.warmup_steps = 60
+  config.optimizer.final_fraction = 0.01
   config.log_steps = 20
   config.checkpoint_steps = 200
   return config

@@ -1,17 +1,32 @@
-"""AdamW with warm-up, as every training command uses it.
+"""AdamW or Muon with warm-up, as every training command uses them.
 
-`cfg` is a ConfigDict with learning_rate, schedule, warmup_steps, total_steps, final_fraction, beta1,
+`cfg` is a ConfigDict with method, learning_rate, schedule, warmup_steps, total_steps, final_fraction, beta1,
 beta2, eps, weight_decay and clip_norm.
 """
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float
+from optax.contrib import MuonDimensionNumbers, muon
 
+METHODS = ("adamw", "muon")
 SCHEDULES = ("cosine", "constant")
+
+MATRICES: tuple[tuple[str, MuonDimensionNumbers], ...] = (
+  (r".*/attention/[qkv]_proj/kernel", MuonDimensionNumbers(-3, (-2, -1))),  # D → N H
+  (r".*/attention/(o|out)_proj/kernel", MuonDimensionNumbers((-3, -2), -1)),  # N H → D
+  (r".*/kernel", MuonDimensionNumbers(-2, -1)),  # D → F
+)
+"""Path of a parameter (regular expression, in full; the first that fits) -> its axes as a matrix, counted from the
+last: a leading layer axis makes a stack of matrices."""
+
+_MUON_RMS = 0.4
+"""Root mean square of Muon's update per unit of learning rate: twice what AdamW's comes to (arXiv 2502.16982)."""
+_MUON_MOMENTUM = 0.95
 
 
 def learning_rate_at(cfg: Any, step: ArrayLike) -> Float[Array, ""]:
@@ -39,20 +54,49 @@ def learning_rate_at(cfg: Any, step: ArrayLike) -> Float[Array, ""]:
 
 
 def make_optimizer(cfg: Any) -> optax.GradientTransformation:
-  """Global-norm clipping to `clip_norm`, then AdamW (beta1, beta2, eps, weight_decay).
+  """Global-norm clipping to `clip_norm`, then the method: "adamw", or "muon", which learns faster from scratch.
 
-  Moments and updates are float32 whatever the dtype of the parameters. Only matrices decay (see
-  `decays`). Raises ValueError as `learning_rate_at` does.
+  AdamW: beta1, beta2, eps; matrices and embeddings decay (see `decays`). Muon (Jordan, 2024): momentum, made
+  orthogonal, for the matrices of MATRICES, which alone decay; Nesterov's Adam for everything else. Moments and
+  updates are float32 whatever the dtype of the parameters.
+
+  Raises ValueError for another method, and as `learning_rate_at` does.
   """
   learning_rate_at(cfg, 0)  # a wrong schedule is refused here, before anything compiles
-  return _in_float32(
-    optax.chain(
-      optax.clip_by_global_norm(cfg.clip_norm),
-      optax.scale_by_adam(b1=cfg.beta1, b2=cfg.beta2, eps=cfg.eps),
-      optax.add_decayed_weights(cfg.weight_decay, mask=_decay_mask),
-      optax.scale_by_learning_rate(lambda step: learning_rate_at(cfg, step)),
-    )
+  if cfg.method not in METHODS:
+    raise ValueError(f"method is {cfg.method!r}; choose one of {', '.join(METHODS)}")
+  method = _adamw if cfg.method == "adamw" else _muon
+  return _in_float32(optax.chain(optax.clip_by_global_norm(cfg.clip_norm), method(cfg)))
+
+
+def _adamw(cfg: Any) -> optax.GradientTransformation:
+  return optax.chain(
+    optax.scale_by_adam(b1=cfg.beta1, b2=cfg.beta2, eps=cfg.eps),
+    optax.add_decayed_weights(cfg.weight_decay, mask=_decay_mask),
+    optax.scale_by_learning_rate(lambda step: learning_rate_at(cfg, step)),
   )
+
+
+def _muon(cfg: Any) -> optax.GradientTransformation:
+  return muon(
+    lambda step: learning_rate_at(cfg, step),
+    beta=_MUON_MOMENTUM,
+    consistent_rms=_MUON_RMS,
+    weight_decay=cfg.weight_decay,
+    eps=cfg.eps,
+    adam_b1=cfg.beta1,
+    adam_b2=cfg.beta2,
+    muon_weight_dimension_numbers=_as_matrices,
+  )
+
+
+def _as_matrices(params):
+  return jax.tree_util.tree_map_with_path(lambda path, _: matrix_axes(_name(path)), params)
+
+
+def matrix_axes(path: str) -> MuonDimensionNumbers | None:
+  """The axes of the parameter at `path` as a matrix; None for what is no matrix, or an embedding."""
+  return next((axes for pattern, axes in MATRICES if re.fullmatch(pattern, path)), None)
 
 
 def decays(path: str) -> bool:
@@ -68,9 +112,11 @@ def decays(path: str) -> bool:
 
 
 def _decay_mask(params):
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: decays(jax.tree_util.keystr(path, simple=True, separator="/")), params
-  )
+  return jax.tree_util.tree_map_with_path(lambda path, _: decays(_name(path)), params)
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:

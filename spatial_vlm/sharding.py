@@ -80,7 +80,7 @@ def param_shardings(mesh: Mesh, params: Params) -> Params:
 def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
   """Sharding of every array of a train state (or of its shapes).
 
-  The optimizer's moments lie as their parameter does; its counters, and the step, on every device.
+  The optimizer's moments lie as their parameter does; its counters and coefficients, and the step, on every device.
   """
   params = param_shardings(mesh, state.params)
   of_path = {
@@ -91,7 +91,7 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
   }
 
   def optimizer_leaf(path, leaf):
-    if not leaf.shape:
+    if not leaf.shape or _name(path).endswith("/ns_coeffs"):  # of Muon's polynomial
       return replicated(mesh)
     parts = _name(path).split("/")
     for start in range(len(parts)):

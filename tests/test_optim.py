@@ -6,12 +6,13 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from spatial_vlm.optim import learning_rate_at, make_optimizer
+from spatial_vlm.optim import learning_rate_at, make_optimizer, matrix_axes
 
 
 def config(**changes) -> ConfigDict:
   return ConfigDict(
     dict(
+      method="adamw",
       learning_rate=0.01,
       schedule="cosine",
       warmup_steps=4,
@@ -125,3 +126,66 @@ def test_a_wrong_schedule_says_which_there_are():
     learning_rate_at(config(schedule="linear"), 0)
   with pytest.raises(ValueError, match="warmup_steps is 20 of total_steps 20"):
     make_optimizer(config(warmup_steps=20))
+  with pytest.raises(ValueError, match="'sgd'; choose one of adamw, muon"):
+    make_optimizer(config(method="sgd"))
+
+
+def orthogonal(matrix):
+  """Nearest matrix with orthonormal rows or columns."""
+  u, _, v = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
+  return u @ v
+
+
+def test_muon_moves_every_layers_matrix_along_its_orthogonal_factor():
+  rng = np.random.default_rng(2)
+  shapes = {
+    "layers": {
+      "attention": {
+        "q_proj": {"kernel": (3, 6, 2, 4)},  # three layers, 6 → 2 heads of 4
+        "o_proj": {"kernel": (3, 2, 4, 6)},
+      },
+      "mlp": {"up_proj": {"kernel": (3, 6, 10)}},
+    }
+  }
+  draw = lambda s: jnp.asarray(rng.normal(size=s), jnp.float32)  # noqa: E731
+  params = jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+  gradient = make_gradients(params, 1)
+  cfg = config(method="muon", schedule="constant", warmup_steps=0, weight_decay=0.0)
+  after, _ = train(cfg, params, gradient)
+  as_matrices = {"q_proj": (3, 6, 8), "o_proj": (3, 8, 6), "up_proj": (3, 6, 10)}
+  steps = jax.tree.map(lambda a, b: np.asarray(a - b), flat(after), flat(params))
+  for name, grad in flat(gradient[0]).items():
+    shape = as_matrices[name.split("/")[-2]]
+    for moved, g in zip(steps[name].reshape(shape), np.reshape(grad, shape), strict=True):
+      direction = -orthogonal(g)
+      cosine = (moved * direction).sum() / np.linalg.norm(moved) / np.linalg.norm(direction)
+      assert cosine > 0.97, name  # five Newton-Schulz iterations come that near
+      rms = np.sqrt(np.mean(moved**2))
+      assert 0.5 < rms / (0.4 * cfg.learning_rate) < 1.5, name
+
+
+def test_muon_leaves_embeddings_norms_and_biases_to_adam_with_nesterov_momentum():
+  assert matrix_axes("text/embed/embedding") is None
+  assert matrix_axes("text/layers/q_norm/scale") is None
+  assert matrix_axes("vision/blocks/mlp/fc1/bias") is None
+  cfg, params = config(method="muon", weight_decay=0.0), make_params()
+  gradients = make_gradients(params, 3)
+  found = flat(train(cfg, params, gradients)[0])
+  reference = optax.chain(
+    optax.clip_by_global_norm(cfg.clip_norm),
+    optax.nadam(lambda step: learning_rate_at(cfg, step), cfg.beta1, cfg.beta2, cfg.eps),
+  )
+  state, expected = reference.init(params), params
+  for gradient in gradients:
+    updates, state = reference.update(gradient, state)
+    expected = optax.apply_updates(expected, updates)
+  differing = {n for n, x in flat(expected).items() if not np.allclose(x, found[n], atol=1e-6)}
+  assert differing == {"layers/q_proj/kernel"}
+
+
+def test_only_matrices_decay_under_muon():
+  params = make_params()
+  zeros = [jax.tree.map(jnp.zeros_like, params)] * 3
+  after = flat(train(config(method="muon"), params, zeros)[0])
+  changed = {name for name, x in flat(params).items() if not np.array_equal(x, after[name])}
+  assert changed == {"layers/q_proj/kernel"}

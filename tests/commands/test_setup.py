@@ -63,7 +63,12 @@ def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
   policy = setup.load_policy(str(nano))
   half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), policy.params)
   adam = dict(
-    learning_rate=1.0, schedule="constant", warmup_steps=0, total_steps=9, final_fraction=1.0
+    method="adamw",
+    learning_rate=1.0,
+    schedule="constant",
+    warmup_steps=0,
+    total_steps=9,
+    final_fraction=1.0,
   )
   optimizer = make_optimizer(
     ConfigDict(adam | dict(beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0))

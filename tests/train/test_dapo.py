@@ -28,6 +28,7 @@ G, TOKENS = 4, 12
 OPTIMIZER = make_optimizer(
   ConfigDict(
     dict(
+      method="adamw",
       learning_rate=3e-3,
       schedule="constant",
       warmup_steps=0,

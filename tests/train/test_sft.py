@@ -23,6 +23,7 @@ from spatial_vlm.train.sft import SftSettings, sft_loop, sft_loss, sft_step
 OPTIMIZER = make_optimizer(
   ConfigDict(
     dict(
+      method="adamw",
       learning_rate=1e-3,
       schedule="cosine",
       warmup_steps=2,
