@@ -1,9 +1,7 @@
-"""AdamW or Muon with warm-up, as every training command uses them.
+"""AdamW or Muon with warm-up, as every training command uses them."""
 
-`cfg` is a ConfigDict with method, learning_rate, schedule, warmup_steps, total_steps, final_fraction, beta1,
-beta2, eps, weight_decay and clip_norm.
-"""
-
+import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -29,7 +27,24 @@ _MUON_RMS = 0.4
 _MUON_MOMENTUM = 0.95
 
 
-def learning_rate_at(cfg: Any, step: ArrayLike) -> Float[Array, ""]:
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+  """`method` and `schedule` name one of METHODS and of SCHEDULES; `total_steps` counts the updates of the run."""
+
+  method: str
+  learning_rate: float
+  schedule: str
+  warmup_steps: int
+  total_steps: int
+  final_fraction: float
+  beta1: float
+  beta2: float
+  eps: float
+  weight_decay: float
+  clip_norm: float
+
+
+def learning_rate_at(cfg: OptimizerSettings, step: ArrayLike) -> Float[Array, ""]:
   """Learning rate of update number `step` (from 0).
 
   Rises linearly over `warmup_steps` updates, the first of which already moves; then stays
@@ -53,7 +68,8 @@ def learning_rate_at(cfg: Any, step: ArrayLike) -> Float[Array, ""]:
   return cfg.learning_rate * rise * fall
 
 
-def make_optimizer(cfg: Any) -> optax.GradientTransformation:
+@functools.cache  # equal settings give the same object, so that a step compiled for it serves again
+def make_optimizer(cfg: OptimizerSettings) -> optax.GradientTransformation:
   """Global-norm clipping to `clip_norm`, then the method: "adamw", or "muon", which learns faster from scratch.
 
   AdamW: beta1, beta2, eps; matrices and embeddings decay (see `decays`). Muon (Jordan, 2024): momentum, made
@@ -69,7 +85,7 @@ def make_optimizer(cfg: Any) -> optax.GradientTransformation:
   return _in_float32(optax.chain(optax.clip_by_global_norm(cfg.clip_norm), method(cfg)))
 
 
-def _adamw(cfg: Any) -> optax.GradientTransformation:
+def _adamw(cfg: OptimizerSettings) -> optax.GradientTransformation:
   return optax.chain(
     optax.scale_by_adam(b1=cfg.beta1, b2=cfg.beta2, eps=cfg.eps),
     optax.add_decayed_weights(cfg.weight_decay, mask=_decay_mask),
@@ -77,7 +93,7 @@ def _adamw(cfg: Any) -> optax.GradientTransformation:
   )
 
 
-def _muon(cfg: Any) -> optax.GradientTransformation:
+def _muon(cfg: OptimizerSettings) -> optax.GradientTransformation:
   return muon(
     lambda step: learning_rate_at(cfg, step),
     beta=_MUON_MOMENTUM,

@@ -4,14 +4,13 @@ import numpy as np
 import optax
 import pytest
 import torch
-from ml_collections import ConfigDict
 
-from spatial_vlm.optim import learning_rate_at, make_optimizer, matrix_axes
+from spatial_vlm.optim import OptimizerSettings, learning_rate_at, make_optimizer, matrix_axes
 
 
-def config(**changes) -> ConfigDict:
-  return ConfigDict(
-    dict(
+def config(**changes) -> OptimizerSettings:
+  return OptimizerSettings(
+    **dict(
       method="adamw",
       learning_rate=0.01,
       schedule="cosine",
@@ -189,3 +188,9 @@ def test_only_matrices_decay_under_muon():
   after = flat(train(config(method="muon"), params, zeros)[0])
   changed = {name for name, x in flat(params).items() if not np.array_equal(x, after[name])}
   assert changed == {"layers/q_proj/kernel"}
+
+
+def test_equal_settings_give_the_same_optimizer():
+  """jit compiles a step anew for another object."""
+  assert make_optimizer(config()) is make_optimizer(config())
+  assert make_optimizer(config()) is not make_optimizer(config(eps=1e-6))

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from spatial_vlm import metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
@@ -32,6 +31,7 @@ from spatial_vlm.commands.setup import (
   load_policy,
   place_state,
   progress,
+  settings_of,
   user_errors,
   write_policy,
 )
@@ -45,7 +45,7 @@ from spatial_vlm.data.records import (
   JsonlSource,
   TooManyBadRecords,
 )
-from spatial_vlm.optim import make_optimizer
+from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import Encoded
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards import AnswerAutomaton, answer_automaton, is_correct, verdicts
@@ -60,9 +60,13 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     check(config)
     policy = load_policy(config.checkpoint)
     automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
-    settings = dapo_settings(config, policy)
+    settings = settings_of(
+      dapo.DapoSettings, config, eos=policy.special.eos, pad=policy.special.pad
+    )
     updates = config.steps * config.minibatches
-    optimizer = make_optimizer(ConfigDict({**config.optimizer, "total_steps": updates}))
+    optimizer = make_optimizer(
+      settings_of(OptimizerSettings, config.optimizer, total_steps=updates)
+    )
     mesh = sharding.make_mesh(config.mesh)
     prompts_at = training_prompts(config, policy, mesh)
     validate = validation(config, policy, automaton, mesh)
@@ -179,13 +183,6 @@ def check(config: Config) -> None:
       f"overlong_cache_tokens is {config.overlong_cache_tokens}; it must lie between 0 and max_tokens "
       f"{config.max_tokens}"
     )
-
-
-def dapo_settings(config: Config, policy: Policy) -> dapo.DapoSettings:
-  names = [field for field in dapo.DapoSettings.__dataclass_fields__ if field not in ("eos", "pad")]
-  return dapo.DapoSettings(
-    **{name: config[name] for name in names}, eos=policy.special.eos, pad=policy.special.pad
-  )
 
 
 def place_run(mesh: Mesh, train, sample, prompts_at, settings: dapo.DapoSettings) -> DapoState:

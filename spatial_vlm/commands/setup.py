@@ -1,8 +1,9 @@
 """What the commands share: loading a policy, placing it on the devices, writing it out."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -70,6 +71,12 @@ def write_policy(
     if file.suffix in (".json", ".jinja", ".txt") and not file.name.endswith(".index.json"):
       (folder / file.name).write_bytes(file.read_bytes())
   write_checkpoint(folder, model, jax.device_get(params))
+
+
+def settings_of(settings: type, config: Config, **known: object) -> Any:
+  """The frozen dataclass `settings`, its fields read from the leaves of the same name, but for those that are known."""
+  names = {field.name for field in dataclasses.fields(settings)} - known.keys()
+  return settings(**{name: config[name] for name in names}, **known)
 
 
 HARMLESS = ("log_*", "checkpoint_*", "keep_*", "*.workers", "mesh.*")

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from spatial_vlm import metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
@@ -26,6 +25,7 @@ from spatial_vlm.commands.setup import (
   load_policy,
   place_state,
   progress,
+  settings_of,
   user_errors,
   write_policy,
 )
@@ -33,7 +33,7 @@ from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import pipeline
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.data.scenes import Picture, PictureSource
-from spatial_vlm.optim import make_optimizer
+from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import Processor, collate_batch, encode
 from spatial_vlm.synthesis.scene_teacher import pretrain_messages
 from spatial_vlm.train.sft import SftSettings, sft_loop, sft_step
@@ -45,8 +45,10 @@ def run(config: Config, workdir, args) -> None:
     policy = load_policy(config.checkpoint, config.seed if config.from_scratch else None)
     source, to_messages = training_data(config)
     total_steps = pipeline.num_batches(len(source), config.batch_size, config.epochs)
-    optimizer = make_optimizer(ConfigDict({**config.optimizer, "total_steps": total_steps}))
-    settings = SftSettings(config.micro_batches, config.chunk_tokens, config.remat, config.dtype)
+    optimizer = make_optimizer(
+      settings_of(OptimizerSettings, config.optimizer, total_steps=total_steps)
+    )
+    settings = settings_of(SftSettings, config)
     mesh = sharding.make_mesh(config.mesh)
     batches = training_batches(config, source, to_messages, policy.processor)
     snapshot(config, workdir, HARMLESS)

@@ -5,13 +5,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
-from ml_collections import ConfigDict
 
 from spatial_vlm import sharding
 from spatial_vlm.commands import setup
 from spatial_vlm.config import PACKAGE_FOLDER, UsageError
 from spatial_vlm.model.weights import read_checkpoint
-from spatial_vlm.optim import make_optimizer
+from spatial_vlm.optim import OptimizerSettings, make_optimizer
 
 
 def test_a_folder_is_looked_for_here_and_then_in_the_project(tmp_path, monkeypatch):
@@ -62,17 +61,9 @@ def test_a_policy_is_written_with_the_files_of_its_source(nano, tmp_path):
 def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
   policy = setup.load_policy(str(nano))
   half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), policy.params)
-  adam = dict(
-    method="adamw",
-    learning_rate=1.0,
-    schedule="constant",
-    warmup_steps=0,
-    total_steps=9,
-    final_fraction=1.0,
-  )
-  optimizer = make_optimizer(
-    ConfigDict(adam | dict(beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0))
-  )
+  adam = dict(method="adamw", beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
+  constant = dict(learning_rate=1.0, schedule="constant", warmup_steps=0, final_fraction=1.0)
+  optimizer = make_optimizer(OptimizerSettings(**adam, **constant, total_steps=9))
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   state = setup.place_state(mesh, half, optimizer)
   expected = sharding.state_shardings(mesh, state)

@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from spatial_vlm import metrics, sharding
 from spatial_vlm.commands.asking import encode_question
 from spatial_vlm.commands.setup import load_policy
 from spatial_vlm.data import prompts as questions
 from spatial_vlm.data.scenes import SceneSource
-from spatial_vlm.optim import make_optimizer
+from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import collate_prompts
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards import answer_automaton
@@ -26,20 +25,18 @@ G, TOKENS = 4, 12
 
 # eps: as in test_sft.
 OPTIMIZER = make_optimizer(
-  ConfigDict(
-    dict(
-      method="adamw",
-      learning_rate=3e-3,
-      schedule="constant",
-      warmup_steps=0,
-      total_steps=10,
-      final_fraction=1.0,
-      beta1=0.9,
-      beta2=0.95,
-      eps=1e-4,
-      weight_decay=0.1,
-      clip_norm=1.0,
-    )
+  OptimizerSettings(
+    method="adamw",
+    learning_rate=3e-3,
+    schedule="constant",
+    warmup_steps=0,
+    total_steps=10,
+    final_fraction=1.0,
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-4,
+    weight_decay=0.1,
+    clip_norm=1.0,
   )
 )
 

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from spatial_vlm import metrics, sharding
 from spatial_vlm.commands.setup import load_policy
 from spatial_vlm.data import prompts
 from spatial_vlm.data.scenes import SceneSource
 from spatial_vlm.model import qwen3_vl
-from spatial_vlm.optim import make_optimizer
+from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import collate_batch, encode
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.train import sft
@@ -21,20 +20,18 @@ from spatial_vlm.train.sft import SftSettings, sft_loop, sft_loss, sft_step
 
 # eps: Adam divides by |g| + eps, and entries whose true gradient is zero (key biases) are nothing but rounding.
 OPTIMIZER = make_optimizer(
-  ConfigDict(
-    dict(
-      method="adamw",
-      learning_rate=1e-3,
-      schedule="cosine",
-      warmup_steps=2,
-      total_steps=10,
-      final_fraction=0.1,
-      beta1=0.9,
-      beta2=0.95,
-      eps=1e-4,
-      weight_decay=0.1,
-      clip_norm=1.0,
-    )
+  OptimizerSettings(
+    method="adamw",
+    learning_rate=1e-3,
+    schedule="cosine",
+    warmup_steps=2,
+    total_steps=10,
+    final_fraction=0.1,
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-4,
+    weight_decay=0.1,
+    clip_norm=1.0,
   )
 )
 
