@@ -16,6 +16,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+# torchvision's Python code, installed without dependencies, declares kernels on import for operators that belong to a
+# compiled library; declared here they let transformers be imported.
+_torchvision = torch.library.Library("torchvision", "DEF")
+for _operator in ("nms", "qnms"):
+  _torchvision.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

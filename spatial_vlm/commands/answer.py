@@ -48,7 +48,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     policy = load_policy(args.checkpoint)
     text = asked(args)
     row = encode_question(policy.processor, image, text)
-  patches = padded_length([sum(len(p) for p, _ in row.images)], PATCH_BUCKET)
+  patches = padded_length([row.patches], PATCH_BUCKET)
   shape = PromptShape(padded_length([len(row.tokens)], TOKEN_BUCKET), patches)
   prompts = collate(policy.processor, [row], [0], [-1], shape)
   (answer,) = written(policy, greedy(policy, policy.params, prompts, config.max_tokens))

@@ -28,10 +28,7 @@ class PromptShape(NamedTuple):
   patches: int
 
   def holds(self, row: Encoded) -> bool:
-    return (
-      len(row.tokens) <= self.tokens
-      and sum(len(patches) for patches, _ in row.images) <= self.patches
-    )
+    return len(row.tokens) <= self.tokens and row.patches <= self.patches
 
 
 class Written(NamedTuple):
@@ -57,7 +54,7 @@ def collate(
   for id, row in zip(ids, rows, strict=True):
     if not shape.holds(row):
       raise UsageError(
-        f"prompt {id} has {len(row.tokens)} tokens and {sum(len(p) for p, _ in row.images)} patches; prompt_tokens "
+        f"prompt {id} has {len(row.tokens)} tokens and {row.patches} patches; prompt_tokens "
         f"is {shape.tokens} and patches is {shape.patches}: raise them, or leave the record out"
       )
   return collate_prompts(rows, processor, ids, labels, shape.tokens, shape.patches)
@@ -150,21 +147,25 @@ def stored_answers(
   while done < batches and (stored := read_part(folder / f"part-{done:05d}.jsonl")) is not None:
     predictions += stored
     done += 1
+  start = min(done * batch_size, len(examples))
   missing = ordered(
     examples,
     asker.encode,
     lambda rows, ids: (rows, ids.tolist()),
     batch_size=batch_size,
-    start=min(done * batch_size, len(examples)),
+    start=start,
+    left_out=sorted({*range(start)} - {p.id for p in predictions}),
     max_bad_share=max_bad_share,
   )
+  right = sum(p.right for p in predictions)
   bar = tqdm(missing, desc=name, initial=done, total=batches, dynamic_ncols=True)
   for number, (rows, ids) in enumerate(bar, done):
     answered = asker.answer(rows, ids)
     lines = [*(p.to_json() for p in answered), END]
     (folder / f"part-{number:05d}.jsonl").write_text("".join(f"{line}\n" for line in lines))
     predictions += answered
-    bar.set_postfix(accuracy=f"{sum(p.right for p in predictions) / len(predictions):.3f}")
+    right += sum(p.right for p in answered)
+    bar.set_postfix(accuracy=f"{right / max(len(predictions), 1):.3f}")
   return predictions
 
 

@@ -29,6 +29,8 @@ from spatial_vlm.reuse.extraction import (
 from spatial_vlm.reuse.index import BehaviorIndex
 from spatial_vlm.reuse.prompt import Plan, plan_answers, unaided
 
+HELD_OUT = ("validation", "test")
+"""Splits that teach nothing."""
 HARMLESS = ("min_support", "max_entries", "max_handbook_tokens", "similarity_floor", "full_share")
 """Settings that may change between two starts: what depends on them is made anew from the stored answers."""
 
@@ -73,6 +75,10 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 def check(config: Config) -> None:
   """Raises UsageError for settings out of their range."""
   check_positive(config, "batch_size", "max_tokens", "min_support")
+  if epath.Path(config.data.records).stem in HELD_OUT:
+    raise UsageError(
+      f"data.records is {config.data.records}, a split to measure on; behaviors come from training records"
+    )
   if not 0 <= config.full_share <= 1:
     raise UsageError(f"full_share is {config.full_share}; it is a share, from 0 to 1")
 

@@ -174,6 +174,11 @@ def check(config: Config) -> None:
       f"{config.prompts} prompts cannot be cut into {config.minibatches} minibatches of {config.micro_batches} "
       "micro_batches; each must divide what it cuts"
     )
+  for name in ("round_prompts", "validate_batch"):
+    if config[name] % jax.process_count():
+      raise UsageError(
+        f"{name} is {config[name]}; it must be a multiple of the {jax.process_count()} processes that share it"
+      )
   if config.samples < 2:
     raise UsageError(
       f"samples is {config.samples}; a group needs at least 2 answers to be compared"
@@ -216,7 +221,7 @@ def question_reader(
       policy.processor, example.image, question(example.record.caption, "chain")
     )
     if not shape.holds(row):
-      reason = f"has {len(row.tokens)} tokens and {sum(len(p) for p, _ in row.images)} patches, more than {shape}"
+      reason = f"has {len(row.tokens)} tokens and {row.patches} patches, more than {shape}"
       raise BadRecordError(BadRecord("record", number, reason))
     return example, row
 
@@ -250,9 +255,8 @@ def training_prompts(config: Config, policy: Policy, mesh: Mesh) -> Callable[[in
     return next(found for found in following if found is not None)
 
   def prompts_at(cursor: int) -> Prompts:
-    return ask(
-      config, policy, mesh, [usable(order(cursor + i)) for i in range(config.round_prompts)]
-    )
+    questions = [usable(order(cursor + i)) for i in own_rows(config.round_prompts)]
+    return ask(config, policy, mesh, questions)
 
   return prompts_at
 
@@ -261,7 +265,14 @@ def prompt_shape(config: Config) -> PromptShape:
   return PromptShape(config.data.prompt_tokens, config.data.patches)
 
 
+def own_rows(count: int) -> range:
+  """Of `count` rows of a batch, those that this process reads."""
+  rows = count // jax.process_count()
+  return range(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+
 def ask(config: Config, policy: Policy, mesh: Mesh, questions: Sequence[Question]) -> Prompts:
+  """The whole batch over the mesh, from the questions of this process."""
   rows = [row for _, row in questions]
   ids, labels = zip(*((example.id, example.record.label) for example, _ in questions), strict=True)
   return sharding.put_batch(
@@ -287,7 +298,8 @@ def validation(
       "validate_prompts"
     )
   batches = [
-    ask(config, policy, mesh, questions[start : start + size]) for start in range(0, count, size)
+    ask(config, policy, mesh, [questions[start + i] for i in own_rows(size)])
+    for start in range(0, count, size)
   ]
 
   def accuracy(params: Params) -> float:

@@ -11,7 +11,7 @@ received, however many batches lie prefetched behind it.
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grain
@@ -131,6 +131,7 @@ def ordered(
   *,
   batch_size: int,
   start: int = 0,
+  left_out: Sequence[int] = (),
   workers: int = 0,
   prefetch: int = 2,
   max_bad_share: float = 0.01,
@@ -140,7 +141,8 @@ def ordered(
 
   `collate(rows, ids)` receives the number of each row's record, −1 where the row is only there to fill the batch:
   behind the last record, and in place of a broken one (logged and counted as by `batches`). Such rows repeat
-  another record's, so that every batch has ordinary contents.
+  another record's, so that every batch has ordinary contents. Those that an earlier run had `left_out` before
+  `start` are read once more: they count, and are reported, as if this run had met them.
   """
   if not 0 <= start <= len(source):
     raise ValueError(f"start is {start}; the source has records 0 … {len(source) - 1}.")
@@ -155,6 +157,8 @@ def ordered(
   stream = grain.MapDataset.range(total).map(row).to_iter_dataset(_read_options(workers, rows))
   stream = stream.batch(rows, batch_fn=list)
   tally = _Tally(len(source), max_bad_share)
+  for number in left_out:
+    tally.is_good(_encode_row(source, encode, number))
   filler = None
   for group in grain_experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=prefetch):
     good = [tally.is_good(row) and row.number >= 0 for row in group]

@@ -45,6 +45,11 @@ class Encoded:
   """M-RoPE: time, height, width."""
   images: list[Patches]
 
+  @property
+  def patches(self) -> int:
+    """Of all images together."""
+    return sum(len(patches) for patches, _ in self.images)
+
 
 class Processor:
   """Tokenizer and image settings of one checkpoint."""

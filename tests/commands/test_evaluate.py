@@ -221,3 +221,11 @@ def test_timed_questions_warm_up_before_the_clock(taught, scenes_folder, monkeyp
   seconds = command.time_one_by_one(Fake(), source, 3)
   assert asked == [0, 0, 1, 2] and seconds.keys() == {0, 1, 2}
   assert all(value > 0 for value in seconds.values())
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_no_trace(after_ten_kills, evaluate_changes):
+  whole, killed = after_ten_kills(
+    "evaluate", {**evaluate_changes, "batch_size": 1, "method": "chain"}
+  )
+  assert killed == whole and len(whole["predictions.jsonl"]) == 32

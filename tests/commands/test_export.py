@@ -4,29 +4,15 @@ import json
 
 import numpy as np
 import pytest
-import torch
+import transformers
 from safetensors.numpy import load_file
 
 from spatial_vlm import config
 
 
-@pytest.fixture
-def transformers():
-  """Importable with torchvision's Python code alone, as the test extra installs it."""
-  library = torch.library.Library("torchvision", "FRAGMENT")
-  for operator in ("nms", "qnms"):
-    try:
-      library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:  # defined already
-      pass
-  import transformers
-
-  yield transformers  # the library, and what it defines, lives as long as the test
-
-
 @pytest.mark.parametrize("name", ["sft", "dapo"])
 def test_the_newest_checkpoint_of_a_stopped_run(
-  name, run, sft_changes, dapo_changes, before_saving, tmp_path, transformers, capsys
+  name, run, sft_changes, dapo_changes, before_saving, tmp_path, capsys
 ):
   changes = {"sft": sft_changes, "dapo": dapo_changes}[name]
   with before_saving(4):

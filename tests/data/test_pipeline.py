@@ -230,6 +230,16 @@ def test_ordered_masks_broken_records_in_their_place():
     list(ordered(source, encode, collate_ordered, batch_size=3, max_bad_share=0.3))
 
 
+def test_ordered_counts_what_an_earlier_run_left_out(caplog):
+  source = Numbers(10, unreadable=(0, 1, 6))
+  arguments = dict(batch_size=3, start=3, left_out=[0, 1])
+  seen = list(ordered(source, encode, collate_ordered, **arguments, max_bad_share=0.3))
+  assert [batch["ids"].tolist() for batch in seen] == [[3, 4, 5], [-1, 7, 8], [9, -1, -1]]
+  assert all(f"record {number} left out" in caplog.text for number in (0, 1, 6))
+  with pytest.raises(TooManyBadRecords):
+    list(ordered(source, encode, collate_ordered, **arguments, max_bad_share=0.2))
+
+
 def test_ordered_gives_every_process_as_many_batches():
   parts = [
     list(ordered(Numbers(9), encode, collate_ordered, batch_size=4, shard=Shard(i, 2)))

@@ -11,27 +11,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-
-# torchvision's Python code, installed without dependencies, declares kernels on import for operators that belong
-# to a compiled library; declared here they let transformers be imported.
-_torchvision = torch.library.Library("torchvision", "DEF")
-for _op in ("nms", "qnms"):
-  try:
-    _torchvision.define(f"{_op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-  except RuntimeError:  # a torchvision with its library, or another test module, has defined it
-    pass
-
-import transformers  # noqa: E402
-from transformers.vision_utils import (  # noqa: E402
+import transformers
+from transformers.vision_utils import (
   get_vision_interpolation_indices_and_weights,
   get_vision_position_ids,
 )
 
-from spatial_vlm.model.config import ModelConfig, TextConfig, VisionConfig  # noqa: E402
-from spatial_vlm.model.weights import read_checkpoint  # noqa: E402
-from spatial_vlm.types import Batch, Params, Prompts, Vision  # noqa: E402
-
-torch.set_num_threads(1)
+from spatial_vlm.model.config import ModelConfig, TextConfig, VisionConfig
+from spatial_vlm.model.weights import read_checkpoint
+from spatial_vlm.types import Batch, Params, Prompts, Vision
 
 PAD = 0
 SIZES = {

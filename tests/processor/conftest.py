@@ -8,26 +8,12 @@ import PIL.Image
 import pytest
 import skimage.data
 import sklearn.datasets
-import torch
+import transformers
 
-# torchvision's Python code, installed without dependencies, declares kernels on import for operators that
-# belong to a compiled library; declared here they let transformers' processors be imported.
-_torchvision = torch.library.Library("torchvision", "FRAGMENT")
-for _op in ("nms", "qnms"):
-  try:
-    _torchvision.define(f"{_op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-  except RuntimeError:  # a torchvision with its library, or another test module, has defined it
-    pass
-
-import tokenizers  # noqa: E402
-import transformers  # noqa: E402
-
-from spatial_vlm.model.config import PRESETS  # noqa: E402
-from spatial_vlm.processor.chat import Processor  # noqa: E402
-from spatial_vlm.processor.tiny_tokenizer import SPECIAL_TOKENS, train_tokenizer  # noqa: E402
-from spatial_vlm.processor.tokenizer import fit_config, load_tokenizer  # noqa: E402
-
-torch.set_num_threads(1)
+from spatial_vlm.model.config import PRESETS
+from spatial_vlm.processor.chat import Processor
+from spatial_vlm.processor.tiny_tokenizer import SPECIAL_TOKENS, train_tokenizer
+from spatial_vlm.processor.tokenizer import fit_config, load_tokenizer
 
 TEXTS = [
   "Summary: find the red circle and the blue square.\nCaption: red circle [120, 340, 260, 480], "

@@ -1,0 +1,178 @@
+"""The command that aligns by DAPO."""
+
+import logging
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from spatial_vlm import config, metrics
+from spatial_vlm.commands import dapo as command
+from spatial_vlm.train import dapo
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, run, dapo_changes):
+  workdir = tmp_path_factory.mktemp("dapo")
+  done = run("dapo", workdir, dapo_changes)
+  assert done.code == 0
+  return workdir, done.configs[0]
+
+
+def test_what_it_writes(finished, taught):
+  workdir, settings = finished
+  records = metrics.read_metrics(workdir)
+  assert [record["step"] for record in records] == [0, 1, 2, 3]
+  assert [record["step"] for record in records if "validation/accuracy" in record] == [0, 2, 3]
+  for record in records[1:]:
+    assert record["kept/groups"] > 0 and np.isfinite(list(record.values())).all()
+    assert 2 <= record["rounds"] <= 4  # 6 prompts a round for 8 groups
+    assert {
+      "ratio",
+      "clip_high",
+      "entropy",
+      "kept/reward",
+      "sampled/accuracy",
+      "grad_norm",
+    } <= record.keys()
+    assert record["sampled/informative"] >= record["kept/groups"] / (record["rounds"] * 6) - 1e-6
+    assert record["sampler_mismatch"] < 1e-4
+    some = 1 - record["sampled/all_right"] - record["sampled/all_wrong"]
+    np.testing.assert_allclose(record["sampled/informative"], some, atol=1e-6)
+  before, after = (load_file(f / "model.safetensors") for f in (taught, workdir / "export"))
+  assert before.keys() == after.keys()
+  assert not any(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_on_eight_devices_it_draws_the_same(finished, run, dapo_changes, tmp_path):
+  """The first batch is drawn from the same weights, whatever the number of devices."""
+  mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+  assert run("dapo", tmp_path, {**dapo_changes, **mesh, "steps": 1}, devices=8).code == 0
+  found, expected = (metrics.read_metrics(workdir)[1] for workdir in (tmp_path, finished[0]))
+  for name in ("rounds", "kept/groups", "sampled/accuracy", "sampled/length_tokens", "kept/reward"):
+    np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
+
+
+def test_every_leaf_of_every_preset_is_read(finished):
+  assert not config.unread(finished[1])
+  for preset in ("tiny", "8b"):
+    leaves = config.leaves(config.read_preset(f"configs/dapo.py:{preset}"))
+    assert leaves.keys() == config.leaves(finished[1]).keys()
+
+
+def test_preset_8b_carries_the_published_settings():
+  leaves = config.leaves(config.read_preset("configs/dapo.py:8b"))
+  published = {"prompts": 512, "samples": 16, "minibatches": 16, "eps_low": 0.2, "eps_high": 0.28}
+  assert {name: leaves[name] for name in published} == published
+  assert config.leaves(config.read_preset("configs/sft.py:8b"))["epochs"] == 3
+
+
+def test_a_finished_run_is_left_as_it_is(finished, run, dapo_changes, outcome):
+  before = outcome(finished[0])
+  assert run("dapo", finished[0], dapo_changes).code == 0
+  assert outcome(finished[0]) == before
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("calls", [(2,), (3, 1), (1, 2, 2)])
+def test_an_interrupted_run_ends_like_the_uninterrupted(
+  finished, tmp_path, run, dapo_changes, outcome, before_saving, calls, every
+):
+  """Checkpoints lie between two rounds of one batch as well as behind an update."""
+  changes = {**dapo_changes, "checkpoint_steps": every}
+  for call in calls:
+    with before_saving(call):
+      run("dapo", tmp_path, changes)
+  assert run("dapo", tmp_path, changes).code == 0
+  assert outcome(tmp_path) == outcome(finished[0])
+
+
+@pytest.mark.parametrize(
+  ("name", "call"), [("collect", 2), ("update", 1), ("update", 2), ("sample_groups", 4)]
+)
+def test_interrupted_within_a_round_or_an_update(
+  finished, tmp_path, run, dapo_changes, outcome, stopped_at, name, call
+):
+  with stopped_at(dapo, name, call):
+    run("dapo", tmp_path, dapo_changes)
+  assert run("dapo", tmp_path, dapo_changes).code == 0
+  assert outcome(tmp_path) == outcome(finished[0])
+
+
+def test_interrupted_in_a_validation(finished, tmp_path, run, dapo_changes, outcome, stopped_at):
+  for call in (1, 2):
+    with stopped_at(command, "greedy", call):
+      run("dapo", tmp_path, dapo_changes)
+  assert run("dapo", tmp_path, dapo_changes).code == 0
+  assert outcome(tmp_path) == outcome(finished[0])
+
+
+def test_a_task_without_informative_groups_ends_and_says_so(
+  nano, tmp_path, run, dapo_changes, capfd
+):
+  """Random weights never answer: every group is wrong, nothing is learnt, and nothing breaks."""
+  changes = {**dapo_changes, "checkpoint": nano, "steps": 2, "max_rounds": 2, "max_tokens": 24}
+  assert run("dapo", tmp_path, changes).code == 0
+  records = metrics.read_metrics(tmp_path)[1:]
+  assert [r["kept/groups"] for r in records] == [0, 0] and [r["rounds"] for r in records] == [2, 2]
+  assert [r["sampled/all_wrong"] for r in records] == [1, 1]
+  before, after = (load_file(f / "model.safetensors") for f in (nano, tmp_path / "export"))
+  assert all(np.array_equal(before[name], after[name]) for name in before)
+  said = capfd.readouterr().err
+  assert "batch 1: after 2 rounds 0 of 8 groups" in said and "no update was made" in said
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"prompts": 9}, "9 prompts cannot be cut into 2 minibatches"),
+    ({"micro_batches": 3}, "of 3 micro_batches"),
+    ({"samples": 1}, "samples is 1; a group needs at least 2"),
+    ({"overlong_cache_tokens": 999}, "overlong_cache_tokens is 999"),
+    ({"temperature": 0}, "temperature is 0.0"),
+    ({"max_rounds": 0}, "max_rounds is 0"),
+    ({"steps": 0}, "steps is 0"),
+    ({"validate_batch": 64, "validate_prompts": 64}, "do not fill one batch"),
+    ({"remat": "x"}, "remat is 'x'"),
+    ({"dtype": "int8"}, "dtype is 'int8'"),
+    ({"data.prompt_tokens": 20}, "records (1"),
+    ({"data.validation": "absent.jsonl"}, "absent.jsonl"),
+    ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
+    ({"mesh.fsdp": 3}, "multiply to 1"),
+  ],
+)
+def test_wrong_settings_are_refused(refused, dapo_changes, changes, message):
+  lines = 2 if "data.prompt_tokens" in changes else 1
+  assert message in refused("dapo", {**dapo_changes, **changes}, lines=lines)
+
+
+def test_broken_records_are_reported_and_left_out(
+  run, refused, dapo_changes, broken, tmp_path, caplog
+):
+  changes, path, reasons = broken("records", "train.jsonl")
+  changes = {**dapo_changes, **changes, "steps": 6, "round_prompts": 16, "max_rounds": 1}
+  with caplog.at_level(logging.WARNING):
+    assert run("dapo", tmp_path / "run", {**changes, "data.max_bad_share": 0.2}).code == 0
+  for line, reason in reasons.items():
+    reports = [text for text in caplog.messages if f"{path}:{line}: " in text and reason in text]
+    assert len(reports) == 1, (line, caplog.messages)
+  error = refused("dapo", {**changes, "data.max_bad_share": 0.05}, lines=6)
+  assert "5 of 64 records" in error
+
+
+def test_torn_pictures_count_and_may_be_too_many(run, dapo_changes, broken, tmp_path, capsys):
+  changes, path, _ = broken("validation", "validation.jsonl")
+  lines = path.read_text().splitlines()
+  path.write_text("\n".join([lines[6], *lines[7:]]))
+  changes = {**dapo_changes, **changes, "steps": 1}
+  assert run("dapo", tmp_path / "run", {**changes, "data.max_bad_share": 0.1}).code == 0
+  capsys.readouterr()
+  assert run("dapo", tmp_path / "other", {**changes, "data.max_bad_share": 0.01}).code == 2
+  error = capsys.readouterr().err
+  assert "1 of 26 records" in error and f"{path}:1: " in error
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_no_trace(after_ten_kills, dapo_changes):
+  whole, killed = after_ten_kills("dapo", {**dapo_changes, "steps": 25})
+  assert killed == whole and "export/model.safetensors" in whole and len(whole["metrics"]) == 26

@@ -1,0 +1,190 @@
+"""The command that fine-tunes."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from spatial_vlm import config, metrics
+from spatial_vlm.commands import sft as command
+
+PRETRAIN = {
+  "from_scratch": True,
+  "data.pretrain.scenes": "(16, 16)",
+  "data.pretrain.objects": "(1, 2)",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, run, sft_changes):
+  workdir = tmp_path_factory.mktemp("sft")
+  done = run("sft", workdir, sft_changes)
+  assert done.code == 0
+  return workdir, done.configs[0]
+
+
+def test_what_it_writes(finished, nano):
+  workdir, _ = finished
+  records = metrics.read_metrics(workdir)
+  assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+  assert all({"loss", "grad_norm", "target_tokens"} <= record.keys() for record in records)
+  assert records[-1]["loss"] < records[0]["loss"]
+  assert list((workdir / "tensorboard").iterdir())
+  export = workdir / "export"
+  assert {path.name for path in nano.iterdir()} == {path.name for path in export.iterdir()}
+  before, after = (load_file(folder / "model.safetensors") for folder in (nano, export))
+  assert before.keys() == after.keys()
+  assert not any(np.array_equal(before[name], after[name]) for name in before)
+  assert (export / "tokenizer.json").read_bytes() == (nano / "tokenizer.json").read_bytes()
+  assert [path.name for path in (workdir / "checkpoints").iterdir()] == [
+    "6"
+  ]  # keep_checkpoints is 1
+
+
+def test_a_finished_run_is_left_as_it_is(finished, run, sft_changes, outcome):
+  workdir, _ = finished
+  before = outcome(workdir)
+  assert run("sft", workdir, sft_changes).code == 0
+  assert outcome(workdir) == before
+
+
+def test_on_eight_devices_it_learns_the_same(finished, run, sft_changes, tmp_path):
+  mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+  assert run("sft", tmp_path, {**sft_changes, **mesh}, devices=8).code == 0
+  for found, expected in zip(*map(metrics.read_metrics, (tmp_path, finished[0])), strict=True):
+    assert found["target_tokens"] == expected["target_tokens"]
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-4)
+
+
+def test_every_leaf_of_every_preset_is_read(finished, run, sft_changes, tmp_path):
+  """Conversations read some leaves, pictures drawn on the way the others."""
+  pretrained = run("sft", tmp_path, {**sft_changes, **PRETRAIN})
+  assert pretrained.code == 0
+  unread = [set(config.unread(c)) for c in (finished[1], pretrained.configs[0])]
+  assert not unread[0] & unread[1]
+  names = [
+    config.leaves(config.read_preset(f"configs/sft.py:{preset}"))
+    for preset in ("tiny", "direct", "reuse", "pretrain", "8b")
+  ]
+  assert all(leaves.keys() == config.leaves(finished[1]).keys() for leaves in names)
+
+
+@pytest.mark.parametrize("call", [1, 2, 4, 6])
+@pytest.mark.parametrize("every", [1, 3])
+def test_an_interrupted_run_ends_like_the_uninterrupted(
+  finished, tmp_path, run, sft_changes, outcome, before_saving, call, every
+):
+  changes = {**sft_changes, "checkpoint_steps": every}
+  with before_saving(min(call, 6 // every)):
+    run("sft", tmp_path, changes)
+  assert not (tmp_path / "export").exists()
+  assert run("sft", tmp_path, changes).code == 0
+  assert outcome(tmp_path) == outcome(finished[0])
+
+
+def test_pretraining_resumes_too(tmp_path, run, sft_changes, outcome, stopped_at):
+  """Pictures are drawn from (seed, number): stages, order and requests go on where they were."""
+  changes = {**sft_changes, **PRETRAIN, "checkpoint_steps": 2}
+  assert run("sft", tmp_path / "whole", changes).code == 0
+  for call in (4, 6):
+    with stopped_at(command, "sft_step", call):
+      run("sft", tmp_path / "parts", changes)
+  assert run("sft", tmp_path / "parts", changes).code == 0
+  assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"batch_size": 6, "micro_batches": 4}, "batch_size 6 is no multiple of micro_batches 4"),
+    ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+    ({"micro_batches": 0}, "micro_batches is 0"),
+    ({"log_steps": 4, "checkpoint_steps": 6}, "checkpoint_steps 6 is no multiple of log_steps 4"),
+    ({"log_steps": 0}, "log_steps is 0"),
+    ({"batch_size": 64, "epochs": 1}, "do not fill one batch"),
+    ({"remat": "some"}, "remat is 'some'; choose one of none, full, dots"),
+    ({"dtype": "float8"}, "dtype is 'float8'; choose one of float32, bfloat16"),
+    ({"optimizer.schedule": "linear"}, "schedule is 'linear'"),
+    ({"optimizer.warmup_steps": 9}, "warmup_steps is 9"),
+    ({"mesh.data": 3}, "does not cover the 1 devices"),
+    ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
+    ({"data.conversations": "absent.jsonl"}, "absent.jsonl"),
+    ({"data.max_bad_share": 2}, "max_bad_share is 2"),
+    ({**PRETRAIN, "data.pretrain.objects": "(1,)"}, "shorter"),
+  ],
+)
+def test_wrong_settings_are_refused_on_one_line(refused, sft_changes, changes, message):
+  assert message in refused("sft", {**sft_changes, **changes})
+
+
+def test_another_config_does_not_go_on_with_the_run(finished, run, sft_changes, capsys):
+  assert run("sft", finished[0], {**sft_changes, "optimizer.learning_rate": 1e-5}).code == 2
+  assert "optimizer.learning_rate" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(finished, run, sft_changes, tmp_path, capsys):
+  (tmp_path / "checkpoints").mkdir()
+  (tmp_path / "checkpoints" / "6").symlink_to(finished[0] / "checkpoints" / "6")
+  other = {
+    **sft_changes,
+    "checkpoint": without_deepstack(sft_changes["checkpoint"], tmp_path / "other"),
+  }
+  assert run("sft", tmp_path, other).code == 2
+  assert "was written by another model or optimizer" in capsys.readouterr().err
+
+
+def without_deepstack(folder, to):
+  """The same folder, without DeepStack."""
+  to.mkdir()
+  for path in folder.iterdir():
+    (to / path.name).write_bytes(path.read_bytes())
+  sizes = json.loads((to / "config.json").read_text())
+  sizes["vision_config"]["deepstack_visual_indexes"] = []
+  (to / "config.json").write_text(json.dumps(sizes))
+  tensors = load_file(folder / "model.safetensors")
+  kept = {name: value for name, value in tensors.items() if "deepstack" not in name}
+  save_file(kept, to / "model.safetensors", metadata={"format": "pt"})
+  return to
+
+
+def test_broken_conversations_are_reported_and_left_out(
+  run, refused, sft_changes, broken, tmp_path, caplog
+):
+  changes, path, reasons = broken("conversations", "chains.jsonl")
+  changes = {**sft_changes, **changes, "epochs": 2}
+  with caplog.at_level(logging.WARNING):
+    assert run("sft", tmp_path / "run", {**changes, "data.max_bad_share": 0.5}).code == 0
+  for line, reason in reasons.items():
+    assert any(f"{path}:{line}: " in text and reason in text for text in caplog.messages)
+  assert (
+    len(metrics.read_metrics(tmp_path / "run")) == 2
+  )  # 11 records are usable when the run begins: 22 // 8
+  # Above the share: at once for what a look at the lines shows, …
+  error = refused("sft", {**changes, "data.max_bad_share": 0.3}, lines=6)
+  assert "5 of 16 records" in error and f"{path}:2: " in error
+
+
+def test_too_many_torn_pictures_stop_the_run(run, sft_changes, broken, tmp_path, capsys):
+  """They are found when they are read, in the middle of a run."""
+  changes, path, _ = broken("conversations", "chains.jsonl")
+  torn = path.read_text().splitlines()[6]
+  path.write_text("\n".join([*path.read_text().splitlines()[7:], torn]))
+  assert (
+    run("sft", tmp_path / "run", {**sft_changes, **changes, "data.max_bad_share": 0.05}).code == 2
+  )
+  error = capsys.readouterr().err
+  assert "1 of 10 records" in error and "torn.png" in error and f"{path}:10: " in error
+
+
+def test_too_long_conversations_are_left_out(run, sft_changes, tmp_path, caplog):
+  lengths = {"data.max_tokens": 20, "data.max_bad_share": 1.0}
+  assert run("sft", tmp_path, {**sft_changes, **lengths}).code == 2
+  assert "cannot be encoded" in caplog.text
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_no_trace(after_ten_kills, sft_changes):
+  whole, killed = after_ten_kills("sft", {**sft_changes, "epochs": 60, "checkpoint_steps": 3})
+  assert killed == whole and "export/model.safetensors" in whole and len(whole["metrics"]) == 120
