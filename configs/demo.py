@@ -22,6 +22,7 @@ def get_config(preset: str) -> ConfigDict:
       sft_epochs=3,
       dapo_steps=40,
       behavior_scenes=3000,  # answered in full by the aligned policy, to extract behaviors from
+      min_support=5,  # of its correct chains must agree on a procedure
       reuse_epochs=2,
       timed_questions=32,
       scenes_shown=12,

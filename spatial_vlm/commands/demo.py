@@ -43,110 +43,103 @@ class Stage(NamedTuple):
 
 def stages(config: Config, workdir: epath.Path) -> list[Stage]:
   """The method, in order."""
-  base, pictures = config.base, workdir / "scenes"
-  images = {"data.images": pictures / "images"}
-  labels = images | {"data.records": pictures / "train.jsonl"}
-  held_out = images | {
-    "data.records": pictures / "test.jsonl",
-    "data.boxes": pictures / "test.boxes.jsonl",
-    "data.training_records": pictures / "train.jsonl",
-    "timed_questions": config.timed_questions,
-  }
-  tuning = images | {"seed": config.seed}
-
-  def exported(folder: str) -> dict[str, object]:
-    return {"checkpoint": workdir / folder / "export"}
-
-  def measured(method: str, folder: str, seconds: float, **changes: object) -> Stage:
-    title = {"reuse": "evaluation with recalled behaviors"}.get(method, f"evaluation, {method}")
-    return Stage(title, folder, evaluate, "tiny", held_out | {"method": method} | changes, seconds)
-
-  brief = {"max_tokens": 16}
-  index = {"behaviors": workdir / "behaviors" / "index"}
+  plan = Plan(config, workdir)
+  base = config.base
+  recalled = {"behaviors": workdir / "behaviors" / "index"}
   return [
-    Stage(
-      "scenes",
-      "scenes",
-      scenes,
-      "tiny",
-      {
-        "seed": config.seed,
-        "counts.train": config.training_scenes,
-        "counts.validation": config.validation_scenes,
-        "counts.test": config.test_scenes,
-        "chains": config.chains,
-      },
-      25,
-    ),
-    measured("majority", "evaluate_majority", 2),
-    measured("zero-shot", "evaluate_zero_shot", 25, checkpoint=base, **brief),
-    Stage(
-      "SFT on direct answers",
-      "sft_direct",
-      sft,
-      "direct",
-      tuning
-      | {
-        "checkpoint": base,
-        "data.conversations": pictures / "direct.jsonl",
-        "epochs": config.sft_epochs,
-      },
-      40,
-    ),
-    measured("direct", "evaluate_direct", 20, **exported("sft_direct"), **brief),
-    Stage(
-      "SFT on chains of thought",
-      "sft",
-      sft,
-      "tiny",
-      tuning
-      | {
-        "checkpoint": base,
-        "data.conversations": pictures / "chains.jsonl",
-        "epochs": config.sft_epochs,
-      },
-      75,
-    ),
-    measured("chain", "evaluate_sft", 90, **exported("sft")),
-    Stage(
-      "DAPO",
-      "dapo",
-      dapo,
-      "tiny",
-      labels
-      | exported("sft")
-      | {
-        "seed": config.seed,
-        "data.validation": pictures / "validation.jsonl",
-        "steps": config.dapo_steps,
-      },
-      330,
-    ),
-    measured("chain", "evaluate_dapo", 80, **exported("dapo")),
-    Stage(
-      "behaviors from the policy's own chains",
-      "behaviors",
-      behaviors,
-      "tiny",
-      labels | exported("dapo") | {"limit": config.behavior_scenes},
-      60,
-    ),
-    Stage(
-      "fine-tuning on its verified short and full answers",
-      "sft_reuse",
-      sft,
-      "reuse",
-      tuning
-      | exported("dapo")
-      | {
-        "data.conversations": workdir / "behaviors" / "conversations.jsonl",
-        "epochs": config.reuse_epochs,
-      },
-      60,
-    ),
-    measured("reuse", "evaluate_reuse", 50, **exported("sft_reuse"), **index),
-    measured("chain", "evaluate_reuse_chain", 80, **exported("sft_reuse")),
+    plan.scenes(25),
+    plan.measured("majority", "evaluate_majority", 2),
+    plan.measured("zero-shot", "evaluate_zero_shot", 25, checkpoint=base, **WORD),
+    plan.tuned("SFT on direct answers", "sft_direct", "direct", base, 40),
+    plan.measured("direct", "evaluate_direct", 20, checkpoint=plan.export("sft_direct"), **WORD),
+    plan.tuned("SFT on chains of thought", "sft", "tiny", base, 75),
+    plan.measured("chain", "evaluate_sft", 90, checkpoint=plan.export("sft")),
+    plan.aligned("dapo", plan.export("sft"), 330),
+    plan.measured("chain", "evaluate_dapo", 80, checkpoint=plan.export("dapo")),
+    plan.distilled("behaviors", plan.export("dapo"), 60),
+    plan.tuned("fine-tuning on its own answers", "sft_reuse", "reuse", plan.export("dapo"), 60),
+    plan.measured("reuse", "evaluate_reuse", 50, checkpoint=plan.export("sft_reuse"), **recalled),
+    plan.measured("chain", "evaluate_reuse_chain", 80, checkpoint=plan.export("sft_reuse")),
   ]
+
+
+WORD = {"max_tokens": 16}
+"""Room for an answer that is one word."""
+
+
+class Plan(NamedTuple):
+  """Stages of one demo: who reads what from whom. Every stage takes the seconds that it is expected to take."""
+
+  config: Config
+  workdir: epath.Path
+
+  @property
+  def pictures(self) -> epath.Path:
+    return self.workdir / "scenes"
+
+  @property
+  def labels(self) -> dict[str, object]:
+    return {"data.records": self.pictures / "train.jsonl", "data.images": self.pictures / "images"}
+
+  def export(self, folder: str) -> epath.Path:
+    return self.workdir / folder / "export"
+
+  def scenes(self, seconds: float) -> Stage:
+    config = self.config
+    counts = {
+      "counts.train": config.training_scenes,
+      "counts.validation": config.validation_scenes,
+      "counts.test": config.test_scenes,
+      "chains": config.chains,
+    }
+    return Stage("scenes", "scenes", scenes, "tiny", {"seed": config.seed, **counts}, seconds)
+
+  def tuned(
+    self, title: str, folder: str, preset: str, checkpoint: object, seconds: float
+  ) -> Stage:
+    own = self.workdir / "behaviors" / "conversations.jsonl"
+    conversations = {
+      "direct": self.pictures / "direct.jsonl",
+      "tiny": self.pictures / "chains.jsonl",
+    }
+    changes = {
+      "seed": self.config.seed,
+      "checkpoint": checkpoint,
+      "data.conversations": conversations.get(preset, own),
+      "data.images": self.pictures / "images",
+      "epochs": self.config.reuse_epochs if preset == "reuse" else self.config.sft_epochs,
+    }
+    return Stage(title, folder, sft, preset, changes, seconds)
+
+  def aligned(self, folder: str, checkpoint: object, seconds: float) -> Stage:
+    changes = {
+      "seed": self.config.seed,
+      "checkpoint": checkpoint,
+      "data.validation": self.pictures / "validation.jsonl",
+      "steps": self.config.dapo_steps,
+    }
+    return Stage("DAPO", folder, dapo, "tiny", self.labels | changes, seconds)
+
+  def distilled(self, folder: str, checkpoint: object, seconds: float) -> Stage:
+    changes = {
+      "checkpoint": checkpoint,
+      "limit": self.config.behavior_scenes,
+      "min_support": self.config.min_support,
+    }
+    title = "behaviors from the policy's own chains"
+    return Stage(title, folder, behaviors, "tiny", self.labels | changes, seconds)
+
+  def measured(self, method: str, folder: str, seconds: float, **changes: object) -> Stage:
+    held_out = {
+      "data.records": self.pictures / "test.jsonl",
+      "data.images": self.pictures / "images",
+      "data.boxes": self.pictures / "test.boxes.jsonl",
+      "data.training_records": self.pictures / "train.jsonl",
+      "timed_questions": self.config.timed_questions,
+      "method": method,
+    }
+    title = f"evaluation, {folder.removeprefix('evaluate_').replace('_', ' ')}"
+    return Stage(title, folder, evaluate, "tiny", held_out | changes, seconds)
 
 
 ROWS = {
