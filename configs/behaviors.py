@@ -31,7 +31,7 @@ def tiny() -> ConfigDict:
       min_support=5,  # correct chains that must agree on a procedure
       max_entries=64,  # limits of the handbook
       max_handbook_tokens=4096,
-      similarity_floor=0.5,  # below it nothing is recalled
+      similarity_floor=0.8,  # below it nothing is recalled
       full_share=0.25,  # of the verified answers that stay full chains in the fine-tuning set
     )
   )

@@ -39,7 +39,7 @@ def tiny() -> ConfigDict:
       max_tokens=144,
       overlong_cache_tokens=16,
       temperature=1.0,
-      chunk_tokens=8192,
+      chunk_tokens=8192,  # of each answer, whose logits are held at once
       remat="dots",
       dtype="float32",  # of the computation; weights and optimizer are float32
       mesh=dict(data=-1, fsdp=1, tensor=1),
@@ -80,7 +80,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.micro_batches = 8
   config.max_tokens = 1024
   config.overlong_cache_tokens = 256
-  config.chunk_tokens = 1024
+  config.chunk_tokens = 64
   config.remat = "full"
   config.dtype = "bfloat16"
   config.mesh = dict(data=1, fsdp=-1, tensor=1)

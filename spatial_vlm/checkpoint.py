@@ -24,8 +24,9 @@ class CheckpointError(ValueError):
 class Checkpoints(contextlib.AbstractContextManager):
   """The newest `keep` checkpoints in `folder`; leave the context (or `close`) to be sure the last one is written."""
 
-  def __init__(self, folder: epath.PathLike, keep: int = 2):
-    """`folder`: a local path or `gs://…`, made if it is not there."""
+  def __init__(self, folder: epath.PathLike, keep: int = 2, read_only: bool = False):
+    """`folder`: a local path or `gs://…`, made if it is not there; `read_only` leaves it alone, for a run that goes
+    on may be writing there."""
     if keep < 1:
       raise ValueError(f"keep is {keep}; at least 1 checkpoint has to stay for a run to resume.")
     self.folder = epath.Path(folder)
@@ -34,7 +35,9 @@ class Checkpoints(contextlib.AbstractContextManager):
       self.folder.resolve() if "://" not in str(folder) else self.folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
         save_root_metadata=False,
       ),
       item_handlers={

@@ -11,10 +11,9 @@ from tqdm import tqdm
 
 from spatial_vlm import answers, rollout
 from spatial_vlm.commands.setup import Policy
-from spatial_vlm.config import UsageError
 from spatial_vlm.data.pipeline import ordered
 from spatial_vlm.data.prompts import messages
-from spatial_vlm.data.records import Example, First
+from spatial_vlm.data.records import Example, First, UnusableRecord
 from spatial_vlm.evaluation.scoring import Prediction
 from spatial_vlm.processor.chat import Encoded, Processor, collate_prompts, encode
 from spatial_vlm.reuse.prompt import Plan
@@ -27,8 +26,13 @@ class PromptShape(NamedTuple):
   tokens: int
   patches: int
 
-  def holds(self, row: Encoded) -> bool:
-    return len(row.tokens) <= self.tokens and row.patches <= self.patches
+  def check(self, row: Encoded) -> None:
+    """Raises UnusableRecord for a prompt that is longer."""
+    if len(row.tokens) > self.tokens or row.patches > self.patches:
+      raise UnusableRecord(
+        f"the prompt has {len(row.tokens)} tokens and {row.patches} patches; prompt_tokens is {self.tokens} and "
+        f"patches is {self.patches}"
+      )
 
 
 class Written(NamedTuple):
@@ -50,13 +54,9 @@ def collate(
   labels: Sequence[int],
   shape: PromptShape,
 ) -> Prompts:
-  """Raises UsageError when a prompt does not fit into `shape`."""
-  for id, row in zip(ids, rows, strict=True):
-    if not shape.holds(row):
-      raise UsageError(
-        f"prompt {id} has {len(row.tokens)} tokens and {row.patches} patches; prompt_tokens "
-        f"is {shape.tokens} and patches is {shape.patches}: raise them, or leave the record out"
-      )
+  """Raises UnusableRecord when a prompt does not fit into `shape`."""
+  for row in rows:
+    shape.check(row)
   return collate_prompts(rows, processor, ids, labels, shape.tokens, shape.patches)
 
 
@@ -109,8 +109,11 @@ class Asker(NamedTuple):
   judge: Callable[[Policy, Prompts, Sequence[Written]], list[int]] = written_verdicts
 
   def encode(self, example: Example) -> Row:
+    """Raises UnusableRecord when the prompt is too long."""
     plan = self.plan(example.record.caption)
-    return example, plan, encode_question(self.policy.processor, example.image, plan.question)
+    row = encode_question(self.policy.processor, example.image, plan.question)
+    self.shape.check(row)
+    return example, plan, row
 
   def answer(self, rows: Sequence[Row], ids: Sequence[int]) -> list[Prediction]:
     """Predictions for the rows whose id is not −1: those only fill the batch."""

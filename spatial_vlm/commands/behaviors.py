@@ -8,6 +8,9 @@ Interrupted, the same command goes on with the first batch of answers that is mi
   spatial-vlm behaviors --config configs/behaviors.py:tiny --workdir runs/behaviors
 """
 
+import functools
+
+import jax
 from etils import epath
 
 from spatial_vlm.commands.asking import Asker, PromptShape, stored_answers
@@ -27,9 +30,9 @@ from spatial_vlm.reuse.extraction import (
   verified_chain,
 )
 from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.prompt import Plan, plan_answers, unaided
+from spatial_vlm.reuse.prompt import plan_answers, unaided
 
-HELD_OUT = ("validation", "test")
+HELD_OUT = ("validation", "val", "dev", "test")
 """Splits that teach nothing."""
 HARMLESS = ("min_support", "max_entries", "max_handbook_tokens", "similarity_floor", "full_share")
 """Settings that may change between two starts: what depends on them is made anew from the stored answers."""
@@ -42,12 +45,12 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     source = JsonlSource(data.records, data.images, max_bad_share=data.max_bad_share)
     examples = First(source, config.limit or len(source))
     policy = load_policy(config.checkpoint)
+    policy = policy._replace(params=jax.device_put(policy.params))  # once, not for every batch
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
     index = BehaviorIndex(handbook, LexicalEmbedder(), config.similarity_floor)
     snapshot(config, workdir, HARMLESS)
-  asker = Asker(
-    policy, PromptShape(config.prompt_tokens, config.patches), config.max_tokens, full_chain
-  )
+  shape = PromptShape(config.prompt_tokens, config.patches)
+  asker = Asker(policy, shape, config.max_tokens, functools.partial(unaided, form="chain"))
   predictions = stored_answers(
     workdir / "predictions", asker, examples, config.batch_size, data.max_bad_share, "full chains"
   )
@@ -81,10 +84,6 @@ def check(config: Config) -> None:
     )
   if not 0 <= config.full_share <= 1:
     raise UsageError(f"full_share is {config.full_share}; it is a share, from 0 to 1")
-
-
-def full_chain(caption: str) -> Plan:
-  return unaided(caption, "chain")
 
 
 def solution(split: str, p: Prediction) -> Solution:

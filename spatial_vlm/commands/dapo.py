@@ -10,7 +10,6 @@ the middle of collecting a batch.
 
 import functools
 import itertools
-import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,7 +20,7 @@ from jax.sharding import Mesh
 
 from spatial_vlm import metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.commands.asking import PromptShape, collate, encode_question, greedy
+from spatial_vlm.commands.asking import Asker, PromptShape, Row, collate, greedy
 from spatial_vlm.commands.setup import (
   HARMLESS,
   Policy,
@@ -36,23 +35,15 @@ from spatial_vlm.commands.setup import (
   write_policy,
 )
 from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data.pipeline import prompt_order
-from spatial_vlm.data.prompts import question
-from spatial_vlm.data.records import (
-  BadRecord,
-  BadRecordError,
-  Example,
-  JsonlSource,
-  TooManyBadRecords,
-)
+from spatial_vlm.data.pipeline import Reader, prompt_order
+from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
-from spatial_vlm.processor.chat import Encoded
 from spatial_vlm.processor.tokenizer import token_bytes
+from spatial_vlm.reuse.prompt import unaided
 from spatial_vlm.rewards import AnswerAutomaton, answer_automaton, is_correct, verdicts
 from spatial_vlm.train import dapo
+from spatial_vlm.train.sft import computed_in
 from spatial_vlm.types import DapoState, Params, Prompts, Purpose, Rollout
-
-log = logging.getLogger(__name__)
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
@@ -68,7 +59,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       settings_of(OptimizerSettings, config.optimizer, total_steps=updates)
     )
     mesh = sharding.make_mesh(config.mesh)
-    prompts_at = training_prompts(config, policy, mesh)
+    read = question_reader(config, policy, config.data.records)
+    prompts_at = training_prompts(config, policy, mesh, read)
     validate = validation(config, policy, automaton, mesh)
     snapshot(config, workdir, HARMLESS)
   key = jax.random.fold_in(jax.random.key(config.seed), Purpose.ROLLOUT)
@@ -94,8 +86,10 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
     if checkpoints.latest() is not None:
       with user_errors():
-        state, _ = checkpoints.restore(state)
-    state = train(config, workdir, state, loop, validate, checkpoints)
+        state, host = checkpoints.restore(state)
+        for number in host["left_out"]:
+          read(number)  # reported and counted as if this start had met it
+    state = train(config, workdir, state, loop, validate, checkpoints, lambda: read.left_out)
   write_policy(workdir / "export", find_folder(config.checkpoint), policy.model, state.train.params)
 
 
@@ -106,6 +100,7 @@ def train(
   loop: Callable,
   validate: Callable[[Params], float],
   checkpoints: Checkpoints,
+  left_out: Callable[[], list[int]],
 ) -> DapoState:
   """Runs the loop to its end; writes metrics, checkpoints and the bar."""
   saved = checkpoints.latest()
@@ -127,7 +122,7 @@ def train(
         started = time.perf_counter()
       event = int(state.cursor) // config.round_prompts + batch
       if event % config.checkpoint_steps == 0 or batch == config.steps:
-        checkpoints.save(event, state, {})
+        checkpoints.save(event, state, {"left_out": left_out()})
   return state
 
 
@@ -179,6 +174,12 @@ def check(config: Config) -> None:
       raise UsageError(
         f"{name} is {config[name]}; it must be a multiple of the {jax.process_count()} processes that share it"
       )
+  updates = config.steps * config.minibatches
+  if not 0 <= config.optimizer.warmup_steps < updates:
+    raise UsageError(
+      f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; {config.steps} steps of {config.minibatches} "
+      f"minibatches are {updates} updates, of which the warm-up can only be a part"
+    )
   if config.samples < 2:
     raise UsageError(
       f"samples is {config.samples}; a group needs at least 2 answers to be compared"
@@ -202,67 +203,34 @@ def place_run(mesh: Mesh, train, sample, prompts_at, settings: dapo.DapoSettings
   return jax.jit(lambda t: dapo.init_state(t, groups, settings), out_shardings=shardings)(train)
 
 
-Question = tuple[Example, Encoded]
+def question_reader(config: Config, policy: Policy, records: str) -> Reader:
+  """The questions of a file of records, each asking for a full chain."""
+  data = config.data
+  source = JsonlSource(records, data.images, max_bad_share=data.max_bad_share)
+  shape = PromptShape(data.prompt_tokens, data.patches)
+  asker = Asker(policy, shape, config.max_tokens, functools.partial(unaided, form="chain"))
+  return Reader(source, asker.encode, data.max_bad_share)
 
 
-def question_reader(
-  config: Config, policy: Policy, source: JsonlSource
-) -> Callable[[int], Question | None]:
-  """Number of a record -> the record and its question, None where the picture is broken or the question too long.
-
-  Such a record is logged once and counted; TooManyBadRecords is raised when they exceed `max_bad_share`.
-  """
-  shape = prompt_shape(config)
-  bad: dict[int, BadRecord] = {}
-
-  def encoded(number: int) -> Question:
-    example = source[number]
-    row = encode_question(
-      policy.processor, example.image, question(example.record.caption, "chain")
-    )
-    if not shape.holds(row):
-      reason = f"has {len(row.tokens)} tokens and {row.patches} patches, more than {shape}"
-      raise BadRecordError(BadRecord("record", number, reason))
-    return example, row
-
-  def read(number: int) -> Question | None:
-    try:
-      return encoded(number)
-    except BadRecordError as error:
-      if number not in bad:
-        log.warning("left out %s", error)
-        bad[number] = error.bad
-      if len(bad) > source.max_bad_share * len(source) or len(bad) == len(source):
-        raise TooManyBadRecords(list(bad.values()), len(source), source.max_bad_share) from error
-      return None
-
-  return read
-
-
-def training_prompts(config: Config, policy: Policy, mesh: Mesh) -> Callable[[int], Prompts]:
+def training_prompts(
+  config: Config, policy: Policy, mesh: Mesh, read: Reader
+) -> Callable[[int], Prompts]:
   """cursor -> the prompts of a round, from the endless shuffled stream of records.
 
-  In place of a record that cannot be used comes the next in the file that can.
+  In place of a record that cannot be used comes the next in the file that can. A prompt's id is its place in the
+  stream: a record that comes twice gets other answers.
   """
-  source = JsonlSource(
-    config.data.records, config.data.images, max_bad_share=config.data.max_bad_share
-  )
-  order = prompt_order(config.seed, len(source))
-  read = question_reader(config, policy, source)
+  order = prompt_order(config.seed, len(read))
 
-  def usable(number: int) -> Question:
-    following = (read(n % len(source)) for n in itertools.count(number))
+  def usable(number: int) -> Row:
+    following = (read(n % len(read)) for n in itertools.count(number))
     return next(found for found in following if found is not None)
 
   def prompts_at(cursor: int) -> Prompts:
-    questions = [usable(order(cursor + i)) for i in own_rows(config.round_prompts)]
-    return ask(config, policy, mesh, questions)
+    ids = [cursor + i for i in own_rows(config.round_prompts)]
+    return ask(config, policy, mesh, [usable(order(id)) for id in ids], ids)
 
   return prompts_at
-
-
-def prompt_shape(config: Config) -> PromptShape:
-  return PromptShape(config.data.prompt_tokens, config.data.patches)
 
 
 def own_rows(count: int) -> range:
@@ -271,24 +239,22 @@ def own_rows(count: int) -> range:
   return range(jax.process_index() * rows, (jax.process_index() + 1) * rows)
 
 
-def ask(config: Config, policy: Policy, mesh: Mesh, questions: Sequence[Question]) -> Prompts:
+def ask(
+  config: Config, policy: Policy, mesh: Mesh, questions: Sequence[Row], ids: Sequence[int]
+) -> Prompts:
   """The whole batch over the mesh, from the questions of this process."""
-  rows = [row for _, row in questions]
-  ids, labels = zip(*((example.id, example.record.label) for example, _ in questions), strict=True)
-  return sharding.put_batch(
-    mesh, collate(policy.processor, rows, ids, labels, prompt_shape(config))
-  )
+  shape = PromptShape(config.data.prompt_tokens, config.data.patches)
+  rows = [row for _, _, row in questions]
+  labels = [example.record.label for example, _, _ in questions]
+  return sharding.put_batch(mesh, collate(policy.processor, rows, ids, labels, shape))
 
 
 def validation(
   config: Config, policy: Policy, automaton: AnswerAutomaton, mesh: Mesh
 ) -> Callable[[Params], float]:
   """Parameters -> share of right greedy answers to the first `validate_prompts` records of the validation split."""
-  source = JsonlSource(
-    config.data.validation, config.data.images, max_bad_share=config.data.max_bad_share
-  )
-  read = question_reader(config, policy, source)
-  usable = (found for number in range(len(source)) if (found := read(number)) is not None)
+  read = question_reader(config, policy, config.data.validation)
+  usable = (found for number in range(len(read)) if (found := read(number)) is not None)
   questions = list(itertools.islice(usable, config.validate_prompts))
   size = config.validate_batch
   count = len(questions) // size * size
@@ -298,12 +264,12 @@ def validation(
       "validate_prompts"
     )
   batches = [
-    ask(config, policy, mesh, [questions[start + i] for i in own_rows(size)])
+    ask(config, policy, mesh, [questions[start + i] for i in own_rows(size)], own_rows(size))
     for start in range(0, count, size)
   ]
 
   def accuracy(params: Params) -> float:
-    right = 0
+    params, right = computed_in(config.dtype, params), 0
     for prompts in batches:
       completions = greedy(policy, params, prompts, config.max_tokens)
       verdict = verdicts(automaton, completions.tokens, completions.mask)

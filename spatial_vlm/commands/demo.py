@@ -40,6 +40,14 @@ class Stage(NamedTuple):
   seconds: float
   """Expected on two quiet cores; the time left is scaled by how this machine has done so far."""
 
+  def settings(self) -> Config:
+    """Raises UsageError for what its command would refuse."""
+    name = self.command.__name__.rpartition(".")[2]
+    changes = [f"--config.{leaf}={value}" for leaf, value in self.changes.items()]
+    config = config_lib.load(f"configs/{name}.py:{self.preset}", changes)
+    self.command.check(config)
+    return config
+
 
 def stages(config: Config, workdir: epath.Path) -> list[Stage]:
   """The method, in order."""
@@ -157,6 +165,8 @@ ROWS = {
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   config_lib.snapshot(config, workdir, ("scenes_shown",))
   plan = stages(config, workdir)
+  for stage in plan:
+    stage.settings()
   expected = took = 0.0
   for number, stage in enumerate(plan, 1):
     folder = workdir / stage.folder
@@ -174,10 +184,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
 def execute(stage: Stage, folder: epath.Path, args: argparse.Namespace) -> float:
   """Runs a stage to its end and notes how long it took, earlier starts not counted."""
   start = time.perf_counter()
-  changes = [f"--config.{leaf}={value}" for leaf, value in stage.changes.items()]
-  name = stage.command.__name__.rpartition(".")[2]
   folder.mkdir(parents=True, exist_ok=True)
-  stage.command.run(config_lib.load(f"configs/{name}.py:{stage.preset}", changes), folder, args)
+  stage.command.run(stage.settings(), folder, args)
   seconds = time.perf_counter() - start
   (folder / DONE).write_text(json.dumps({"seconds": seconds}) + "\n")
   return seconds

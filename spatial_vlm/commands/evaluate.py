@@ -27,7 +27,14 @@ from spatial_vlm.commands.asking import (
 )
 from spatial_vlm.commands.setup import Policy, check_positive, load_policy, user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data.records import First, JsonlSource, read_records
+from spatial_vlm.data.pipeline import Reader
+from spatial_vlm.data.records import (
+  BadRecordError,
+  First,
+  JsonlSource,
+  UnusableRecord,
+  read_records,
+)
 from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.evaluation import report, scoring
 from spatial_vlm.evaluation.scoring import Prediction
@@ -43,10 +50,8 @@ HARMLESS = ("timed_questions",)
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
-  if config.method not in METHODS:
-    raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")
   with user_errors():
-    check_positive(config, "batch_size", "max_tokens")
+    check(config)
     data = config.data
     source = JsonlSource(data.records, data.images, data.boxes or None, data.max_bad_share)
     examples = First(source, config.limit or len(source))
@@ -61,17 +66,31 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   print(report.table([row]))
 
 
+def check(config: Config) -> None:
+  """Raises UsageError for settings out of their range."""
+  if config.method not in METHODS:
+    raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")
+  check_positive(config, "batch_size", "max_tokens")
+
+
 def majority(config: Config) -> Callable[[First], list[Prediction]]:
   """Examples -> the likelier label of their relation."""
   data = config.data
   train, _ = read_records(data.training_records, data.images, data.max_bad_share)
   labels = [(record.relation, record.label) for record in train]
-  return functools.partial(scoring.majority_predictions, labels)
+
+  def answer(examples: First) -> list[Prediction]:
+    read = Reader(examples, lambda example: example, data.max_bad_share)
+    usable = (found for number in range(len(examples)) if (found := read(number)) is not None)
+    return scoring.majority_predictions(labels, usable)
+
+  return answer
 
 
 def model_answers(config: Config, workdir: epath.Path) -> Callable[[First], list[Prediction]]:
   """Examples -> stored answers, and those still missing; then the timed questions."""
   policy = load_policy(config.checkpoint)
+  policy = policy._replace(params=jax.device_put(policy.params))  # once, not for every question
   index = None
   if config.method == "reuse":
     index = BehaviorIndex.load(config.behaviors, LexicalEmbedder())
@@ -111,10 +130,10 @@ def time_one_by_one(asker: Asker, examples: First, count: int) -> dict[int, floa
   for index in [0, *range(min(count, len(examples)))]:
     try:
       example = examples[index]
-    except ValueError:
+      start = time.perf_counter()
+      asker.answer([asker.encode(example)], [example.id])
+    except (BadRecordError, UnusableRecord):
       continue  # reported when the batches were made
-    start = time.perf_counter()
-    asker.answer([asker.encode(example)], [example.id])
     seconds[example.id] = time.perf_counter() - start
   return seconds
 

@@ -32,7 +32,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
   # A DAPO run keeps its train state beside the groups it has collected.
   state = {"train": {"params": params}} if "samples" in settings else {"params": params}
-  with Checkpoints(run_folder / "checkpoints") as checkpoints:
+  with Checkpoints(run_folder / "checkpoints", read_only=True) as checkpoints:
     if checkpoints.latest() is None:
       raise UsageError(
         f"{run_folder} holds no complete checkpoint yet; let the run go on until it has written one"

@@ -42,6 +42,11 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   print(f"records, images and contact_sheet.png are in {workdir}")
 
 
+def check(config: Config) -> None:
+  """Raises UsageError for settings that cannot work together."""
+  open_sources(config)
+
+
 def open_sources(config: Config) -> dict[str, SceneSource]:
   """Sources of the three splits; raises UsageError for settings that cannot work together."""
   try:

@@ -32,6 +32,7 @@ from spatial_vlm.commands.setup import (
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import pipeline
 from spatial_vlm.data.conversations import ConversationSource
+from spatial_vlm.data.records import UnusableRecord
 from spatial_vlm.data.scenes import Picture, PictureSource
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import Processor, collate_batch, encode
@@ -74,6 +75,8 @@ def run(config: Config, workdir, args) -> None:
         if number % config.checkpoint_steps == 0 or number == total_steps:
           checkpoints.save(number, state, {"batches": batches.get_state()})
         bar.update()
+  if bad := pipeline.left_out(batches.get_state()):
+    print(f"{len(bad)} records were left out; the log says which and why")
   write_policy(workdir / "export", find_folder(config.checkpoint), policy.model, state.params)
 
 
@@ -144,8 +147,18 @@ class Stages:
     return int(self.ends[-1])
 
   def __getitem__(self, index: int) -> Picture:
-    stage = int(np.searchsorted(self.ends, index, side="right"))
-    return self.sources[stage][index - int(self.ends[stage]) + len(self.sources[stage])]
+    stage = self._stage(index)
+    return self.sources[stage][self._within(stage, index)]
+
+  def place(self, index: int) -> tuple[str, int]:
+    stage = self._stage(index)
+    return self.sources[stage].place(self._within(stage, index))
+
+  def _stage(self, index: int) -> int:
+    return int(np.searchsorted(self.ends, index, side="right"))
+
+  def _within(self, stage: int, index: int) -> int:
+    return index - int(self.ends[stage]) + len(self.sources[stage])
 
 
 def picture_messages(seed: int, requests: int, list_share: float, picture: Picture):
@@ -154,6 +167,10 @@ def picture_messages(seed: int, requests: int, list_share: float, picture: Pictu
 
 
 def encode_row(processor: Processor, to_messages, max_tokens: int, example):
-  """None, which the pipeline counts as a broken record, when the conversation is too long."""
+  """Raises UnusableRecord when the conversation is too long."""
   row = encode(processor, to_messages(example))
-  return row if len(row.tokens) <= max_tokens else None
+  if len(row.tokens) > max_tokens:
+    raise UnusableRecord(
+      f"the conversation has {len(row.tokens)} tokens, more than max_tokens {max_tokens}"
+    )
+  return row

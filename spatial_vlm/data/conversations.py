@@ -7,6 +7,7 @@ Every writer of training data uses this form: the scene teacher, other teachers,
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable
 
 from etils import epath
@@ -40,6 +41,10 @@ class ConversationSource:
     line, conversation = self._numbered[index]
     image = records.open_listed_image(self.jsonl, line, self.images_folder, conversation.image)
     return prompts.messages(image, conversation.question, conversation.answer)
+
+  def place(self, index: int) -> tuple[str, int]:
+    """File and line."""
+    return os.fspath(self.jsonl), self._numbered[index][0]
 
 
 def parse(line: bytes) -> Conversation:

@@ -19,7 +19,7 @@ import numpy as np
 from grain import experimental as grain_experimental
 from jaxtyping import Int
 
-from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords
+from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords, UnusableRecord
 from spatial_vlm.processor.image import UnreadableImage
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,10 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Any: ...
+
+  def place(self, index: int) -> tuple[str, int]:
+    """Where the record stands, for reports: file and line."""
+    ...
 
 
 class Shard(NamedTuple):
@@ -77,8 +81,8 @@ def batches(
 
   Args:
     source: records, read by number.
-    encode: record -> row; None marks a broken record, as does a BadRecordError or UnreadableImage raised by it or
-      by the source.
+    encode: record -> row. A record for which it, or the source, raises BadRecordError, UnreadableImage or
+      UnusableRecord is left out.
     collate: list of rows -> batch of NumPy arrays.
     batch_size: rows of a batch over all processes; each process gets its `batch_size / shard.count` of them.
     seed: of the order, in [0, 2³²).
@@ -170,6 +174,28 @@ def ordered(
     yield collate(values, np.array(ids, np.int32))
 
 
+class Reader:
+  """Number of a record -> its row, None where it cannot be used: that is logged once and counted.
+
+  Raises TooManyBadRecords when they exceed `max_bad_share`.
+  """
+
+  def __init__(self, source: Source, encode: Callable[[Any], Any], max_bad_share: float):
+    self._source, self._encode = source, encode
+    self._tally = _Tally(len(source), max_bad_share)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __call__(self, number: int) -> Any:
+    row = _encode_row(self._source, self._encode, number)
+    return row.value if self._tally.is_good(row) else None
+
+  @property
+  def left_out(self) -> list[int]:
+    return sorted(self._tally.bad)
+
+
 def _rows_per_process(batch_size: int, shard: Shard) -> int:
   if batch_size < 1 or batch_size % shard.count:
     raise ValueError(
@@ -186,14 +212,11 @@ def _read_options(workers: int, rows: int) -> grain.ReadOptions:
 
 def _encode_row(source: Source, encode: Callable[[Any], Any], number: int) -> _Row:
   try:
-    value = encode(source[number])
+    return _Row(number, encode(source[number]))
   except BadRecordError as error:
     return _Row(number, bad=error.bad)
-  except UnreadableImage as error:
-    return _Row(number, bad=BadRecord("record", number, str(error)))
-  return _Row(
-    number, value, BadRecord("record", number, "cannot be encoded") if value is None else None
-  )
+  except (UnreadableImage, UnusableRecord) as error:
+    return _Row(number, bad=BadRecord(*source.place(number), str(error)))
 
 
 def _first_good(source: Source, encode: Callable[[Any], Any], tally: "_Tally") -> Any:
@@ -213,7 +236,7 @@ class _Tally:
       return True
     if row.number not in self.bad:
       self.bad[row.number] = row.bad
-      logger.warning("record %d left out: %s", row.number, row.bad)
+      logger.warning("left out %s", row.bad)
     if len(self.bad) > self.max_bad_share * self.records or len(self.bad) == self.records:
       raise TooManyBadRecords(list(self.bad.values()), self.records, self.max_bad_share)
     return False

@@ -74,6 +74,10 @@ class BadRecord:
     return f"{self.file}:{self.line}: {self.reason}"
 
 
+class UnusableRecord(ValueError):
+  """Why a record cannot be used; whoever reads the record adds where it stands (`place` of its source)."""
+
+
 class BadRecordError(UnreadableImage):
   """Raised for a single example whose image cannot be read."""
 
@@ -138,6 +142,10 @@ class JsonlSource:
   def __iter__(self) -> Iterator[Example]:
     return (self[index] for index in range(len(self)))
 
+  def place(self, index: int) -> tuple[str, int]:
+    """File and line."""
+    return os.fspath(self.jsonl), self._numbered[index][0]
+
   def image_name(self, index: int) -> str:
     return self._numbered[index][1].image
 
@@ -154,8 +162,8 @@ class First:
   def __getitem__(self, index: int) -> Example:
     return self.source[index]
 
-  def __iter__(self) -> Iterator[Example]:
-    return (self[index] for index in range(len(self)))
+  def place(self, index: int) -> tuple[str, int]:
+    return self.source.place(index)
 
 
 def open_listed_image(

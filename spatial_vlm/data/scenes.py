@@ -131,6 +131,10 @@ class PictureSource:
         return Picture(int(index), scene, render(scene, self.image_size))
     raise RuntimeError(f"no scene found for picture {index} with {count} objects")
 
+  def place(self, index: int) -> tuple[str, int]:
+    """The stream of pictures, and the number in it."""
+    return f"{self.split} pictures of seed {self.seed}", index
+
 
 def _record(split: str, index: int, design: Design, label: int) -> Record:
   votes = (1, 2, 3)

@@ -339,17 +339,18 @@ def mcnemar(a: Sequence[Prediction], b: Sequence[Prediction]) -> Paired:
   """Exact McNemar test (binomial on the discordant pairs) with Tango's score interval for the
   difference.
 
-  Raises ValueError unless both hold the same examples.
+  Examples that only one side answered (its prompt was too long, say) are left out; raises ValueError when nothing
+  is left.
   """
   right_a, right_b = ({p.id: p.right for p in method} for method in (a, b))
-  if right_a.keys() != right_b.keys() or not right_a:
+  both = right_a.keys() & right_b.keys()
+  n = len(both)
+  if not n:
     raise ValueError(
-      f"a paired test needs the same examples on both sides: {len(right_a)} and {len(right_b)} given, "
-      f"{len(right_a.keys() & right_b.keys())} in common"
+      f"a paired test needs examples in common: {len(right_a)} and {len(right_b)} given, none on both sides"
     )
-  n = len(right_a)
-  only_a = sum(right_a[id] and not right_b[id] for id in right_a)
-  only_b = sum(right_b[id] and not right_a[id] for id in right_a)
+  only_a = sum(right_a[id] and not right_b[id] for id in both)
+  only_b = sum(right_b[id] and not right_a[id] for id in both)
   discordant = only_a + only_b
   return Paired(
     n=n,

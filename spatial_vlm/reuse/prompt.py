@@ -21,14 +21,13 @@ class Plan:
   """Of the behavior's question to the one asked; 0 without a behavior."""
 
 
-def plan_answers(
-  index: BehaviorIndex, captions: Sequence[str], max_tokens: int, k: int = 4
-) -> list[Plan]:
-  """Recalls a behavior for each caption: the most similar one whose line has at most `max_tokens` tokens.
+def plan_answers(index: BehaviorIndex, captions: Sequence[str], max_tokens: int) -> list[Plan]:
+  """Recalls the most similar behavior for each caption.
 
-  Where none of the `k` nearest is at or above the index's floor and within the budget, the full chain is asked for.
+  Where it is below the index's floor, or its line has more than `max_tokens` tokens, the full chain is asked for: the
+  next in similarity may be about the opposite.
   """
-  found = index.search([mask_objects(caption) for caption in captions], k)
+  found = index.search([mask_objects(caption) for caption in captions], 1)
   return [
     _plan(caption, matches, max_tokens) for caption, matches in zip(captions, found, strict=True)
   ]

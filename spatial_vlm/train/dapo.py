@@ -23,7 +23,14 @@ from spatial_vlm.objectives.dapo import dapo_objective, dapo_statistics, overlon
 from spatial_vlm.objectives.token_logprobs import token_logprobs
 from spatial_vlm.rewards import AnswerAutomaton, accuracy_reward, is_correct, verdicts
 from spatial_vlm.rollout import generate
-from spatial_vlm.train.sft import accumulate, apply_gradient, computed_in, cut_rows, mean_gradient
+from spatial_vlm.train.sft import (
+  accumulate,
+  apply_gradient,
+  computed_in,
+  cut_rows,
+  join_rows,
+  mean_gradient,
+)
 from spatial_vlm.types import Batch, DapoState, Params, Prompts, Rollout, TrainState
 
 
@@ -272,13 +279,14 @@ def update(
     advantage=jnp.where(kept, group_advantage(reward, rollout.correct), 0.0),
   )
 
-  minibatches = cut_rows(rollout, settings.minibatches)
-  logp_old = jax.lax.map(
-    lambda part: answer_logprobs(state.train.params, part, banned, model, settings)[0].reshape(
+  def log_probabilities(part: Rollout) -> Float[Array, "B G T"]:
+    return answer_logprobs(state.train.params, part, banned, model, settings)[0].reshape(
       part.logp.shape
-    ),
-    minibatches,
-  )
+    )
+
+  minibatches = cut_rows(rollout, settings.minibatches)
+  pieces = cut_rows(rollout, settings.minibatches * settings.micro_batches)
+  logp_old = cut_rows(join_rows(jax.lax.map(log_probabilities, pieces)), settings.minibatches)
 
   def one(carry, part):
     train, sums = carry

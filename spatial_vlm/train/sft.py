@@ -67,6 +67,11 @@ def cut_rows(batch, pieces: int):
   return jax.tree.map(cut, batch)
 
 
+def join_rows(pieces):
+  """Undoes `cut_rows`."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), pieces)
+
+
 def accumulate(loss: Callable, params: Params, batch, micro_batches: int) -> tuple[Params, Sums]:
   """Gradient of Σ loss over the micro-batches of `batch`, and their added sums.
 

@@ -1,14 +1,23 @@
 """Questions in, written answers out."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from spatial_vlm.commands import asking
 from spatial_vlm.commands.asking import Asker, PromptShape
-from spatial_vlm.commands.behaviors import full_chain
 from spatial_vlm.commands.setup import load_policy
-from spatial_vlm.config import UsageError
-from spatial_vlm.data.records import First, JsonlSource
+from spatial_vlm.data.records import (
+  BadRecord,
+  BadRecordError,
+  First,
+  JsonlSource,
+  TooManyBadRecords,
+  UnusableRecord,
+)
+from spatial_vlm.evaluation.scoring import Prediction
+from spatial_vlm.reuse.prompt import unaided
 from spatial_vlm.rollout import Completions
 
 
@@ -24,7 +33,7 @@ def source(scenes_folder):
 
 @pytest.fixture
 def asker(policy):
-  return Asker(policy, PromptShape(64, 64), 128, full_chain)
+  return Asker(policy, PromptShape(64, 64), 128, functools.partial(unaided, form="chain"))
 
 
 def test_a_prompt_that_does_not_fit_is_named_with_its_sizes(policy, source):
@@ -33,8 +42,8 @@ def test_a_prompt_that_does_not_fit_is_named_with_its_sizes(policy, source):
   asking.collate(policy.processor, [row], [5], [1], PromptShape(tokens, 64))
   for shape in (PromptShape(tokens - 1, 64), PromptShape(tokens, 63)):
     with pytest.raises(
-      UsageError,
-      match=rf"prompt 5 has {tokens} tokens and 64 patches.*{shape.tokens}.*{shape.patches}",
+      UnusableRecord,
+      match=rf"the prompt has {tokens} tokens and 64 patches.*{shape.tokens}.*{shape.patches}",
     ):
       asking.collate(policy.processor, [row], [5], [1], shape)
 
@@ -97,3 +106,37 @@ def test_parts_hold_a_batch_each_and_are_read_back(asker, source, tmp_path, monk
   monkeypatch.setattr(asking, "greedy", lambda *_: pytest.fail("asked again"))
   again = asking.stored_answers(tmp_path, asker, First(source, 10), 4, 0.0, "test")
   assert again == first
+
+
+def test_a_resumed_run_counts_the_pictures_that_were_broken_before(asker, tmp_path, monkeypatch):
+  class Source:
+    """Every third picture is torn."""
+
+    def __len__(self):
+      return 6
+
+    def __getitem__(self, index):
+      if index % 3 == 0:
+        raise BadRecordError(BadRecord("file", index + 1, "torn"))
+      return index
+
+    def place(self, index):
+      return "file", index + 1
+
+  monkeypatch.setattr(Asker, "encode", lambda _, example: example)
+  monkeypatch.setattr(Asker, "answer", lambda _, rows, ids: [prediction(i) for i in ids if i >= 0])
+  whole = asking.stored_answers(tmp_path / "whole", asker, Source(), 2, 0.4, "test")
+  assert [p.id for p in whole] == [1, 2, 4, 5]
+  with pytest.raises(TooManyBadRecords):
+    asking.stored_answers(tmp_path / "parts", asker, Source(), 2, 0.2, "test")
+  assert [path.name for path in sorted((tmp_path / "parts").iterdir())] == ["part-00000.jsonl"]
+  with pytest.raises(TooManyBadRecords):
+    asking.stored_answers(tmp_path / "parts", asker, Source(), 2, 0.2, "test")
+  assert asking.stored_answers(tmp_path / "parts", asker, Source(), 2, 0.4, "test") == whole
+
+
+def prediction(id):
+  words = dict(caption="", relation="left of", text="", truncated=False)
+  return Prediction(
+    id=id, label=1, verdict=1, boxes_true={}, generated_tokens=1, prompt_tokens=1, **words
+  )

@@ -106,7 +106,7 @@ def test_ten_kills_leave_no_trace(after_ten_kills, taught):
     "validation_scenes": 256,
     "test_scenes": 64,
     "sft_epochs": 8,
-    "dapo_steps": 2,
+    "dapo_steps": 3,
     "behavior_scenes": 256,
     "reuse_epochs": 40,
     "timed_questions": 1,

@@ -6,8 +6,16 @@ import logging
 import numpy as np
 import pytest
 
-from spatial_vlm.data.pipeline import Shard, batches, left_out, num_batches, ordered, prompt_order
-from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords
+from spatial_vlm.data.pipeline import (
+  Reader,
+  Shard,
+  batches,
+  left_out,
+  num_batches,
+  ordered,
+  prompt_order,
+)
+from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords, UnusableRecord
 from spatial_vlm.processor.image import UnreadableImage
 
 
@@ -26,6 +34,9 @@ class Numbers:
     if index in self.unreadable:
       raise BadRecordError(BadRecord("numbers.jsonl", index + 1, "image is damaged"))
     return index
+
+  def place(self, index):
+    return "numbers.jsonl", index + 1
 
 
 def encode(record):
@@ -137,7 +148,9 @@ def test_broken_records_are_left_out_counted_and_logged_once(caplog):
   def fussy(record):
     if record == 9:
       raise UnreadableImage("nine.png is no image")
-    return None if record == 5 else encode(record)
+    if record == 5:
+      raise UnusableRecord("five is too long")
+    return encode(record)
 
   iterator = make(Numbers(20, unreadable=(11,)), encode=fussy, epochs=4, max_bad_share=0.15)
   with caplog.at_level(logging.WARNING):
@@ -148,9 +161,10 @@ def test_broken_records_are_left_out_counted_and_logged_once(caplog):
   bad = left_out(json.loads(json.dumps(iterator.get_state())))
   assert set(bad) == {5, 9, 11}
   assert str(bad[11]) == "numbers.jsonl:12: image is damaged"
-  assert "nine.png" in bad[9].reason
+  assert str(bad[9]) == "numbers.jsonl:10: nine.png is no image"
+  assert str(bad[5]) == "numbers.jsonl:6: five is too long"
   assert sum("left out" in record.message for record in caplog.records) == 3
-  assert "record 11 left out: numbers.jsonl:12: image is damaged" in caplog.text
+  assert "left out numbers.jsonl:12: image is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -235,9 +249,20 @@ def test_ordered_counts_what_an_earlier_run_left_out(caplog):
   arguments = dict(batch_size=3, start=3, left_out=[0, 1])
   seen = list(ordered(source, encode, collate_ordered, **arguments, max_bad_share=0.3))
   assert [batch["ids"].tolist() for batch in seen] == [[3, 4, 5], [-1, 7, 8], [9, -1, -1]]
-  assert all(f"record {number} left out" in caplog.text for number in (0, 1, 6))
+  assert all(f"left out numbers.jsonl:{number + 1}: " in caplog.text for number in (0, 1, 6))
   with pytest.raises(TooManyBadRecords):
     list(ordered(source, encode, collate_ordered, **arguments, max_bad_share=0.2))
+
+
+def test_a_reader_reports_each_broken_record_once(caplog):
+  read = Reader(Numbers(9, unreadable=(2, 5)), encode, max_bad_share=0.3)
+  assert len(read) == 9
+  assert [read(number) is None for number in (1, 2, 5, 2)] == [False, True, True, True]
+  assert read.left_out == [2, 5] and len(caplog.messages) == 2
+  read = Reader(Numbers(9, unreadable=(2, 5)), encode, max_bad_share=0.2)
+  assert read(5) is None
+  with pytest.raises(TooManyBadRecords):
+    read(2)
 
 
 def test_ordered_gives_every_process_as_many_batches():

@@ -344,10 +344,13 @@ def test_bound_inverts_the_score_test(gains, losses, n):
   assert statistic == pytest.approx(stats.norm.ppf(0.975), abs=1e-4)
 
 
-def test_paired_test_needs_the_same_examples(predict):
+def test_a_paired_test_is_over_what_both_sides_answered(predict):
   a = [predict(i, 1, 1) for i in range(4)]
-  with pytest.raises(ValueError, match="4 and 3 given, 3 in common"):
-    mcnemar(a, a[:3])
+  b = [predict(i, i % 2, 1) for i in range(1, 6)]
+  paired = mcnemar(a, b)
+  assert (paired.n, paired.only_a, paired.only_b) == (3, 1, 0)
+  with pytest.raises(ValueError, match="4 and 2 given, none on both sides"):
+    mcnemar(a, b[3:])
   with pytest.raises(ValueError, match="0 and 0 given"):
     mcnemar([], [])
 
