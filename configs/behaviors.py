@@ -1,6 +1,6 @@
 """Extraction of behaviors from a policy's own correct chains.
 
-tiny   2,000 training scenes
+tiny   4,000 training scenes
 8b     VSR's training split
 """
 

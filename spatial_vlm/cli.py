@@ -92,7 +92,6 @@ def _dispatch(argv: list[str]) -> None:
   workdir = epath.Path(args.workdir).expanduser()
   if workdir.exists() and not workdir.is_dir():
     raise config_lib.UsageError(f"--workdir {workdir} is a file; give a folder")
-  workdir.mkdir(parents=True, exist_ok=True)
   command.run(config, workdir, args)
 
 

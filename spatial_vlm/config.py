@@ -159,7 +159,8 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
   if (stored := _read_json(path)) is None:
     path.write_text(json.dumps(_describe(config), indent=2) + "\n")
     return
-  before = stored["config"]
+  if not isinstance(stored, dict) or not isinstance(before := stored.get("config"), dict):
+    raise UsageError(f"{path} is not the config of a run; give another --workdir")
   changes = [
     f"  {name}: {_show(before, name)} → {_show(given, name)}"
     for name in sorted(before.keys() | given.keys())

@@ -11,6 +11,8 @@ from etils import epath
 from jaxtyping import Array
 from tensorboardX import SummaryWriter
 
+from spatial_vlm.config import UsageError
+
 Sums = dict[str, tuple[Array, Array]]
 """Name -> (sum, count) over whatever was seen; a name that ends in `_max` has (maximum, count)."""
 
@@ -73,16 +75,16 @@ class MetricsWriter:
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one record; clock readings go under names that start with `time/`.
 
-    Several records of one step are one for `read_metrics`. Raises FloatingPointError, naming
+    Several records of one step are one for `read_metrics`. Raises UsageError, naming
     metrics and step, for NaN or infinity.
     """
     values = {name: float(value) for name, value in values.items()}
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if bad and self._stop_on_nonfinite:
       named = ", ".join(f"{name} = {value}" for name, value in bad.items())
-      raise FloatingPointError(
-        f"{named} at step {step}; metrics must be finite. Training has diverged: lower the "
-        "learning rate or the clipping norm and go on from the last checkpoint"
+      raise UsageError(
+        f"{named} at step {step}; metrics must be finite. Training has diverged: start anew in another "
+        "--workdir with a lower learning rate or clipping norm (`export` gives the last checkpoint's weights)"
       )
     if self._outputs is None:
       self._outputs = self._open(step)

@@ -32,6 +32,7 @@ def run(config, workdir, args):
   if config.fail == "bug":
     raise ValueError("not foreseen")
   text = f"{config.steps} {type(workdir).__name__} {args.photo} {args.brush_px}"
+  workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "painted.txt").write_text(text)
 '''
 

@@ -12,6 +12,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from spatial_vlm import metrics
+from spatial_vlm.config import UsageError
 from spatial_vlm.metrics import MetricsWriter, read_metrics
 
 
@@ -97,7 +98,7 @@ def test_a_killed_process_loses_no_record(tmp_path):
 def test_a_number_that_is_none_ends_the_run_with_its_name_and_step(tmp_path, value):
   with MetricsWriter(tmp_path) as writer:
     writer.write(1, {"loss": 1.0})
-    with pytest.raises(FloatingPointError, match="grad_norm = .* at step 2"):
+    with pytest.raises(UsageError, match="grad_norm = .* at step 2"):
       writer.write(2, {"loss": 1.0, "grad_norm": value})
   assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
 

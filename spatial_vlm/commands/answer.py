@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from spatial_vlm import answers
 from spatial_vlm.commands.asking import PromptShape, collate, encode_question, greedy, written
-from spatial_vlm.commands.setup import load_policy, user_errors
+from spatial_vlm.commands.setup import check_positive, load_policy, user_errors
 from spatial_vlm.config import Config
 from spatial_vlm.data.prompts import question
 from spatial_vlm.processor.image import open_image, padded_length
@@ -45,9 +45,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   with user_errors():
     image = open_image(args.photo)
+    check_positive(config, "max_tokens", "max_patches")
     policy = load_policy(args.checkpoint)
-    text = asked(args)
-    row = encode_question(policy.processor, image, text)
+    processor = policy.processor.limited_to(config.max_patches)
+    row = encode_question(processor, image, asked(args))
   patches = padded_length([row.patches], PATCH_BUCKET)
   shape = PromptShape(padded_length([len(row.tokens)], TOKEN_BUCKET), patches)
   prompts = collate(policy.processor, [row], [0], [-1], shape)

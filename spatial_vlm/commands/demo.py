@@ -124,6 +124,8 @@ class Plan(NamedTuple):
       "seed": self.config.seed,
       "checkpoint": checkpoint,
       "data.validation": self.pictures / "validation.jsonl",
+      "validate_prompts": min(512, self.config.validation_scenes),
+      "validate_batch": min(256, self.config.validation_scenes),
       "steps": self.config.dapo_steps,
     }
     return Stage("DAPO", folder, dapo, "tiny", self.labels | changes, seconds)
@@ -163,10 +165,10 @@ ROWS = {
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
-  config_lib.snapshot(config, workdir, ("scenes_shown",))
   plan = stages(config, workdir)
   for stage in plan:
     stage.settings()
+  config_lib.snapshot(config, workdir, ("scenes_shown",))
   expected = took = 0.0
   for number, stage in enumerate(plan, 1):
     folder = workdir / stage.folder

@@ -19,7 +19,9 @@ from spatial_vlm.processor.chat import Processor
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
-  run_folder = epath.Path(config.run)
+  run_folder = epath.Path(config.run).expanduser()
+  if run_folder.resolve() == workdir.resolve():
+    raise UsageError(f"--workdir {workdir} is the run itself; give a folder of its own")
   try:
     settings = json.loads((run_folder / "config.json").read_text())["config"]
     source = find_folder(settings["checkpoint"])

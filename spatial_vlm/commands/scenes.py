@@ -49,6 +49,11 @@ def check(config: Config) -> None:
 
 def open_sources(config: Config) -> dict[str, SceneSource]:
   """Sources of the three splits; raises UsageError for settings that cannot work together."""
+  if len(config.objects) != 2 or config.seed < 0 or config.image_size < 8:
+    raise UsageError(
+      f"objects is {config.objects}, seed is {config.seed} and image_size is {config.image_size}; give the least "
+      "and the most objects, a seed from 0 on, and at least 8 pixels"
+    )
   try:
     sources = {
       split: SceneSource(

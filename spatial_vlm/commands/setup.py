@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -62,13 +63,20 @@ def load_policy(folder: str, from_scratch_seed: int | None = None) -> Policy:
   return Policy(processor, model, params, SpecialIds.of(processor.tokenizer, model))
 
 
+PROCESSOR_FILES = (
+  *("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+  *("*processor_config.json", "generation_config.json", "chat_template.*"),
+)
+"""What a checkpoint folder holds beside its weights and sizes."""
+
+
 def write_policy(
   folder: epath.Path, source: epath.Path, model: ModelConfig, params: Params
 ) -> None:
   """A Hugging Face folder: the weights, and the tokenizer and processor files of `source`."""
   folder.mkdir(parents=True, exist_ok=True)
   for file in sorted(source.iterdir()):
-    if file.suffix in (".json", ".jinja", ".txt") and not file.name.endswith(".index.json"):
+    if any(fnmatch.fnmatch(file.name, pattern) for pattern in PROCESSOR_FILES):
       (folder / file.name).write_bytes(file.read_bytes())
   write_checkpoint(folder, model, jax.device_get(params))
 
@@ -127,5 +135,5 @@ def user_errors() -> Iterator[None]:
   """Around what a command does before its work begins: what is refused there, its user can mend."""
   try:
     yield
-  except (ValueError, FileNotFoundError, ImportError) as error:
+  except (ValueError, OSError, ImportError) as error:
     raise UsageError(str(error)) from error

@@ -154,6 +154,8 @@ class First:
   """The first `count` examples of a source."""
 
   def __init__(self, source: JsonlSource, count: int):
+    if count < 0:
+      raise ValueError(f"limit is {count}; give the number of examples, 0 for all")
     self.source, self.count = source, min(count, len(source))
 
   def __len__(self) -> int:
@@ -177,10 +179,27 @@ def open_listed_image(
 
 
 def read_boxes(file: epath.PathLike) -> dict[str, dict[str, Box]]:
-  """Named boxes of each image, from the file that `spatial-vlm scenes` writes beside the records."""
-  lines = epath.Path(file).read_text().splitlines()
-  entries = [json.loads(line) for line in lines]
-  return {e["image"]: {name: tuple(box) for name, box in e["boxes"].items()} for e in entries}
+  """Named boxes of each image, from the file that `spatial-vlm scenes` writes beside the records.
+
+  A program writes it, so a line that is broken makes the whole file suspect: ValueError with file and line.
+  """
+  found = {}
+  for number, line in enumerate(epath.Path(file).read_bytes().splitlines(), start=1):
+    try:
+      entry = json.loads(line)
+      found[entry["image"]] = {name: _box(box) for name, box in entry["boxes"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+      raise ValueError(
+        f"{os.fspath(file)}:{number}: no image with named boxes ({error!r}); make the file anew"
+      ) from error
+  return found
+
+
+def _box(value: Any) -> Box:
+  x1, y1, x2, y2 = value
+  if not (0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000):
+    raise ValueError(f"{value} is no box x1 < x2, y1 < y2 in 0–1000")
+  return x1, y1, x2, y2
 
 
 def read_lines(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax import numpy as jnp
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from spatial_vlm.model.config import ModelConfig
@@ -165,6 +165,7 @@ def write_checkpoint(folder: epath.PathLike, config: ModelConfig, params: Params
   description = {**config.to_huggingface(), "dtype": dtype}
   (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
   # "pt" is the layout's name, required by from_pretrained; no torch is involved
+  (folder / INDEX_FILE).unlink(missing_ok=True)  # of another checkpoint, in several files
   (folder / WEIGHTS_FILE).write_bytes(save(checkpoint, metadata={"format": "pt"}))
 
 
@@ -199,7 +200,10 @@ def _opened(paths: list[epath.Path], scratch: str) -> dict[str, safe_open]:
     local = os.fspath(path)
     if "://" in local:
       local = os.fspath(path.copy(epath.Path(scratch) / path.name))
-    file = safe_open(local, framework="np")
+    try:
+      file = safe_open(local, framework="np")
+    except SafetensorError as error:
+      raise ValueError(f"{path} is damaged ({error}); copy it again") from error
     where |= dict.fromkeys(file.keys(), file)
   return where
 

@@ -99,6 +99,17 @@ class Processor:
     model_config = ModelConfig.from_huggingface(json.loads(config.read_text()))
     return cls(tokenizer, ImageSettings.from_folder(folder), model_config)
 
+  def limited_to(self, patches: int) -> "Processor":
+    """The same, but images of more patches are scaled down: attention over an image costs their square."""
+    settings = self.image_settings
+    pixels = patches * settings.patch_size**2
+    limits = {
+      "max_pixels": min(pixels, settings.max_pixels),
+      "min_pixels": min(pixels, settings.min_pixels),
+    }
+    settings = dataclasses.replace(settings, **limits)
+    return Processor(self.tokenizer, settings, self.model_config)
+
   def encode_text(self, text: str) -> list[int]:
     """Ids of plain text; strings that look like special tokens stay text."""
     return self._text.encode(text, add_special_tokens=False).ids

@@ -48,18 +48,20 @@ class ImageSettings:
 
   @classmethod
   def from_folder(cls, folder: str | Path) -> "ImageSettings":
-    """Reads `preprocessor_config.json` of a Hugging Face folder.
+    """Reads `preprocessor_config.json` of a Hugging Face folder, or the `processor_config.json` of newer ones.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: it lacks a setting, or asks for a step that is not done here.
     """
-    path = Path(folder) / "preprocessor_config.json"
+    files = [Path(folder) / f"{name}_config.json" for name in ("preprocessor", "processor")]
+    path = next((path for path in files if path.is_file()), files[0])
     if not path.is_file():
       raise FileNotFoundError(
         f"{path} is missing; give the folder of a Hugging Face Qwen3-VL checkpoint"
       )
     config = json.loads(path.read_text())
+    config = config.get("image_processor", config)
     for name, (done, allowed) in _DONE_STEPS.items():
       if config.get(name, done) not in allowed:
         raise ValueError(f"{path}: {name} is {config[name]!r}; only {done!r} is supported")

@@ -7,6 +7,9 @@ import skimage
 
 from spatial_vlm import config
 from spatial_vlm.commands import answer as command
+from spatial_vlm.data.prompts import question
+from spatial_vlm.reuse.embedder import LexicalEmbedder
+from spatial_vlm.reuse.index import BehaviorIndex
 
 ASTRONAUT = f"{skimage.__path__[0]}/data/astronaut.png"
 
@@ -14,13 +17,13 @@ ASTRONAUT = f"{skimage.__path__[0]}/data/astronaut.png"
 STATEMENT = "The cat is left of the mug."
 
 
-def ask(run, tmp_path, photo, checkpoint, *others, **changes):
+def ask(run, tmp_path, photo, checkpoint, *others, statement=STATEMENT, **changes):
   return run(
     "answer",
     tmp_path / "run",
     changes,
     photo,
-    STATEMENT,
+    statement,
     "--checkpoint",
     checkpoint,
     *others,
@@ -73,12 +76,20 @@ def test_direct_and_recalled_questions(
     command, "encode_question", lambda p, i, text: asked.append(text) or original(p, i, text)
   )
   photo = scenes_folder / "images" / "train_000000.png"
-  assert ask(run, tmp_path, photo, taught, "--direct", max_tokens=8).code == 0
+  index = BehaviorIndex.load(extracted / "index", LexicalEmbedder())
+  behavior = index.handbook.behaviors[0]
+  statement = behavior.questions[0].replace("X", "cat").replace("Y", "mug")
+  recalled = ("--behaviors", extracted / "index")
+  for others in (("--direct",), recalled):
+    assert ask(run, tmp_path, photo, taught, *others, statement=statement, max_tokens=8).code == 0
   assert (
-    ask(run, tmp_path, photo, taught, "--behaviors", extracted / "index", max_tokens=8).code == 0
+    ask(run, tmp_path, photo, taught, *recalled, statement="Cats purr.", max_tokens=8).code == 0
   )
-  assert asked[0] == "The cat is left of the mug. True? Answer Yes or No."
-  assert asked[1].startswith("The cat is left of the mug. True? ")
+  assert asked == [
+    f"{statement} True? Answer Yes or No.",
+    f"{statement} True? Use {behavior.line}",
+    question("Cats purr.", "chain"),
+  ]
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,22 @@ def test_broken_records_are_reported_and_left_out(
   assert "5 of 32 records" in refused("evaluate", {**changes, "data.max_bad_share": 0.1}, lines=6)
 
 
+@pytest.mark.parametrize("method", ["majority", "zero-shot"])
+def test_a_torn_picture_is_left_out_of_every_method(
+  run, evaluate_changes, broken, tmp_path, method
+):
+  changes, _, _ = broken("records", "test.jsonl")
+  changes = {**evaluate_changes, **changes, "method": method, "data.max_bad_share": 0.5}
+  assert run("evaluate", tmp_path / "run", changes).code == 0
+  assert [p.id for p in predictions(tmp_path / "run")] == [0, *range(2, 27)]
+
+
+def test_prompts_that_are_too_long_are_left_out(run, evaluate_changes, tmp_path, capsys, caplog):
+  changes = {**evaluate_changes, "method": "zero-shot", "prompt_tokens": 20}
+  assert run("evaluate", tmp_path, {**changes, "data.max_bad_share": 0.0}).code == 2
+  assert "prompt_tokens is 20" in capsys.readouterr().err
+
+
 def test_timed_questions_warm_up_before_the_clock(taught, scenes_folder, monkeypatch):
   """The first question is asked twice; the clock of the second asking counts."""
   asked = []

@@ -40,6 +40,19 @@ def test_the_newest_checkpoint_of_a_stopped_run(
     assert all(np.array_equal(final[tensor], again[tensor]) for tensor in final)
 
 
+def test_a_run_that_goes_on_is_left_alone(run, sft_changes, before_saving, tmp_path, capsys):
+  with before_saving(2):
+    run("sft", tmp_path / "run", sft_changes)
+  writing = tmp_path / "run" / "checkpoints" / "2.orbax-checkpoint-tmp"
+  writing.mkdir()
+  assert run("export", tmp_path / "exported", {"run": tmp_path / "run"}).code == 0
+  assert writing.is_dir()
+  settings = (tmp_path / "run" / "config.json").read_bytes()
+  assert run("export", tmp_path / "run", {"run": tmp_path / "run"}).code == 2
+  assert "is the run itself" in capsys.readouterr().err
+  assert (tmp_path / "run" / "config.json").read_bytes() == settings
+
+
 @pytest.mark.parametrize(
   ("content", "message"),
   [

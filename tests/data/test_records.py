@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatial_vlm.data.records import BadRecordError, JsonlSource, TooManyBadRecords, read_records
+from spatial_vlm.data.records import (
+  BadRecordError,
+  First,
+  JsonlSource,
+  TooManyBadRecords,
+  read_boxes,
+  read_records,
+)
 from spatial_vlm.data.relations import META_CATEGORY
 
 VSR = Path(__file__).parents[2].parent / "shared" / "vsr"
@@ -160,3 +167,28 @@ def test_vsr_itself_is_read_without_loss(tmp_path, file, count):
   given = [{k: v for k, v in line.items() if v is not None} for line in lines]
   assert [record.to_json() for record in records] == given
   assert {record.relation for record in records} <= META_CATEGORY.keys()
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    b'{"image": "a.png", "boxes": {"cat": [0, 20, 40]}}',
+    b'{"image": "a.png", "boxes": {"cat": [0, 20, 40, 1060]}}',
+    b'{"image": "a.png", "boxes": {"cat": [40, 20, 40, 60]}}',
+    b'{"image": "a.png", "boxes": {"cat": "left"}}',
+    b'{"image": "a.png", "boxes": 3}',
+    b'{"image": "a.png"}',
+    b'{"image": "a.p',
+    b"[]",
+  ],
+)
+def test_a_broken_file_of_boxes_is_named_with_its_line(tmp_path, line):
+  path = tmp_path / "boxes.jsonl"
+  path.write_bytes(b'{"image": "b.png", "boxes": {}}\n' + line + b"\n")
+  with pytest.raises(ValueError, match="boxes.jsonl:2: no image with named boxes"):
+    read_boxes(path)
+
+
+def test_a_negative_limit_is_refused():
+  with pytest.raises(ValueError, match="limit is -5"):
+    First([], -5)

@@ -94,6 +94,24 @@ def test_pickled_weights_are_refused(reference, tmp_path):
     read_checkpoint(tmp_path)
 
 
+def test_what_is_written_replaces_a_checkpoint_in_several_files(reference, tmp_path):
+  config, params = read_checkpoint(reference("tiny").folder)
+  index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+  (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+  (tmp_path / "model-00001-of-00001.safetensors").write_bytes(b"of another model")
+  write_checkpoint(tmp_path, config, params)
+  jax.tree.map(np.testing.assert_array_equal, read_checkpoint(tmp_path)[1], params)
+
+
+def test_damaged_weights_are_named(reference, tmp_path):
+  for name in ("config.json", "model.safetensors"):
+    shutil.copy(f"{reference('tiny').folder}/{name}", tmp_path)
+  whole = (tmp_path / "model.safetensors").read_bytes()
+  (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(ValueError, match="model.safetensors is damaged"):
+    read_checkpoint(tmp_path)
+
+
 def test_a_folder_without_weights_or_config_says_so(reference, tmp_path):
   with pytest.raises(FileNotFoundError, match="has no config.json"):
     read_checkpoint(tmp_path)

@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 import skimage.data
 import sklearn.datasets
+import tokenizers
 import transformers
 
 from spatial_vlm.model.config import PRESETS

@@ -4,6 +4,7 @@ import pickle
 import types
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
@@ -285,3 +286,12 @@ def test_batches_without_images_have_no_vision(tiny):
   assert collate_batch([row, row], tiny, 16, 64).vision is None
   with pytest.raises(ValueError, match="0 rows"):
     collate_batch([], tiny, 16, 64)
+
+
+def test_large_images_are_scaled_down_to_a_limit(tiny):
+  image = PIL.Image.new("RGB", (640, 320))
+  messages = [{"role": "user", "content": [{"type": "image", "image": image}]}]
+  assert encode(tiny, messages).patches > 64
+  limited = tiny.limited_to(64)
+  assert 32 < encode(limited, messages).patches <= 64
+  assert tiny.limited_to(10**6).image_settings == tiny.image_settings

@@ -206,6 +206,13 @@ def test_settings_come_from_the_folder_and_unsupported_steps_are_refused(tiny_fo
     ImageSettings.from_folder(tmp_path)
 
 
+def test_settings_as_a_whole_processor_saves_them(tiny_folder, tmp_path):
+  config = json.loads((tiny_folder / "preprocessor_config.json").read_text())
+  whole = {"image_processor": config, "processor_class": "Qwen3VLProcessor"}
+  (tmp_path / "processor_config.json").write_text(json.dumps(whole))
+  assert ImageSettings.from_folder(tmp_path) == TINY_IMAGES
+
+
 # --- what the vision tower reads
 
 
