@@ -32,7 +32,7 @@ def chain(example: SceneExample) -> str:
   verdict = _verdict(example)
   outcome = f"it is {'' if verdict else 'not '}{relation.name} it"
   return answers.render_chain(
-    summary=f"The statement puts the {subject} {relation.name} the {other}.",
+    summary=f"{example.record.caption} True?",
     caption=answers.render_boxes(boxes.items()),
     reasoning=f"{_derivation(relation, subject, boxes[subject], other, boxes[other])}, so {outcome}.",
     verdict=verdict,

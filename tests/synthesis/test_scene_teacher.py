@@ -49,9 +49,7 @@ def test_every_chain_parses_and_concludes_the_label(examples):
     answer = answers.parse(chain(example))
     assert answer is not None and answer.form == "chain"
     assert answer.verdict == example.record.label
-    assert answer.steps["summary"] == (
-      f"The statement puts the {example.record.subj} {example.record.relation} the {example.record.obj}."
-    )
+    assert answer.steps["summary"] == f"{example.record.caption} True?"
     negated = "it is not " in answer.steps["reasoning"]
     assert negated == (not example.record.label)
 
