@@ -30,9 +30,9 @@ def tiny() -> ConfigDict:
       steps=60,  # policy batches
       prompts=32,  # groups of a policy batch
       samples=8,  # G, answers to each prompt
-      round_prompts=48,  # prompts drawn in a round of dynamic sampling
+      round_prompts=32,  # prompts drawn in a round of dynamic sampling
       max_rounds=4,  # then the batch takes the groups that there are
-      minibatches=2,  # updates on each batch
+      minibatches=4,  # updates on each batch
       micro_batches=1,
       eps_low=0.2,
       eps_high=0.28,
@@ -45,7 +45,7 @@ def tiny() -> ConfigDict:
       mesh=dict(data=-1, fsdp=1, tensor=1),
       optimizer=dict(
         method="adamw",  # or "muon", which learns faster from scratch
-        learning_rate=1e-4,
+        learning_rate=5e-4,
         schedule="constant",
         warmup_steps=4,
         final_fraction=1.0,

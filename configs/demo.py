@@ -16,14 +16,14 @@ def get_config(preset: str) -> ConfigDict:
       seed=0,
       base="spatial_vlm/assets/tiny_base",
       training_scenes=8000,  # labels for DAPO
-      chains=1000,  # of them, with a written chain for SFT
+      chains=4000,  # of them, with a written chain for SFT
       validation_scenes=1000,
       test_scenes=4000,
       sft_epochs=3,
-      dapo_steps=40,
+      dapo_steps=20,
       behavior_scenes=3000,  # answered in full by the aligned policy, to extract behaviors from
       min_support=5,  # of its correct chains must agree on a procedure
-      reuse_epochs=2,
+      reuse_epochs=3,
       timed_questions=32,
       scenes_shown=12,
     )

@@ -45,7 +45,7 @@ def tiny() -> ConfigDict:
         workers=0,  # threads that read and encode; several for large photographs
       ),
       epochs=3,
-      batch_size=4,
+      batch_size=8,
       micro_batches=1,
       chunk_tokens=8192,  # positions whose logits are held at once
       remat="dots",
@@ -53,7 +53,7 @@ def tiny() -> ConfigDict:
       mesh=dict(data=-1, fsdp=1, tensor=1),
       optimizer=dict(
         method="adamw",  # or "muon", which learns faster from scratch
-        learning_rate=1.5e-3,
+        learning_rate=2e-3,
         schedule="cosine",
         warmup_steps=20,
         final_fraction=0.05,
@@ -81,7 +81,7 @@ def reuse() -> ConfigDict:
   config.checkpoint = "runs/dapo/export"
   config.data.conversations = "runs/behaviors/conversations.jsonl"
   config.epochs = 1
-  config.optimizer.learning_rate = 3e-4
+  config.optimizer.learning_rate = 1e-3
   return config
 
 
