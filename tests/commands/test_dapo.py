@@ -73,10 +73,15 @@ def test_a_finished_run_is_left_as_it_is(finished, run, dapo_changes, outcome):
   assert outcome(finished[0]) == before
 
 
-@pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("calls", [(2,), (3, 1), (1, 2, 2)])
+@pytest.mark.parametrize(
+  ("every", "calls"),
+  [
+    (1, (3, 1)),
+    *(pytest.param(*more, marks=pytest.mark.slow) for more in [(1, (2,)), (2, (1, 2, 2))]),
+  ],
+)
 def test_an_interrupted_run_ends_like_the_uninterrupted(
-  finished, tmp_path, run, dapo_changes, outcome, before_saving, calls, every
+  finished, tmp_path, run, dapo_changes, outcome, before_saving, every, calls
 ):
   """Checkpoints lie between two rounds of one batch as well as behind an update."""
   changes = {**dapo_changes, "checkpoint_steps": every}
@@ -88,7 +93,14 @@ def test_an_interrupted_run_ends_like_the_uninterrupted(
 
 
 @pytest.mark.parametrize(
-  ("name", "call"), [("collect", 2), ("update", 1), ("update", 2), ("sample_groups", 4)]
+  ("name", "call"),
+  [
+    ("collect", 2),
+    ("update", 2),
+    *(
+      pytest.param(*more, marks=pytest.mark.slow) for more in [("update", 1), ("sample_groups", 4)]
+    ),
+  ],
 )
 def test_interrupted_within_a_round_or_an_update(
   finished, tmp_path, run, dapo_changes, outcome, stopped_at, name, call
@@ -135,7 +147,7 @@ def test_a_task_without_informative_groups_ends_and_says_so(
     ({"validate_batch": 64, "validate_prompts": 64}, "do not fill one batch"),
     ({"remat": "x"}, "remat is 'x'"),
     ({"dtype": "int8"}, "dtype is 'int8'"),
-    ({"data.prompt_tokens": 20}, "records (1"),
+    ({"data.prompt_tokens": 20}, "records ("),
     ({"data.validation": "absent.jsonl"}, "absent.jsonl"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
     ({"mesh.fsdp": 3}, "multiply to 1"),
