@@ -31,7 +31,7 @@ class PromptShape(NamedTuple):
     if len(row.tokens) > self.tokens or row.patches > self.patches:
       raise UnusableRecord(
         f"the prompt has {len(row.tokens)} tokens and {row.patches} patches; prompt_tokens is {self.tokens} and "
-        f"patches is {self.patches}"
+        f"patches is {self.patches}: raise them to keep it"
       )
 
 

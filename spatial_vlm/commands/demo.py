@@ -253,7 +253,8 @@ def draw(config: Config, workdir: epath.Path, runs, scores) -> dict[str, str]:
 
 def evenly(count: int, wanted: int) -> Sequence[int]:
   """`wanted` numbers spread over 0 … count − 1: not chosen by what they show."""
-  return [i * count // wanted for i in range(min(wanted, count))]
+  wanted = min(wanted, count)
+  return [i * count // wanted for i in range(wanted)]
 
 
 def made(config: Config, seconds: float) -> dict[str, str]:

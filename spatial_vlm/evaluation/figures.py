@@ -66,10 +66,11 @@ class Panel(NamedTuple):
   title: str
   metrics: Mapping[str, str]
   """Name of a metric → what the legend calls it."""
+  scale: str = "linear"
 
 
 PANELS = (
-  Panel("SFT: cross-entropy, nats per token", {"loss": "training"}),
+  Panel("SFT: cross-entropy, nats per token", {"loss": "training"}, scale="log"),
   Panel("DAPO: reward of the groups kept", {"kept/reward": "reward"}),
   Panel(
     "DAPO: accuracy",
@@ -118,6 +119,7 @@ def training_curves(
       axes = figure.add_subplot(down, across, i + 1, title=panel.title, xlabel="step")
       for (color, _), (name, steps, values) in zip(SERIES, series, strict=False):
         _curve(axes, name, steps, values, color)
+      axes.set_yscale(panel.scale)
       axes.margins(y=0.12)
       if len(series) > 1:  # below the panel, where no curve runs
         columns = 3 if sum(len(name) for name, _, _ in series) < 42 else 2

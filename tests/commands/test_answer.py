@@ -41,20 +41,6 @@ def test_a_photograph_is_answered_and_drawn_upon(run, taught, tmp_path, capsys):
     config.read_preset(f"configs/answer.py:{preset}")
 
 
-def test_a_known_scene_is_answered_in_four_steps(run, taught, scenes_folder, tmp_path, capsys):
-  picture = tmp_path / "boxes.png"
-  photo = scenes_folder / "images" / "train_000000.png"
-  assert ask(run, tmp_path, photo, taught, "--draw", picture).code == 0
-  out = capsys.readouterr().out
-  assert out.startswith("Summary: ") and ("verdict: yes\n" in out or "verdict: no\n" in out)
-  drawn = np.asarray(PIL.Image.open(picture).convert("RGB"))
-  assert drawn.shape == (512, 512, 3)  # enlarged
-  original = np.asarray(
-    PIL.Image.open(photo).convert("RGB").resize((512, 512), PIL.Image.Resampling.NEAREST)
-  )
-  assert (drawn != original).any(axis=-1).sum() > 100
-
-
 def test_what_does_not_parse_or_has_no_room_is_said(
   run, nano, taught, scenes_folder, tmp_path, capsys
 ):

@@ -108,7 +108,7 @@ def test_broken_records_are_reported_and_left_out(
   assert "5 of 64 records" in refused("behaviors", {**changes, "data.max_bad_share": 0.05}, lines=6)
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_ten_kills_leave_no_trace(after_ten_kills, behaviors_changes):
   whole, killed = after_ten_kills("behaviors", {**behaviors_changes, "batch_size": 2})
   assert killed == whole and "index/index.json" in whole and whole["conversations.jsonl"]

@@ -44,6 +44,7 @@ def test_what_it_writes(finished, taught):
   assert not any(np.array_equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_on_eight_devices_it_draws_the_same(finished, run, dapo_changes, tmp_path):
   """The first batch is drawn from the same weights, whatever the number of devices."""
   mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
@@ -130,7 +131,7 @@ def test_a_task_without_informative_groups_ends_and_says_so(
   assert [r["sampled/all_wrong"] for r in records] == [1, 1]
   before, after = (load_file(f / "model.safetensors") for f in (nano, tmp_path / "export"))
   assert all(np.array_equal(before[name], after[name]) for name in before)
-  said = capfd.readouterr().err
+  said = capfd.readouterr().out
   assert "batch 1: after 2 rounds 0 of 8 groups" in said and "no update was made" in said
 
 
@@ -158,6 +159,7 @@ def test_wrong_settings_are_refused(refused, dapo_changes, changes, message):
   assert message in refused("dapo", {**dapo_changes, **changes}, lines=lines)
 
 
+@pytest.mark.slow
 def test_broken_records_are_reported_and_left_out(
   run, refused, dapo_changes, broken, tmp_path, caplog
 ):
@@ -172,6 +174,7 @@ def test_broken_records_are_reported_and_left_out(
   assert "5 of 64 records" in error
 
 
+@pytest.mark.slow
 def test_torn_pictures_count_and_may_be_too_many(run, dapo_changes, broken, tmp_path, capsys):
   changes, path, _ = broken("validation", "validation.jsonl")
   lines = path.read_text().splitlines()
@@ -184,7 +187,7 @@ def test_torn_pictures_count_and_may_be_too_many(run, dapo_changes, broken, tmp_
   assert "1 of 26 records" in error and f"{path}:1: " in error
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_ten_kills_leave_no_trace(after_ten_kills, dapo_changes):
   whole, killed = after_ten_kills("dapo", {**dapo_changes, "steps": 25})
   assert killed == whole and "export/model.safetensors" in whole and len(whole["metrics"]) == 26

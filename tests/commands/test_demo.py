@@ -51,7 +51,9 @@ def fake_stages(monkeypatch):
     if folder.name in failing:
       raise RuntimeError(folder.name)
 
-  module = SimpleNamespace(__name__="spatial_vlm.commands.export", run=run)
+  module = SimpleNamespace(
+    __name__="spatial_vlm.commands.export", run=run, check=lambda config: None
+  )
   plan = [command.Stage(f"stage {n}", n, module, "tiny", {}, 10) for n in "abcd"]
   monkeypatch.setattr(command, "stages", lambda *_: plan)
   monkeypatch.setattr(command, "write_report", lambda *_: ran.append("report"))
@@ -97,7 +99,7 @@ def test_scenes_shown_are_spread_evenly():
   assert command.evenly(3, 5) == [0, 1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_ten_kills_leave_no_trace(after_ten_kills, taught):
   changes = {
     "base": taught,

@@ -159,7 +159,7 @@ def test_broken_conversations_are_reported_and_left_out(
   run, refused, sft_changes, broken, tmp_path, caplog
 ):
   changes, path, reasons = broken("conversations", "chains.jsonl")
-  changes = {**sft_changes, **changes, "epochs": 2}
+  changes = {**sft_changes, **changes, "epochs": 2, "optimizer.warmup_steps": 1}
   with caplog.at_level(logging.WARNING):
     assert run("sft", tmp_path / "run", {**changes, "data.max_bad_share": 0.5}).code == 0
   for line, reason in reasons.items():
@@ -190,7 +190,7 @@ def test_too_long_conversations_are_left_out(run, sft_changes, tmp_path, caplog)
   assert "tokens, more than max_tokens 20" in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_ten_kills_leave_no_trace(after_ten_kills, sft_changes):
   whole, killed = after_ten_kills("sft", {**sft_changes, "epochs": 60, "checkpoint_steps": 3})
   assert killed == whole and "export/model.safetensors" in whole and len(whole["metrics"]) == 120
