@@ -120,6 +120,7 @@ def training_curves(
       for (color, _), (name, steps, values) in zip(SERIES, series, strict=False):
         _curve(axes, name, steps, values, color)
       axes.set_yscale(panel.scale)
+      axes.yaxis.set_major_formatter("{x:g}")
       axes.margins(y=0.12)
       if len(series) > 1:  # below the panel, where no curve runs
         columns = 3 if sum(len(name) for name, _, _ in series) < 42 else 2
