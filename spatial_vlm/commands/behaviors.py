@@ -10,7 +10,6 @@ Interrupted, the same command goes on with the first batch of answers that is mi
 
 import functools
 
-import jax
 from etils import epath
 
 from spatial_vlm.commands.asking import Asker, PromptShape, stored_answers
@@ -44,8 +43,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     data = config.data
     source = JsonlSource(data.records, data.images, max_bad_share=data.max_bad_share)
     examples = First(source, config.limit or len(source))
-    policy = load_policy(config.checkpoint)
-    policy = policy._replace(params=jax.device_put(policy.params))  # once, not for every batch
+    policy = load_policy(config.checkpoint).on_device()
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
     index = BehaviorIndex(handbook, LexicalEmbedder(), config.similarity_floor)
     snapshot(config, workdir, HARMLESS)

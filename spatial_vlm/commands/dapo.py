@@ -254,8 +254,7 @@ def validation(
 ) -> Callable[[Params], float]:
   """Parameters -> share of right greedy answers to the first `validate_prompts` records of the validation split."""
   read = question_reader(config, policy, config.data.validation)
-  usable = (found for number in range(len(read)) if (found := read(number)) is not None)
-  questions = list(itertools.islice(usable, config.validate_prompts))
+  questions = list(itertools.islice(read, config.validate_prompts))
   size = config.validate_batch
   count = len(questions) // size * size
   if not count:

@@ -81,16 +81,14 @@ def majority(config: Config) -> Callable[[First], list[Prediction]]:
 
   def answer(examples: First) -> list[Prediction]:
     read = Reader(examples, lambda example: example, data.max_bad_share)
-    usable = (found for number in range(len(examples)) if (found := read(number)) is not None)
-    return scoring.majority_predictions(labels, usable)
+    return scoring.majority_predictions(labels, read)
 
   return answer
 
 
 def model_answers(config: Config, workdir: epath.Path) -> Callable[[First], list[Prediction]]:
   """Examples -> stored answers, and those still missing; then the timed questions."""
-  policy = load_policy(config.checkpoint)
-  policy = policy._replace(params=jax.device_put(policy.params))  # once, not for every question
+  policy = load_policy(config.checkpoint).on_device()
   index = None
   if config.method == "reuse":
     index = BehaviorIndex.load(config.behaviors, LexicalEmbedder())

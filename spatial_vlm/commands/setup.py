@@ -38,6 +38,10 @@ class Policy(NamedTuple):
     banned[list(self.special.never_sampled)] = True
     return banned
 
+  def on_device(self) -> "Policy":
+    """The same, its weights uploaded once rather than for every batch and question."""
+    return self._replace(params=jax.device_put(self.params))
+
 
 def find_folder(folder: str) -> epath.Path:
   """A checkpoint folder, looked for here and then in the project (the shipped base)."""

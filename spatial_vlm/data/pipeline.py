@@ -191,6 +191,10 @@ class Reader:
     row = _encode_row(self._source, self._encode, number)
     return row.value if self._tally.is_good(row) else None
 
+  def __iter__(self) -> Iterator[Any]:
+    """The rows that can be used, in order."""
+    return (row for number in range(len(self)) if (row := self(number)) is not None)
+
   @property
   def left_out(self) -> list[int]:
     return sorted(self._tally.bad)
