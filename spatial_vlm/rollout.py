@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from spatial_vlm.model import qwen3_vl
@@ -74,9 +75,8 @@ def generate(
   The prompt is read once and its cache repeated for its samples. Rows that have ended produce `pad`, and the loop
   stops when all have ended.
   """
-  logits, cache = qwen3_vl.prefill(params, model, prompts, max_tokens)
+  logits, cache = qwen3_vl.prefill(params, model, prompts)
   logits = jnp.repeat(logits, samples, axis=0)
-  cache = qwen3_vl.expand(cache, samples)
   keys = sample_keys(key, prompts.ids, samples)
   rows = logits.shape[0]
   empty = Completions(
@@ -84,9 +84,6 @@ def generate(
     mask=jnp.zeros((rows, max_tokens), bool),
     logp=jnp.zeros((rows, max_tokens), jnp.float32),
   )
-
-  def unfinished(s: DecodeState):
-    return (s.t < max_tokens) & ~jnp.all(s.done)
 
   def extend(s: DecodeState) -> DecodeState:
     token, logp = choose(ban(s.logits, banned), keys, s.t, temperature)
@@ -100,5 +97,27 @@ def generate(
     logits, cache = qwen3_vl.decode(params, model, token, s.cache)
     return DecodeState(s.t + 1, logits, cache, done, written)
 
-  start = DecodeState(jnp.zeros((), jnp.int32), logits, cache, jnp.zeros(rows, bool), empty)
-  return jax.lax.while_loop(unfinished, extend, start).completions
+  state = DecodeState(jnp.zeros((), jnp.int32), logits, cache, jnp.zeros(rows, bool), empty)
+  end = 0
+  for slots in stages(max_tokens):
+    end += slots
+    state = jax.lax.while_loop(
+      lambda s, end=end: (s.t < end) & ~jnp.all(s.done),
+      extend,
+      state._replace(cache=qwen3_vl.with_room(state.cache, slots, rows)),
+    )
+  return state.completions
+
+
+STAGES = 4
+"""Blocks in which the cache of the answers grows: the more, the fewer empty slots are read, and the more loops there
+are to compile."""
+
+
+def stages(max_tokens: int) -> list[int]:
+  """Slots of each stage.
+
+  >>> stages(10)
+  [3, 3, 2, 2]
+  """
+  return [len(part) for part in np.array_split(range(max_tokens), min(STAGES, max_tokens))]

@@ -150,4 +150,4 @@ def likelier(policy: Policy, prompts: Prompts, texts: Sequence[Written]) -> list
 
 @functools.partial(jax.jit, static_argnames="model")
 def first_token_logits(params, prompts, model):
-  return prefill(params, model, prompts, 0)[0]
+  return prefill(params, model, prompts)[0]

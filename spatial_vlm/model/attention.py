@@ -3,6 +3,9 @@
 Reference: transformers 5.23, models/qwen3_vl/modeling_qwen3_vl.py. Rotation and softmax are computed in float32.
 """
 
+from collections.abc import Sequence
+
+import flax.struct
 import jax
 import numpy as np
 from jax import numpy as jnp
@@ -70,26 +73,65 @@ def attention(
   return _by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v))
 
 
+@flax.struct.dataclass
+class CacheBlock:
+  """Keys and values of consecutive slots, of one layer or (with a leading axis) of all.
+
+  A block has as many rows as there are queries, or fewer: then each of its rows serves as many queries in a row (a
+  prompt, its samples). Keys are stored by channel: a score sums over H, so the slots lie side by side.
+  """
+
+  keys: Float[Array, "... b K H S"]
+  values: Float[Array, "... b K S H"]
+  valid: Bool[Array, "b S"]
+
+
 def cached_attention(
   q: Float[Array, "B 1 N H"],
   k: Float[Array, "B K 1 H"],
   v: Float[Array, "B K 1 H"],
-  keys: Float[Array, "B K S H"],
-  values: Float[Array, "B K S H"],
-  valid: Bool[Array, "B S"],
+  blocks: Sequence[CacheBlock],
 ) -> Float[Array, "B 1 N H"]:
   """Attention of one new token over the valid slots of a cache and over itself.
 
   The token's own key and value come apart from the cache, which is therefore only read here.
   """
-  grouped = _by_key_value_head(q, k)
-  past = jnp.einsum("bkgth,bksh->bkgts", grouped, keys, preferred_element_type=jnp.float32)
-  itself = jnp.einsum("bkgth,bkth->bkgt", grouped, k, preferred_element_type=jnp.float32)
-  scores = jnp.concatenate([past, itself[..., None]], axis=-1)
-  mask = jnp.pad(valid, ((0, 0), (0, 1)), constant_values=True)[:, None, None, None]
-  weights = _softmax(scores, mask).astype(v.dtype)
-  seen = jnp.einsum("bkgts,bksh->bkgth", weights[..., :-1], values)
-  return _by_token(seen + weights[..., -1:] * v[:, :, None])
+  query = _by_key_value_head(q, k)[:, :, :, 0]
+  scores = [_block_scores(query, block) for block in blocks]
+  scores.append(jnp.einsum("bkgh,bkth->bkgt", query, k, preferred_element_type=jnp.float32))
+  weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v.dtype)
+  ends = np.cumsum([block.values.shape[-2] for block in blocks]).tolist()
+  *seen, itself = jnp.split(weights, ends, axis=-1)
+  mixed = itself * v
+  for of_block, block in zip(seen, blocks, strict=True):
+    mixed += _block_mix(of_block, block)
+  return _by_token(mixed[:, :, :, None])
+
+
+def _block_scores(query: Float[Array, "B K G H"], block: CacheBlock) -> Float[Array, "B K G S"]:
+  """Scores of a block's slots, lowest where nothing valid is."""
+  shared = _shared(query, len(block.valid))
+  scores = jnp.einsum("bkgh,bkhs->bkgs", shared, block.keys, preferred_element_type=jnp.float32)
+  scores = jnp.where(block.valid[:, None, None], scores, jnp.finfo(scores.dtype).min)
+  return _unshared(scores, len(query))
+
+
+def _block_mix(weights: Float[Array, "B K G S"], block: CacheBlock) -> Float[Array, "B K G H"]:
+  """Sum of a block's values, each by its weight."""
+  shared = _shared(weights, len(block.valid))
+  return _unshared(jnp.einsum("bkgs,bksh->bkgh", shared, block.values), len(weights))
+
+
+def _shared(x: Float[Array, "B K G X"], rows: int) -> Float[Array, "b K nG X"]:
+  """The B / b = n rows that share a row of a block, side by side as if they were query heads."""
+  B, K, G, X = x.shape
+  return x.reshape(rows, B // rows, K, G, X).swapaxes(1, 2).reshape(rows, K, B // rows * G, X)
+
+
+def _unshared(x: Float[Array, "b K nG X"], rows: int) -> Float[Array, "B K G X"]:
+  b, K, nG, X = x.shape
+  n = rows // b
+  return x.reshape(b, K, n, nG // n, X).swapaxes(1, 2).reshape(rows, K, nG // n, X)
 
 
 def _by_key_value_head(

@@ -4,14 +4,14 @@ Reference: transformers 5.23, `Qwen3VLForConditionalGeneration`; Qwen3-VL techni
 Activations take the dtype of the parameters.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.struct
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from spatial_vlm.model.attention import CacheBlock
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.stack import bind, init_block
 from spatial_vlm.model.text import (
@@ -28,18 +28,18 @@ from spatial_vlm.types import Batch, Params, Prompts, Vision
 
 @flax.struct.dataclass
 class Cache:
-  """What `decode` knows of the tokens before: the slots of the prompt, then those of the answer.
+  """What `decode` knows of the tokens before: a block of the prompts, then blocks of the answers, the last one filling.
 
-  All rows write their next token into the same slot, `used`; where their prompts differ in length, `valid` has
-  gaps. Positions are carried here, never recomputed from lengths.
+  All rows write their next token into the same slot; where their prompts differ in length, `valid` has gaps.
+  Positions are carried here, never recomputed from lengths. Several samples of a prompt share its block.
   """
 
-  keys: Float[Array, "layers B K S H"]
-  values: Float[Array, "layers B K S H"]
-  valid: Bool[Array, "B S"]
+  blocks: tuple[CacheBlock, ...]
+  """Of all layers: keys [layers b K H S], values [layers b K S H]."""
   next_position: Int[Array, "B"]
   """M-RoPE position (the same on all three axes) of the next token."""
   used: Int[Array, ""]
+  """Filled slots of the last block."""
 
 
 def init_params(config: ModelConfig, key: Array, dtype: jnp.dtype = jnp.float32) -> Params:
@@ -93,30 +93,41 @@ def unembedding(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
 
 
 def prefill(
-  params: Params, config: ModelConfig, prompts: Prompts, capacity: int
+  params: Params, config: ModelConfig, prompts: Prompts
 ) -> tuple[Float[Array, "B V"], Cache]:
   """Reads prompts, padded on either side.
 
-  Args:
-    capacity: slots for the answer, beyond those of the prompt.
-
   Returns:
-    logits of each row's last real token, and the cache to `decode` from.
+    logits of each row's last real token, and a full cache: `with_room` makes place to `decode`.
   """
   hidden, (keys, values) = _hidden(params, config, prompts, remat="none", keep_cache=True)
   real = prompts.segments > 0
   tokens = real.shape[1]
   last = tokens - 1 - jnp.argmax(real[:, ::-1], axis=1)
   hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-  room = ((0, 0), (0, 0), (0, 0), (0, capacity), (0, 0))
   cache = Cache(
-    keys=jnp.pad(keys, room),
-    values=jnp.pad(values, room),
-    valid=jnp.pad(real, ((0, 0), (0, capacity))),
+    blocks=(CacheBlock(keys.swapaxes(-1, -2), values, real),),
     next_position=jnp.max(prompts.positions, axis=(1, 2), where=real[..., None], initial=-1) + 1,
     used=jnp.int32(tokens),
   )
   return logits(params, config, hidden), cache
+
+
+def with_room(cache: Cache, slots: int, rows: int) -> Cache:
+  """The cache with a new block of `slots` empty slots for `rows` answers, equally many to each row there was.
+
+  Nothing is copied: the blocks there were stay as they are, also when several samples answer the same prompt. A
+  cache that grows block by block is read only as far as answers reach.
+  """
+  last = cache.blocks[-1]
+  layers, _, K, H, _ = last.keys.shape
+  empty = CacheBlock(
+    keys=jnp.zeros((layers, rows, K, H, slots), last.keys.dtype),
+    values=jnp.zeros((layers, rows, K, slots, H), last.values.dtype),
+    valid=jnp.zeros((rows, slots), bool),
+  )
+  next_position = jnp.repeat(cache.next_position, rows // len(cache.next_position))
+  return Cache((*cache.blocks, empty), next_position, jnp.zeros_like(cache.used))
 
 
 def decode(
@@ -124,38 +135,25 @@ def decode(
 ) -> tuple[Float[Array, "B V"], Cache]:
   """Feeds one token a row; returns the logits of the token after it.
 
-  The caller keeps within the `capacity` given to `prefill`; a step beyond would overwrite the last slot.
+  The caller keeps within the room of the last block; a step beyond would overwrite its last slot.
   """
   text = params["text"]
   h = bind(Embedding, config.text, text["embed"])(token)
   positions = jnp.broadcast_to(cache.next_position[:, None, None], (*token.shape, 1, 3))
-  h, (keys, values) = run_layers_cached(
-    text["layers"], config.text, h, positions, cache.keys, cache.values, cache.valid
-  )
+  h, (keys, values) = run_layers_cached(text["layers"], config.text, h, positions, cache.blocks)
   hidden = bind(FinalNorm, config.text, text["final_norm"])(h)
 
   def write(slots, new, axis):
     return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), cache.used, axis)
 
-  cache = Cache(
-    keys=write(cache.keys, keys, axis=3),
-    values=write(cache.values, values, axis=3),
-    valid=write(cache.valid, jnp.ones_like(token)[:, None], axis=1),
-    next_position=cache.next_position + 1,
-    used=cache.used + 1,
+  *full, filling = cache.blocks
+  filling = CacheBlock(
+    keys=write(filling.keys, keys.swapaxes(-1, -2), axis=-1),
+    values=write(filling.values, values, axis=-2),
+    valid=write(filling.valid, jnp.ones_like(token, bool)[:, None], axis=-1),
   )
+  cache = Cache((*full, filling), cache.next_position + 1, cache.used + 1)
   return logits(params, config, hidden), cache
-
-
-def expand(cache: Cache, samples: int) -> Cache:
-  """Each row `samples` times in a row, to answer a prompt several times after one prefill."""
-  return dataclasses.replace(
-    cache,
-    keys=jnp.repeat(cache.keys, samples, axis=1),
-    values=jnp.repeat(cache.values, samples, axis=1),
-    valid=jnp.repeat(cache.valid, samples, axis=0),
-    next_position=jnp.repeat(cache.next_position, samples, axis=0),
-  )
 
 
 def visual_slots(tokens: Int[Array, "B T"], config: ModelConfig) -> Int[Array, "B T"]:

@@ -6,15 +6,16 @@ layer attends, over the row or over a cache, is passed in as a function of its q
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from spatial_vlm.model.attention import (
+  CacheBlock,
   attention,
   cached_attention,
   causal_same_segment,
@@ -194,23 +195,25 @@ def run_layers_cached(
   config: TextConfig,
   h: Float[Array, "B D"],
   positions: Int[Array, "B 1 3"],
-  keys: Float[Array, "layers B K S H"],
-  values: Float[Array, "layers B K S H"],
-  valid: Bool[Array, "B S"],
-) -> tuple[Float[Array, "B D"], tuple[Array, Array]]:
-  """All layers over one new token, which sees the valid slots and itself.
+  blocks: Sequence[CacheBlock],
+) -> tuple[
+  Float[Array, "B D"], tuple[Float[Array, "layers B K 1 H"], Float[Array, "layers B K 1 H"]]
+]:
+  """All layers over one new token, which sees the valid slots of the blocks and itself.
 
-  Returns the last layer's output and the token's keys and values [layers B K 1 H]. The cache is only read, so
-  that the caller can write the token into it once, in place.
+  Returns the last layer's output and the token's keys and values. The blocks (of all layers) are only read, so
+  that the caller can write the token into one of them once, in place.
   """
   angles = text_angles(config, positions)
+  slots = [(block.keys, block.values) for block in blocks]
 
   def step(h, layer):
-    params, keys, values = layer
-    attend = functools.partial(cached_attention, keys=keys, values=values, valid=valid)
+    params, slots = layer
+    of_layer = [CacheBlock(k, v, block.valid) for (k, v), block in zip(slots, blocks, strict=True)]
+    attend = functools.partial(cached_attention, blocks=of_layer)
     return bind(TextLayer, config, params)(h, angles, attend)
 
-  return jax.lax.scan(step, h, (layers, keys, values))
+  return jax.lax.scan(step, h, (layers, slots))
 
 
 def text_angles(config: TextConfig, positions: Int[Array, "B T 3"]) -> Float[Array, "B T H/2"]:

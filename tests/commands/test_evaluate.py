@@ -90,7 +90,7 @@ def test_zero_shot_takes_the_likelier_first_word(finished, scenes_folder, taught
       policy.processor, source[i].image, question(source[i].record.caption, "direct")
     )
     prompts = collate(policy.processor, [row], [0], [-1], PromptShape(96, 64))
-    scores = np.asarray(qwen3_vl.prefill(policy.params, policy.model, prompts, 0)[0][0])
+    scores = np.asarray(qwen3_vl.prefill(policy.params, policy.model, prompts)[0][0])
     (yes,), (no,) = (policy.processor.encode_text(word) for word in ("Yes", "No"))
     assert stored[i].verdict == int(scores[yes] > scores[no])
   assert all(p.verdict in (0, 1) for p in stored)  # also where the text does not parse

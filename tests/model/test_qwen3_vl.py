@@ -115,14 +115,18 @@ def test_with_tanh_gelu_in_the_merger_parity_breaks(reference, make_case, monkey
 
 @partial(jax.jit, static_argnames=("config", "steps"))
 def _greedy(params, config, prompts, steps):
-  logits, cache = qwen3_vl.prefill(params, config, prompts, steps)
-
   def step(state, _):
     logits, cache = state
     token = jnp.argmax(logits, axis=-1)
     return qwen3_vl.decode(params, config, token, cache), token
 
-  return jax.lax.scan(step, (logits, cache), length=steps)[1].T
+  logits, cache = qwen3_vl.prefill(params, config, prompts)
+  tokens = []
+  for slots in (steps // 3, steps - steps // 3):
+    cache = qwen3_vl.with_room(cache, slots, len(logits))
+    (logits, cache), written = jax.lax.scan(step, (logits, cache), length=slots)
+    tokens.append(written)
+  return jnp.concatenate(tokens).T
 
 
 @pytest.mark.parametrize("size", ["tiny", pytest.param("small", marks=pytest.mark.slow)])
@@ -147,11 +151,12 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case):
   prompts = make_case(reference, [[3, (4, 6), 5], [2, (6, 4), 4]], "left").prompts
   answers = np.random.default_rng(0).integers(1, 500, (6, 4)).astype(np.int32)
 
-  _, cache = qwen3_vl.prefill(params, config, prompts, answers.shape[1])
-  cache = qwen3_vl.expand(cache, 3)
+  _, cache = qwen3_vl.prefill(params, config, prompts)
   decode = jax.jit(qwen3_vl.decode, static_argnums=1)
   stepwise = []
   for t in range(answers.shape[1]):
+    if t in (0, 3):
+      cache = qwen3_vl.with_room(cache, 3, len(answers))
     logits, cache = decode(params, config, answers[:, t], cache)
     stepwise.append(np.asarray(logits))
 
@@ -167,7 +172,8 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case):
   )
   expected = _jitted_logits(params, config, rows)[:, -4:]
   np.testing.assert_allclose(np.stack(stepwise, axis=1), expected, atol=1e-5)
-  assert int(cache.used) == prompts.tokens.shape[1] + 4
+  assert [len(block.valid) for block in cache.blocks] == [2, 6, 6]
+  assert int(cache.used) == 1
 
 
 def test_rows_that_images_do_not_divide_are_refused(reference, make_case):
@@ -253,12 +259,14 @@ def test_activations_take_the_dtype_of_the_parameters(reference, make_case, dtyp
     lambda p: qwen3_vl.forward(p, reference.config, case.batch, "full"), params
   )
   logits, cache = jax.eval_shape(
-    lambda p: qwen3_vl.prefill(p, reference.config, case.prompts, 5), params
+    lambda p: qwen3_vl.prefill(p, reference.config, case.prompts), params
   )
+  rows = len(case.prompts.tokens)
+  cache = jax.eval_shape(lambda c: qwen3_vl.with_room(c, 5, rows), cache)
   again = jax.eval_shape(
     lambda p, c: qwen3_vl.decode(p, reference.config, case.prompts.tokens[:, 0], c), params, cache
   )
-  assert (hidden.dtype, cache.keys.dtype, logits.dtype) == (dtype, dtype, jnp.float32)
+  assert (hidden.dtype, cache.blocks[-1].keys.dtype, logits.dtype) == (dtype, dtype, jnp.float32)
   assert again == (logits, cache)  # a loop can carry it
 
 
