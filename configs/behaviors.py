@@ -1,6 +1,6 @@
 """Extraction of behaviors from a policy's own correct chains.
 
-tiny   4,000 training scenes
+tiny   6,000 training scenes
 8b     VSR's training split
 """
 
@@ -23,16 +23,16 @@ def tiny() -> ConfigDict:
         images="runs/scenes/images",
         max_bad_share=0.01,
       ),
-      limit=4000,  # > 0: only the first so many records
+      limit=6000,  # > 0: only the first so many records
       batch_size=256,
       prompt_tokens=64,
       patches=64,
-      max_tokens=144,
+      max_tokens=128,
       min_support=5,  # correct chains that must agree on a procedure
       max_entries=64,  # limits of the handbook
       max_handbook_tokens=4096,
       similarity_floor=0.8,  # below it nothing is recalled
-      full_share=0.25,  # of the verified answers that stay full chains in the fine-tuning set
+      full_share=0.1,  # of the verified answers that stay full chains in the fine-tuning set
     )
   )
 

@@ -36,8 +36,8 @@ def tiny() -> ConfigDict:
       micro_batches=1,
       eps_low=0.2,
       eps_high=0.28,
-      max_tokens=144,
-      overlong_cache_tokens=16,
+      max_tokens=128,
+      overlong_cache_tokens=8,
       temperature=1.0,
       chunk_tokens=8192,  # of each answer, whose logits are held at once
       remat="dots",
@@ -56,7 +56,7 @@ def tiny() -> ConfigDict:
         clip_norm=1.0,
       ),
       validate_steps=10,  # batches between measurements on the validation split
-      validate_prompts=512,
+      validate_prompts=256,
       validate_batch=256,
       checkpoint_steps=5,  # rounds and updates between checkpoints
       keep_checkpoints=1,

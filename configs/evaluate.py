@@ -32,7 +32,7 @@ def tiny() -> ConfigDict:
       batch_size=256,
       prompt_tokens=64,
       patches=64,
-      max_tokens=144,
+      max_tokens=128,
       timed_questions=64,  # asked one at a time, for seconds per answer
     )
   )

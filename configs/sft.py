@@ -35,7 +35,7 @@ def tiny() -> ConfigDict:
         max_bad_share=0.01,  # stop when more than this share of the records is broken
         max_tokens=192,  # longer conversations are left out, and counted
         patch_bucket=64,  # patches of a batch are padded to a multiple of this
-        token_bucket=16,
+        token_bucket=88,  # tokens likewise; each length is a program to compile
         pretrain=dict(  # pictures to caption and ground, drawn on the way, instead of files
           scenes=(),  # pictures of each stage, in their order: few objects first, or seeing is learnt late
           objects=(),  # most objects of a picture in each stage
@@ -73,6 +73,7 @@ def tiny() -> ConfigDict:
 def direct() -> ConfigDict:
   config = tiny()
   config.data.conversations = "runs/scenes/direct.jsonl"
+  config.data.token_bucket = 16
   return config
 
 
@@ -89,6 +90,7 @@ def pretrain() -> ConfigDict:
   config = tiny()
   config.from_scratch = True
   config.data.max_tokens = 256
+  config.data.token_bucket = 16
   config.data.pretrain.scenes = (20_000, 24_000, 150_000)
   config.data.pretrain.objects = (1, 2, 3)
   config.epochs = 1

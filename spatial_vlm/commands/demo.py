@@ -55,24 +55,26 @@ def stages(config: Config, workdir: epath.Path) -> list[Stage]:
   base = config.base
   recalled = {"behaviors": workdir / "behaviors" / "index"}
   return [
-    plan.scenes(22),
+    plan.scenes(18),
     plan.measured("majority", "evaluate_majority", 2),
-    plan.measured("zero-shot", "evaluate_zero_shot", 34, checkpoint=base, **WORD),
-    plan.tuned("SFT on direct answers", "sft_direct", "direct", base, 100),
-    plan.measured("direct", "evaluate_direct", 15, checkpoint=plan.export("sft_direct"), **WORD),
-    plan.tuned("SFT on chains of thought", "sft", "tiny", base, 240),
-    plan.measured("chain", "evaluate_sft", 90, checkpoint=plan.export("sft")),
-    plan.aligned("dapo", plan.export("sft"), 460),
-    plan.measured("chain", "evaluate_dapo", 90, checkpoint=plan.export("dapo")),
-    plan.distilled("behaviors", plan.export("dapo"), 60),
-    plan.tuned("fine-tuning on its own answers", "sft_reuse", "reuse", plan.export("dapo"), 195),
-    plan.measured("reuse", "evaluate_reuse", 37, checkpoint=plan.export("sft_reuse"), **recalled),
-    plan.measured("chain", "evaluate_reuse_chain", 95, checkpoint=plan.export("sft_reuse")),
+    plan.measured("zero-shot", "evaluate_zero_shot", 28, checkpoint=base, **WORD),
+    plan.tuned("SFT on direct answers", "sft_direct", "direct", base, 75),
+    plan.measured("direct", "evaluate_direct", 12, checkpoint=plan.export("sft_direct"), **WORD),
+    plan.tuned("SFT on chains of thought", "sft", "tiny", base, 200),
+    plan.measured("chain", "evaluate_sft", 50, checkpoint=plan.export("sft")),
+    plan.aligned("dapo", plan.export("sft"), 270),
+    plan.measured("chain", "evaluate_dapo", 50, checkpoint=plan.export("dapo")),
+    plan.distilled("behaviors", plan.export("dapo"), 62),
+    plan.tuned("fine-tuning on its own answers", "sft_reuse", "reuse", plan.export("dapo"), 105),
+    plan.measured("reuse", "evaluate_reuse", 25, checkpoint=plan.export("sft_reuse"), **recalled),
+    plan.measured("chain", "evaluate_reuse_chain", 15, checkpoint=plan.export("sft_reuse"), **PART),
   ]
 
 
 WORD = {"max_tokens": 16}
 """Room for an answer that is one word."""
+PART = {"limit": 1000}
+"""Enough to see whether the full chain is unlearnt."""
 
 
 class Plan(NamedTuple):
