@@ -31,6 +31,7 @@ def tiny() -> ConfigDict:
       min_support=5,  # correct chains that must agree on a procedure
       max_entries=64,  # limits of the handbook
       max_handbook_tokens=4096,
+      behavior_tokens=48,  # most tokens of a behavior in a question; longer ones are not taught
       similarity_floor=0.8,  # below it nothing is recalled
       full_share=0.1,  # of the verified answers that stay full chains in the fine-tuning set
     )
@@ -49,4 +50,5 @@ def qwen3_vl_8b() -> ConfigDict:
   config.max_tokens = 1024
   config.max_entries = 1000
   config.max_handbook_tokens = 65_536
+  config.behavior_tokens = 64
   return config

@@ -81,6 +81,7 @@ def render_short(behavior: str, comparison: str, verdict: int) -> str:
 
 
 def render_direct(verdict: int) -> str:
+  """The verdict alone: `Yes.` or `No.`"""
   return _CONCLUSION[verdict]
 
 

@@ -60,10 +60,8 @@ class MetricsWriter:
       writer.write(step, {"loss": 0.7, "time/step_s": 0.3})
   """
 
-  def __init__(self, workdir: epath.PathLike, stop_on_nonfinite: bool = True):
-    """With `stop_on_nonfinite`, NaN or infinity ends the run; otherwise it is written as null."""
+  def __init__(self, workdir: epath.PathLike):
     self._workdir = epath.Path(workdir)
-    self._stop_on_nonfinite = stop_on_nonfinite
     self._outputs: tuple[IO[str], SummaryWriter] | None = None
 
   def __enter__(self) -> Self:
@@ -80,7 +78,7 @@ class MetricsWriter:
     """
     values = {name: float(value) for name, value in values.items()}
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if bad and self._stop_on_nonfinite:
+    if bad:
       named = ", ".join(f"{name} = {value}" for name, value in bad.items())
       raise UsageError(
         f"{named} at step {step}; metrics must be finite. Training has diverged: start anew in another "
@@ -89,7 +87,7 @@ class MetricsWriter:
     if self._outputs is None:
       self._outputs = self._open(step)
     part, events = self._outputs
-    record = {"step": int(step), **values, **dict.fromkeys(bad)}
+    record = {"step": int(step), **values}
     part.write(json.dumps(record, allow_nan=False) + "\n")
     part.flush()
     for name, value in values.items():

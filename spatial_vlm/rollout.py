@@ -27,6 +27,8 @@ class Completions(NamedTuple):
 
 
 class DecodeState(NamedTuple):
+  """What one step of decoding hands to the next."""
+
   t: Int[Array, ""]
   logits: Float[Array, "R V"]
   cache: qwen3_vl.Cache

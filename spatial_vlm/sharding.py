@@ -124,6 +124,7 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+  """The whole array on every device of the mesh."""
   return NamedSharding(mesh, P())
 
 

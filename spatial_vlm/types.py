@@ -24,7 +24,6 @@ class Purpose(enum.IntEnum):
 
   WEIGHTS = 0
   ROLLOUT = 1
-  EVALUATION = 2
 
 
 @flax.struct.dataclass
@@ -90,6 +89,8 @@ class Rollout:
 
 @flax.struct.dataclass
 class TrainState:
+  """What an update changes; `step` counts the updates."""
+
   step: Int[Array, ""]
   params: Params
   opt_state: Any

@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import struct
@@ -101,14 +100,6 @@ def test_a_number_that_is_none_ends_the_run_with_its_name_and_step(tmp_path, val
     with pytest.raises(UsageError, match="grad_norm = .* at step 2"):
       writer.write(2, {"loss": 1.0, "grad_norm": value})
   assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
-
-
-def test_or_is_written_as_null_where_the_run_shall_go_on(tmp_path):
-  with MetricsWriter(tmp_path, stop_on_nonfinite=False) as writer:
-    writer.write(2, {"loss": float("nan"), "lr": 0.5})
-  assert read_metrics(tmp_path) == [{"step": 2, "loss": None, "lr": 0.5}]
-  text = (tmp_path / "metrics" / "part-00000.jsonl").read_text()
-  assert json.loads(text, parse_constant=pytest.fail)
 
 
 def test_values_of_any_number_type_and_full_precision(tmp_path):

@@ -33,10 +33,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint", required=True, metavar="DIR", help="Hugging Face folder of a Qwen3-VL model"
   )
-  parser.add_argument(
+  form = parser.add_mutually_exclusive_group()
+  form.add_argument(
     "--behaviors", metavar="DIR", help="index written by `behaviors`: answer in the short form"
   )
-  parser.add_argument("--direct", action="store_true", help="ask for Yes or No alone")
+  form.add_argument("--direct", action="store_true", help="ask for Yes or No alone")
   parser.add_argument(
     "--draw", metavar="FILE.png", help="write the photograph with the boxes of the answer"
   )

@@ -33,7 +33,10 @@ from spatial_vlm.reuse.prompt import plan_answers, unaided
 
 HELD_OUT = ("validation", "val", "dev", "test")
 """Splits that teach nothing."""
-HARMLESS = ("min_support", "max_entries", "max_handbook_tokens", "similarity_floor", "full_share")
+HARMLESS = (
+  *("min_support", "max_entries", "max_handbook_tokens", "behavior_tokens", "similarity_floor"),
+  "full_share",
+)
 """Settings that may change between two starts: what depends on them is made anew from the stored answers."""
 
 
@@ -64,7 +67,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     )
   index.save(workdir / "index")
   images = [source.image_name(p.id) for p in predictions]
-  rows = lessons(index, solutions, images, config.full_share, config.max_handbook_tokens)
+  rows = lessons(index, solutions, images, config.full_share, config.behavior_tokens)
   conversations.write(workdir / "conversations.jsonl", rows)
   for behavior in index.handbook.behaviors:
     print(f"{behavior.line}  [{len(behavior.provenance)} chains]")

@@ -26,6 +26,8 @@ from spatial_vlm.types import Params, Purpose, TrainState
 
 
 class Policy(NamedTuple):
+  """A model with its weights and all that is needed to ask it something."""
+
   processor: Processor
   model: ModelConfig
   params: Params

@@ -26,6 +26,8 @@ _TEXTURE_CONTRAST = 12.0
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
+  """A coloured shape and the box that it fills."""
+
   color: str
   shape: str
   box: Box
@@ -40,6 +42,8 @@ class SceneObject:
 
 @dataclasses.dataclass(frozen=True)
 class Background:
+  """What the objects lie on."""
+
   texture: str
   color: tuple[int, int, int]
   angle: float
@@ -52,6 +56,8 @@ class Background:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
+  """All that a picture shows; the objects are drawn in their order, later ones over earlier."""
+
   objects: tuple[SceneObject, ...]
   """From back to front."""
   background: Background

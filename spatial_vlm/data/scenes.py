@@ -24,6 +24,8 @@ _DESIGNS = 100
 
 @dataclasses.dataclass(frozen=True)
 class SceneExample(Example):
+  """A statement about a scene, with its label and the rendered picture."""
+
   scene: Scene
 
 

@@ -63,6 +63,8 @@ STYLE: dict[Any, Any] = {
 
 
 class Panel(NamedTuple):
+  """One diagram of the training figure."""
+
   title: str
   metrics: Mapping[str, str]
   """Name of a metric → what the legend calls it."""

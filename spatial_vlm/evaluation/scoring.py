@@ -227,6 +227,8 @@ def _mean(values: Iterable[float]) -> float:
 
 
 class BoxScores(TypedDict):
+  """How well the boxes that an answer names lie on the objects."""
+
   box_n: int
   box_iou: float | None
   right_through_wrong_boxes: float | None

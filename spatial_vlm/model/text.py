@@ -217,4 +217,5 @@ def run_layers_cached(
 
 
 def text_angles(config: TextConfig, positions: Int[Array, "B T 3"]) -> Float[Array, "B T H/2"]:
+  """Angles of the decoder’s interleaved M-RoPE."""
   return mrope_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)

@@ -157,6 +157,7 @@ class Handbook:
         )
 
   def to_json(self) -> dict[str, Any]:
+    """What `from_json` reads."""
     behaviors = [dataclasses.asdict(behavior) for behavior in self.behaviors]
     limits = {"max_entries": self.max_entries, "max_tokens": self.max_tokens}
     return {"version": VERSION, **limits, "behaviors": behaviors}
@@ -180,13 +181,6 @@ class Handbook:
     if handbook.behaviors != behaviors:
       raise HandbookError(f"{source}: behaviors repeat each other or exceed the file's own limits")
     return handbook
-
-  def save(self, path: epath.PathLike) -> None:
-    epath.Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")
-
-  @classmethod
-  def load(cls, path: epath.PathLike) -> Self:
-    return cls.from_json(read_json(path), str(path))
 
 
 def read_json(path: epath.PathLike) -> Any:

@@ -42,6 +42,7 @@ def computed_in(dtype: str, params: Params) -> Params:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+  """A run that has made no update yet."""
   return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
 
@@ -99,6 +100,7 @@ def mean_gradient(grads: Params, count: Int[Array, ""]) -> Params:
 def apply_gradient(
   state: TrainState, grads: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
+  """The state after one update by the optimizer."""
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   return TrainState(step=state.step + 1, params=params, opt_state=opt_state)

@@ -85,6 +85,11 @@ def test_direct_and_recalled_questions(
     (__file__, (), "cannot read image"),
     (ASTRONAUT, ("--behaviors", "no/such/index"), "no/such/index"),
     (ASTRONAUT, ("--draw", "boxes.nonsense"), "unknown file extension"),
+    (
+      ASTRONAUT,
+      ("--direct", "--behaviors", "x"),
+      "--behaviors: not allowed with argument --direct",
+    ),
   ],
 )
 def test_what_cannot_be_read_is_named_on_one_line(
