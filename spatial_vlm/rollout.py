@@ -74,8 +74,8 @@ def generate(
 ) -> Completions:
   """`samples` answers of at most `max_tokens` tokens to every prompt; `banned` ids are never produced.
 
-  The prompt is read once and its cache repeated for its samples. Rows that have ended produce `pad`, and the loop
-  stops when all have ended.
+  The prompt is read once and its cache shared by its samples. Rows that have ended produce `pad`, and the loop stops
+  when all have ended.
   """
   logits, cache = qwen3_vl.prefill(params, model, prompts)
   logits = jnp.repeat(logits, samples, axis=0)

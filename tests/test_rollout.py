@@ -2,19 +2,21 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spatial_vlm import sharding
 from spatial_vlm.commands.asking import encode_question
 from spatial_vlm.commands.setup import load_policy
 from spatial_vlm.data.scenes import SceneSource
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.objectives.token_logprobs import ban
 from spatial_vlm.processor.chat import collate_prompts
-from spatial_vlm.rollout import choose, generate
+from spatial_vlm.rollout import STAGES, choose, generate, stages
 from spatial_vlm.types import Batch
 
 TOKENS = 16
@@ -131,6 +133,20 @@ def test_an_answer_does_not_depend_on_its_neighbours(policy, prompts):
   )
 
 
+def test_over_a_mesh_devices_agree_on_the_end_and_exchange_nothing_else(policy, prompts):
+  """A prompt's cache lies where its samples are answered."""
+  mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+  spread = sharding.put_batch(mesh, rows_of(prompts, [0, 1, 2, 3] * 2))
+  params = jax.device_put(policy.params, sharding.replicated(mesh))
+  settings = dict(samples=2, max_tokens=TOKENS, temperature=1.0)
+  ids = dict(eos=policy.special.eos, pad=policy.special.pad)
+  compiled = generate.lower(
+    params, spread, jax.random.key(0), policy.banned, model=policy.model, **settings, **ids
+  ).compile()
+  exchanged = re.findall(r"= (\S+) (?:all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text())
+  assert exchanged == ["pred[]"] * STAGES
+
+
 def test_samples_differ_and_seeds_and_numbers_decide(policy, prompts):
   first = answer(policy, prompts, samples=4).tokens
   assert len({row.tobytes() for row in first}) == 16
@@ -209,3 +225,10 @@ def test_each_token_of_an_answer_has_randomness_of_its_own():
   flat = jnp.zeros((64, 1000))
   first, second = (choose(flat, keys, jnp.int32(t), 1.0)[0] for t in (0, 1))
   assert (first != second).mean() > 0.95
+
+
+@pytest.mark.parametrize("max_tokens", [1, 3, 4, 10, 1024])
+def test_stages_make_room_for_every_token(max_tokens):
+  slots = stages(max_tokens)
+  assert sum(slots) == max_tokens and len(slots) == min(STAGES, max_tokens)
+  assert max(slots) - min(slots) <= 1
