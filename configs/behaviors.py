@@ -1,6 +1,6 @@
 """Extraction of behaviors from a policy's own correct chains.
 
-tiny   6,000 training scenes
+tiny   8,000 training scenes
 8b     VSR's training split
 """
 
@@ -23,7 +23,7 @@ def tiny() -> ConfigDict:
         images="runs/scenes/images",
         max_bad_share=0.01,
       ),
-      limit=6000,  # > 0: only the first so many records
+      limit=8000,  # > 0: only the first so many records
       batch_size=256,
       prompt_tokens=64,
       patches=64,

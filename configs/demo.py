@@ -15,13 +15,13 @@ def get_config(preset: str) -> ConfigDict:
     dict(
       seed=0,
       base="spatial_vlm/assets/tiny_base",
-      training_scenes=6000,  # labels for DAPO
-      chains=3000,  # of them, with a written chain for SFT
+      training_scenes=8000,  # labels for DAPO
+      chains=4000,  # of them, with a written chain for SFT
       validation_scenes=1000,
       test_scenes=4000,
       sft_epochs=3,
-      dapo_steps=20,
-      behavior_scenes=6000,  # answered in full by the aligned policy, to extract behaviors from
+      dapo_steps=24,
+      behavior_scenes=8000,  # answered in full by the aligned policy, to extract behaviors from
       min_support=5,  # of its correct chains must agree on a procedure
       reuse_epochs=1,
       timed_questions=32,

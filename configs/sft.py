@@ -45,7 +45,7 @@ def tiny() -> ConfigDict:
         workers=0,  # threads that read and encode; several for large photographs
       ),
       epochs=3,
-      batch_size=4,  # on a CPU a row costs the same in any batch, and small ones give more updates
+      batch_size=8,
       micro_batches=1,
       chunk_tokens=8192,  # positions whose logits are held at once
       remat="dots",
@@ -55,7 +55,7 @@ def tiny() -> ConfigDict:
         method="adamw",  # or "muon", which learns faster from scratch
         learning_rate=2e-3,
         schedule="cosine",
-        warmup_steps=40,
+        warmup_steps=20,
         final_fraction=0.05,
         beta1=0.9,
         beta2=0.98,
