@@ -30,7 +30,7 @@ def tiny() -> ConfigDict:
       ),
       limit=0,  # > 0: only the first so many
       batch_size=256,
-      prompt_tokens=64,
+      prompt_tokens=96,  # room for a behavior in the question
       patches=64,
       max_tokens=128,
       timed_questions=64,  # asked one at a time, for seconds per answer

@@ -53,7 +53,7 @@ def stages(config: Config, workdir: epath.Path) -> list[Stage]:
   """The method, in order."""
   plan = Plan(config, workdir)
   base = config.base
-  recalled = {"behaviors": workdir / "behaviors" / "index"}
+  recalled = {"behaviors": workdir / "behaviors" / "index", "prompt_tokens": 96}
   return [
     plan.scenes(18),
     plan.measured("majority", "evaluate_majority", 2),
@@ -148,6 +148,7 @@ class Plan(NamedTuple):
       "data.boxes": self.pictures / "test.boxes.jsonl",
       "data.training_records": self.pictures / "train.jsonl",
       "timed_questions": self.config.timed_questions,
+      "prompt_tokens": 64,  # as in DAPO, whose program to validate then serves here too
       "method": method,
     }
     title = f"evaluation, {folder.removeprefix('evaluate_').replace('_', ' ')}"

@@ -241,6 +241,7 @@ def behaviors_changes(taught, scenes_folder):
     "data.images": scenes_folder / "images",
     "batch_size": 16,
     "min_support": 2,
+    "full_share": 0.25,
   }
 
 
