@@ -55,18 +55,18 @@ def stages(config: Config, workdir: epath.Path) -> list[Stage]:
   base = config.base
   recalled = {"behaviors": workdir / "behaviors" / "index", "prompt_tokens": 96}
   return [
-    plan.scenes(18),
+    plan.scenes(32),
     plan.measured("majority", "evaluate_majority", 2),
-    plan.measured("zero-shot", "evaluate_zero_shot", 28, checkpoint=base, **WORD),
-    plan.tuned("SFT on direct answers", "sft_direct", "direct", base, 75),
-    plan.measured("direct", "evaluate_direct", 12, checkpoint=plan.export("sft_direct"), **WORD),
-    plan.tuned("SFT on chains of thought", "sft", "tiny", base, 200),
-    plan.measured("chain", "evaluate_sft", 50, checkpoint=plan.export("sft")),
-    plan.aligned("dapo", plan.export("sft"), 270),
-    plan.measured("chain", "evaluate_dapo", 50, checkpoint=plan.export("dapo")),
-    plan.distilled("behaviors", plan.export("dapo"), 62),
-    plan.tuned("fine-tuning on its own answers", "sft_reuse", "reuse", plan.export("dapo"), 105),
-    plan.measured("reuse", "evaluate_reuse", 25, checkpoint=plan.export("sft_reuse"), **recalled),
+    plan.measured("zero-shot", "evaluate_zero_shot", 38, checkpoint=base, **WORD),
+    plan.tuned("SFT on direct answers", "sft_direct", "direct", base, 138),
+    plan.measured("direct", "evaluate_direct", 15, checkpoint=plan.export("sft_direct"), **WORD),
+    plan.tuned("SFT on chains of thought", "sft", "tiny", base, 330),
+    plan.measured("chain", "evaluate_sft", 63, checkpoint=plan.export("sft")),
+    plan.aligned("dapo", plan.export("sft"), 300),
+    plan.measured("chain", "evaluate_dapo", 56, checkpoint=plan.export("dapo")),
+    plan.distilled("behaviors", plan.export("dapo"), 116),
+    plan.tuned("fine-tuning on its own answers", "sft_reuse", "reuse", plan.export("dapo"), 185),
+    plan.measured("reuse", "evaluate_reuse", 35, checkpoint=plan.export("sft_reuse"), **recalled),
     plan.measured("chain", "evaluate_reuse_chain", 15, checkpoint=plan.export("sft_reuse"), **PART),
   ]
 
