@@ -69,7 +69,7 @@ def attention(
   """
   grouped = _by_key_value_head(q, k)
   scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-  weights = _softmax(scores, mask[:, None, None]).astype(v.dtype)
+  weights = jax.nn.softmax(_masked(scores, mask[:, None, None]), axis=-1).astype(v.dtype)
   return _by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v))
 
 
@@ -112,8 +112,7 @@ def _block_scores(query: Float[Array, "B K G H"], block: CacheBlock) -> Float[Ar
   """Scores of a block's slots, lowest where nothing valid is."""
   shared = _shared(query, len(block.valid))
   scores = jnp.einsum("bkgh,bkhs->bkgs", shared, block.keys, preferred_element_type=jnp.float32)
-  scores = jnp.where(block.valid[:, None, None], scores, jnp.finfo(scores.dtype).min)
-  return _unshared(scores, len(query))
+  return _unshared(_masked(scores, block.valid[:, None, None]), len(query))
 
 
 def _block_mix(weights: Float[Array, "B K G S"], block: CacheBlock) -> Float[Array, "B K G H"]:
@@ -148,5 +147,5 @@ def _by_token(heads: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
   return heads.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 
 
-def _softmax(scores: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, "..."]:
-  return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
+def _masked(scores: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, "..."]:
+  return jnp.where(mask, scores, jnp.finfo(scores.dtype).min)

@@ -209,7 +209,7 @@ def run_layers_cached(
 
   def step(h, layer):
     params, slots = layer
-    of_layer = [CacheBlock(k, v, block.valid) for (k, v), block in zip(slots, blocks, strict=True)]
+    of_layer = [b.replace(keys=k, values=v) for b, (k, v) in zip(blocks, slots, strict=True)]
     attend = functools.partial(cached_attention, blocks=of_layer)
     return bind(TextLayer, config, params)(h, angles, attend)
 

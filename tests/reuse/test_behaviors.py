@@ -147,8 +147,9 @@ def test_a_damaged_file_is_named_with_the_place(change, place):
   data = Handbook(9, 99, (behavior("a", "one"), behavior("b", "two"))).to_json()
   data = json.loads(json.dumps(data))
   change(data)
-  with pytest.raises(HandbookError, match=place):
-    Handbook.from_json(data, "h.json")
+  with pytest.raises(HandbookError, match=place) as error:
+    Handbook.from_json(data, "folder/h.json")
+  assert "folder/h.json" in str(error.value)
 
 
 def test_a_torn_file_is_named_with_the_line(tmp_path):

@@ -97,7 +97,7 @@ def shortened(rollout, settings, seed):
   lengths = rng.integers(2, TOKENS + 1, rollout.length_tokens.shape)
   lengths = np.minimum(
     lengths, rollout.length_tokens
-  )  # behind its end an answer is padding, which is banned
+  )  # behind its end it is padding, which is banned
   places = np.arange(TOKENS)
   mask = places < lengths[..., None]
   tokens = np.where(mask, rollout.tokens, settings.pad)
