@@ -148,7 +148,7 @@ def test_a_task_without_informative_groups_ends_and_says_so(
     ({"validate_batch": 64, "validate_prompts": 64}, "do not fill one batch"),
     ({"remat": "x"}, "remat is 'x'"),
     ({"dtype": "int8"}, "dtype is 'int8'"),
-    ({"data.prompt_tokens": 20}, "records ("),
+    ({"data.prompt_tokens": 20}, "prompt_tokens is 20"),
     ({"data.validation": "absent.jsonl"}, "absent.jsonl"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
     ({"mesh.fsdp": 3}, "multiply to 1"),
