@@ -32,10 +32,15 @@ def tiny() -> ConfigDict:
       data=dict(
         conversations="runs/scenes/chains.jsonl",  # lines of {image, question, answer}
         images="runs/scenes/images",
+        mix=(),  # further (conversations, images, weight): so many of them for one of `conversations`
         max_bad_share=0.01,  # stop when more than this share of the records is broken
-        max_tokens=192,  # longer conversations are left out, and counted
-        patch_bucket=64,  # patches of a batch are padded to a multiple of this
-        token_bucket=88,  # tokens likewise; each length is a program to compile
+        arrangement="shuffled",  # or "bucketed": batches of similar size; "packed": several records a row
+        shapes=(
+          (88, 64),
+          (176, 64),
+          (192, 64),
+        ),  # tokens and patches that rows are padded to; each is a program
+        # to compile, and what fits in none is left out, and counted
         pretrain=dict(  # pictures to caption and ground, drawn on the way, instead of files
           scenes=(),  # pictures of each stage, in their order: few objects first, or seeing is learnt late
           objects=(),  # most objects of a picture in each stage
@@ -73,7 +78,7 @@ def tiny() -> ConfigDict:
 def direct() -> ConfigDict:
   config = tiny()
   config.data.conversations = "runs/scenes/direct.jsonl"
-  config.data.token_bucket = 16
+  config.data.shapes = token_shapes(16, 192)
   return config
 
 
@@ -81,6 +86,7 @@ def reuse() -> ConfigDict:
   config = tiny()
   config.checkpoint = "runs/dapo/export"
   config.data.conversations = "runs/behaviors/conversations.jsonl"
+  config.data.arrangement = "bucketed"  # short answers beside full ones
   config.epochs = 1
   config.optimizer.learning_rate = 1e-3
   return config
@@ -89,8 +95,7 @@ def reuse() -> ConfigDict:
 def pretrain() -> ConfigDict:
   config = tiny()
   config.from_scratch = True
-  config.data.max_tokens = 256
-  config.data.token_bucket = 16
+  config.data.shapes = token_shapes(16, 256)
   config.data.pretrain.scenes = (20_000, 24_000, 150_000)
   config.data.pretrain.objects = (1, 2, 3)
   config.epochs = 1
@@ -109,10 +114,10 @@ def qwen3_vl_8b() -> ConfigDict:
   config.checkpoint = config_dict.required_placeholder(str)
   config.data.conversations = config_dict.required_placeholder(str)
   config.data.images = config_dict.required_placeholder(str)
-  config.data.max_tokens = 2048
-  config.data.patch_bucket = 1024
-  config.data.token_bucket = 256
-  config.batch_size = 64
+  config.data.arrangement = "packed"
+  config.data.shapes = ((2048, 3840),)  # about three pictures of 640×480 with their chains
+  config.data.workers = 4
+  config.batch_size = 32
   config.micro_batches = 4
   config.chunk_tokens = 1024
   config.remat = "full"
@@ -126,3 +131,8 @@ def qwen3_vl_8b() -> ConfigDict:
   config.checkpoint_steps = 50
   config.keep_checkpoints = 3
   return config
+
+
+def token_shapes(step: int, most: int) -> tuple[tuple[int, int], ...]:
+  """Multiples of `step` tokens, each with the 64 patches of a rendered scene."""
+  return tuple((tokens, 64) for tokens in range(step, most + 1, step))

@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from etils import epath
 from PIL import Image
 from tqdm import tqdm
@@ -24,8 +23,9 @@ from spatial_vlm.data import conversations, prompts
 from spatial_vlm.data.contact_sheet import contact_sheet
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.render import render
-from spatial_vlm.data.scenes import SceneExample, SceneSource
+from spatial_vlm.data.scenes import SceneSource
 from spatial_vlm.synthesis import scene_teacher
+from spatial_vlm.synthesis.draft import chain
 
 _PNG_END = b"IEND\xaeB`\x82"
 
@@ -93,9 +93,9 @@ def write_conversations(source: SceneSource, count: int, workdir: epath.Path) ->
   chains, direct = [], []
   for index in tqdm(range(count), desc="chains", dynamic_ncols=True):
     record, scene = source.describe(index)
-    example = SceneExample(record, np.zeros((0, 0, 3), np.uint8), scene.boxes, index, scene)
+    draft = scene_teacher.draft(record, scene.boxes)
     for form, rows, answer in (
-      ("chain", chains, scene_teacher.chain(example)),
+      ("chain", chains, chain(draft)),
       ("direct", direct, answers.render_direct(record.label)),
     ):
       rows.append(Conversation(record.image, prompts.question(record.caption, form), answer))

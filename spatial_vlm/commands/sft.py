@@ -7,11 +7,17 @@ WORKDIR/tensorboard. Interrupted at any moment, the same command goes on from th
   spatial-vlm sft --config configs/sft.py:tiny --workdir runs/sft
   spatial-vlm sft --config configs/sft.py:8b --config.checkpoint=Qwen3-VL-8B-Instruct \\
     --config.data.conversations=chains.jsonl --config.data.images=coco/train2017
+
+Further files of conversations are mixed in by weight:
+
+    --config.data.mix="(('captions.jsonl', 'flickr/images', 0.5),)"   # one of them for every two of chains.jsonl
 """
 
+import collections
 import functools
-from collections.abc import Sequence
+from typing import NamedTuple
 
+import grain
 import jax
 import numpy as np
 
@@ -30,12 +36,15 @@ from spatial_vlm.commands.setup import (
   write_policy,
 )
 from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data import pipeline
+from spatial_vlm.data import batch_plan, pipeline
+from spatial_vlm.data.batch_plan import ARRANGEMENTS
 from spatial_vlm.data.conversations import ConversationSource
-from spatial_vlm.data.records import UnusableRecord
+from spatial_vlm.data.mixing import Joined, mixed_order
+from spatial_vlm.data.records import BadRecord, UnusableRecord
 from spatial_vlm.data.scenes import Picture, PictureSource
+from spatial_vlm.data.sizes import Outlines
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
-from spatial_vlm.processor.chat import Processor, collate_batch, encode
+from spatial_vlm.processor.chat import Encoded, Processor, Size, collate_batch, encode, measure
 from spatial_vlm.synthesis.scene_teacher import pretrain_messages
 from spatial_vlm.train.sft import SftSettings, sft_loop, sft_step
 
@@ -44,14 +53,13 @@ def run(config: Config, workdir, args) -> None:
   with user_errors():
     check(config)
     policy = load_policy(config.checkpoint, config.seed if config.from_scratch else None)
-    source, to_messages = training_data(config)
-    total_steps = pipeline.num_batches(len(source), config.batch_size, config.epochs)
+    data = (drawn if config.data.pretrain.scenes else read)(config, policy.processor)
+    batches, total_steps = data.batches, data.steps
     optimizer = make_optimizer(
       settings_of(OptimizerSettings, config.optimizer, total_steps=total_steps)
     )
     settings = settings_of(SftSettings, config)
     mesh = sharding.make_mesh(config.mesh)
-    batches = training_batches(config, source, to_messages, policy.processor)
     snapshot(config, workdir, HARMLESS)
   state = place_state(mesh, policy.params, optimizer)
   step = functools.partial(sft_step, model=policy.model, optimizer=optimizer, settings=settings)
@@ -75,8 +83,7 @@ def run(config: Config, workdir, args) -> None:
         if number % config.checkpoint_steps == 0 or number == total_steps:
           checkpoints.save(number, state, {"batches": batches.get_state()})
         bar.update()
-  if bad := pipeline.left_out(batches.get_state()):
-    print(f"{len(bad)} records were left out; the log says which and why")
+  report(data)
   write_policy(workdir / "export", find_folder(config.checkpoint), policy.model, state.params)
 
 
@@ -90,6 +97,7 @@ def check(config: Config) -> None:
     raise UsageError(
       f"batch_size {config.batch_size} is no multiple of micro_batches {config.micro_batches}; change one of them"
     )
+  check_data(config)
   if config.checkpoint_steps % config.log_steps:
     raise UsageError(
       f"checkpoint_steps {config.checkpoint_steps} is no multiple of log_steps {config.log_steps}; a resumed run "
@@ -97,68 +105,138 @@ def check(config: Config) -> None:
     )
 
 
-def training_data(config: Config):
-  """Random-access source, and the function that makes messages of what it holds."""
-  data, pretrain = config.data, config.data.pretrain
-  if pretrain.scenes:
-    pictures = Stages(
-      [
-        PictureSource("pretrain", config.seed + stage, count, objects=(1, most))
-        for stage, (count, most) in enumerate(zip(pretrain.scenes, pretrain.objects, strict=True))
-      ]
-    )
-    return pictures, functools.partial(
-      picture_messages, config.seed, pretrain.requests, pretrain.list_share
-    )
-  source = ConversationSource(data.conversations, data.images, data.max_bad_share)
-  return source, lambda messages: messages
-
-
-def training_batches(config: Config, source, to_messages, processor: Processor):
-  """The rows of each batch that this process reads, in an order that a state of the iterator continues."""
+def check_data(config: Config) -> None:
   data = config.data
-  return pipeline.batches(
-    source,
-    functools.partial(encode_row, processor, to_messages, data.max_tokens),
-    functools.partial(
-      collate_batch,
-      processor=processor,
-      tokens_bucket=data.token_bucket,
-      patch_bucket=data.patch_bucket,
-    ),
+  if data.arrangement not in ARRANGEMENTS:
+    raise UsageError(
+      f"data.arrangement is {data.arrangement!r}; choose one of {', '.join(ARRANGEMENTS)}"
+    )
+  if data.pretrain.scenes and (data.arrangement != "shuffled" or data.mix):
+    raise UsageError(
+      "data.pretrain draws its pictures on the way; it goes with data.arrangement=shuffled and no data.mix"
+    )
+  if not data.shapes or not all(_is_shape(shape) for shape in data.shapes):
+    raise UsageError(
+      f"data.shapes is {data.shapes}; give pairs of tokens and patches, e.g. ((512, 2048), (2048, 2048))"
+    )
+  if not all(_is_source(source) for source in data.mix):
+    raise UsageError(
+      f"data.mix is {data.mix}; give (conversations, images, weight) for each further source,"
+      " e.g. (('more.jsonl', 'images', 0.5),)"
+    )
+
+
+def _is_shape(shape) -> bool:
+  match shape:
+    case (int(tokens), int(patches)):
+      return tokens > 0 and patches >= 0
+  return False
+
+
+def _is_source(source) -> bool:
+  match source:
+    case (str(), str(), int() | float()):
+      return True
+  return False
+
+
+class Data(NamedTuple):
+  """What a run learns from."""
+
+  batches: grain.DatasetIterator
+  steps: int
+  padding: dict[str, tuple[int, int]]
+  """Of all batches together, where it is known before they are read."""
+  bad: list[BadRecord]
+  """Lines that hold no conversation."""
+
+
+def read(config: Config, processor: Processor) -> Data:
+  """Conversations from files, their batches planned by size."""
+  data = config.data
+  sources = [
+    ConversationSource(conversations, images, data.max_bad_share)
+    for conversations, images, _ in ((data.conversations, data.images, 1), *data.mix)
+  ]
+  joined, shapes = Joined(sources), [Size(*shape) for shape in data.shapes]
+  sizes, unusable = pipeline.survey(
+    Joined([Outlines(source) for source in sources]),
+    functools.partial(size_of, processor, batch_plan.largest(shapes)),
+    workers=data.workers,
+    max_bad_share=data.max_bad_share,
+  )
+  order = mixed_order(
+    [[number for number in numbers if number in sizes] for numbers in joined.numbers()],
+    [1.0, *(weight for _, _, weight in data.mix)],
+    epochs=config.epochs,
+    seed=config.seed,
+  )
+  plan = ARRANGEMENTS[data.arrangement](order, sizes, shapes, config.batch_size)
+  if () in plan[0].rows:
+    raise ValueError(
+      f"{len(sizes)} records × {config.epochs} epochs do not fill one batch of {config.batch_size} rows;"
+      " lower batch_size, or give more records or epochs."
+    )
+  batches = pipeline.planned(
+    joined,
+    functools.partial(encode, processor),
+    functools.partial(collate_batch, processor=processor),
+    plan,
+    workers=data.workers,
+    max_bad_share=data.max_bad_share,
+    known_bad=unusable,
+    shard=this_process(),
+  )
+  bad = [record for source in sources for record in source.bad]
+  return Data(batches, len(plan), batch_plan.padding(plan, sizes), bad)
+
+
+def drawn(config: Config, processor: Processor) -> Data:
+  """Pictures drawn on the way; they are random already, and their stages have an order."""
+  data, pretrain = config.data, config.data.pretrain
+  shapes = [Size(*shape) for shape in data.shapes]
+  if this_process().count > 1 and len(shapes) > 1:
+    raise ValueError(
+      "data.shapes has several shapes; pictures drawn on the way by several processes need one, since none knows"
+      f" the sizes of the others: {tuple(batch_plan.largest(shapes))}"
+    )
+  stages = Joined(
+    [
+      PictureSource("pretrain", config.seed + stage, count, objects=(1, most))
+      for stage, (count, most) in enumerate(zip(pretrain.scenes, pretrain.objects, strict=True))
+    ]
+  )
+  to_messages = functools.partial(
+    picture_messages, config.seed, pretrain.requests, pretrain.list_share
+  )
+  batches = pipeline.batches(
+    stages,
+    functools.partial(encode_fitting, processor, batch_plan.largest(shapes), to_messages),
+    functools.partial(collate_unplanned, processor, shapes),
     batch_size=config.batch_size,
     seed=config.seed,
     epochs=config.epochs,
-    shuffle=not data.pretrain.scenes,  # pictures are random already, and their stages have an order
+    shuffle=False,
     workers=data.workers,
     max_bad_share=data.max_bad_share,
-    shard=pipeline.Shard(jax.process_index(), jax.process_count()),
+    shard=this_process(),
   )
+  steps = pipeline.num_batches(len(stages), config.batch_size, config.epochs)
+  return Data(batches, steps, padding={}, bad=[])
 
 
-class Stages:
-  """Sources one after another."""
+def this_process() -> pipeline.Shard:
+  return pipeline.Shard(jax.process_index(), jax.process_count())
 
-  def __init__(self, sources: Sequence[PictureSource]):
-    self.sources = sources
-    self.ends = np.cumsum([len(source) for source in sources])
 
-  def __len__(self) -> int:
-    return int(self.ends[-1])
-
-  def __getitem__(self, index: int) -> Picture:
-    stage = self._stage(index)
-    return self.sources[stage][self._within(stage, index)]
-
-  def place(self, index: int) -> tuple[str, int]:
-    stage = self._stage(index)
-    return self.sources[stage].place(self._within(stage, index))
-
-  def _stage(self, index: int) -> int:
-    return int(np.searchsorted(self.ends, index, side="right"))
-
-  def _within(self, stage: int, index: int) -> int:
-    return index - int(self.ends[stage]) + len(self.sources[stage])
+def report(data: Data) -> None:
+  """What was left out of each file, and how much of the batches was padding."""
+  bad = [*data.bad, *pipeline.left_out(data.batches.get_state()).values()]
+  for file, count in collections.Counter(record.file for record in bad).items():
+    print(f"{count} records of {file} were left out; the log says which and why")
+  if shares := metrics.means(data.padding):
+    named = [f"{share:.1%} of the {name[6:].split('_')[0]} slots" for name, share in shares.items()]
+    print(f"padding: {', '.join(named)}")
 
 
 def picture_messages(seed: int, requests: int, list_share: float, picture: Picture):
@@ -166,11 +244,27 @@ def picture_messages(seed: int, requests: int, list_share: float, picture: Pictu
   return pretrain_messages(picture.scene, picture.image, rng, requests, list_share)
 
 
-def encode_row(processor: Processor, to_messages, max_tokens: int, example):
-  """Raises UnusableRecord when the conversation is too long."""
+def size_of(processor: Processor, limit: Size, messages) -> Size:
+  """Raises UnusableRecord when the conversation is larger than the limit."""
+  return _fitting(measure(processor, messages), limit)
+
+
+def encode_fitting(processor: Processor, limit: Size, to_messages, example) -> Encoded:
+  """Raises UnusableRecord when the conversation is larger than the limit."""
   row = encode(processor, to_messages(example))
-  if len(row.tokens) > max_tokens:
-    raise UnusableRecord(
-      f"the conversation has {len(row.tokens)} tokens, more than max_tokens {max_tokens}"
-    )
+  _fitting(row.size, limit)
   return row
+
+
+def _fitting(size: Size, limit: Size) -> Size:
+  if not limit.holds(size):
+    raise UnusableRecord(
+      f"the conversation has {size.tokens} tokens and {size.patches} patches; the largest of data.shapes holds "
+      f"{limit.tokens} and {limit.patches}"
+    )
+  return size
+
+
+def collate_unplanned(processor: Processor, shapes: list[Size], rows: list[Encoded]):
+  shape = batch_plan.smallest(shapes, [row.size for row in rows])
+  return collate_batch([[row] for row in rows], processor, shape)

@@ -1,4 +1,4 @@
-"""A sheet of examples to look at: picture, boxes, statement and label."""
+"""A sheet of examples to look at: picture, boxes, statement and label. Pictures of any shape are shown whole."""
 
 import textwrap
 from collections.abc import Sequence
@@ -30,18 +30,20 @@ def contact_sheet(examples: Sequence[Example], columns: int = 6) -> Image.Image:
 
 def _tile(example: Example) -> Image.Image:
   tile = Image.new("RGB", (_PICTURE, _PICTURE + _TEXT_HEIGHT), _PAPER)
-  tile.paste(_enlarged(example.image), (0, 0))
+  frame = _fitted(example.image)
+  picture = _resized(example.image, frame)
+  tile.paste(picture, (int(frame[0]), int(frame[1])))
   draw = ImageDraw.Draw(tile)
   record = example.record
   colors = {record.subj: _SUBJECT, record.obj: _OBJECT}
-  boxes = {name: _pixels(box) for name, box in example.boxes.items()}
+  boxes = {name: _pixels(box, frame) for name, box in example.boxes.items()}
   for name, box in boxes.items():
     _draw_box(draw, box, colors.get(name, _OTHER))
   tags: list[_Frame] = []
   for name, box in boxes.items():
     occupied = [*boxes.values(), box, box, *tags]  # above all, a name must not hide its own object
     tags.append(_draw_tag(draw, name, box, colors.get(name, _OTHER), occupied))
-  lines = textwrap.wrap(record.caption, 32)[:2]
+  lines = textwrap.wrap(record.caption, 32, max_lines=2, placeholder=" …")
   for line_number, line in enumerate(lines):
     draw.text((0, _PICTURE + 6 + 20 * line_number), line, _INK, _font(16))
   word, color = _LABELS[record.label]
@@ -52,11 +54,21 @@ def _tile(example: Example) -> Image.Image:
   return tile
 
 
-def _enlarged(image: np.ndarray) -> Image.Image:
+def _fitted(image: np.ndarray) -> _Frame:
+  """Where the picture lies: as large as the square allows, in its middle, and standing on whole pixels."""
+  height, width = image.shape[:2]
+  scale = _PICTURE / max(height, width)
+  width, height = max(1, round(width * scale)), max(1, round(height * scale))
+  left, top = (_PICTURE - width) // 2, (_PICTURE - height) // 2
+  return left, top, left + width, top + height
+
+
+def _resized(image: np.ndarray, frame: _Frame) -> Image.Image:
   """Small pictures keep their pixels visible; large ones are reduced smoothly."""
   small = max(image.shape[:2]) <= _PICTURE
   method = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-  return Image.fromarray(image).resize((_PICTURE, _PICTURE), method)
+  x1, y1, x2, y2 = frame
+  return Image.fromarray(image).resize((int(x2 - x1), int(y2 - y1)), method)
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, box: _Frame, color: tuple[int, int, int]) -> None:
@@ -99,8 +111,11 @@ def _common_area(a: _Frame, b: _Frame) -> float:
   return max(0, width) * max(0, height)
 
 
-def _pixels(box: Box) -> _Frame:
-  x1, y1, x2, y2 = (round(value * _PICTURE / 1000) for value in box)
+def _pixels(box: Box, frame: _Frame) -> _Frame:
+  """A box in 0–1000 of the picture that lies in `frame`."""
+  left, top, right, bottom = frame
+  x1, x2 = (round(left + value * (right - left) / 1000) for value in (box[0], box[2]))
+  y1, y2 = (round(top + value * (bottom - top) / 1000) for value in (box[1], box[3]))
   return x1, y1, x2, y2
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from spatial_vlm.data import prompts, records
+from spatial_vlm.data.images import Pictures, Places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +31,16 @@ class ConversationSource:
   An image that turns out unreadable raises BadRecordError from `source[i]`.
   """
 
-  def __init__(self, jsonl: epath.PathLike, images_folder: epath.PathLike, max_bad_share: float):
-    self.jsonl, self.images_folder = epath.Path(jsonl), epath.Path(images_folder)
-    self._numbered, self.bad = records.read_lines(jsonl, images_folder, parse, max_bad_share)
+  def __init__(self, jsonl: epath.PathLike, images: Places, max_bad_share: float):
+    self.jsonl, self.pictures = epath.Path(jsonl), Pictures(images)
+    self._numbered, self.bad = records.read_lines(jsonl, self.pictures, parse, max_bad_share)
 
   def __len__(self) -> int:
     return len(self._numbered)
 
   def __getitem__(self, index: int) -> prompts.Messages:
     line, conversation = self._numbered[index]
-    image = records.open_listed_image(self.jsonl, line, self.images_folder, conversation.image)
+    image = records.open_listed_image(self.jsonl, line, self.pictures, conversation.image)
     return prompts.messages(image, conversation.question, conversation.answer)
 
   def place(self, index: int) -> tuple[str, int]:

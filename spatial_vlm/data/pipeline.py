@@ -3,15 +3,19 @@
   cursor 0, 1, 2, …  →  this process's rows  →  number of the record (shuffled anew every epoch)
                      →  encode  →  broken records left out  →  collate  →  prefetch
 
-The global order of the rows is a pure function of (seed, cursor): it does not depend on how many processes,
-threads or restarts read it. Iterators are grain's: `get_state()` is JSON-able and exact for the batch last
+`planned` does the same for a plan of batches (see `batch_plan`), where a row may hold several records.
+
+The global order of the rows is a pure function of (seed, cursor), or of the plan: it does not depend on how many
+processes, threads or restarts read it. Iterators are grain's: `get_state()` is JSON-able and exact for the batch last
 received, however many batches lie prefetched behind it.
 """
 
+import copy
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import grain
@@ -19,6 +23,7 @@ import numpy as np
 from grain import experimental as grain_experimental
 from jaxtyping import Int
 
+from spatial_vlm.data.batch_plan import PlannedBatch
 from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords, UnusableRecord
 from spatial_vlm.processor.image import UnreadableImage
 
@@ -50,6 +55,11 @@ class _Row(NamedTuple):
   value: Any = None
   """What `encode` returned."""
   bad: BadRecord | None = None
+
+
+class _PlannedRow(NamedTuple):
+  shape: Any
+  records: list[_Row]
 
 
 def prompt_order(seed: int, count: int) -> Callable[[int], int]:
@@ -106,10 +116,70 @@ def batches(
   stream = (
     grain.MapDataset.range(sys.maxsize).map(row).to_iter_dataset(_read_options(workers, rows))
   )
-  stream = _LeaveOutBroken(stream, len(source), max_bad_share)
+  stream = _LeaveOutBroken(stream, _keep_good, _Tally(len(source), max_bad_share))
   stream = stream.batch(rows, batch_fn=lambda kept: collate([row.value for row in kept]))
   stream = grain_experimental.LimitIterDataset(stream, count)
   return iter(grain_experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=prefetch))
+
+
+def planned(
+  source: Source,
+  encode: Callable[[Any], Any],
+  collate: Callable[..., Any],
+  plan: Sequence[PlannedBatch],
+  *,
+  workers: int = 0,
+  prefetch: int = 2,
+  max_bad_share: float = 0.01,
+  known_bad: Mapping[int, BadRecord] = MappingProxyType({}),
+  shard: Shard = Shard(),  # noqa: B008 (an immutable default)
+) -> grain.DatasetIterator:
+  """The batches of a plan; resumes exactly where a state of the same arguments was taken.
+
+  Args:
+    collate: `(rows, shape=…)` -> batch of NumPy arrays; a row is a list of what `encode` returned, the shape is that
+      of the plan.
+    plan: all its batches have as many rows; each process gets a block of them.
+    max_bad_share: as for `batches`, but a record left out leaves its place in the row empty: the plan stands.
+    known_bad: broken records that a look at the source has shown already, and that are not in the plan; they count.
+    Others: as for `batches`.
+  """
+  rows = _rows_per_process(len(plan[0].rows), shard)
+
+  def row(local: int) -> _PlannedRow:
+    batch, offset = divmod(local, rows)
+    numbers = plan[batch].rows[shard.index * rows + offset]
+    return _PlannedRow(
+      plan[batch].shape, [_encode_row(source, encode, number) for number in numbers]
+    )
+
+  stream = grain.MapDataset.range(len(plan) * rows).map(row)
+  stream = stream.to_iter_dataset(_read_options(workers, rows))
+  tally = _Tally(len(source), max_bad_share, known_bad)
+  stream = _LeaveOutBroken(stream, _keep_good_of_row, tally)
+  stream = stream.batch(
+    rows,
+    batch_fn=lambda kept: collate(
+      [[record.value for record in row.records] for row in kept], shape=kept[0].shape
+    ),
+  )
+  return iter(grain_experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=prefetch))
+
+
+def survey(
+  source: Source, look: Callable[[Any], Any], *, workers: int = 0, max_bad_share: float = 0.01
+) -> tuple[dict[int, Any], dict[int, BadRecord]]:
+  """What `look` returns for each record, and the broken ones, both by number of the record.
+
+  Broken is what `batches` would leave out; too many of them raise TooManyBadRecords.
+  """
+  stream = grain.MapDataset.range(len(source)).map(lambda number: _encode_row(source, look, number))
+  tally = _Tally(len(source), max_bad_share)
+  rows = stream.to_iter_dataset(_read_options(workers, _SURVEYED_AHEAD))
+  return {row.number: row.value for row in rows if tally.is_good(row)}, tally.bad
+
+
+_SURVEYED_AHEAD = 64
 
 
 def num_batches(records: int, batch_size: int, epochs: int) -> int:
@@ -124,7 +194,7 @@ def num_batches(records: int, batch_size: int, epochs: int) -> int:
 
 
 def left_out(state: dict[str, Any]) -> dict[int, BadRecord]:
-  """The broken records that this process has met, by number, from `get_state()` of `batches(…)`."""
+  """The broken records that this process has met, by number, from `get_state()` of `batches(…)` or `planned(…)`."""
   return _bad_from_json(state["parent"]["bad"])
 
 
@@ -231,9 +301,14 @@ def _first_good(source: Source, encode: Callable[[Any], Any], tally: "_Tally") -
 class _Tally:
   """The broken records so far: each is logged once; too many of them raise TooManyBadRecords."""
 
-  def __init__(self, records: int, max_bad_share: float):
+  def __init__(
+    self,
+    records: int,
+    max_bad_share: float,
+    bad: Mapping[int, BadRecord] = MappingProxyType({}),
+  ):
     self.records, self.max_bad_share = records, max_bad_share
-    self.bad: dict[int, BadRecord] = {}
+    self.bad = dict(bad)
 
   def is_good(self, row: _Row) -> bool:
     if row.bad is None:
@@ -246,24 +321,36 @@ class _Tally:
     return False
 
 
-class _LeaveOutBroken(grain.IterDataset):
-  """Drops broken rows; the tally is part of the iterator's state, so that a resumed run counts on."""
+def _keep_good(row: _Row, tally: _Tally) -> _Row | None:
+  return row if tally.is_good(row) else None
 
-  def __init__(self, parent: grain.IterDataset, records: int, max_bad_share: float):
+
+def _keep_good_of_row(row: _PlannedRow, tally: _Tally) -> _PlannedRow:
+  return row._replace(records=[record for record in row.records if tally.is_good(record)])
+
+
+class _LeaveOutBroken(grain.IterDataset):
+  """What `keep(element, tally)` leaves of each element, if anything; the tally is part of the iterator's state, so
+  that a resumed run counts on."""
+
+  def __init__(self, parent: grain.IterDataset, keep: Callable[[Any, Any], Any], tally: _Tally):
     super().__init__(parent)
-    self._records, self._max_bad_share = records, max_bad_share
+    self._keep, self._tally = keep, tally
 
   def __iter__(self) -> grain.DatasetIterator:
-    return _LeaveOutBrokenIterator(iter(self._parent), _Tally(self._records, self._max_bad_share))
+    return _LeaveOutBrokenIterator(iter(self._parent), self._keep, copy.deepcopy(self._tally))
 
 
 class _LeaveOutBrokenIterator(grain.DatasetIterator):
-  def __init__(self, parent: grain.DatasetIterator, tally: _Tally):
+  def __init__(
+    self, parent: grain.DatasetIterator, keep: Callable[[Any, _Tally], Any], tally: _Tally
+  ):
     super().__init__(parent)
-    self._tally = tally
+    self._keep, self._tally = keep, tally
 
-  def __next__(self) -> _Row:
-    return next(row for row in self._parent if self._tally.is_good(row))
+  def __next__(self) -> Any:
+    kept = (self._keep(element, self._tally) for element in self._parent)
+    return next(element for element in kept if element is not None)
 
   def get_state(self) -> dict[str, Any]:
     bad = {str(number): list(dataclasses.astuple(bad)) for number, bad in self._tally.bad.items()}

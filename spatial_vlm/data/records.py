@@ -18,7 +18,9 @@ from jaxtyping import UInt8
 
 from spatial_vlm.answers import Box
 from spatial_vlm.config import UsageError
-from spatial_vlm.processor.image import UnreadableImage, open_image
+from spatial_vlm.data.images import Pictures, Places, UnusableArchive
+from spatial_vlm.data.relations import META_CATEGORY
+from spatial_vlm.processor.image import UnreadableImage
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,23 @@ class Record:
   subj: str | None = None
   obj: str | None = None
   reference_frame: float | None = None
+
+  @property
+  def votes(self) -> tuple[int, int]:
+    """Validators who hold the statement true, and those who hold it false."""
+    true, false = (len(json.loads(getattr(self, name))) for name in _VOTE_FIELDS)
+    return true, false
+
+  @property
+  def agreement(self) -> float | None:
+    """Share of the validators who agree with the label; None without votes."""
+    true, false = self.votes
+    return (true if self.label else false) / (true + false) if true + false else None
+
+  @property
+  def category(self) -> str:
+    """Meta-category of the relation; those that VSR does not know are Unallocated."""
+    return META_CATEGORY.get(self.relation, "Unallocated")
 
   def to_json(self) -> dict[str, Any]:
     """Fields as VSR writes them; optional ones only where they are known."""
@@ -99,13 +118,13 @@ class TooManyBadRecords(UsageError):
 
 
 def read_records(
-  jsonl: epath.PathLike, images_folder: epath.PathLike, max_bad_share: float = 0.01
+  jsonl: epath.PathLike, images: Places, max_bad_share: float = 0.01
 ) -> tuple[list[Record], list[BadRecord]]:
   """Reads a file of records and leaves out those that cannot be used (see `BadRecord`).
 
   Images are looked up, not opened. Raises TooManyBadRecords, or ValueError for a file without any record.
   """
-  numbered, bad = read_lines(jsonl, images_folder, _parse, max_bad_share)
+  numbered, bad = read_lines(jsonl, Pictures(images), parse, max_bad_share)
   return [record for _, record in numbered], bad
 
 
@@ -119,13 +138,13 @@ class JsonlSource:
   def __init__(
     self,
     jsonl: epath.PathLike,
-    images_folder: epath.PathLike,
+    images: Places,
     boxes: epath.PathLike | None = None,
     max_bad_share: float = 0.01,
   ):
-    self.jsonl, self.images_folder = epath.Path(jsonl), epath.Path(images_folder)
+    self.jsonl, self.pictures = epath.Path(jsonl), Pictures(images)
     self.max_bad_share = max_bad_share
-    self._numbered, self.bad = read_lines(jsonl, images_folder, _parse, max_bad_share)
+    self._numbered, self.bad = read_lines(jsonl, self.pictures, parse, max_bad_share)
     self._boxes = read_boxes(boxes) if boxes is not None else {}
 
   def __repr__(self) -> str:
@@ -135,12 +154,18 @@ class JsonlSource:
     return len(self._numbered)
 
   def __getitem__(self, index: int) -> Example:
-    line, record = self._numbered[index]
-    image = np.asarray(open_listed_image(self.jsonl, line, self.images_folder, record.image))
-    return Example(record, image, self._boxes.get(record.image, {}), int(index))
+    record, boxes = self.describe(index)
+    line = self._numbered[index][0]
+    image = np.asarray(open_listed_image(self.jsonl, line, self.pictures, record.image))
+    return Example(record, image, boxes, int(index))
 
   def __iter__(self) -> Iterator[Example]:
     return (self[index] for index in range(len(self)))
+
+  def describe(self, index: int) -> tuple[Record, dict[str, Box]]:
+    """The record and its boxes; the image is not opened."""
+    record = self._numbered[index][1]
+    return record, self._boxes.get(record.image, {})
 
   def place(self, index: int) -> tuple[str, int]:
     """File and line."""
@@ -169,11 +194,11 @@ class First:
 
 
 def open_listed_image(
-  jsonl: epath.Path, line: int, images_folder: epath.Path, name: str
+  jsonl: epath.Path, line: int, pictures: Pictures, name: str
 ) -> PIL.Image.Image:
   """The RGB image that a line names; raises BadRecordError, with file and line, when it is unreadable."""
   try:
-    return open_image(images_folder / name)
+    return pictures.open(name)
   except UnreadableImage as error:
     raise BadRecordError(BadRecord(os.fspath(jsonl), line, str(error))) from error
 
@@ -187,12 +212,17 @@ def read_boxes(file: epath.PathLike) -> dict[str, dict[str, Box]]:
   for number, line in enumerate(epath.Path(file).read_bytes().splitlines(), start=1):
     try:
       entry = json.loads(line)
-      found[entry["image"]] = {name: _box(box) for name, box in entry["boxes"].items()}
+      found[entry["image"]] = named_boxes(entry["boxes"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise ValueError(
         f"{os.fspath(file)}:{number}: no image with named boxes ({error!r}); make the file anew"
       ) from error
   return found
+
+
+def named_boxes(value: Any) -> dict[str, Box]:
+  """Boxes as JSON holds them; raises ValueError, TypeError or AttributeError for anything else."""
+  return {name: _box(box) for name, box in value.items()}
 
 
 def _box(value: Any) -> Box:
@@ -204,17 +234,16 @@ def _box(value: Any) -> Box:
 
 def read_lines(
   jsonl: epath.PathLike,
-  images_folder: epath.PathLike,
+  pictures: Pictures | None,
   parse: Callable[[bytes], Any],
   max_bad_share: float,
 ) -> tuple[list[tuple[int, Any]], list[BadRecord]]:
-  """(line number, what `parse` makes of the line) for every line whose `image` lies in the folder, and the others.
+  """(line number, what `parse` makes of the line) for every line whose `image` is among the pictures, and the others.
 
-  `parse` raises ValueError with the reason for a line that it refuses.
+  `parse` raises ValueError with the reason for a line that it refuses. Without `pictures` none is looked up.
   """
   if not 0 <= max_bad_share <= 1:
     raise ValueError(f"max_bad_share is {max_bad_share}; it is a share, from 0 to 1")
-  folder = epath.Path(images_folder)
   good: list[tuple[int, Any]] = []
   bad: list[BadRecord] = []
   for number, line in enumerate(epath.Path(jsonl).read_bytes().split(b"\n"), start=1):
@@ -222,8 +251,11 @@ def read_lines(
       continue
     try:
       record = parse(line)
-      _find_image(folder, record.image)
+      if pictures is not None:
+        pictures.find(record.image)
       good.append((number, record))
+    except UnusableArchive:
+      raise  # not the record's fault
     except (ValueError, RecursionError) as error:  # the latter from JSON nested very deeply
       bad.append(BadRecord(os.fspath(jsonl), number, str(error)))
       _log.warning("left out %s", bad[-1])
@@ -235,9 +267,13 @@ def read_lines(
   return good, bad
 
 
-def _parse(line: bytes) -> Record:
-  """Raises ValueError (JSON and encoding errors are such) with the reason."""
-  fields = json.loads(line.decode())
+def parse(line: bytes) -> Record:
+  """Reads one line; raises ValueError (JSON and encoding errors are such) with the reason for what is no record."""
+  return from_fields(json.loads(line.decode()))
+
+
+def from_fields(fields: Any) -> Record:
+  """The record of one JSON object; raises ValueError with the reason."""
   if not isinstance(fields, dict):
     raise ValueError(f"a record is a JSON object, got {type(fields).__name__}")
   if unknown := sorted(set(fields) - set(_FIELDS)):
@@ -273,20 +309,3 @@ def _votes(name: str, value: Any) -> list[int]:
   if not isinstance(votes, list) or any(type(vote) is not int for vote in votes):
     raise ValueError(f"{name} is {value!r}; it has to be a list of whole numbers")
   return votes
-
-
-def _find_image(folder: epath.Path, name: str) -> None:
-  """Raises ValueError unless `name` is a file inside the folder, symbolic links resolved."""
-  parts = name.replace("\\", "/").split("/")
-  if not name or name.startswith("/") or ".." in parts or "\0" in name:
-    raise ValueError(f"image {name!r} leaves the image folder; give a path inside it")
-  path = folder / name
-  local = "://" not in os.fspath(folder)
-  if local and not _inside(os.path.realpath(path), os.path.realpath(folder)):
-    raise ValueError(f"image {name!r} leaves the image folder through a link")
-  if not path.exists() or path.is_dir():
-    raise ValueError(f"image {name!r} is not in {os.fspath(folder)}")
-
-
-def _inside(path: str, folder: str) -> bool:
-  return os.path.commonpath((path, folder)) == folder

@@ -9,9 +9,9 @@ it equal to `apply_chat_template` and `get_rope_index` of transformers 5.23.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -24,7 +24,9 @@ from spatial_vlm.processor.image import (
   ImageSettings,
   Patches,
   padded_length,
+  padded_vision,
   patchify,
+  smart_resize,
   vision_rows,
 )
 from spatial_vlm.processor.tokenizer import SpecialIds, load_tokenizer
@@ -32,6 +34,29 @@ from spatial_vlm.types import Batch, Prompts
 
 Message = dict[str, Any]
 ROLES = ("system", "user", "assistant")
+
+
+class Size(NamedTuple):
+  """Of a conversation, or of the row that is to hold some."""
+
+  tokens: int
+  patches: int
+
+  def holds(self, other: "Size") -> bool:
+    return self.tokens >= other.tokens and self.patches >= other.patches
+
+
+def total_size(sizes: Iterable[Size]) -> Size:
+  """Of conversations one behind the other."""
+  sizes = list(sizes)
+  return Size(sum(size.tokens for size in sizes), sum(size.patches for size in sizes))
+
+
+class Extent(NamedTuple):
+  """Stands for a picture of so many pixels where only its size matters."""
+
+  height: int
+  width: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +74,10 @@ class Encoded:
   def patches(self) -> int:
     """Of all images together."""
     return sum(len(patches) for patches, _ in self.images)
+
+  @property
+  def size(self) -> Size:
+    return Size(len(self.tokens), self.patches)
 
 
 class Processor:
@@ -132,6 +161,27 @@ def encode(
   Raises:
     ValueError: a conversation that the format cannot express; the message says which turn and why.
   """
+  return _row(processor, messages, generation_prompt, patchify).encoded()
+
+
+def measure(processor: Processor, messages: Sequence[Message]) -> Size:
+  """Size of what `encode` makes of a conversation whose pictures may be `Extent`s: no pixel is looked at."""
+  return _row(processor, messages, False, _blank_patches).encoded().size
+
+
+def _blank_patches(picture: Extent, settings: ImageSettings) -> Patches:
+  """As many patches as `patchify` makes, without values."""
+  height, width = smart_resize(picture.height, picture.width, settings)
+  rows, columns = height // settings.patch_size, width // settings.patch_size
+  return np.empty((rows * columns, 0), np.float32), (1, rows, columns)
+
+
+def _row(
+  processor: Processor,
+  messages: Sequence[Message],
+  generation_prompt: bool,
+  patches_of: Callable[[Any, ImageSettings], Patches],
+) -> "_Row":
   special, row = processor.special, _Row()
   if not messages:
     raise ValueError("a conversation has no message; at least one is needed")
@@ -143,25 +193,40 @@ def encode(
       row.text(processor._assistant)
       row.text([*processor.encode_text("".join(parts)), special.eos], target=True)
     else:
-      _prompt_turn(row, processor, role, parts)
+      _prompt_turn(row, processor, role, parts, patches_of)
       row.text([special.eos])
     row.text(processor._newline)
   if generation_prompt:
     row.text([special.im_start, *processor._assistant])
-  return row.encoded()
+  return row
 
 
-def collate_batch(
-  rows: Sequence[Encoded], processor: Processor, tokens_bucket: int, patch_bucket: int
-) -> Batch:
-  """Pads conversations on the right into one batch of NumPy arrays.
+def collate_batch(rows: Sequence[Sequence[Encoded]], processor: Processor, shape: Size) -> Batch:
+  """Conversations as one batch of NumPy arrays: those of a row one behind the other, numbered from 1, then padding.
 
-  T is the least multiple of `tokens_bucket` that holds every row, M likewise of `patch_bucket`.
+  Attention stays inside each, positions begin anew in each, and its images stand in the order of the text. A row may
+  be empty. `vision` is None exactly where `shape` has no patches, so that equal shapes are one program.
+
+  Raises:
+    ValueError: a row does not fit, or `shape` cuts through merge blocks.
   """
-  padded = _padded(rows, processor, tokens_bucket, left=False)
+  sizes = [total_size(conversation.size for conversation in row) for row in rows]
+  if too_large := [size for size in sizes if not shape.holds(size)]:
+    raise ValueError(
+      f"a row of {too_large[0].tokens} tokens and {too_large[0].patches} patches does not fit in {tuple(shape)}"
+    )
+  batch = _blank(len(rows), shape.tokens, processor)
+  for b, row in enumerate(rows):
+    start = 0
+    for number, conversation in enumerate(row, 1):
+      stop = start + len(conversation.tokens)
+      _write(batch, b, slice(start, stop), conversation, number)
+      batch["targets"][b, start] = False  # before it stands another conversation
+      start = stop
+  images = [[image for conversation in row for image in conversation.images] for row in rows]
+  vision = processor.model_config.vision
   return Batch(
-    **padded,
-    vision=vision_rows([row.images for row in rows], processor.model_config.vision, patch_bucket),
+    **batch, vision=padded_vision(images, vision, shape.patches) if shape.patches else None
   )
 
 
@@ -178,7 +243,14 @@ def collate_prompts(
     raise ValueError(
       f"{len(rows)} prompts with {len(ids)} ids and {len(labels)} labels; give one each per prompt"
     )
-  padded = _padded(rows, processor, tokens_bucket, left=True)
+  if not rows or tokens_bucket <= 0:
+    raise ValueError(
+      f"{len(rows)} rows in buckets of {tokens_bucket} tokens: at least one row and a positive bucket are needed"
+    )
+  T = padded_length((len(row.tokens) for row in rows), tokens_bucket)
+  padded = _blank(len(rows), T, processor)
+  for b, row in enumerate(rows):
+    _write(padded, b, slice(T - len(row.tokens), T), row, number=1)
   del padded["targets"]  # answers are still to be sampled
   numbers: dict[str, Any] = {"ids": np.array(ids, np.int32), "label": np.array(labels, np.int32)}
   return Prompts(
@@ -238,7 +310,7 @@ def image_positions(grid: Grid, merge: int, start: int) -> Int[np.ndarray, "L 3"
   return start + np.indices((t, h, w), dtype=np.int32).reshape(3, -1).T
 
 
-def _prompt_turn(row: _Row, processor: Processor, role: str, parts: list):
+def _prompt_turn(row: _Row, processor: Processor, role: str, parts: list, patches_of: Callable):
   special, settings = processor.special, processor.image_settings
   text = f"{role}\n"  # encoded with what follows, up to the next special token, as a tokenizer sees the whole
   for part in parts:
@@ -246,7 +318,7 @@ def _prompt_turn(row: _Row, processor: Processor, role: str, parts: list):
       text += part
       continue
     row.text([*processor.encode_text(text), special.vision_start])
-    row.image(patchify(part, settings), special.image, settings.merge_size)
+    row.image(patches_of(part, settings), special.image, settings.merge_size)
     row.text([special.vision_end])
     text = ""
   row.text(processor.encode_text(text))
@@ -287,24 +359,17 @@ def _short(part) -> str:
   return str({key: value if key == "type" else type(value).__name__ for key, value in part.items()})
 
 
-def _padded(
-  rows: Sequence[Encoded], processor: Processor, bucket: int, left: bool
-) -> dict[str, Any]:
-  if not rows or bucket <= 0:
-    raise ValueError(
-      f"{len(rows)} rows in buckets of {bucket} tokens: at least one row and a positive bucket are needed"
-    )
-  B, T = len(rows), padded_length((len(row.tokens) for row in rows), bucket)
-  padded = {
+def _blank(B: int, T: int, processor: Processor) -> dict[str, Any]:
+  """Rows of nothing but padding."""
+  return {
     "tokens": np.full((B, T), processor.special.pad, np.int32),
     "segments": np.zeros((B, T), np.int32),
     "targets": np.zeros((B, T), bool),
     "positions": np.zeros((B, T, 3), np.int32),
   }
-  for b, row in enumerate(rows):
-    count = len(row.tokens)
-    at = slice(T - count, T) if left else slice(0, count)
-    padded["segments"][b, at] = 1
-    for name in ("tokens", "targets", "positions"):
-      padded[name][b, at] = getattr(row, name)
-  return padded
+
+
+def _write(batch: dict[str, Any], b: int, at: slice, conversation: Encoded, number: int) -> None:
+  batch["segments"][b, at] = number
+  for name in ("tokens", "targets", "positions"):
+    batch[name][b, at] = getattr(conversation, name)

@@ -169,7 +169,18 @@ def vision_rows(
     )
   if not any(rows):
     return None
-  B, M = len(rows), padded_length((sum(len(p) for p, _ in row) for row in rows), patch_bucket)
+  M = padded_length((sum(len(p) for p, _ in row) for row in rows), patch_bucket)
+  return padded_vision(rows, config, M)
+
+
+def padded_vision(rows: Sequence[Sequence[Patches]], config: VisionConfig, patches: int) -> Vision:
+  """Packs the images of each row one after the other and pads all rows to M = `patches`.
+
+  Raises ValueError for an M that cuts through merge blocks.
+  """
+  if patches % config.merge_unit:
+    raise ValueError(f"rows of {patches} patches; it has to be a multiple of {config.merge_unit}")
+  B, M = len(rows), patches
   vision: dict[str, Any] = {
     "patches": np.zeros((B, M, config.patch_dim), np.float32),
     "segments": np.zeros((B, M), np.int32),

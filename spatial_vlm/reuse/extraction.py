@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from spatial_vlm import answers
+from spatial_vlm.data.statement import read_statement
 from spatial_vlm.reuse.behaviors import Behavior
-from spatial_vlm.reuse.masking import mask_objects, read_statement
+from spatial_vlm.reuse.masking import mask_objects
 from spatial_vlm.reuse.reasoning import BLANK, read_comparison
 
 ALTERNATIVE_SHARE = 0.5
@@ -49,7 +50,7 @@ class _Use:
   """One chain that follows a procedure."""
 
   record: str
-  loose_values: tuple[int, ...]
+  loose_values: tuple[float, ...]
 
 
 def verified_chain(solution: Solution) -> answers.Answer | None:
@@ -139,7 +140,7 @@ def _procedures(chains: Sequence[tuple[Solution, answers.Answer]]) -> dict[str, 
   return uses
 
 
-def _fill(procedure: str, values: Sequence[tuple[int, ...]]) -> str:
+def _fill(procedure: str, values: Sequence[tuple[float, ...]]) -> str:
   """Writes into each blank the number that all chains share (a threshold), and drops it where they differ."""
   for column in zip(*values, strict=True):
     shared = len(set(column)) == 1

@@ -8,40 +8,19 @@ knows any relation.
 
 import dataclasses
 import itertools
-import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from spatial_vlm.answers import Answer
+from spatial_vlm.data.measurements import HOLDS, SIGN, Number, any_of, compared, read_numbers
 
 BLANK = "\0"
 """Stands for a number that belongs to no object in a masked comparison."""
 
-_NUMBER = r"(?:(?:\b(?P<role>[A-Za-z]+) )?\b(?P<key>[A-Za-z]+)=)?\b(?P<value>\d+)\b"
-_IDLE_ROLES = frozenset(("and", "at", "by", "from", "has", "is", "of", "or", "to", "with"))
-_SIGN = re.compile(r" (<=|>=|[<>=≤≥]) ")
-_HOLDS = {"<": operator.lt, ">": operator.gt, "=": operator.eq}
-_HOLDS |= {"<=": operator.le, ">=": operator.ge, "≤": operator.le, "≥": operator.ge}
 _CLAUSE_END = re.compile(r"[;.](?:\s+|$)")
 _CONNECTIVE = re.compile(
   r"^(?:so|hence|thus|therefore|and|but),? |,? (?:so|hence|thus|therefore)\b.*"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Number:
-  """A number in a text: `x=160`, said to be the centre of the red circle."""
-
-  start: int
-  end: int
-  key: str
-  value: int
-  role: str
-  """The word before its key, unless it is an idle one; it belongs to the number's text."""
-  owner: str
-  """The object that it belongs to; "" when that is open."""
-  named: bool
-  """The text says the owner itself, so that it need not be said again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +35,8 @@ class Comparison:
   @property
   def holds(self) -> bool:
     """Whether every `a < b` in it is so."""
-    pairs = _compared(self.numbers, self.text)
-    return all(_HOLDS[sign](left.value, right.value) for left, sign, right in pairs)
+    pairs = compared(self.numbers, self.text)
+    return all(HOLDS[sign](left.value, right.value) for left, sign, right in pairs)
 
   @property
   def with_names(self) -> str:
@@ -77,7 +56,7 @@ class Comparison:
       return letters.get(name.casefold(), "another object")
 
     def words(text: str) -> str:
-      pattern = _any_of([*self.names, *letters])
+      pattern = any_of([*self.names, *letters])
       return re.sub(pattern, lambda match: letter(match[0]), text, flags=re.IGNORECASE)
 
     def number(n: Number) -> str:
@@ -88,7 +67,7 @@ class Comparison:
     return " ".join(self._rewritten(words, number).split())
 
   @property
-  def loose_values(self) -> tuple[int, ...]:
+  def loose_values(self) -> tuple[float, ...]:
     """Numbers of no object, in the order of the BLANKs."""
     return tuple(number.value for number in self.numbers if not number.owner)
 
@@ -111,7 +90,7 @@ def read_comparison(answer: Answer, names: Iterable[str] = ()) -> Comparison:
   """
   measurements, text = _split(answer.steps["reasoning"])
   names = tuple(dict.fromkeys((*answer.boxes, *names)))
-  numbers = _trace(list(_numbers(text, names)), text, list(_numbers(measurements, names)))
+  numbers = _trace(list(read_numbers(text, names)), text, list(read_numbers(measurements, names)))
   about = _mentioned(measurements, names)
   if about and not _mentioned(text, names) and numbers and not any(n.owner for n in numbers):
     objects = f"{' to '.join(about)} "
@@ -124,27 +103,8 @@ def _split(reasoning: str) -> tuple[str, str]:
   """What was measured, and the last clause that compares (or else the last clause) without its consequence."""
   clauses = [clause.strip() for clause in _CLAUSE_END.split(reasoning) if clause.strip()]
   clauses = clauses or [reasoning]
-  last = max((i for i, c in enumerate(clauses) if _SIGN.search(c)), default=len(clauses) - 1)
+  last = max((i for i, c in enumerate(clauses) if SIGN.search(c)), default=len(clauses) - 1)
   return "; ".join(clauses[:last]), _CONNECTIVE.sub("", clauses[last]) or clauses[last]
-
-
-def _numbers(text: str, names: Sequence[str]) -> Iterator[Number]:
-  """Numbers in order, each given to the object named before it; one said of two objects ("the gap between A and B is
-  gap=40") belongs to neither."""
-  owners: list[str] = []
-  after_number, name_end = False, 0
-  for match in re.finditer(f"(?P<name>{_any_of(names)})|{_NUMBER}", text, re.IGNORECASE):
-    if match["name"]:
-      owners = [match["name"]] if after_number else [*owners, match["name"]]
-      after_number, name_end = False, match.end()
-      continue
-    key, role, start = match["key"] or "", match["role"] or "", match.start()
-    if role.lower() in _IDLE_ROLES:
-      role, start = "", match.start("key")
-    named = not after_number and bool(owners) and not text[name_end:start].strip()
-    owner = owners[-1] if named or len(owners) == 1 else ""
-    after_number = True
-    yield Number(start, match.end(), key, int(match["value"]), role, owner, named)
 
 
 def _trace(numbers: Sequence[Number], text: str, measured: Sequence[Number]) -> list[Number]:
@@ -154,7 +114,7 @@ def _trace(numbers: Sequence[Number], text: str, measured: Sequence[Number]) -> 
   unlike ones, and of what was measured early.
   """
   traced: dict[int, Number] = {}
-  for left, _, right in _compared(numbers, text):
+  for left, _, right in compared(numbers, text):
     known = [traced[left.start]] if left.start in traced else _sources(left, measured)
     traced[left.start], traced[right.start] = min(
       itertools.product(known, _sources(right, measured)),
@@ -176,18 +136,5 @@ def _sources(number: Number, measured: Sequence[Number]) -> list[Number]:
   return found or [number]
 
 
-def _compared(numbers: Sequence[Number], text: str) -> Iterator[tuple[Number, str, Number]]:
-  """Neighbouring numbers with a sign between them."""
-  for left, right in itertools.pairwise(numbers):
-    if sign := _SIGN.search(text[left.end : right.start]):
-      yield left, sign[1], right
-
-
 def _mentioned(text: str, names: Sequence[str]) -> list[str]:
-  return list(dict.fromkeys(re.findall(_any_of(names), text, re.IGNORECASE)))
-
-
-def _any_of(names: Iterable[str]) -> str:
-  """Pattern of any of `names` as whole words, longer ones first; without names it matches nothing."""
-  longest_first = sorted({*names} - {""}, key=lambda name: (-len(name), name))
-  return rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b" if longest_first else "(?!)"
+  return list(dict.fromkeys(re.findall(any_of(names), text, re.IGNORECASE)))

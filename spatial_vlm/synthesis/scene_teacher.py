@@ -4,7 +4,7 @@ All numbers are 0–1000 of the image and stand in boxes or right after "=".
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,30 +13,34 @@ from spatial_vlm import answers
 from spatial_vlm.answers import Box
 from spatial_vlm.data import prompts, relations
 from spatial_vlm.data.prompts import Messages
+from spatial_vlm.data.records import Record
 from spatial_vlm.data.relations import NEAR_DISTANCE, RELATIONS, Relation
 from spatial_vlm.data.render import Scene
 from spatial_vlm.data.scenes import PictureSource, SceneExample, SceneSource
+from spatial_vlm.synthesis import draft as drafts
+from spatial_vlm.synthesis.draft import Draft
 
 
-class SceneTeacher:
-  """`Teacher` of scenes."""
+def draft(record: Record, boxes: Mapping[str, Box]) -> Draft:
+  """The four steps: what is asked, all objects in the order of their boxes, the derivation, the verdict.
 
-  def chain(self, example: SceneExample) -> str:
-    return chain(example)
-
-
-def chain(example: SceneExample) -> str:
-  """The four steps: what is asked, all objects in scan order, the derivation, the verdict."""
-  subject, relation, other = _statement(example)
-  boxes = example.scene.boxes
-  verdict = _verdict(example)
+  Raises ValueError for a statement that the boxes do not bear out, or that scenes cannot show.
+  """
+  subject, relation, other = _statement(record)
+  verdict = _verdict(record, boxes)
   outcome = f"it is {'' if verdict else 'not '}{relation.name} it"
-  return answers.render_chain(
-    summary=f"{example.record.caption} True?",
-    caption=answers.render_boxes(boxes.items()),
+  return Draft(
+    summary=f"{record.caption} True?",
+    caption="",
+    objects=tuple(boxes.items()),
     reasoning=f"{_derivation(relation, subject, boxes[subject], other, boxes[other])}, so {outcome}.",
     verdict=verdict,
   )
+
+
+def chain(example: SceneExample) -> str:
+  """The draft of an example, as text."""
+  return drafts.chain(draft(example.record, example.scene.boxes))
 
 
 def comparison(example: SceneExample) -> str:
@@ -44,7 +48,7 @@ def comparison(example: SceneExample) -> str:
 
   Such as "red circle x=160 < blue square x=640" or "red circle to blue square gap=0".
   """
-  subject, relation, other = _statement(example)
+  subject, relation, other = _statement(example.record)
   return _comparison(
     relation, subject, example.scene.boxes[subject], other, example.scene.boxes[other]
   )
@@ -120,22 +124,18 @@ def vocabulary_texts(count: int, seed: int) -> Iterator[str]:
       yield turn["content"][-1]["text"]
 
 
-def _statement(example: SceneExample) -> tuple[str, Relation, str]:
-  record = example.record
+def _statement(record: Record) -> tuple[str, Relation, str]:
   if record.subj is None or record.obj is None or record.relation not in RELATIONS:
     raise ValueError(f"{record} names no subject, no object or no relation that scenes can show")
   return record.subj, RELATIONS[record.relation], record.obj
 
 
-def _verdict(example: SceneExample) -> int:
+def _verdict(record: Record, boxes: Mapping[str, Box]) -> int:
   """The label, checked against the scene."""
-  subject, relation, other = _statement(example)
-  boxes = example.scene.boxes
+  subject, relation, other = _statement(record)
   holds = relation.holds(boxes[subject], boxes[other])
-  if holds is None or int(holds) != example.record.label:
-    raise ValueError(
-      f"{example.record.caption!r} is labelled {example.record.label}, but the scene says {holds}"
-    )
+  if holds is None or int(holds) != record.label:
+    raise ValueError(f"{record.caption!r} is labelled {record.label}, but the scene says {holds}")
   return int(holds)
 
 

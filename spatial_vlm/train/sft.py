@@ -117,7 +117,7 @@ def sft_step(
   optimizer: optax.GradientTransformation,
   settings: SftSettings,
 ) -> tuple[TrainState, Sums]:
-  """One AdamW update; sums: `loss` (nats over target tokens), `grad_norm`, `target_tokens`."""
+  """One AdamW update; sums: `loss` (nats over target tokens), `grad_norm`, `target_tokens`, and those of `padding`."""
 
   def loss(params, micro_batch):
     total, count = sft_loss(params, micro_batch, model, settings)
@@ -128,7 +128,18 @@ def sft_step(
   one = jnp.ones((), jnp.int32)
   sums["grad_norm"] = (optax.tree.norm(grads), one)
   sums["target_tokens"] = (sums["loss"][1], one)
-  return apply_gradient(state, grads, optimizer), sums
+  return apply_gradient(state, grads, optimizer), sums | padding(batch)
+
+
+def padding(batch: Batch) -> Sums:
+  """Padded slots and all slots: of tokens and, where there are pictures, of patches."""
+  segments = {"token": batch.segments}
+  if batch.vision is not None:
+    segments["patch"] = batch.vision.segments
+  return {
+    f"input/{kind}_padding": (jnp.sum(of_kind == 0), jnp.full((), of_kind.size, jnp.int32))
+    for kind, of_kind in segments.items()
+  }
 
 
 def sft_loop(

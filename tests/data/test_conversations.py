@@ -2,6 +2,7 @@
 
 import json
 import logging
+import zipfile
 
 import numpy as np
 import pytest
@@ -77,3 +78,12 @@ def test_a_torn_picture_is_named_by_the_line_that_lists_it(folder):
   source = ConversationSource(path, folder / "images", 0.0)
   with pytest.raises(BadRecordError, match=r"c\.jsonl:2: .*torn\.png"):
     source[0]
+
+
+def test_pictures_may_lie_in_an_archive(folder):
+  archive = folder / "images.zip"
+  with zipfile.ZipFile(archive, "w") as file:
+    file.write(folder / "images" / "a.png", "train2017/a.png")
+  conversations.write(folder / "c.jsonl", [GOOD])
+  user, _ = ConversationSource(folder / "c.jsonl", archive, 0.0)[0]
+  assert user["content"][0]["image"].size == (6, 4)

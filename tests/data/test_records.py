@@ -3,12 +3,14 @@
 import json
 import logging
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from spatial_vlm.data.images import UnusableArchive
 from spatial_vlm.data.records import (
   BadRecordError,
   First,
@@ -150,6 +152,27 @@ def test_an_unreadable_image_is_reported_with_file_and_line(folder):
   with pytest.raises(BadRecordError, match="broken.png") as caught:
     source[1]
   assert (caught.value.bad.file, caught.value.bad.line) == (str(path), 2)
+
+
+def test_pictures_come_from_archives_as_well_as_from_folders(folder):
+  path = write(folder, GOOD, changed(image="train2017/b.png"), changed(image="absent.png"))
+  archive = folder.parent / "images.zip"
+  with zipfile.ZipFile(archive, "w") as file:
+    file.write(folder / "sub" / "b.png", "train2017/b.png")
+  for images in (f"{folder},{archive}", (folder, archive), [archive, str(folder)]):
+    source = JsonlSource(path, images, max_bad_share=0.5)
+    assert [example.record.image for example in source] == ["a.png", "train2017/b.png"]
+    (bad,) = source.bad
+    assert (
+      bad.line == 3 and f"is not in {', '.join(map(str, source.pictures.places))}" in bad.reason
+    )
+
+
+def test_a_damaged_archive_is_an_error_of_its_own_and_not_of_every_record(folder):
+  archive = folder.parent / "images.zip"
+  archive.write_bytes(b"PK and no more")
+  with pytest.raises(UnusableArchive, match="images.zip cannot be read"):
+    read_records(write(folder, GOOD, GOOD), archive, max_bad_share=1.0)
 
 
 @pytest.mark.skipif(not VSR.is_dir(), reason=f"the annotations of VSR are not in {VSR}")

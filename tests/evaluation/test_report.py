@@ -5,7 +5,6 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from spatial_vlm.evaluation import report
 from spatial_vlm.evaluation.report import (
   DAPO_CHAIN,
   DAPO_REUSE,
@@ -216,14 +215,3 @@ def test_nothing_untrusted_is_interpreted(predict):
     and "**bold** `code` | cell | $x$ &lt; \\" in hostile.text
   )
   assert "\x1b" not in hostile.text and "\u202e" not in hostile.text
-
-
-def test_escaped_text_makes_no_link_of_a_bare_address():
-  assert report.escaped("http://a.example www.b.example") == r"http\://a.example www\.b.example"
-  assert report.escaped("The red_mug's #2") == r"The red\_mug's \#2"
-
-
-def test_fence_outlasts_the_backticks_inside():
-  block = report.fenced("a ````` b\n```")
-  assert block.startswith("``````text\n") and block.endswith("\n``````")
-  assert rendered(block).tags == ["pre", "code"]

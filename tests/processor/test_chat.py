@@ -9,7 +9,17 @@ import pytest
 import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from spatial_vlm.processor.chat import Processor, collate_batch, collate_prompts, encode
+from spatial_vlm.processor.chat import (
+  Encoded,
+  Extent,
+  Processor,
+  Size,
+  collate_batch,
+  collate_prompts,
+  encode,
+  measure,
+  total_size,
+)
 
 ANSWER = "Summary: find the red circle.\nCaption: red circle [120, 340, 260, 480]\nConclusion: Yes."
 
@@ -227,7 +237,8 @@ def test_batches_equal_transformers_padding(processor, reference, noise, side):
   conversations = list(_conversations(noise).values())
   rows = [encode(processor, messages) for messages in conversations]
   if side == "right":
-    batch = collate_batch(rows, processor, tokens_bucket=1, patch_bucket=4)
+    shape = Size(max(len(row.tokens) for row in rows), max(row.patches for row in rows))
+    batch = collate_batch([[row] for row in rows], processor, shape)
   else:
     batch = collate_prompts(
       rows, processor, range(len(rows)), [1] * len(rows), tokens_bucket=1, patch_bucket=4
@@ -253,19 +264,75 @@ def test_batches_equal_transformers_padding(processor, reference, noise, side):
   np.testing.assert_array_equal(counts, 4 * merged)
 
 
-def test_right_padding_fills_buckets_and_keeps_targets(tiny, noise):
+def test_right_padding_fills_the_shape_and_keeps_targets(tiny, noise):
   rows = [encode(tiny, messages) for messages in _conversations(noise).values()]
-  longest = max(len(row.tokens) for row in rows)
-  for bucket in (16, 64, longest, 1000):
-    batch = collate_batch(rows, tiny, bucket, 64)
-    assert batch.tokens.shape == (len(rows), -(-longest // bucket) * bucket)
-    assert batch.vision.patches.shape[1] % 64 == 0
+  longest, most = max(len(row.tokens) for row in rows), max(row.patches for row in rows)
+  for shape in (Size(longest, most), Size(1000, most + 64)):
+    batch = collate_batch([[row] for row in rows], tiny, shape)
+    assert batch.tokens.shape == (len(rows), shape.tokens)
+    assert batch.vision.patches.shape[:2] == (len(rows), shape.patches)
     for b, row in enumerate(rows):
       count = len(row.tokens)
       np.testing.assert_array_equal(batch.targets[b, :count], row.targets)
       assert (
         not batch.targets[b, count:].any() and (batch.tokens[b, count:] == tiny.special.pad).all()
       )
+
+
+def test_conversations_of_a_row_stand_one_behind_the_other(tiny, noise):
+  conversations = [encode(tiny, messages) for messages in _conversations(noise).values()]
+  packed = [conversations[:4], [], conversations[4:]]
+  sizes = [total_size(c.size for c in row) for row in packed]
+  shape = Size(max(s.tokens for s in sizes) + 5, max(s.patches for s in sizes) + 8)
+  batch = collate_batch(packed, tiny, shape)
+  singles = collate_batch([[c] for c in conversations], tiny, shape)
+  assert not batch.segments[1].any() and (batch.tokens[1] == tiny.special.pad).all()
+  single = 0
+  for b, row in enumerate(packed):
+    token, patch, frame = 0, 0, 0
+    for number, conversation in enumerate(row, 1):
+      tokens, patches = conversation.size
+      of_row = slice(token, token + tokens)
+      assert (batch.segments[b, of_row] == number).all()
+      for name in ("tokens", "targets", "positions"):
+        there = getattr(batch, name)[b, of_row]
+        np.testing.assert_array_equal(there, getattr(singles, name)[single, :tokens])
+      for name in ("patches", "coords", "pos_index", "pos_weight"):
+        there = getattr(batch.vision, name)[b, patch : patch + patches]
+        np.testing.assert_array_equal(there, getattr(singles.vision, name)[single, :patches])
+      frames = singles.vision.segments[single, :patches]
+      np.testing.assert_array_equal(
+        batch.vision.segments[b, patch : patch + patches], frames + frame
+      )
+      token, patch, single = token + tokens, patch + patches, single + 1
+      frame += int(frames.max(initial=0))
+    assert not batch.segments[b, token:].any() and not batch.vision.segments[b, patch:].any()
+  assert single == len(conversations)
+
+
+def test_the_first_token_of_a_conversation_is_not_predicted_from_the_one_before(tiny):
+  """No conversation begins with a target; were there one, its row would not ask for it."""
+  words = Encoded(np.arange(3, dtype=np.int32), np.ones(3, bool), np.zeros((3, 3), np.int32), [])
+  batch = collate_batch([[words, words]], tiny, Size(8, 0))
+  assert batch.targets.tolist() == [[False, True, True, False, True, True, False, False]]
+
+
+def test_rows_that_do_not_fit_are_refused(tiny, noise):
+  row = encode(tiny, _conversations(noise)["system"])
+  tokens, patches = row.size
+  for shape in (Size(2 * tokens - 1, 2 * patches), Size(2 * tokens, 2 * patches - 4)):
+    with pytest.raises(ValueError, match=f"a row of {2 * tokens} tokens and {2 * patches} patches"):
+      collate_batch([[row, row]], tiny, shape)
+  with pytest.raises(ValueError, match="rows of 66 patches; it has to be a multiple of 4"):
+    collate_batch([[row]], tiny, Size(tokens, 66))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_measured_without_pixels_as_encoded(processor, noise, name):
+  expected = encode(processor, _conversations(noise)[name]).size
+  outlines = _conversations(lambda height, width: Extent(height, width))[name]
+  assert measure(processor, outlines) == expected
+  assert measure(processor, _conversations(noise)[name]) == expected
 
 
 def test_prompts_end_at_one_column_and_carry_ids_and_labels(tiny, noise):
@@ -283,9 +350,17 @@ def test_prompts_end_at_one_column_and_carry_ids_and_labels(tiny, noise):
 
 def test_batches_without_images_have_no_vision(tiny):
   row = encode(tiny, [{"role": "user", "content": "x"}])
-  assert collate_batch([row, row], tiny, 16, 64).vision is None
+  assert collate_batch([[row], [row]], tiny, Size(16, 0)).vision is None
+  assert collate_prompts([row], tiny, [0], [1], 16, 64).vision is None
   with pytest.raises(ValueError, match="0 rows"):
-    collate_batch([], tiny, 16, 64)
+    collate_prompts([], tiny, [], [], 16, 64)
+
+
+def test_a_shape_with_patches_has_vision_with_or_without_pictures(tiny):
+  """One shape is one program, on every process."""
+  row = encode(tiny, [{"role": "user", "content": "x"}])
+  vision = collate_batch([[row]], tiny, Size(16, 64)).vision
+  assert vision.patches.shape[:2] == (1, 64) and not vision.segments.any()
 
 
 def test_large_images_are_scaled_down_to_a_limit(tiny):

@@ -14,7 +14,7 @@ from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.data.render import Background, Scene, SceneObject
 from spatial_vlm.data.scenes import PictureSource, SceneSource
 from spatial_vlm.synthesis import scene_teacher
-from spatial_vlm.synthesis.scene_teacher import SceneTeacher, chain, comparison, pretrain_messages
+from spatial_vlm.synthesis.scene_teacher import chain, comparison, pretrain_messages
 
 SIGNS = {"<": operator.lt, ">": operator.gt, "=": operator.eq}
 COUNT = 400
@@ -143,10 +143,6 @@ def test_a_wrong_label_is_refused(examples):
   record = dataclasses.replace(example.record, label=1 - example.record.label)
   with pytest.raises(ValueError, match="is labelled"):
     chain(dataclasses.replace(example, record=record))
-
-
-def test_teacher_writes_chains(examples):
-  assert SceneTeacher().chain(examples[5]) == chain(examples[5])
 
 
 def test_pretraining_never_judges_a_statement_and_answers_from_the_scene():

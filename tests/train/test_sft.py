@@ -13,7 +13,7 @@ from spatial_vlm.data import prompts
 from spatial_vlm.data.scenes import SceneSource
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
-from spatial_vlm.processor.chat import collate_batch, encode
+from spatial_vlm.processor.chat import Size, collate_batch, encode, total_size
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.train import sft
 from spatial_vlm.train.sft import SftSettings, sft_loop, sft_loss, sft_step
@@ -58,7 +58,7 @@ def batch(policy):
       [scene_teacher.listing(example.scene), (prompts.question(caption, "direct"), "No.")],
     ][i % 3]
     rows.append(encode(policy.processor, prompts.conversation(example.image, turns)))
-  batch = collate_batch(rows, policy.processor, 16, 64)
+  batch = collate_batch([[row] for row in rows], policy.processor, Size(192, 64))
   counts = batch.targets.sum(axis=1)
   assert counts.min() * 5 < counts.max()
   return batch
@@ -164,7 +164,7 @@ def test_what_the_user_says_is_not_learnt(policy):
     rows[0].tokens, rows[1].tokens
   )
   (first, one), (second, other) = (
-    gradient(policy, collate_batch([row], policy.processor, 16, 64)) for row in rows
+    gradient(policy, collate_batch([[row]], policy.processor, Size(96, 64))) for row in rows
   )
   assert one == other and one[1] > 0
   jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -211,3 +211,79 @@ def test_loop_is_lazy():
 def test_cut_rows_deals_rows_like_cards():
   pieces = sft.cut_rows({"a": np.arange(12).reshape(6, 2)}, 3)
   assert pieces["a"][:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
+
+
+@pytest.fixture(scope="module")
+def conversations(policy):
+  """Pictures of several sizes, none square; text alone; two pictures in one; different numbers of targets."""
+  rng = np.random.default_rng(0)
+
+  def picture(height, width):
+    return rng.integers(0, 256, (height, width, 3), np.uint8)
+
+  source = list(SceneSource("train", 0, 4))
+  chain = [(prompts.question(source[0].record.caption, "chain"), scene_teacher.chain(source[0]))]
+  several = [scene_teacher.listing(source[1].scene), ("Is it red?", "No.")]
+  both = prompts.conversation(picture(96, 64), [("Which is larger?", "The second.")])
+  both[0]["content"].insert(1, {"type": "image", "image": picture(64, 112)})
+  messages = [
+    prompts.conversation(picture(48, 128), chain),
+    [{"role": "user", "content": "x=1?"}, {"role": "assistant", "content": "Yes."}],
+    prompts.conversation(picture(128, 48), several),
+    both,
+    prompts.conversation(picture(112, 80), [("Where is it?", "Left.")]),
+  ]
+  encoded = [encode(policy.processor, conversation) for conversation in messages]
+  assert len({grid for row in encoded for _, grid in row.images}) == 5
+  return encoded
+
+
+def in_rows(policy, rows):
+  """Those rows, in a shape that leaves padding in each."""
+  sizes = [total_size(conversation.size for conversation in row) for row in rows]
+  shape = Size(max(s.tokens for s in sizes) + 7, max(s.patches for s in sizes) + 12)
+  return collate_batch(rows, policy.processor, shape)
+
+
+PACKED = [[0, 1, 2], [], [3, 4]]
+"""Numbers of the conversations in each row."""
+
+
+def test_packed_conversations_have_the_logits_they_have_alone(policy, conversations):
+  packed = in_rows(policy, [[conversations[i] for i in row] for row in PACKED])
+  logits = qwen3_vl.logits(
+    policy.params, policy.model, qwen3_vl.forward(policy.params, policy.model, packed)
+  )
+  assert np.isfinite(logits).all()
+  for b, row in enumerate(PACKED):
+    start = 0
+    for number in row:
+      alone = in_rows(policy, [[conversations[number]]])
+      hidden = qwen3_vl.forward(policy.params, policy.model, alone)
+      expected = qwen3_vl.logits(policy.params, policy.model, hidden)
+      count = len(conversations[number].tokens)
+      np.testing.assert_allclose(
+        logits[b, start : start + count], expected[0, :count], rtol=0, atol=1e-5
+      )
+      start += count
+
+
+def test_packing_changes_neither_loss_nor_gradient(policy, conversations):
+  singles = in_rows(policy, [[conversation] for conversation in conversations])
+  packed = in_rows(policy, [[conversations[i] for i in row] for row in PACKED])
+  expected, (total, count) = gradient(policy, singles)
+  found, (found_total, found_count) = gradient(policy, packed)
+  assert found_count == count == sum(row.targets.sum() for row in conversations)
+  np.testing.assert_allclose(found_total, total, rtol=0, atol=1e-4)  # of about 1e3: a sum
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
+  assert max(float(np.abs(x).max()) for x in jax.tree.leaves(expected)) > 0.01
+
+
+def test_padding_is_counted_in_slots(policy, conversations):
+  batch = in_rows(policy, [[conversations[i] for i in row] for row in PACKED])
+  _, sums = step(fresh(policy), batch, policy)
+  used = total_size(conversation.size for conversation in conversations)
+  slots = Size(batch.tokens.size, batch.vision.segments.size)
+  assert sums["input/token_padding"] == (slots.tokens - used.tokens, slots.tokens)
+  assert sums["input/patch_padding"] == (slots.patches - used.patches, slots.patches)
+  assert "input/patch_padding" not in sft.padding(batch.replace(vision=None))

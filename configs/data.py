@@ -1,0 +1,54 @@
+"""A set of records, looked at and prepared.
+
+tiny       the rendered scenes
+8b         VSR's random split with COCO's pictures: what Qwen3-VL-8B learns from
+zeroshot   VSR's zero-shot split
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(preset: str) -> ConfigDict:
+  presets = {"tiny": tiny, "8b": random, "zeroshot": zeroshot}
+  if preset not in presets:
+    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
+  return presets[preset]()
+
+
+def tiny() -> ConfigDict:
+  return ConfigDict(
+    dict(
+      seed=0,  # of the store's order, and of the choice for the contact sheet
+      data=dict(
+        folder="runs/scenes",  # SPLIT.jsonl or Parquet files, as they are published
+        images="runs/scenes/images",  # folder, .tar or .zip, or several with commas; empty: not looked for
+        splits=("train", "validation", "test"),
+        published="",  # random | zeroshot: the split of VSR whose sizes it has to have; empty: any
+        allow_subset=False,  # less than was published will do
+        max_bad_share=0.01,  # of records that cannot be used
+      ),
+      evaluation="",  # file of records that `train` may not share; empty: the split `test`
+      drop_shared=False,  # leave out of `train` what it shares with them
+      sheet=24,  # examples on the contact sheet
+      store=dict(
+        shards=0,  # files of each split; 0: no store is made
+        max_pixels=0,  # larger pictures are reduced to so many; 0: all stay as they are
+      ),
+    )
+  )
+
+
+def random() -> ConfigDict:
+  config = tiny()
+  config.data.folder = config_dict.required_placeholder(str)
+  config.data.images = config_dict.required_placeholder(str)
+  config.data.splits = ("train", "dev", "test")
+  config.data.published = "random"
+  config.store.shards = 16
+  return config
+
+
+def zeroshot() -> ConfigDict:
+  config = random()
+  config.data.published = "zeroshot"
+  return config

@@ -1,0 +1,298 @@
+"""A compact, shuffled store of examples: ArrayRecord shards, read by grain from any position.
+
+  FOLDER/train-00000-of-00008.array_record …   records in an order drawn once, so that reading on is reading at random
+  FOLDER/train.json                            written last: a store that has it is whole
+
+An entry holds all of an example: the length of a JSON header (4 bytes, little-endian), the header (the record and its
+boxes) and the picture, encoded as its file was. Nothing is pickled. The same records, pictures and settings give the
+same bytes; a stopped run goes on with the first shard that is not whole.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+from array_record.python import array_record_data_source, array_record_module
+from etils import epath
+
+from spatial_vlm.answers import Box
+from spatial_vlm.config import UsageError
+from spatial_vlm.data.records import (
+  BadRecord,
+  BadRecordError,
+  Example,
+  JsonlSource,
+  Record,
+  TooManyBadRecords,
+  from_fields,
+  named_boxes,
+)
+from spatial_vlm.processor.image import UnreadableImage, open_image
+
+_LENGTH = struct.Struct("<I")
+_OPTIONS = "group_size:1,uncompressed"
+"""One record a chunk, for reading at random; pictures are compressed already."""
+_JPEG_QUALITY = 95
+_FORMAT = 1
+
+
+class Settings(NamedTuple):
+  """How a store is made."""
+
+  shards: int
+  seed: int
+  """Of the order."""
+  max_pixels: int
+  """Larger pictures are reduced to at most so many and encoded as JPEG; 0 leaves all as they are."""
+
+  def check(self) -> None:
+    """Raises ValueError for settings out of their range."""
+    if not 1 <= self.shards <= 99_999 or self.seed < 0 or self.max_pixels < 0:
+      raise ValueError(
+        f"the store has shards {self.shards}, seed {self.seed} and max_pixels {self.max_pixels}; give 1 to 99999 "
+        "shards, and from 0 on for the others"
+      )
+
+
+def write_store(
+  folder: epath.PathLike,
+  split: str,
+  source: JsonlSource,
+  settings: Settings,
+  advance: Callable[[int], object] = lambda records: None,
+) -> "StoreSource":
+  """Writes what of a store is not there yet, and opens it.
+
+  Every picture is decoded once: an unreadable one is left out here, and listed by `StoreSource.bad`, rather than met
+  in training.
+
+  Args:
+    folder: on a local disk; made if it is missing.
+    split: first part of the files' names.
+    source: of the examples; its `max_bad_share` holds for unreadable pictures as well.
+    advance: called with the number of records that are done since the last call.
+
+  Raises:
+    TooManyBadRecords: among the pictures.
+  """
+  settings.check()
+  if "://" in os.fspath(folder):
+    raise UsageError(f"a store is made on a local disk, not in {folder}; copy it there when done")
+  folder = epath.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  writer = _Writer(folder, split, source, settings, _digest(source, settings))
+  manifest = _manifest(folder, split)
+  if _read_json(manifest).get("digest") != writer.digest or not writer.is_whole():
+    manifest.unlink(missing_ok=True)
+    manifest.write_text(json.dumps(writer.write(advance), indent=2) + "\n")
+  for number in range(settings.shards):
+    writer.note(number).unlink(missing_ok=True)
+  return StoreSource(folder, split)
+
+
+class StoreSource:
+  """Random-access source of a store's examples, in its order: what `JsonlSource` yields, shuffled.
+
+  Raises UsageError when the store is not whole. A damaged entry raises BadRecordError from `source[i]`.
+  """
+
+  def __init__(self, folder: epath.PathLike, split: str):
+    path = _manifest(epath.Path(folder), split)
+    manifest = _read_json(path)
+    if manifest.get("format") != _FORMAT:
+      raise UsageError(
+        f"{path.parent} holds no whole store of {split!r}: {path.name} is missing or of another version; run "
+        "`spatial-vlm data` again"
+      )
+    count = len(manifest["shards"])
+    self._shards = [_shard(path.parent, split, number, count) for number in range(count)]
+    for shard, expected in zip(self._shards, manifest["shards"], strict=True):
+      if not shard.exists() or shard.stat().length != expected["bytes"]:
+        raise UsageError(
+          f"{shard} is missing or of another size than {path.name} says; copy it anew, or delete {path.name} and run "
+          "`spatial-vlm data` again"
+        )
+    self.bad = [BadRecord(*bad) for bad in manifest["bad"]]
+    """Records that were left out when the store was made, because of their pictures."""
+    self._ends = list(itertools.accumulate(shard["records"] for shard in manifest["shards"]))
+    self._entries = array_record_data_source.ArrayRecordDataSource(
+      [
+        f"{os.fspath(shard)}[0:{expected['records']}]"
+        for shard, expected in zip(self._shards, manifest["shards"], strict=True)
+      ]
+    )
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, index: int) -> Example:
+    record, boxes, picture = self._entry(index)
+    try:
+      image = np.asarray(open_image(picture))
+    except UnreadableImage as error:
+      raise BadRecordError(BadRecord(*self.place(index), str(error))) from error
+    return Example(record, image, boxes, int(index))
+
+  def __iter__(self) -> Iterator[Example]:
+    return (self[index] for index in range(len(self)))
+
+  def place(self, index: int) -> tuple[str, int]:
+    """Shard, and position in it counted from 1."""
+    number = bisect.bisect_right(self._ends, index)
+    before = self._ends[number - 1] if number else 0
+    return os.fspath(self._shards[number]), index - before + 1
+
+  def image_name(self, index: int) -> str:
+    return self._entry(index)[0].image
+
+  def _entry(self, index: int) -> tuple[Record, dict[str, Box], bytes]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"example {index} of {len(self)}")
+    try:
+      return _decoded(self._entries[int(index)])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+      reason = f"damaged entry; copy the shard anew ({error})"
+      raise BadRecordError(BadRecord(*self.place(index), reason)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+  """Writes shards, and beside each, when it is whole, a note that says so; the notes go when the manifest is there."""
+
+  folder: epath.Path
+  split: str
+  source: JsonlSource
+  settings: Settings
+  digest: str
+
+  def write(self, advance: Callable[[int], object]) -> dict[str, Any]:
+    """Writes the shards that are missing; returns the manifest."""
+    notes = []
+    order = np.random.default_rng(self.settings.seed).permutation(len(self.source))
+    for number, indices in enumerate(np.array_split(order, self.settings.shards)):
+      note = _read_json(self.note(number))
+      if note.get("digest") == self.digest and _matches(self.shard(number), note):
+        advance(len(indices))
+      else:
+        note = self._write_shard(number, indices, advance)
+      notes.append(note)
+      bad = [BadRecord(*bad) for note in notes for bad in note["bad"]]
+      if len(bad) > self.source.max_bad_share * len(self.source):
+        raise TooManyBadRecords(bad, len(self.source), self.source.max_bad_share)
+    return {
+      "format": _FORMAT,
+      "digest": self.digest,
+      "settings": self.settings._asdict(),
+      "shards": [{name: note[name] for name in ("records", "bytes", "sha256")} for note in notes],
+      "bad": [bad for note in notes for bad in note["bad"]],
+    }
+
+  def is_whole(self) -> bool:
+    """Whether every shard has the bytes that the manifest names."""
+    shards = _read_json(_manifest(self.folder, self.split)).get("shards", [])
+    return bool(shards) and all(_matches(self.shard(n), s) for n, s in enumerate(shards))
+
+  def shard(self, number: int) -> epath.Path:
+    return _shard(self.folder, self.split, number, self.settings.shards)
+
+  def note(self, number: int) -> epath.Path:
+    return self.shard(number).with_suffix(".json")
+
+  def _write_shard(
+    self, number: int, indices: Sequence[int], advance: Callable[[int], object]
+  ) -> dict[str, Any]:
+    self.note(number).unlink(missing_ok=True)
+    written, bad = 0, []
+    file = array_record_module.ArrayRecordWriter(os.fspath(self.shard(number)), _OPTIONS)
+    for index in indices:
+      try:
+        file.write(self._entry(int(index)))
+        written += 1
+      except UnreadableImage as error:
+        bad.append([*self.source.place(int(index)), str(error)])
+      advance(1)
+    file.close()
+    note = {
+      "digest": self.digest,
+      "records": written,
+      "bytes": self.shard(number).stat().length,
+      "sha256": _sha256(self.shard(number)),
+      "bad": bad,
+    }
+    self.note(number).write_text(json.dumps(note))
+    return note
+
+  def _entry(self, index: int) -> bytes:
+    record, boxes = self.source.describe(index)
+    picture = self.source.pictures.read(record.image)
+    image = self.source.pictures.decode(record.image, picture)
+    header = json.dumps({"record": record.to_json(), "boxes": boxes}).encode()
+    picture = _reduced(image, self.settings.max_pixels) or picture
+    return _LENGTH.pack(len(header)) + header + picture
+
+
+def _decoded(entry: bytes) -> tuple[Record, dict[str, Box], bytes]:
+  (length,) = _LENGTH.unpack_from(entry)
+  start = _LENGTH.size
+  header = json.loads(entry[start : start + length].decode())
+  return from_fields(header["record"]), named_boxes(header["boxes"]), entry[start + length :]
+
+
+def _reduced(image: PIL.Image.Image, max_pixels: int) -> bytes | None:
+  """JPEG of at most so many pixels; None where the picture has no more."""
+  if not max_pixels or image.width * image.height <= max_pixels:
+    return None
+  scale = math.sqrt(max_pixels / (image.width * image.height))
+  size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+  buffer = io.BytesIO()
+  image.resize(size, PIL.Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+  return buffer.getvalue()
+
+
+def _digest(source: JsonlSource, settings: Settings) -> str:
+  """Of all that decides the bytes of a store, but for the contents of the pictures."""
+  digest = hashlib.sha256(json.dumps([_FORMAT, settings]).encode())
+  for index in range(len(source)):
+    record, boxes = source.describe(index)
+    digest.update(json.dumps([record.to_json(), boxes]).encode())
+  return digest.hexdigest()
+
+
+def _manifest(folder: epath.Path, split: str) -> epath.Path:
+  return folder / f"{split}.json"
+
+
+def _shard(folder: epath.Path, split: str, number: int, count: int) -> epath.Path:
+  return folder / f"{split}-{number:05d}-of-{count:05d}.array_record"
+
+
+def _matches(shard: epath.Path, expected: dict[str, Any]) -> bool:
+  return (
+    shard.exists()
+    and shard.stat().length == expected["bytes"]
+    and _sha256(shard) == expected["sha256"]
+  )
+
+
+def _sha256(path: epath.Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+  """Empty when there is no file, or only the beginning of one."""
+  try:
+    content = json.loads(path.read_text())
+  except (FileNotFoundError, ValueError):
+    return {}
+  return content if isinstance(content, dict) else {}

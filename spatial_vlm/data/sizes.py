@@ -1,0 +1,50 @@
+"""Sizes of conversations in tokens and patches; of their pictures only the headers are read."""
+
+import io
+from typing import Any
+
+import PIL.ExifTags
+import PIL.Image
+
+from spatial_vlm.data import prompts
+from spatial_vlm.data.conversations import ConversationSource
+from spatial_vlm.processor.chat import Extent
+from spatial_vlm.processor.image import UnreadableImage
+
+
+class Outlines:
+  """The messages of a source of conversations, with an `Extent` in the place of each picture.
+
+  A picture whose header cannot be read raises UnreadableImage. One that is torn further on is not noticed here.
+  """
+
+  def __init__(self, source: ConversationSource):
+    self.source = source
+    self._extents: dict[str, Extent] = {}
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> prompts.Messages:
+    _, conversation = self.source._numbered[index]
+    if conversation.image not in self._extents:  # VSR has several statements on a picture
+      data = self.source.pictures.read(conversation.image)
+      self._extents[conversation.image] = extent(data, conversation.image)
+    picture: Any = self._extents[conversation.image]
+    return prompts.messages(picture, conversation.question, conversation.answer)
+
+  def place(self, index: int) -> tuple[str, int]:
+    return self.source.place(index)
+
+
+def extent(data: bytes, name: str) -> Extent:
+  """Size of the picture that `open_image` makes of a file: upright, after EXIF's orientation."""
+  try:
+    with PIL.Image.open(io.BytesIO(data)) as image:
+      turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) in _ON_THEIR_SIDE
+      return Extent(*image.size) if turned else Extent(image.height, image.width)
+  except Exception as error:  # decoders of damaged files raise anything
+    raise UnreadableImage(f"cannot read image {name}: {error}") from error
+
+
+_ON_THEIR_SIDE = (5, 6, 7, 8)

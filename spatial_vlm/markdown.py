@@ -1,0 +1,48 @@
+"""Markdown of what comes from files and models: words that nothing interprets, and tables."""
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+
+def markdown_table(
+  header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1
+) -> str:
+  """A table padded to equal widths: `text_columns` on the left, figures to the right of them."""
+  cells = [list(header), *map(list, rows)]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+  def line(row: Sequence[str]) -> str:
+    padded = [
+      cell.ljust(width) if i < text_columns else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "| " + " | ".join(padded) + " |"
+
+  rule = [
+    "-" * (width + 2) if i < text_columns else "-" * (width + 1) + ":"
+    for i, width in enumerate(widths)
+  ]
+  return "\n".join([line(cells[0]), "|" + "|".join(rule) + "|", *map(line, cells[1:])])
+
+
+def escaped(text: str) -> str:
+  """`text` on one line, in which Markdown and HTML find nothing to interpret (links and math included)."""
+  line = html.escape(" ".join(_visible(text).split()), quote=False)
+  return re.sub(r"([\\`*_{}\[\]#|~$@!]|:(?=//)|(?<=www)\.)", r"\\\1", line)
+
+
+def fenced(text: str) -> str:
+  """`text` as a code block whose fence no run of backticks inside it can close."""
+  longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+  fence = "`" * max(3, longest + 1)
+  return f"{fence}text\n{_visible(text)}\n{fence}"
+
+
+def _visible(text: str) -> str:
+  """Control and formatting characters (colours of a terminal, bidirectional overrides) become U+FFFD."""
+  return "".join(
+    c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else "\ufffd"
+    for c in text
+  )

@@ -1,0 +1,268 @@
+"""Pictures from folders, tars and zips: the same bytes from each, and nothing that leads out of them."""
+
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spatial_vlm.config import UsageError
+from spatial_vlm.data.images import MissingImage, Pictures, UnusableArchive
+from spatial_vlm.processor.image import UnreadableImage
+
+NAMES = ("train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "top.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """As COCO lies on a disk: pictures in sub-folders, and one beside them."""
+  root = tmp_path / "coco"
+  for number, name in enumerate(NAMES):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((4, 6 + number, 3), 60 * number, np.uint8)).save(root / name)
+  return root
+
+
+def tar_of(folder):
+  path = folder.parent / "coco.tar"
+  with tarfile.open(path, "w") as archive:
+    archive.add(folder, arcname=".")
+  return path
+
+
+def zip_of(folder, method=zipfile.ZIP_STORED, name="coco.zip"):
+  path = folder.parent / name
+  with zipfile.ZipFile(path, "w", method) as archive:
+    for file in sorted(folder.rglob("*")):
+      archive.write(file, file.relative_to(folder))
+  return path
+
+
+@pytest.fixture
+def places(folder):
+  deflated = zip_of(folder, zipfile.ZIP_DEFLATED, "deflated.zip")
+  return {"folder": folder, "tar": tar_of(folder), "zip": zip_of(folder), "deflated": deflated}
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip", "deflated"])
+def test_every_kind_of_place_gives_the_same_bytes(places, folder, kind):
+  pictures = Pictures(places[kind])
+  for number, name in enumerate(NAMES):
+    assert pictures.read(name) == (folder / name).read_bytes()
+    assert pictures.read(os.path.basename(name)) == (folder / name).read_bytes()
+    assert pictures.open(name).size == (6 + number, 4)
+  assert pictures.read("coco/train2017/1.jpg") == (folder / NAMES[0]).read_bytes()
+  assert "top.png" in pictures and "4.jpg" not in pictures
+  assert "elsewhere/1.jpg" not in pictures, "a name with a folder means that folder"
+  for name in ("train2017", "4.jpg", "val2017/1.jpg"):
+    with pytest.raises(MissingImage, match="is not in"):
+      pictures.read(name)
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_names_that_lead_out_are_refused(places, kind):
+  pictures = Pictures(places[kind])
+  for name in ("../top.png", "/etc/hostname", "val2017/../../top.png", "..\\top.png", "", "a\0"):
+    with pytest.raises(MissingImage, match="leaves the image folder"):
+      pictures.find(name)
+  with pytest.raises(MissingImage, match="surrogates"):
+    pictures.find("\ud800.png")
+
+
+def test_a_name_that_two_files_bear_is_an_error_that_names_both(folder):
+  (folder / "val2017" / "1.jpg").write_bytes(b"another")
+  for place in (folder, tar_of(folder), zip_of(folder)):
+    pictures = Pictures(place)
+    with pytest.raises(MissingImage, match="'train2017/1.jpg' or 'val2017/1.jpg'"):
+      pictures.read("1.jpg")
+    assert pictures.read("val2017/1.jpg") == b"another"
+
+
+def test_of_several_places_the_first_that_has_the_name_counts(folder, tmp_path):
+  other = tmp_path / "other"
+  other.mkdir()
+  (other / "top.png").write_bytes(b"other")
+  archive = zip_of(folder)
+  for places in ((other, archive), f"{other}, {archive}"):
+    pictures = Pictures(places)
+    assert pictures.read("top.png") == b"other"
+    assert pictures.read("3.jpg") == (folder / "val2017" / "3.jpg").read_bytes()
+    with pytest.raises(MissingImage, match=r"is not in .*other, .*coco\.zip"):
+      pictures.read("absent.jpg")
+
+
+def test_a_comma_in_the_name_of_a_folder_is_part_of_it(tmp_path, folder):
+  odd = folder.rename(tmp_path / "coco, 2017")
+  assert "top.png" in Pictures(str(odd))
+
+
+def test_threads_and_copies_read_what_they_ask_for(places, folder):
+  for kind in ("folder", "tar", "zip"):
+    pictures = Pictures(places[kind])
+    copy = pickle.loads(pickle.dumps(pictures))
+    names = [name for name in NAMES for _ in range(50)]
+    with ThreadPoolExecutor(8) as threads:
+      found = list(threads.map(pictures.read, names))
+    assert found == [(folder / name).read_bytes() for name in names]
+    assert pickle.loads(pickle.dumps(pictures)).read("1.jpg") == copy.read("1.jpg") == found[0]
+
+
+def test_no_file_stays_open(places):
+  """Forked processes would share its position."""
+  before = os.listdir("/proc/self/fd")
+  for kind in ("folder", "tar", "zip"):
+    pictures = Pictures(places[kind])
+    pictures.read("1.jpg")
+    assert len(os.listdir("/proc/self/fd")) == len(before), kind
+
+
+def test_an_evil_tar_gives_nothing_but_its_own_ordinary_files(tmp_path):
+  secret = tmp_path / "secret.png"
+  secret.write_bytes(b"secret")
+  path = tmp_path / "evil.tar"
+  with tarfile.open(path, "w") as archive:
+
+    def add(name, kind=tarfile.REGTYPE, link="", content=b"inside"):
+      info = tarfile.TarInfo(name)
+      info.type, info.linkname, info.size = kind, link, len(content)
+      archive.addfile(info, io.BytesIO(content))
+
+    add("symbolic.png", tarfile.SYMTYPE, str(secret), b"")
+    add("hard.png", tarfile.LNKTYPE, "../secret.png", b"")
+    add("device.png", tarfile.CHRTYPE, content=b"")
+    add("fifo.png", tarfile.FIFOTYPE, content=b"")
+    add(str(secret))
+    add("../secret.png")
+    add("a/../b/up.png")
+    add("./x//good.png")
+  pictures = Pictures(path)
+  assert pictures.read("x/good.png") == b"inside"
+  for name in ("symbolic", "hard", "device", "fifo", "secret", "up", "a/up", "b/up"):
+    assert f"{name}.png" not in pictures, name
+
+
+def test_an_evil_zip_gives_nothing_but_its_own_ordinary_files(tmp_path):
+  path = tmp_path / "evil.zip"
+  with zipfile.ZipFile(path, "w") as archive:
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = (0o120777) << 16
+    archive.writestr(link, "/etc/hostname")
+    for name in ("/etc/absolute.png", "../up.png", "windows\\..\\up2.png", "good.png"):
+      archive.writestr(name, "inside")
+    archive.writestr("bomb.png", bytes(1 << 29), zipfile.ZIP_DEFLATED)
+  pictures = Pictures(path)
+  assert pictures.read("good.png") == b"inside"
+  for name in ("link", "absolute", "etc/absolute", "up", "up2"):
+    assert f"{name}.png" not in pictures, name
+  with pytest.raises(UnreadableImage, match="more than a picture has"):
+    pictures.read("bomb.png")
+
+
+def test_a_link_out_of_a_folder_is_refused_wherever_it_stands(folder, tmp_path):
+  outside = tmp_path / "outside"
+  outside.mkdir()
+  (outside / "9.jpg").write_bytes(b"outside")
+  (folder / "link.jpg").symlink_to(outside / "9.jpg")
+  (folder / "test2017").symlink_to(outside)
+  (folder / "alias.jpg").symlink_to(folder / "top.png")
+  for name in ("link.jpg", "9.jpg", "test2017/9.jpg"):
+    with pytest.raises(MissingImage, match="through a link"):
+      Pictures(folder).read(name)
+  assert Pictures(folder).read("alias.jpg") == (folder / "top.png").read_bytes()
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.97])
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_an_archive_that_is_cut_off_is_a_clear_error(folder, make, kept):
+  path = make(folder)
+  content = path.read_bytes().rstrip(b"\0")  # a tar is padded
+  path.write_bytes(content[: int(kept * len(content))])
+  with pytest.raises(UnusableArchive, match=rf"{path.name} cannot be read .*copy it anew"):
+    Pictures(path).find("1.jpg")
+
+
+def test_a_tar_cut_between_two_members_is_noticed(folder):
+  path = tar_of(folder)
+  with tarfile.open(path) as archive:
+    last = archive.getmembers()[-1]
+  path.write_bytes(path.read_bytes()[: last.offset])
+  with pytest.raises(UnusableArchive, match="its end is missing"):
+    Pictures(path).find("1.jpg")
+
+
+def test_a_damaged_header_in_the_middle_of_a_tar_is_noticed(folder):
+  path = tar_of(folder)
+  with tarfile.open(path) as archive:
+    middle = archive.getmembers()[3]
+  content = bytearray(path.read_bytes())
+  content[middle.offset + 100] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(UnusableArchive, match=f"damaged header at byte {middle.offset}"):
+    Pictures(path).find("1.jpg")
+
+
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_an_archive_that_shrinks_while_it_is_read_costs_the_pictures_that_are_gone(folder, make):
+  path = make(folder)
+  pictures = Pictures(path)
+  pictures.find("1.jpg")
+  os.truncate(path, 20)
+  with pytest.raises(UnreadableImage, match="the archive ends within it"):
+    pictures.read("1.jpg")
+
+
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_is_refused_with_the_remedy(folder, packing):
+  for name in (f"coco.tar.{packing}", "renamed.tar"):
+    path = folder.parent / name
+    with tarfile.open(path, f"w:{packing}") as archive:
+      archive.add(folder, arcname=".")
+    with pytest.raises(UnusableArchive, match=r"unpack it to a folder or a plain \.tar, or make"):
+      Pictures(path).find("1.jpg")
+
+
+def test_damage_within_an_archive_concerns_one_picture(folder):
+  for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    path = zip_of(folder, method)
+    with zipfile.ZipFile(path) as archive:
+      info = archive.getinfo("train2017/1.jpg")
+    content = bytearray(path.read_bytes())
+    content[info.header_offset + 30 + len(info.filename) + 20] ^= 255
+    path.write_bytes(content)
+    pictures = Pictures(path)
+    with pytest.raises(UnreadableImage, match="damaged"):
+      pictures.read("1.jpg")
+    with pytest.raises(UnreadableImage, match=r"cannot read image .*coco.zip/train2017/1.jpg: .*"):
+      pictures.open("1.jpg")
+    assert pictures.open("2.jpg").size == (7, 4)
+
+
+def test_a_method_of_compression_that_is_not_read_is_named(folder):
+  with pytest.raises(UnreadableImage, match="compressed by method 14; make a zip that"):
+    Pictures(zip_of(folder, zipfile.ZIP_LZMA)).read("1.jpg")
+
+
+def test_a_picture_that_is_gone_or_torn_is_named(folder):
+  pictures = Pictures(folder)
+  pictures.find("1.jpg")
+  (folder / "train2017" / "1.jpg").unlink()
+  with pytest.raises(UnreadableImage, match=r"train2017/1\.jpg: No such file"):
+    pictures.open("1.jpg")
+  (folder / "top.png").write_bytes((folder / "top.png").read_bytes()[:40])
+  with pytest.raises(UnreadableImage, match=r"cannot read image .*/coco/top\.png: "):
+    pictures.open("top.png")
+
+
+def test_places_that_cannot_hold_pictures_are_refused(folder, tmp_path):
+  (tmp_path / "notes.txt").write_text("no pictures")
+  with pytest.raises(UsageError, match="neither a folder nor a .tar or .zip"):
+    Pictures(tmp_path / "notes.txt")
+  with pytest.raises(UnusableArchive, match="absent.zip cannot be read .*No such file"):
+    Pictures(tmp_path / "absent.zip").find("1.jpg")
+  with pytest.raises(MissingImage, match="'1.jpg' is not in .*/nowhere"):
+    Pictures(tmp_path / "nowhere").find("1.jpg")

@@ -1,0 +1,57 @@
+"""Sizes of conversations, without decoding their pictures."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from spatial_vlm.data import conversations, sizes
+from spatial_vlm.data.conversations import Conversation, ConversationSource
+from spatial_vlm.processor.chat import Processor, encode, measure
+from spatial_vlm.processor.image import UnreadableImage, open_image
+
+
+def encoded(height, width, format, orientation=None):
+  file = io.BytesIO()
+  pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+  exif = PIL.Image.Exif()
+  if orientation:
+    exif[0x0112] = orientation
+  PIL.Image.fromarray(pixels).save(file, format, exif=exif)
+  return file.getvalue()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [None, 1, 3, 5, 6, 8])
+def test_an_extent_is_the_size_of_the_upright_picture(format, orientation):
+  data = encoded(40, 96, format, orientation)
+  upright = open_image(data)
+  assert sizes.extent(data, "a.jpg") == (upright.height, upright.width)
+
+
+def test_pixels_are_not_decoded():
+  """The header is enough: what is torn behind it is noticed when the picture is read."""
+  data = encoded(400, 300, "JPEG")[:900]
+  assert sizes.extent(data, "a.jpg") == (400, 300)
+  with pytest.raises(UnreadableImage):
+    open_image(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", encoded(40, 40, "PNG")[:20]])
+def test_a_header_that_cannot_be_read_names_the_picture(data):
+  with pytest.raises(UnreadableImage, match="cannot read image folder/a.png: "):
+    sizes.extent(data, "folder/a.png")
+
+
+def test_conversations_are_measured_as_they_are_encoded(nano, tmp_path):
+  processor = Processor.from_folder(nano)
+  for name, (height, width) in {"a.jpg": (90, 200), "b.jpg": (64, 64)}.items():
+    (tmp_path / name).write_bytes(encoded(height, width, "JPEG", 6))
+  rows = [Conversation("a.jpg", "Is it red?", "Yes. " * n) for n in (1, 9)]
+  conversations.write(tmp_path / "c.jsonl", [*rows, Conversation("b.jpg", "Where?", "Left.")])
+  source = ConversationSource(tmp_path / "c.jsonl", tmp_path, 0.0)
+  outlines = sizes.Outlines(source)
+  assert len(outlines) == 3 and outlines.place(2) == source.place(2)
+  for index in range(3):
+    assert measure(processor, outlines[index]) == encode(processor, source[index]).size
