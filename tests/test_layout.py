@@ -25,7 +25,11 @@ FOLDERS = {
     *("records", "relations", "render", "layout", "scenes", "contact_sheet"),
     *("prompts", "conversations", "pipeline"),
   ),
-  "synthesis": ("teacher", "scene_teacher"),
+  "synthesis": (
+    *("teacher", "draft", "scene_teacher", "wire", "gemini", "gemini_batch", "openai_chat"),
+    *("quantities", "checks", "selection", "report"),
+    *("faults", "local_model", "local_gemini", "local_openai", "local_server", "scene_answers"),
+  ),
   "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index", "prompt"),
   "train": ("sft", "dapo"),
   "evaluation": ("scoring", "report", "figures"),
@@ -35,6 +39,8 @@ FOLDERS = {
 RESERVED = {
   "scann": {"reuse/index.py"},
   "google": {"synthesis/gemini.py"},
+  "httpx2": {"synthesis/gemini.py"},
+  "openai": {"synthesis/openai_chat.py"},
   "tensorflow": {"reuse/embedder.py"},
   "tensorflow_text": {"reuse/embedder.py"},
   "torch": set(),
