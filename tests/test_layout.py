@@ -10,23 +10,35 @@ from spatial_vlm.cli import COMMANDS
 PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 FLOORS = (
-  ("types", "config", "answers"),
+  ("types", "config", "answers", "markdown"),
   ("sharding", "optim", "checkpoint", "metrics", "model", "processor", "objectives"),
-  ("data", "rollout", "rewards", "synthesis", "reuse", "train", "evaluation"),
+  ("data", "rollout", "policy", "rewards", "synthesis", "reuse", "train", "evaluation"),
   ("commands", "cli"),
 )
 """Files and folders from the lowest floor up; on a floor, in the order in which data passes through them."""
 
 FOLDERS = {
-  "model": ("config", "attention", "stack", "vision", "text", "qwen3_vl", "weights"),
+  "model": (
+    "config",
+    "attention",
+    "stack",
+    "vision",
+    "text",
+    "qwen3_vl",
+    "safetensors_folder",
+    "weights",
+  ),
   "processor": ("tokenizer", "image", "tiny_tokenizer", "chat"),
   "objectives": ("cross_entropy", "token_logprobs", "advantage", "dapo"),
   "data": (
-    *("records", "relations", "render", "layout", "scenes", "contact_sheet"),
-    *("prompts", "conversations", "pipeline"),
+    *("images", "relations", "records", "statement", "measurements", "vsr", "split_guard"),
+    *("statistics", "report", "array_records"),
+    *("render", "layout", "scenes", "contact_sheet"),
+    *("prompts", "conversations", "sizes", "batch_plan", "pipeline", "mixing"),
   ),
   "synthesis": (
-    *("teacher", "draft", "scene_teacher", "wire", "gemini", "gemini_batch", "openai_chat"),
+    *("teacher", "draft", "scene_teacher"),
+    *("wire", "gemini", "gemini_batch", "openai_chat", "policy_teacher"),
     *("quantities", "checks", "selection", "report"),
     *("faults", "local_model", "local_gemini", "local_openai", "local_server", "scene_answers"),
   ),
@@ -41,6 +53,7 @@ RESERVED = {
   "google": {"synthesis/gemini.py"},
   "httpx2": {"synthesis/gemini.py"},
   "openai": {"synthesis/openai_chat.py"},
+  "pyarrow": {"data/vsr.py"},
   "tensorflow": {"reuse/embedder.py"},
   "tensorflow_text": {"reuse/embedder.py"},
   "torch": set(),

@@ -12,10 +12,11 @@ from etils import epath
 from PIL import Image, ImageDraw
 
 from spatial_vlm import answers
-from spatial_vlm.commands.asking import PromptShape, collate, encode_question, greedy, written
+from spatial_vlm.commands.asking import greedy
 from spatial_vlm.commands.setup import check_positive, load_policy, user_errors
 from spatial_vlm.config import Config
 from spatial_vlm.data.prompts import question
+from spatial_vlm.policy import PromptShape, collate, encode_question, written
 from spatial_vlm.processor.image import open_image, padded_length
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex

@@ -4,60 +4,17 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from etils import epath
-from PIL import Image
 from tqdm import tqdm
 
 from spatial_vlm import answers, rollout
-from spatial_vlm.commands.setup import Policy
 from spatial_vlm.data.pipeline import ordered
-from spatial_vlm.data.prompts import messages
-from spatial_vlm.data.records import Example, First, UnusableRecord
+from spatial_vlm.data.records import Example, First
 from spatial_vlm.evaluation.scoring import Prediction
-from spatial_vlm.processor.chat import Encoded, Processor, collate_prompts, encode
+from spatial_vlm.policy import Policy, PromptShape, Written, collate, encode_question, written
+from spatial_vlm.processor.chat import Encoded
 from spatial_vlm.reuse.prompt import Plan
 from spatial_vlm.types import Params, Prompts
-
-
-class PromptShape(NamedTuple):
-  """Every prompt is padded to `tokens` tokens and `patches` patches, so that one program serves all."""
-
-  tokens: int
-  patches: int
-
-  def check(self, row: Encoded) -> None:
-    """Raises UnusableRecord for a prompt that is longer."""
-    if len(row.tokens) > self.tokens or row.patches > self.patches:
-      raise UnusableRecord(
-        f"the prompt has {len(row.tokens)} tokens and {row.patches} patches; prompt_tokens is {self.tokens} and "
-        f"patches is {self.patches}: raise them to keep it"
-      )
-
-
-class Written(NamedTuple):
-  """An answer as generated; `tokens` counts its end-of-turn token, `truncated` tells that there was no room for one."""
-
-  text: str
-  tokens: int
-  truncated: bool
-
-
-def encode_question(processor: Processor, image: Image.Image | np.ndarray, text: str) -> Encoded:
-  return encode(processor, messages(image, text), generation_prompt=True)
-
-
-def collate(
-  processor: Processor,
-  rows: Sequence[Encoded],
-  ids: Sequence[int],
-  labels: Sequence[int],
-  shape: PromptShape,
-) -> Prompts:
-  """Raises UnusableRecord when a prompt does not fit into `shape`."""
-  for row in rows:
-    shape.check(row)
-  return collate_prompts(rows, processor, ids, labels, shape.tokens, shape.patches)
 
 
 def greedy(
@@ -76,17 +33,6 @@ def greedy(
     eos=policy.special.eos,
     pad=policy.special.pad,
   )
-
-
-def written(policy: Policy, completions: rollout.Completions) -> list[Written]:
-  """Generated rows as text."""
-  tokens, mask = jax.device_get((completions.tokens, completions.mask))
-  texts = []
-  for row, real in zip(tokens, mask, strict=True):
-    ids = row[real].tolist()
-    ended = bool(ids) and ids[-1] == policy.special.eos
-    texts.append(Written(policy.processor.decode(ids[:-1] if ended else ids), len(ids), not ended))
-  return texts
 
 
 def written_verdicts(policy: Policy, prompts: Prompts, texts: Sequence[Written]) -> list[int]:

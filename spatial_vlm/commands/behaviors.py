@@ -12,7 +12,7 @@ import functools
 
 from etils import epath
 
-from spatial_vlm.commands.asking import Asker, PromptShape, stored_answers
+from spatial_vlm.commands.asking import Asker, stored_answers
 from spatial_vlm.commands.setup import check_positive, load_policy, user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
@@ -20,6 +20,7 @@ from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.prompts import question
 from spatial_vlm.data.records import First, JsonlSource
 from spatial_vlm.evaluation.scoring import Prediction
+from spatial_vlm.policy import PromptShape
 from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.extraction import (

@@ -18,14 +18,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from spatial_vlm.commands.asking import (
-  Asker,
-  PromptShape,
-  Written,
-  stored_answers,
-  written_verdicts,
-)
-from spatial_vlm.commands.setup import Policy, check_positive, load_policy, user_errors
+from spatial_vlm.commands.asking import Asker, stored_answers, written_verdicts
+from spatial_vlm.commands.setup import check_positive, load_policy, user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data.pipeline import Reader
 from spatial_vlm.data.records import (
@@ -38,6 +32,7 @@ from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.evaluation import report, scoring
 from spatial_vlm.evaluation.scoring import Prediction
 from spatial_vlm.model.qwen3_vl import prefill
+from spatial_vlm.policy import Policy, PromptShape, Written
 from spatial_vlm.processor.image import UnreadableImage
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex

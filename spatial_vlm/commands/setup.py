@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import fnmatch
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,30 +19,11 @@ from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.model.weights import read_checkpoint, write_checkpoint
+from spatial_vlm.policy import Policy
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import SpecialIds
 from spatial_vlm.train.sft import init_state
 from spatial_vlm.types import Params, Purpose, TrainState
-
-
-class Policy(NamedTuple):
-  """A model with its weights and all that is needed to ask it something."""
-
-  processor: Processor
-  model: ModelConfig
-  params: Params
-  special: SpecialIds
-
-  @property
-  def banned(self) -> np.ndarray:
-    """Bool[V]: ids that generation never produces (images, padding, control tokens but the end of a turn)."""
-    banned = np.zeros(self.model.text.vocab_size, bool)
-    banned[list(self.special.never_sampled)] = True
-    return banned
-
-  def on_device(self) -> "Policy":
-    """The same, its weights uploaded once rather than for every batch and question."""
-    return self._replace(params=jax.device_put(self.params))
 
 
 def find_folder(folder: str) -> epath.Path:
