@@ -23,6 +23,7 @@ def tiny() -> ConfigDict:
         records="runs/scenes/train.jsonl",
         images="runs/scenes/images",
         validation="runs/scenes/validation.jsonl",
+        evaluation="",  # file of records that may not be among them; scenes have none in common
         max_bad_share=0.01,
         prompt_tokens=64,  # every prompt is padded to this; longer ones are left out, and counted
         patches=64,  # patches of a prompt are padded to this
@@ -67,7 +68,7 @@ def tiny() -> ConfigDict:
 def qwen3_vl_8b() -> ConfigDict:
   config = tiny()
   config.checkpoint = config_dict.required_placeholder(str)
-  for leaf in ("records", "images", "validation"):
+  for leaf in ("records", "images", "validation", "evaluation"):
     config.data[leaf] = config_dict.required_placeholder(str)
   config.data.prompt_tokens = 1280
   config.data.patches = 4096

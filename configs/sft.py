@@ -32,15 +32,12 @@ def tiny() -> ConfigDict:
       data=dict(
         conversations="runs/scenes/chains.jsonl",  # lines of {image, question, answer}
         images="runs/scenes/images",
+        evaluation="",  # file of records that may not be asked about; scenes have none in common
         mix=(),  # further (conversations, images, weight): so many of them for one of `conversations`
         max_bad_share=0.01,  # stop when more than this share of the records is broken
         arrangement="shuffled",  # or "bucketed": batches of similar size; "packed": several records a row
-        shapes=(
-          (88, 64),
-          (176, 64),
-          (192, 64),
-        ),  # tokens and patches that rows are padded to; each is a program
-        # to compile, and what fits in none is left out, and counted
+        # Tokens and patches that rows are padded to. Each is a program to compile; what fits in none is left out.
+        shapes=((88, 64), (176, 64), (192, 64)),
         pretrain=dict(  # pictures to caption and ground, drawn on the way, instead of files
           scenes=(),  # pictures of each stage, in their order: few objects first, or seeing is learnt late
           objects=(),  # most objects of a picture in each stage
@@ -114,8 +111,11 @@ def qwen3_vl_8b() -> ConfigDict:
   config.checkpoint = config_dict.required_placeholder(str)
   config.data.conversations = config_dict.required_placeholder(str)
   config.data.images = config_dict.required_placeholder(str)
+  config.data.evaluation = config_dict.required_placeholder(str)
   config.data.arrangement = "packed"
-  config.data.shapes = ((2048, 3840),)  # about three pictures of 640×480 with their chains
+  # Three pictures of 640×480 with their chains, in a multiple of 128 patches. As many patches for each token as there
+  # are in the data: the scarcer of the two fills the rows, and all that is left of the other is padding.
+  config.data.shapes = ((2048, 3712),)
   config.data.workers = 4
   config.batch_size = 32
   config.micro_batches = 4

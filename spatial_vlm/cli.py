@@ -26,6 +26,8 @@ from spatial_vlm import config as config_lib
 COMMANDS = {
   "demo": "spatial_vlm.commands.demo",
   "scenes": "spatial_vlm.commands.scenes",
+  "data": "spatial_vlm.commands.data",
+  "synthesize": "spatial_vlm.commands.synthesize",
   "sft": "spatial_vlm.commands.sft",
   "dapo": "spatial_vlm.commands.dapo",
   "behaviors": "spatial_vlm.commands.behaviors",

@@ -37,6 +37,7 @@ from spatial_vlm.commands.setup import (
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.data.split_guard import read_pairs, refuse_shared, shared_pairs
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.reuse.prompt import unaided
@@ -60,6 +61,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     )
     mesh = sharding.make_mesh(config.mesh)
     read = question_reader(config, policy, config.data.records)
+    guard(config, read.source)
     prompts_at = training_prompts(config, policy, mesh, read)
     validate = validation(config, policy, automaton, mesh)
     snapshot(config, workdir, HARMLESS)
@@ -189,6 +191,14 @@ def check(config: Config) -> None:
       f"overlong_cache_tokens is {config.overlong_cache_tokens}; it must lie between 0 and max_tokens "
       f"{config.max_tokens}"
     )
+
+
+def guard(config: Config, source: JsonlSource) -> None:
+  """Raises UsageError when a training record is one that is validated or evaluated on."""
+  for file in filter(None, (config.data.validation, config.data.evaluation)):
+    held_out = read_pairs(file)
+    remedy = f"leave those of {file} out of it (spatial-vlm data --config.drop_shared=true)"
+    refuse_shared(shared_pairs(source.pairs, held_out), len(held_out), remedy)
 
 
 def place_run(mesh: Mesh, train, sample, prompts_at, settings: dapo.DapoSettings) -> DapoState:

@@ -25,18 +25,15 @@ from tqdm import tqdm
 
 from spatial_vlm.commands.setup import user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data import array_records, vsr
+from spatial_vlm.data import array_records, report, vsr
 from spatial_vlm.data.contact_sheet import contact_sheet
 from spatial_vlm.data.images import MissingImage, Pictures
 from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import BadRecord, JsonlSource, Record, TooManyBadRecords
-from spatial_vlm.data.split_guard import Pair, refuse_shared, shared_pairs
+from spatial_vlm.data.split_guard import Pair, read_pairs, refuse_shared, shared_pairs
 from spatial_vlm.data.statistics import describe
-from spatial_vlm.evaluation.report import escaped, markdown_table
 
 TRAIN, TEST = "train", "test"
-_SHOWN = 10
-"""Of each list of faults, in the report."""
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
@@ -48,18 +45,19 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   if config.drop_shared and overlap:
     splits[TRAIN] = without(splits[TRAIN], evaluation)
   statistics = {name: split.describe() for name, split in splits.items()}
-  print(f"{sizes_table(statistics)}\n\n{groups_tables(statistics)}\n\n{overlap_text(overlap)}")
+  print(report.summary(statistics, overlap))
   for split in splits.values():
     split.check(config.data.max_bad_share)
   if overlap:
     remedy = "set drop_shared to leave them out of it, or evaluate on another set"
-    refuse_shared(splits[TRAIN].pairs, evaluation, remedy)
+    refuse_shared(shared_pairs(splits[TRAIN].pairs, evaluation), len(evaluation), remedy)
   snapshot(config, workdir)
   write_records(splits, workdir)
   notes = prepare(config, workdir) if config.data.images else {}
   result = {"splits": statistics, "overlap": overlap, "store": notes}
   (workdir / "statistics.json").write_text(json.dumps(result, indent=2) + "\n")
-  (workdir / "report.md").write_text(report(statistics, overlap, notes, bool(config.data.images)))
+  text = report.markdown_report(statistics, overlap, notes, bool(config.data.images))
+  (workdir / "report.md").write_text(text)
   print(f"\nrecords, statistics.json and report.md are in {workdir}")
 
 
@@ -96,7 +94,7 @@ class Split:
     return [(record.image, record.caption) for record in self.records]
 
   def describe(self) -> dict[str, Any]:
-    missing = {"count": len(self.missing), "first": self.missing[:_SHOWN]}
+    missing = {"count": len(self.missing), "first": self.missing[: report.SHOWN]}
     bad = [dataclasses.asdict(bad) for bad in self.bad]
     return {**describe(self.records), "left_out": bad, "missing_images": missing}
 
@@ -137,8 +135,7 @@ def with_pictures(name: str, split: vsr.Split, pictures: Pictures | None) -> Spl
 def evaluation_pairs(config: Config, splits: Mapping[str, Split]) -> list[Pair]:
   """Image and caption of what is evaluated on; empty when that is not known."""
   if config.evaluation:
-    records = vsr.read_files([epath.Path(config.evaluation)]).records
-    return [(record.image, record.caption) for record in records]
+    return read_pairs(config.evaluation)
   return splits[TEST].pairs if TEST in splits else []
 
 
@@ -150,10 +147,10 @@ def describe_overlap(
     return None
   shared = shared_pairs(splits[TRAIN].pairs, evaluation)
   return {
-    "evaluation": config.evaluation or f"the split {TEST}",
+    "evaluation": config.evaluation or f"the split {TEST!r}",
     "pairs": len(evaluation),
     "shared": len(shared),
-    "first": shared[:_SHOWN],
+    "first": shared[: report.SHOWN],
     "dropped": config.drop_shared,
   }
 
@@ -200,105 +197,3 @@ def draw_sheet(source: JsonlSource, config: Config) -> bytes:
   buffer = io.BytesIO()
   contact_sheet(list(itertools.islice(chosen, config.sheet))).save(buffer, "PNG")
   return buffer.getvalue()
-
-
-# Words
-
-
-def sizes_table(statistics: Mapping[str, Mapping[str, Any]]) -> str:
-  header = (
-    "split, records, images, relations, captions, contrastive, true, left out, images missing"
-  )
-  rows = [
-    [
-      escaped(name),
-      *(f"{s[key]:,}" for key in ("records", "images")),
-      f"{len(s['by_relation']):,}",
-      *(f"{s[key]:,}" for key in ("captions", "contrastive_captions")),
-      _percent(s["true_share"]),
-      f"{len(s['left_out']):,}",
-      f"{s['missing_images']['count']:,}",
-    ]
-    for name, s in statistics.items()
-  ]
-  return markdown_table(header.split(", "), rows)
-
-
-def groups_tables(statistics: Mapping[str, Mapping[str, Any]]) -> str:
-  return "\n\n".join(
-    group_table(statistics, key, title)
-    for key, title in (("by_category", "meta-category"), ("by_agreement", "validators who agree"))
-  )
-
-
-def group_table(statistics: Mapping[str, Mapping[str, Any]], key: str, title: str) -> str:
-  """Records and share of true ones by group, one pair of columns a split."""
-  names = dict.fromkeys(name for split in statistics.values() for name in split[key])
-  nothing = {"records": 0, "true_share": None}
-  rows = [
-    [
-      escaped(name),
-      *(
-        cell
-        for split in statistics.values()
-        for group in [split[key].get(name, nothing)]
-        for cell in (f"{group['records']:,}", _percent(group["true_share"]))
-      ),
-    ]
-    for name in names
-  ]
-  header = [title, *(cell for split in statistics for cell in (escaped(split), "true"))]
-  return markdown_table(header, rows)
-
-
-def overlap_text(overlap: Mapping[str, Any] | None) -> str:
-  if overlap is None:
-    return "No evaluation set was compared with the training records."
-  text = (
-    f"{overlap['shared']:,} of the {overlap['pairs']:,} pairs of image and caption in {overlap['evaluation']} "
-    f"stand in the split {TRAIN}"
-  )
-  return text + (", from which they are left out." if overlap["dropped"] else ".")
-
-
-def report(
-  statistics: Mapping[str, Mapping[str, Any]],
-  overlap: Mapping[str, Any] | None,
-  notes: Mapping[str, Mapping[str, Any]],
-  has_sheet: bool,
-) -> str:
-  """All of it in Markdown; what comes from the files stands there escaped."""
-  sections = [
-    "# Records",
-    sizes_table(statistics),
-    "A contrastive caption is true of one image and false of another, so that words alone cannot tell. What was left "
-    "out is not counted elsewhere.",
-    "## Evaluation set",
-    escaped(overlap_text(overlap)),
-    "## By meta-category and by agreement",
-    groups_tables(statistics),
-    "## By relation",
-    group_table(statistics, "by_relation", "relation"),
-    "## Left out",
-    left_out_text({name: split["left_out"] for name, split in statistics.items()}),
-  ]
-  if notes:
-    sizes = [[escaped(name), f"{note['records']:,}"] for name, note in notes.items()]
-    unreadable = {name: note["left_out"] for name, note in notes.items()}
-    sections += ["## Store", markdown_table(["split", "records"], sizes), left_out_text(unreadable)]
-  if has_sheet:
-    sections += ["## Some of them", "![Examples](contact_sheet.png)"]
-  return "\n\n".join(sections) + "\n"
-
-
-def left_out_text(faults: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-  """The first faults of each split with their places."""
-  lines = []
-  for name, bad in faults.items():
-    lines.append(f"- {escaped(name)}: {len(bad):,}" + (", of which the first:" if bad else ""))
-    lines += [f"  - {escaped(str(BadRecord(**fault)))}" for fault in bad[:_SHOWN]]
-  return "\n".join(lines)
-
-
-def _percent(share: float | None) -> str:
-  return "–" if share is None else f"{share:.1%}".replace("%", " %")

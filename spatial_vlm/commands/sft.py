@@ -6,7 +6,7 @@ WORKDIR/tensorboard. Interrupted at any moment, the same command goes on from th
 
   spatial-vlm sft --config configs/sft.py:tiny --workdir runs/sft
   spatial-vlm sft --config configs/sft.py:8b --config.checkpoint=Qwen3-VL-8B-Instruct \\
-    --config.data.conversations=chains.jsonl --config.data.images=coco/train2017
+    --config.data.conversations=chains.jsonl --config.data.images=coco/train2017 --config.data.evaluation=test.jsonl
 
 Further files of conversations are mixed in by weight:
 
@@ -15,6 +15,7 @@ Further files of conversations are mixed in by weight:
 
 import collections
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import grain
@@ -43,6 +44,7 @@ from spatial_vlm.data.mixing import Joined, mixed_order
 from spatial_vlm.data.records import BadRecord, UnusableRecord
 from spatial_vlm.data.scenes import Picture, PictureSource
 from spatial_vlm.data.sizes import Outlines
+from spatial_vlm.data.split_guard import asked_pairs, read_pairs, refuse_shared
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import Encoded, Processor, Size, collate_batch, encode, measure
 from spatial_vlm.synthesis.scene_teacher import pretrain_messages
@@ -158,6 +160,7 @@ def read(config: Config, processor: Processor) -> Data:
     ConversationSource(conversations, images, data.max_bad_share)
     for conversations, images, _ in ((data.conversations, data.images, 1), *data.mix)
   ]
+  guard(config, sources)
   joined, shapes = Joined(sources), [Size(*shape) for shape in data.shapes]
   sizes, unusable = pipeline.survey(
     Joined([Outlines(source) for source in sources]),
@@ -189,6 +192,15 @@ def read(config: Config, processor: Processor) -> Data:
   )
   bad = [record for source in sources for record in source.bad]
   return Data(batches, len(plan), batch_plan.padding(plan, sizes), bad)
+
+
+def guard(config: Config, sources: Sequence[ConversationSource]) -> None:
+  """Raises UsageError when a conversation asks what is evaluated on."""
+  if file := config.data.evaluation:
+    held_out = read_pairs(file)
+    questions = (question for source in sources for question in source.questions)
+    remedy = f"leave those of {file} out of the conversations, or evaluate on another set"
+    refuse_shared(asked_pairs(questions, held_out), len(held_out), remedy)
 
 
 def drawn(config: Config, processor: Processor) -> Data:

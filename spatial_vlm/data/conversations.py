@@ -43,6 +43,11 @@ class ConversationSource:
     image = records.open_listed_image(self.jsonl, line, self.pictures, conversation.image)
     return prompts.messages(image, conversation.question, conversation.answer)
 
+  @property
+  def questions(self) -> list[tuple[str, str]]:
+    """Image and question of each."""
+    return [(conversation.image, conversation.question) for _, conversation in self._numbered]
+
   def place(self, index: int) -> tuple[str, int]:
     """File and line."""
     return os.fspath(self.jsonl), self._numbered[index][0]

@@ -195,7 +195,9 @@ def num_batches(records: int, batch_size: int, epochs: int) -> int:
 
 def left_out(state: dict[str, Any]) -> dict[int, BadRecord]:
   """The broken records that this process has met, by number, from `get_state()` of `batches(…)` or `planned(…)`."""
-  return _bad_from_json(state["parent"]["bad"])
+  while "bad" not in state:
+    state = state["parent"]
+  return _bad_from_json(state["bad"])
 
 
 def ordered(
@@ -251,14 +253,14 @@ class Reader:
   """
 
   def __init__(self, source: Source, encode: Callable[[Any], Any], max_bad_share: float):
-    self._source, self._encode = source, encode
+    self.source, self._encode = source, encode
     self._tally = _Tally(len(source), max_bad_share)
 
   def __len__(self) -> int:
-    return len(self._source)
+    return len(self.source)
 
   def __call__(self, number: int) -> Any:
-    row = _encode_row(self._source, self._encode, number)
+    row = _encode_row(self.source, self._encode, number)
     return row.value if self._tally.is_good(row) else None
 
   def __iter__(self) -> Iterator[Any]:

@@ -167,6 +167,11 @@ class JsonlSource:
     record = self._numbered[index][1]
     return record, self._boxes.get(record.image, {})
 
+  @property
+  def pairs(self) -> list[tuple[str, str]]:
+    """Image and caption of each."""
+    return [(record.image, record.caption) for _, record in self._numbered]
+
   def place(self, index: int) -> tuple[str, int]:
     """File and line."""
     return os.fspath(self.jsonl), self._numbered[index][0]

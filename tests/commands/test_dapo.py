@@ -159,6 +159,12 @@ def test_wrong_settings_are_refused(refused, dapo_changes, changes, message):
   assert message in refused("dapo", {**dapo_changes, **changes}, lines=lines)
 
 
+@pytest.mark.parametrize("leaf", ["data.validation", "data.evaluation"])
+def test_records_that_are_measured_on_are_not_trained_on(refused, dapo_changes, leaf):
+  message = refused("dapo", {**dapo_changes, leaf: dapo_changes["data.records"]}, lines=4)
+  assert "64 of the 64 evaluation pairs" in message and "drop_shared" in message
+
+
 @pytest.mark.slow
 def test_broken_records_are_reported_and_left_out(
   run, refused, dapo_changes, broken, tmp_path, caplog

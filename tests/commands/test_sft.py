@@ -125,6 +125,21 @@ def test_wrong_settings_are_refused_on_one_line(refused, sft_changes, changes, m
   assert message in refused("sft", {**sft_changes, **changes})
 
 
+def test_what_is_evaluated_on_is_not_learnt(refused, sft_changes, scenes_folder, tmp_path):
+  trained, held_out = scenes_folder / "train.jsonl", scenes_folder / "test.jsonl"
+  message = refused("sft", {**sft_changes, "data.evaluation": trained}, lines=4)
+  assert "16 of the 64 evaluation pairs" in message and str(trained) in message
+  more = json.loads(trained.read_text().splitlines()[20])
+  row = {"image": more["image"], "question": f"Is this so: {more['caption']}", "answer": "Yes."}
+  mixed = tmp_path / "more.jsonl"
+  mixed.write_text(json.dumps(row))
+  mix = repr(((str(mixed), str(scenes_folder / "images"), 0.1),))
+  message = refused("sft", {**sft_changes, "data.evaluation": trained, "data.mix": mix}, lines=4)
+  assert "17 of the 64 evaluation pairs" in message
+  later = {"data.evaluation": held_out, "batch_size": 64, "epochs": 1}
+  assert "do not fill one batch" in refused("sft", {**sft_changes, **later})
+
+
 def test_another_config_does_not_go_on_with_the_run(finished, run, sft_changes, capsys):
   assert run("sft", finished[0], {**sft_changes, "optimizer.learning_rate": 1e-5}).code == 2
   assert "optimizer.learning_rate" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import collections
 import numpy as np
 import pytest
 
+from spatial_vlm.config import read_preset
 from spatial_vlm.data import batch_plan
 from spatial_vlm.data.batch_plan import bucketed, largest, packed, padding, shuffled, smallest
 from spatial_vlm.data.mixing import mixed_order
@@ -149,8 +150,8 @@ def shares(plan, sizes):
 def test_packing_wastes_less_than_a_tenth_on_sizes_like_vsr_s(seed):
   sizes = vsr_like_sizes(7680, seed)
   order = mixed_order([range(len(sizes))], [1.0], epochs=1, seed=seed)
-  shape = Size(2048, 3840)  # of the preset 8b
-  found = shares(packed(order, sizes, [shape], 32), sizes)
+  (shape,) = read_preset("configs/sft.py:8b").data.shapes
+  found = shares(packed(order, sizes, [Size(*shape)], 32), sizes)
   assert max(found) < 0.10, found
   # One conversation a row, padded to one shape, wastes more than a third.
   assert max(shares(shuffled(order, sizes, [Size(1024, 2048)], 32), sizes)) > 0.33

@@ -11,7 +11,8 @@ NAMES = ("cup", "red cup")
   ("text", "expected"),
   [
     ("cup x=100", [("x", 100, "cup", True)]),
-    ("Red Cup spans x=1 to x=2", [("x", 1, "Red Cup", False), ("x", 2, "Red Cup", False)]),
+    ("Red Cup spans x=1 to x=2", [("x", 1, "Red Cup", True), ("x", 2, "Red Cup", False)]),
+    ("red cup, seen here, x=1", [("x", 1, "red cup", False)]),
     ("the gap of cup and red cup is gap=40", [("gap", 40, "", False)]),
     ("cup x=1, red cup x=2", [("x", 1, "cup", True), ("x", 2, "red cup", True)]),
     ("the cup's centre is 200.5.", [("", 200.5, "cup", False)]),
@@ -21,6 +22,15 @@ NAMES = ("cup", "red cup")
 def test_numbers_belong_to_the_object_named_before_them(text, expected):
   found = [(n.key, n.value, n.owner, n.named) for n in read_numbers(text, NAMES)]
   assert found == expected
+
+
+def test_a_word_before_the_key_belongs_to_the_number_unless_it_is_idle():
+  """`red cup spans x=1` names its owner: nothing but the number's own text stands behind the name."""
+  text = "Red Cup spans x=1 to x=2"
+  assert [(n.role, text[n.start : n.end]) for n in read_numbers(text, NAMES)] == [
+    ("spans", "spans x=1"),
+    ("", "x=2"),
+  ]
 
 
 def test_whole_numbers_are_ints():

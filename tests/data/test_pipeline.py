@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 
+from spatial_vlm.data.batch_plan import PlannedBatch
 from spatial_vlm.data.pipeline import (
   Reader,
   Shard,
@@ -13,7 +14,9 @@ from spatial_vlm.data.pipeline import (
   left_out,
   num_batches,
   ordered,
+  planned,
   prompt_order,
+  survey,
 )
 from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords, UnusableRecord
 from spatial_vlm.processor.image import UnreadableImage
@@ -272,3 +275,85 @@ def test_ordered_gives_every_process_as_many_batches():
   ]
   assert [batch["ids"].tolist() for batch in parts[0]] == [[0, 1], [4, 5], [8, -1]]
   assert [batch["ids"].tolist() for batch in parts[1]] == [[2, 3], [6, 7], [-1, -1]]
+
+
+PLAN = [
+  PlannedBatch(shape, tuple(rows))
+  for shape, rows in [
+    ((9, 9), [(0, 1), (2,), (3, 4, 5), (6,)]),
+    ((8, 8), [(7,), (8, 0), (1,), (2, 3)]),
+    ((9, 9), [(5,), (4,), (), ()]),
+  ]
+]
+PLANNED = [(shape, [list(row) for row in rows]) for shape, rows in PLAN]
+
+
+def collate_planned(rows, shape):
+  return shape, [[record["id"] for record in row] for row in rows]
+
+
+def follow(source, plan=PLAN, encode=encode, **options):
+  return planned(source, encode, collate_planned, plan, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_plan_is_followed_and_resumed_exactly(workers, prefetch):
+  options = {"workers": workers, "prefetch": prefetch}
+  iterator, states, found = follow(Numbers(9), **options), [], []
+  for batch in iterator:
+    found.append(batch)
+    states.append(json.loads(json.dumps(iterator.get_state())))
+  assert found == PLANNED
+  for done, state in enumerate(states, 1):
+    resumed = follow(Numbers(9), workers=3 - workers)
+    resumed.set_state(state)
+    assert list(resumed) == PLANNED[done:]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_each_planned_batch(count):
+  parts = [list(follow(Numbers(9), shard=Shard(i, count))) for i in range(count)]
+  for pieces, (shape, rows) in zip(zip(*parts, strict=True), PLANNED, strict=True):
+    assert {piece[0] for piece in pieces} == {shape}
+    assert [row for piece in pieces for row in piece[1]] == rows
+  with pytest.raises(ValueError, match="batch_size is 4; .* 3 processes"):
+    follow(Numbers(9), shard=Shard(0, 3))
+
+
+def test_a_broken_record_leaves_its_place_in_the_plan_empty(caplog):
+  known = {9: BadRecord("numbers.jsonl", 10, "its header is torn")}
+  options = {"plan": PLAN[:2], "max_bad_share": 0.3, "known_bad": known}
+  iterator = follow(Numbers(10, unreadable=(2, 4)), **options)
+  first = next(iterator)
+  assert first == ((9, 9), [[0, 1], [], [3, 5], [6]])
+  state = json.loads(json.dumps(iterator.get_state()))
+  assert {number: str(bad) for number, bad in left_out(state).items()} == {
+    9: "numbers.jsonl:10: its header is torn",
+    2: "numbers.jsonl:3: image is damaged",
+    4: "numbers.jsonl:5: image is damaged",
+  }
+  caplog.clear()
+  resumed = follow(Numbers(10, unreadable=(2, 4)), **options)
+  resumed.set_state(state)
+  assert next(resumed) == next(iterator) == ((8, 8), [[7], [8, 0], [1], [3]])
+  assert not caplog.messages, "what was reported is not reported again"
+  with pytest.raises(TooManyBadRecords, match="3 of 10 records"):
+    list(follow(Numbers(10, unreadable=(2, 4)), **{**options, "max_bad_share": 0.25}))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_survey_looks_at_every_record_and_keeps_the_broken_apart(workers):
+  def look(record):
+    if record == 3:
+      raise UnusableRecord("three is too long")
+    return record * record
+
+  found, bad = survey(Numbers(8, unreadable=(5,)), look, workers=workers, max_bad_share=0.25)
+  assert found == {number: number**2 for number in (0, 1, 2, 4, 6, 7)}
+  assert {number: record.reason for number, record in bad.items()} == {
+    3: "three is too long",
+    5: "image is damaged",
+  }
+  with pytest.raises(TooManyBadRecords, match="2 of 8 records"):
+    survey(Numbers(8, unreadable=(5,)), look, workers=workers, max_bad_share=0.2)

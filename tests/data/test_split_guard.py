@@ -1,12 +1,12 @@
 """Statements that stand in two sets."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.split_guard import refuse_shared, shared_pairs
+from spatial_vlm.data.prompts import question
+from spatial_vlm.data.split_guard import asked_pairs, read_pairs, refuse_shared, shared_pairs
 
 VSR = Path(__file__).parents[2].parent / "shared" / "vsr"
 
@@ -29,25 +29,51 @@ def test_a_pair_is_known_again_however_it_is_written(image, caption, shared):
   assert shared_pairs([pair], TRAINING) == ([TRAINING[0]] if shared else [])
 
 
-def test_a_training_set_that_shares_pairs_is_refused_with_the_first_of_them():
-  evaluation = [("c.jpg", "The dog is in the car."), *TRAINING, TRAINING[0]]
-  with pytest.raises(UsageError, match=r"(?s)^3 of the 4 evaluation pairs.*: leave them out\..*"):
-    refuse_shared(TRAINING, evaluation, "leave them out")
+@pytest.mark.parametrize(
+  ("text", "asked"),
+  [
+    (question("The cat is left of the mug.", "chain"), True),
+    (question("the Cat is  left of the mug", "direct"), True),
+    (question("The cat is left of the mug.", "short", "behavior_left: Compare."), True),
+    ('Is it true that "the cat is left of the mug"?', True),
+    (question("The cat is left of the mug rack.", "chain"), True),  # refused rather than missed
+    (question("The cat is left of the mugs.", "chain"), False),
+    ("Lathe cat is left of the mug. True?", False),
+    ("List the objects.", False),
+  ],
+)
+def test_a_pair_is_found_in_a_question_however_it_is_worded(text, asked):
+  pair = ("train2017/a.jpg", "The cat is left of the mug.")
+  assert asked_pairs([("a.jpg", text)], [pair]) == ([pair] if asked else [])
+  assert not asked_pairs([("b.jpg", text)], [pair])
+
+
+def test_shared_pairs_are_refused_with_the_first_of_them():
+  with pytest.raises(UsageError, match=r"(?s)^2 of the 4 evaluation pairs.*: leave them out\..*"):
+    refuse_shared(TRAINING, 4, "leave them out")
   with pytest.raises(UsageError, match=r"\n  a\.jpg: The cat is left of the mug\.\n  b\.jpg: "):
-    refuse_shared(iter(TRAINING), iter(evaluation), "leave them out")
-  refuse_shared(TRAINING, evaluation[:1], "leave them out")
+    refuse_shared(TRAINING, 4, "leave them out")
+  refuse_shared([], 4, "leave them out")
 
 
-def pairs(file):
-  records = map(json.loads, (VSR / file).read_text().splitlines())
-  return [(record["image"], record["caption"]) for record in records]
+def test_a_file_without_any_record_guards_nothing_and_is_refused(tmp_path):
+  (tmp_path / "chains.jsonl").write_text('{"image": "a.jpg", "question": "?", "answer": "Yes."}')
+  with pytest.raises(
+    UsageError, match="chains.jsonl holds no record to guard against.*unknown fields"
+  ):
+    read_pairs(tmp_path / "chains.jsonl")
 
 
 @pytest.mark.skipif(not VSR.is_dir(), reason=f"the annotations of VSR are not in {VSR}")
 def test_the_splits_of_vsr_overlap():
-  random_train, zeroshot_dev = pairs("random/train.jsonl"), pairs("zeroshot/dev.jsonl")
+  random_train, random_dev, zeroshot_train, zeroshot_dev = (
+    read_pairs(VSR / kind / f"{split}.jsonl")
+    for kind in ("random", "zeroshot")
+    for split in ("train", "dev")
+  )
   assert len(shared_pairs(random_train, zeroshot_dev)) == 236
-  assert not shared_pairs(random_train, pairs("random/dev.jsonl"))
-  assert not shared_pairs(pairs("zeroshot/train.jsonl"), zeroshot_dev)
-  with pytest.raises(UsageError, match="236 of the 340 evaluation pairs"):
-    refuse_shared(random_train, zeroshot_dev, "train on the zero-shot split")
+  assert not shared_pairs(random_train, random_dev)
+  assert not shared_pairs(zeroshot_train, zeroshot_dev)
+  asked = [(image, question(caption, "chain")) for image, caption in random_train]
+  assert len(asked_pairs(asked, zeroshot_dev)) == 236
+  assert not asked_pairs(asked, random_dev)
