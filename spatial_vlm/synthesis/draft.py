@@ -105,7 +105,7 @@ told.\
 """
 _KEYS = ("summary", "caption", "objects", "reasoning", "conclusion")
 _VERDICTS = ("no", "yes")
-_FENCE = re.compile(r"\s*```(?:json)?[ \t]*\n(?P<inside>.*)\n```\s*", re.DOTALL)
+_FENCE = re.compile(r"\s*```(?:json)?[ \t\r]*\n(?P<inside>.*)\n```\s*", re.DOTALL | re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,8 @@ THINKING_LEVELS = ("minimal", "low", "medium", "high", "xhigh")
 
 _DROPPED = ("thoughtSignature", "thought_signature")
 """Encrypted thoughts, up to megabytes of them, which only a further turn of the same conversation could use."""
+_LEAST_BUDGET = 128
+"""Thinking tokens of Gemini 2.5 Pro, which cannot do without."""
 _EVERY_QUESTION = ("API_KEY", "FAILED_PRECONDITION")
 """What in an error 400 speaks of the account, not of the question."""
 
@@ -49,6 +51,7 @@ def check(settings: GeminiSettings) -> None:
   """Raises UsageError for settings that cannot work, or cannot work together."""
   budget, level = settings.thinking_budget, settings.thinking_level
   family = settings.model.removeprefix("models/")
+  least = _LEAST_BUDGET if family.startswith("gemini-2.5-pro") else 0
   if not family or not settings.api_version:
     raise UsageError(
       f"model is {settings.model!r} and api_version is {settings.api_version!r}; give e.g. gemini-2.5-pro and v1beta"
@@ -75,7 +78,11 @@ def check(settings: GeminiSettings) -> None:
     )
   if level is not None and level.lower() not in THINKING_LEVELS:
     raise UsageError(f"thinking_level is {level!r}; choose one of {', '.join(THINKING_LEVELS)}")
-  if budget is not None and not -1 <= budget < settings.max_output_tokens:
+  if budget is not None and budget != -1 and budget < least:
+    raise UsageError(
+      f"thinking_budget is {budget}; {family} thinks with at least {least} tokens, or -1 to leave it to the model"
+    )
+  if budget is not None and budget >= settings.max_output_tokens:
     raise UsageError(
       f"thinking_budget is {budget} and max_output_tokens {settings.max_output_tokens}, which thoughts count towards; "
       "leave room for the answer, or give -1 to leave thinking to the model"
@@ -129,7 +136,7 @@ class GeminiTeacher:
         contents=[self._content(question)],
         config=self._genai.types.GenerateContentConfig(
           **self._generation(question).model_dump(exclude_none=True),
-          system_instruction=question.system,
+          system_instruction=question.system or None,
           should_return_http_response=True,
           automatic_continuation=False,
           automatic_function_calling={"disable": True},
@@ -141,9 +148,10 @@ class GeminiTeacher:
 
   def request(self, question: Question) -> dict[str, Any]:
     """The question as a line of a batch file holds it: the body of the same request."""
+    system = {"systemInstruction": {"parts": [{"text": question.system}]}}
     return {
       "contents": [_dump(self._content(question))],
-      "systemInstruction": {"parts": [{"text": question.system}]},
+      **(system if question.system else {}),
       "generationConfig": _dump(self._generation(question)),
     }
 
@@ -206,35 +214,42 @@ class GeminiTeacher:
   def _failure(self, error: Any) -> Exception:
     """What an error of the API means."""
     details = error.details if isinstance(error.details, dict) else {}
-    message = wire.without_key(f"{error.status}. {error.message}", self._key)
+    message = wire.told(f"{error.status}. {error.message}", self._key)
     if error.code == 400 and any(word in str(details) for word in _EVERY_QUESTION):
       return UsageError(f"400: {message}; check the key in the environment ({' or '.join(KEYS)})")
     if error.code == 404:
       message += f" (model {self.settings.model})"
     header = error.response.headers.get("Retry-After") if error.response is not None else None
-    wait_s = wire.seconds_to_wait(header, datetime.datetime.now(datetime.UTC))
-    return wire.failure(error.code, message, _retry_info(details) if wait_s is None else wait_s)
+    now = datetime.datetime.now(datetime.UTC)
+    waits = [wire.seconds_to_wait(text, now) for text in (header, _retry_info(details))]
+    wait_s = max((wait for wait in waits if wait is not None), default=None)
+    return wire.failure(error.code, message, wait_s)
 
   def _described(self, error: Exception, what: str) -> str:
-    return wire.without_key(f"{what} ({type(error).__name__}: {error})", self._key)
+    return wire.told(f"{what} ({type(error).__name__}: {error})", self._key)
 
 
 def _reply(raw: Mapping[str, Any]) -> Reply:
+  """A body without any of the fields of an answer is none. One that lacks a candidate, or the reason for its end, was
+  paid for nevertheless."""
+  if not raw.keys() & {"candidates", "promptFeedback", "usageMetadata"}:
+    raise KeyError("candidates")
   usage = raw.get("usageMetadata") or {}
   spent = Usage(
-    prompt=int(usage.get("promptTokenCount", 0)),
-    cached=int(usage.get("cachedContentTokenCount", 0)),
-    answer=int(usage.get("candidatesTokenCount", 0)),
-    thoughts=int(usage.get("thoughtsTokenCount", 0)),
+    prompt=int(usage.get("promptTokenCount") or 0),
+    cached=int(usage.get("cachedContentTokenCount") or 0),
+    answer=int(usage.get("candidatesTokenCount") or 0),
+    thoughts=int(usage.get("thoughtsTokenCount") or 0),
   )
-  version = str(raw.get("modelVersion", ""))
+  version = str(raw.get("modelVersion") or "")
   if not raw.get("candidates"):
-    blocked = raw["promptFeedback"]["blockReason"]
-    return Reply(None, str(blocked).upper(), version, spent, dict(raw))
+    blocked = (raw.get("promptFeedback") or {}).get("blockReason")
+    return Reply(None, str(blocked or "NO_CANDIDATE").upper(), version, spent, dict(raw))
   candidate = raw["candidates"][0]
   parts = (candidate.get("content") or {}).get("parts") or []
-  text = "".join(part.get("text", "") for part in parts if not part.get("thought"))
-  return Reply(text or None, str(candidate["finishReason"]).upper(), version, spent, dict(raw))
+  text = "".join(part.get("text") or "" for part in parts if not part.get("thought"))
+  finish = candidate.get("finishReason") or "FINISH_REASON_UNSPECIFIED"
+  return Reply(text or None, str(finish).upper(), version, spent, dict(raw))
 
 
 def _in_order(schema: Any) -> Any:
@@ -249,14 +264,13 @@ def _in_order(schema: Any) -> Any:
   return ordered
 
 
-def _retry_info(details: Mapping[str, Any]) -> float | None:
-  """Seconds that google.rpc.RetryInfo asks for, such as "7s"; None without one."""
+def _retry_info(details: Mapping[str, Any]) -> str | None:
+  """Seconds that google.rpc.RetryInfo asks for, such as "7" for its "7s"; None without one."""
   error = details.get("error", details)
   listed = error.get("details") if isinstance(error, dict) else None
   for item in listed if isinstance(listed, list) else []:
     if isinstance(item, dict) and str(item.get("@type", "")).endswith("google.rpc.RetryInfo"):
-      with contextlib.suppress(ValueError):
-        return float(str(item.get("retryDelay", "")).removesuffix("s"))
+      return str(item.get("retryDelay", "")).removesuffix("s")
   return None
 
 

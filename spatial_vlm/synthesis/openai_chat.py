@@ -98,7 +98,7 @@ class OpenAIChatTeacher:
     except self._openai.APIConnectionError as error:
       # Whether anything was sent is known only to the error that caused this one.
       kind = type(error.__cause__).__name__
-      text = wire.without_key(f"{error} ({kind}: {error.__cause__})", self._key)
+      text = wire.told(f"{error} ({kind}: {error.__cause__})", self._key)
       raise (Busy if kind in ("ConnectError", "ConnectTimeout", "PoolTimeout") else Lost)(
         text
       ) from None
@@ -109,11 +109,12 @@ class OpenAIChatTeacher:
       raise Lost(f"this is no chat completion ({error!r}): {str(raw)[:300]}") from None
 
   def _request(self, question: Question) -> dict[str, Any]:
+    system = {"role": "system", "content": question.system}
     picture = f"data:{question.mime_type};base64,{base64.b64encode(question.image).decode()}"
     request: dict[str, Any] = {
       "model": self.settings.model,
       "messages": [
-        {"role": "system", "content": question.system},
+        *([system] if question.system else []),
         {
           "role": "user",
           "content": [
@@ -133,7 +134,9 @@ class OpenAIChatTeacher:
 
   def _failure(self, error: Any) -> Exception:
     """What an error of the API means."""
-    message = wire.without_key(str(error.message), self._key)
+    message = wire.told(str(error.message), self._key)
+    if error.code == "insufficient_quota":  # of money; with status 429, as if it would pass
+      return UsageError(f"{message}; the account cannot pay")
     if error.status_code == 404:
       message += f" (model {self.settings.model})"
     wait_s = wire.seconds_to_wait(
@@ -146,9 +149,9 @@ def _reply(raw: Mapping[str, Any]) -> Reply:
   choice, usage = raw["choices"][0], raw.get("usage") or {}
   thoughts = int((usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
   spent = Usage(
-    prompt=int(usage.get("prompt_tokens", 0)),
+    prompt=int(usage.get("prompt_tokens") or 0),
     cached=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-    answer=int(usage.get("completion_tokens", 0)) - thoughts,
+    answer=int(usage.get("completion_tokens") or 0) - thoughts,
     thoughts=thoughts,
   )
   message = choice["message"]

@@ -6,6 +6,7 @@ import email.utils
 import ipaddress
 import json
 import os
+import re
 import urllib.parse
 from collections.abc import Collection
 from typing import Any
@@ -24,7 +25,11 @@ def is_local(url: str) -> bool:
 
 def check_url(url: str) -> None:
   """Raises UsageError for a base_url that is no address, or to which a key would travel unencrypted."""
-  parts = urllib.parse.urlsplit(url)
+  try:
+    parts = urllib.parse.urlsplit(url)
+    _ = parts.port
+  except ValueError as error:
+    raise UsageError(f"base_url is no address ({error})") from None
   if parts.scheme not in ("http", "https") or not parts.hostname:
     raise UsageError(f"base_url is {url!r}; give an address such as https://example.org/v1")
   if parts.username or parts.password or parts.query:
@@ -36,13 +41,33 @@ def check_url(url: str) -> None:
 
 
 def read_key(names: Collection[str]) -> str:
-  """The first of these environment variables that is set, or ""."""
-  return next((key for name in names if (key := os.environ.get(name, "").strip())), "")
+  """The first of these environment variables that is set, or "".
+
+  Raises UsageError for one that no header can carry: libraries would repeat it in their errors.
+  """
+  for name in names:
+    if key := os.environ.get(name, "").strip():
+      if not re.fullmatch(r"[!-~]+", key):
+        raise UsageError(f"{name} holds blanks or characters other than ASCII; copy the key anew")
+      return key
+  return ""
+
+
+_SECRET_LENGTH = 8
+"""Shorter ones, such as "none" for a server that asks for no key, are words that any answer may hold."""
 
 
 def without_key(text: str, key: str) -> str:
   """Servers repeat a wrong key in their messages."""
-  return text.replace(key, "[key]") if key else text
+  return text.replace(key, "[key]") if len(key) >= _SECRET_LENGTH else text
+
+
+def told(message: str, key: str) -> str:
+  """What a server says of an error, fit for logs: without the key, and not whole pages."""
+  return " ".join(without_key(message, key).split())[:_MESSAGE_LENGTH]
+
+
+_MESSAGE_LENGTH = 500
 
 
 def read_body(body: str, key: str, dropped: Collection[str] = ()) -> dict[str, Any]:
@@ -75,19 +100,20 @@ def failure(
 ) -> Busy | Lost | Refused | UsageError:
   """What an HTTP status other than 200 means for the one who asked; `message` holds no secret.
 
-  408, 409, 429 and 5xx pass: Busy. 3xx, 401, 403 and 404 would meet every other question too: UsageError. What is
+  408, 409, 429, 499 and 5xx pass: Busy. 3xx, 401 to 404 would meet every other question too: UsageError. What is
   left of 4xx is about this question: Refused. A 2xx without content is Lost.
   """
   text = f"{status}: {message}"
-  if status in (408, 409, 429) or status >= 500:
+  if status in (408, 409, 429, 499) or status >= 500:
     return Busy(text, retry_after_s)
-  if status in (401, 403, 404) or 300 <= status < 400:
+  if 401 <= status <= 404 or 300 <= status < 400:
     return UsageError(f"{text}; {_REMEDIES.get(status, 'check base_url')}")
   return Lost(text) if status < 300 else Refused(text)
 
 
 _REMEDIES = {
   401: "check the key in the environment",
+  402: "the account cannot pay",
   403: "check the key in the environment, and what it is allowed to do",
   404: "check model, base_url and api_version",
 }

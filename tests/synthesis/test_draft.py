@@ -150,7 +150,7 @@ def test_texts_that_break_the_form_are_refused(text, reason):
     GEMINI.read(text)
 
 
-@pytest.mark.parametrize("fence", ["```json\n{}\n```", "```\n{}\n```\n", "\n```json\n{}\n```"])
+@pytest.mark.parametrize("fence", ["```json\n{}\n```", "```\n{}\n```\n", "\n```JSON\r\n{}\r\n```"])
 def test_a_whole_answer_in_a_fence_is_taken(fence):
   assert GEMINI.read(fence.replace("{}", WHOLE)) == DRAFT
 

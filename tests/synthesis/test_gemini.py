@@ -6,14 +6,17 @@ import logging
 import sys
 import traceback
 
+import httpx2
 import pytest
+from google.genai import errors
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis import gemini as gemini_module
+from spatial_vlm.synthesis.checks import unfinished
 from spatial_vlm.synthesis.faults import Faults
 from spatial_vlm.synthesis.gemini import GeminiSettings, check, key_from_environment
 from spatial_vlm.synthesis.local_model import question_hash
-from spatial_vlm.synthesis.teacher import Busy, Lost, Refused
+from spatial_vlm.synthesis.teacher import Busy, Lost, Refused, Usage
 
 SETTINGS = {
   "model": "gemini-2.5-pro",
@@ -75,11 +78,12 @@ def test_what_is_sent(serve, gemini, question):
 
 def test_plain_text_is_asked_for_without_a_schema(serve, gemini, question):
   server = serve()
-  ask(gemini(server), question(schema=None))
-  assert (
-    not {"responseMimeType", "responseJsonSchema"}
-    & json.loads(server.last_body)["generationConfig"].keys()
-  )
+  teacher = gemini(server)
+  plain = question(schema=None, system="")
+  ask(teacher, plain)
+  for body in (json.loads(server.last_body), teacher.request(plain)):
+    assert not {"responseMimeType", "responseJsonSchema"} & body["generationConfig"].keys()
+    assert "systemInstruction" not in body
 
 
 def test_nested_schemas_keep_their_order_too(serve, gemini, question):
@@ -170,12 +174,57 @@ def test_sixty_four_questions_at_once(serve, gemini, question):
   assert server.stats().in_flight_most > 32
 
 
-@pytest.mark.parametrize("retry_info", ["3.5s", "7s"])
-def test_the_wait_may_stand_in_the_body(retry_info):
-  item = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": retry_info}
-  details = {"error": {"code": 429, "details": [{"@type": "other"}, item]}}
-  assert gemini_module._retry_info(details) == float(retry_info[:-1])
-  assert gemini_module._retry_info({"error": {"details": "none"}}) is None
+@pytest.mark.parametrize(
+  ("header", "delay", "wait_s"),
+  [
+    (None, "3.5s", 3.5),
+    ("2", "7s", 7.0),
+    ("9", "7s", 9.0),
+    ("2", "soon", 2.0),
+    (None, "nans", None),
+    (None, None, None),
+  ],
+)
+def test_the_wait_may_stand_in_the_body(serve, gemini, header, delay, wait_s):
+  """The longer one counts, since a question that comes too early is counted against the limit."""
+  teacher = gemini(serve())
+  info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
+  details = [{"@type": "other"}, info] if delay else "none"
+  response = httpx2.Response(429, headers={"Retry-After": header} if header else {})
+  error = errors.ClientError(429, {"error": {"code": 429, "details": details}}, response)
+  busy = teacher._failure(error)
+  assert type(busy) is Busy and busy.retry_after_s == wait_s
+
+
+def test_a_page_of_a_proxy_is_told_in_one_line(serve, gemini):
+  page = {"message": f"<html>\n{'x' * 5000} </html>", "status": "Bad Gateway"}
+  error = gemini(serve())._failure(errors.ServerError(502, page, None))
+  assert type(error) is Busy and "Bad Gateway. <html> xxx" in str(error) and len(str(error)) < 600
+
+
+@pytest.mark.parametrize(
+  ("raw", "finish"),
+  [
+    ({"usageMetadata": {"promptTokenCount": 9}}, "NO_CANDIDATE"),
+    ({"candidates": [], "usageMetadata": {"promptTokenCount": 9}}, "NO_CANDIDATE"),
+    ({"promptFeedback": {}, "usageMetadata": {"promptTokenCount": 9}}, "NO_CANDIDATE"),
+    (
+      {"candidates": [{"index": 0}], "usageMetadata": {"promptTokenCount": 9}},
+      "FINISH_REASON_UNSPECIFIED",
+    ),
+    (
+      {
+        "candidates": [{"content": {"role": "model"}, "finishReason": "STOP"}],
+        "usageMetadata": {"promptTokenCount": 9, "thoughtsTokenCount": None},
+      },
+      "STOP",
+    ),
+  ],
+)
+def test_an_answer_without_words_was_paid_for_and_is_kept(serve, gemini, raw, finish):
+  reply = gemini(serve()).read_reply(raw)
+  assert (reply.text, reply.finish, reply.usage) == (None, finish, Usage(9, 0, 0, 0))
+  assert reply.raw == raw and unfinished(reply)
 
 
 def test_a_wrong_key_ends_the_work_and_stays_secret(serve, gemini, question, caplog):
@@ -227,7 +276,7 @@ def test_a_server_that_is_not_there_costs_nothing(serve, gemini, question):
 
 
 @pytest.mark.parametrize(
-  "raw", [{}, {"candidates": [{}]}, {"candidates": 3}, {"promptFeedback": {}}]
+  "raw", [{}, {"answer": 3}, {"candidates": 3}, {"candidates": [{"content": {"parts": [3]}}]}]
 )
 def test_json_of_another_form_is_no_answer(serve, gemini, raw):
   with pytest.raises(Lost, match="no answer of Gemini"):
@@ -256,7 +305,10 @@ def test_no_environment_variable_leads_the_key_elsewhere(serve, gemini, question
     ({"model": "gemini-3-pro-preview"}, "give thinking_level"),
     ({"model": "gemini-3.8-flash", "thinking_budget": None, "thinking_level": "most"}, "'most'"),
     ({"thinking_budget": 8192}, "leave room"),
-    ({"thinking_budget": -2}, "leave room"),
+    ({"thinking_budget": 0}, "at least 128 tokens"),
+    ({"thinking_budget": 127}, "at least 128 tokens"),
+    ({"model": "models/gemini-2.5-pro", "thinking_budget": 0}, "at least 128 tokens"),
+    ({"model": "gemini-2.5-flash", "thinking_budget": -2}, "at least 0 tokens"),
     ({"model": ""}, "gemini-2.5-pro"),
     ({"timeout_s": 0.0}, "timeout_s"),
     ({"max_output_tokens": 0, "thinking_budget": None}, "max_output_tokens"),
@@ -267,7 +319,8 @@ def test_no_environment_variable_leads_the_key_elsewhere(serve, gemini, question
   ],
 )
 def test_settings_that_cannot_work_are_refused_at_the_door(changes, says):
-  check(GeminiSettings(**SETTINGS))
+  for good in ({}, {"thinking_budget": -1}, {"model": "gemini-2.5-flash", "thinking_budget": 0}):
+    check(GeminiSettings(**{**SETTINGS, **good}))
   with pytest.raises(UsageError, match=says) as error:
     check(GeminiSettings(**{**SETTINGS, **changes}))
   assert "secret" not in str(error.value)

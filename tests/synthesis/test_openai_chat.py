@@ -6,6 +6,8 @@ import logging
 import sys
 import traceback
 
+import httpx2
+import openai
 import pytest
 
 from spatial_vlm.config import UsageError
@@ -59,8 +61,11 @@ def test_what_is_sent(serve, question):
   assert sent["seed"] == 7 and sent["temperature"] == 0.7 and sent["max_completion_tokens"] == 2048
   schema = sent["response_format"]["json_schema"]["schema"]
   assert sent["response_format"]["type"] == "json_schema" and schema == question().schema
-  ask(teacher_of(server), question(schema=None))
-  assert "response_format" not in json.loads(server.last_body)
+  assert [message["role"] for message in sent["messages"]] == ["system", "user"]
+  ask(teacher_of(server), question(schema=None, system=""))
+  plain = json.loads(server.last_body)
+  assert "response_format" not in plain
+  assert [message["role"] for message in plain["messages"]] == ["user"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +122,17 @@ def test_a_question_that_the_server_does_not_take_is_refused(serve, question):
 def test_an_unknown_model_ends_the_work_by_name(serve, question):
   [error] = ask(teacher_of(serve(), model="gone"), question())
   assert isinstance(error, UsageError) and "model gone" in str(error)
+
+
+def test_an_account_that_cannot_pay_ends_the_work(serve):
+  """Its status says that it would pass."""
+  response = httpx2.Response(429, request=httpx2.Request("POST", "http://127.0.0.1"))
+  body = {"message": "You exceeded your quota.", "code": "insufficient_quota"}
+  error = openai.RateLimitError("You exceeded your quota.", response=response, body=body)
+  assert isinstance(teacher_of(serve())._failure(error), UsageError)
+  body["code"] = "rate_limit_exceeded"
+  error = openai.RateLimitError("Too many.", response=response, body=body)
+  assert type(teacher_of(serve())._failure(error)) is Busy
 
 
 def test_the_key_stays_secret(serve, question, caplog):
