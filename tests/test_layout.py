@@ -21,6 +21,7 @@ FOLDERS = {
   "model": (
     "config",
     "attention",
+    "flash",
     "stack",
     "vision",
     "text",

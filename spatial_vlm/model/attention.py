@@ -1,6 +1,7 @@
-"""Rotary positions, masks and grouped-query attention, for both towers and the cache.
+"""The mathematics of attention, for both towers and the cache: rotary positions, masks, grouped-query attention.
 
 Reference: transformers 5.23, models/qwen3_vl/modeling_qwen3_vl.py. Rotation and softmax are computed in float32.
+`flash.attention` computes the same as `plain_attention` by a kernel where the platform has one.
 """
 
 from collections.abc import Sequence
@@ -46,30 +47,27 @@ def _inverse_frequencies(dim: int, theta: float) -> np.ndarray:
   ).astype(np.float32)
 
 
-def same_segment(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-  """True where query and key belong to the same segment; padding (0) belongs to none."""
-  return (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+def visible(segments: Int[Array, "B T"], causal: bool) -> Bool[Array, "B T T"]:
+  """True where a query (first T) may look at a key: in its own segment and, if `causal`, not behind it.
 
-
-def causal_same_segment(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-  """`same_segment`, and no key behind its query."""
-  tokens = segments.shape[1]
-  return same_segment(segments) & np.tri(tokens, dtype=bool)[None]
-
-
-def attention(
-  q: Float[Array, "B T N H"],
-  k: Float[Array, "B K S H"],
-  v: Float[Array, "B K S H"],
-  mask: Bool[Array, "B T S"],
-) -> Float[Array, "B T N H"]:
-  """softmax(q kᵀ / √H) v with G = N / K query heads to each key-value head.
-
-  A query that may look at nothing (padding) gets the plain mean of v, never NaN.
+  Padding (0) counts as a segment of its own: no real token looks at it, and none of its rows is empty.
   """
+  mask = segments[:, :, None] == segments[:, None, :]
+  return mask & np.tri(segments.shape[1], dtype=bool)[None] if causal else mask
+
+
+def plain_attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B K T H"],
+  v: Float[Array, "B K T H"],
+  segments: Int[Array, "B T"],
+  causal: bool,
+) -> Float[Array, "B T N H"]:
+  """softmax(q kᵀ / √H) v over the `visible` keys, with G = N / K query heads to each key-value head."""
+  mask = visible(segments, causal)[:, None, None]
   grouped = _by_key_value_head(q, k)
   scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(_masked(scores, mask[:, None, None]), axis=-1).astype(v.dtype)
+  weights = jax.nn.softmax(_masked(scores, mask), axis=-1).astype(v.dtype)
   return _by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v))
 
 

@@ -16,13 +16,12 @@ from jaxtyping import Array, Float, Int
 
 from spatial_vlm.model.attention import (
   CacheBlock,
-  attention,
   cached_attention,
-  causal_same_segment,
   mrope_angles,
   rotate,
 )
 from spatial_vlm.model.config import TextConfig
+from spatial_vlm.model.flash import attention
 from spatial_vlm.model.stack import bind, init_block, init_stack, rematerialized
 from spatial_vlm.types import Params
 
@@ -164,7 +163,7 @@ def run_layers(
   Returns the last layer's output and, with `keep_cache` (else None), keys and values [layers B K T H].
   """
   angles = text_angles(config, positions)
-  attend = functools.partial(attention, mask=causal_same_segment(segments))
+  attend = functools.partial(attention, segments=segments, causal=True)
   layer = rematerialized(lambda p, h: bind(TextLayer, config, p)(h, angles, attend), remat)
   rows, h = h.shape, h.reshape(-1, h.shape[-1])
 

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from spatial_vlm.model.attention import attention, axial_angles, rotate, same_segment
+from spatial_vlm.model.attention import axial_angles, rotate
 from spatial_vlm.model.config import LAYER_NORM_EPS, VISION_ROPE_THETA, VisionConfig
+from spatial_vlm.model.flash import attention
 from spatial_vlm.model.stack import bind, init_block, init_stack, rematerialized
 from spatial_vlm.types import Params, Vision
 
@@ -70,7 +71,7 @@ class VisionAttention(nnx.Module):
     self,
     x: Float[Array, "R D"],
     angles: Float[Array, "B M H/2"],
-    mask: Bool[Array, "B M M"],
+    segments: Int[Array, "B M"],
   ) -> Float[Array, "R D"]:
     B, M, _ = angles.shape
 
@@ -80,7 +81,7 @@ class VisionAttention(nnx.Module):
     q = rotate(in_rows(self.q_proj(x)), angles)
     k = rotate(in_rows(self.k_proj(x)), angles).swapaxes(1, 2)
     v = in_rows(self.v_proj(x)).swapaxes(1, 2)
-    mixed = attention(q, k, v, mask)
+    mixed = attention(q, k, v, segments, causal=False)
     return self.out_proj(mixed.reshape(B * M, *mixed.shape[2:]))
 
 
@@ -112,9 +113,9 @@ class VisionBlock(nnx.Module):
     self,
     h: Float[Array, "R D"],
     angles: Float[Array, "B M H/2"],
-    mask: Bool[Array, "B M M"],
+    segments: Int[Array, "B M"],
   ) -> Float[Array, "R D"]:
-    h = h + self.attention(self.norm1(h), angles, mask)
+    h = h + self.attention(self.norm1(h), angles, segments)
     return h + self.mlp(self.norm2(h))
 
 
@@ -202,10 +203,11 @@ def _run_blocks(
   n + 1 slots (the last takes what follows the taps) is thus all that is kept of the layers' outputs.
   """
   angles = axial_angles(vision.coords, config.head_dim, VISION_ROPE_THETA)
-  mask = same_segment(vision.segments)
   taps = config.deepstack_visual_indexes
   slots = jnp.asarray(np.searchsorted(taps, np.arange(config.depth)), jnp.int32)
-  block = rematerialized(lambda layer, h: bind(VisionBlock, config, layer)(h, angles, mask), remat)
+  block = rematerialized(
+    lambda layer, h: bind(VisionBlock, config, layer)(h, angles, vision.segments), remat
+  )
 
   def step(carry, layer_and_slot):
     h, buffer = carry

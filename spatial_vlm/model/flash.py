@@ -1,0 +1,189 @@
+"""Attention over whole rows, by the kernel of the platform that is compiled for.
+
+  TPU    splash attention (Pallas): no T × T array, a key-value head is read for all of its query heads
+  CUDA   cuDNN's flash attention, in bfloat16 and float16: one mask of T × T a row, no scores
+  else   `attention.plain_attention`, in float32 also on CUDA, for which cuDNN has no kernel
+
+All compute `plain_attention`, padding rows included. A compiler cannot cut a kernel for a mesh: under
+`jax.set_mesh(mesh)` each device runs it on its own rows and heads.
+"""
+
+import functools
+import importlib.metadata
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from spatial_vlm import sharding
+from spatial_vlm.model.attention import plain_attention, visible
+
+Kernel = Callable[[Array, Array, Array, Array], Array]
+"""(q [B T N H], k [B K T H], v [B K T H], segments [B T]) -> [B T N H]"""
+
+LANES = 128
+"""Keys of a row that a vector register of a TPU holds: kernels work on multiples of it."""
+BLOCKS = (768, 640, 512, 384, 256)
+"""Queries (and keys) of a tile; all fit into the vector memory of every TPU since v4, for heads of 128."""
+OUTSIDE = -1
+"""Segment of what a kernel's padding adds to a row."""
+
+
+def attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B K T H"],
+  v: Float[Array, "B K T H"],
+  segments: Int[Array, "B T"],
+  causal: bool,
+) -> Float[Array, "B T N H"]:
+  """softmax(q kᵀ / √H) v inside each segment; with `causal`, over the keys up to the query's own.
+
+  N is a multiple of K; each key-value head serves N / K query heads. Segment 0 is padding: nothing real sees it,
+  its own rows are finite.
+  """
+  kernels: dict[str, Callable[..., Array]] = {"tpu": splash_attention}
+  if q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= LANES and _cudnn_is_installed():
+    kernels["cuda"] = cudnn_attention
+  # every branch is traced, one is compiled; residuals that a backward pass needs of the others are dead code
+  return jax.lax.platform_dependent(
+    q,
+    k,
+    v,
+    segments,
+    default=functools.partial(plain_attention, causal=causal),
+    **{
+      platform: functools.partial(over_mesh, functools.partial(kernel, causal=causal))
+      for platform, kernel in kernels.items()
+    },
+  )
+
+
+def splash_attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B K T H"],
+  v: Float[Array, "B K T H"],
+  segments: Int[Array, "B T"],
+  causal: bool,
+  interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+  """Splash attention on one device; `interpret` runs the kernel's program on any platform, slowly."""
+  _, T, N, H = q.shape
+  block = block_size(T)
+  kernel = _splash_kernel(N, _round_up(T, block), block, causal, interpret)
+  q = (q * H**-0.5).swapaxes(1, 2)  # the kernel does not scale
+  q, k, v = (_padded(x, {2: block, 3: LANES}) for x in (q, k, v))
+  segments = _padded(segments, {1: block}, OUTSIDE)
+  mixed = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(q, k, v, segments)
+  return mixed[:, :, :T, :H].swapaxes(1, 2)
+
+
+def block_size(tokens: int) -> int:
+  """Side of the tiles for rows of so many tokens: the one that pads them least, of several the largest.
+
+  >>> [block_size(tokens) for tokens in (100, 600, 2048, 3840, 16384)]
+  [128, 640, 512, 768, 512]
+  """
+  return LANES if tokens <= LANES else min(BLOCKS, key=lambda block: _round_up(tokens, block))
+
+
+@functools.cache
+def _splash_kernel(
+  heads: int, tokens: int, block: int, causal: bool, interpret: bool
+) -> Callable[..., Array]:
+  """The kernel, with what it knows of the causal mask (which tiles are empty or full) as NumPy arrays."""
+  mask = (splash.CausalMask if causal else splash.FullMask)((tokens, tokens))
+  with jax.ensure_compile_time_eval():
+    kernel = splash.make_splash_mha_single_device(
+      splash.MultiHeadMask([mask] * heads),
+      block_sizes=splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+      ),
+      interpret=interpret,
+    )
+    return jax.tree.map(np.asarray, kernel)
+
+
+def cudnn_attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B K T H"],
+  v: Float[Array, "B K T H"],
+  segments: Int[Array, "B T"],
+  causal: bool,
+) -> Float[Array, "B T N H"]:
+  """cuDNN's flash attention on one device. It knows no segments: they go in as a mask, the same for all heads."""
+  _, T, _, H = q.shape
+  # to whole tiles: with a mask, some versions' backward pass reads beyond rows that end in half a tile (NaN)
+  q = _padded(q, {1: LANES, 3: 8})
+  k, v = (_padded(x, {2: LANES, 3: 8}).swapaxes(1, 2) for x in (k, v))
+  mixed = jax.nn.dot_product_attention(
+    q,
+    k,
+    v,
+    mask=visible(_padded(segments, {1: LANES}, OUTSIDE), causal)[:, None],
+    scale=H**-0.5,
+    is_causal=causal,
+    implementation="cudnn",
+  )
+  return mixed[:, :T, :, :H]
+
+
+@functools.cache
+def _cudnn_is_installed() -> bool:
+  """Whether JAX has its CUDA plugin here. Without it the call of cuDNN cannot even be traced."""
+  plugins = importlib.metadata.entry_points(group="jax_plugins")
+  return any(plugin.name.startswith("xla_cuda") for plugin in plugins)
+
+
+def over_mesh(
+  kernel: Kernel,
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B K T H"],
+  v: Float[Array, "B K T H"],
+  segments: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+  """`kernel` on the rows and heads of each device of the mesh that `jax.set_mesh` has set, if any.
+
+  Axes that do not divide the rows or the query heads are left out: their devices do the same work. Key-value heads
+  that an axis of heads does not divide are repeated until it does, so that each device gets those of its queries.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return kernel(q, k, v, segments)
+  rows = _dividing(mesh, sharding.ROWS, len(q))
+  heads = _dividing(mesh, ("tensor",), q.shape[2])
+  copies = math.lcm(k.shape[1], math.prod(mesh.shape[axis] for axis in heads)) // k.shape[1]
+  k, v = (jnp.repeat(x, copies, axis=1) for x in (k, v))
+  return jax.shard_map(
+    kernel,
+    in_specs=(P(rows, None, heads), P(rows, heads), P(rows, heads), P(rows)),
+    out_specs=P(rows, None, heads),
+    check_vma=False,  # kernels do not say over which axes their outputs differ
+  )(q, k, v, segments)
+
+
+def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+  """The axes, without the last ones if together they do not divide `size`."""
+  while size % math.prod(mesh.shape[axis] for axis in axes):
+    axes = axes[:-1]
+  return axes
+
+
+def _round_up(size: int, multiple: int) -> int:
+  return -(-size // multiple) * multiple
+
+
+def _padded(x: Array, multiples: dict[int, int], value: int = 0) -> Array:
+  """`x` with each of the given axes padded at its end to a multiple."""
+  ends = [_round_up(size, multiples.get(axis, 1)) - size for axis, size in enumerate(x.shape)]
+  return jnp.pad(x, [(0, end) for end in ends], constant_values=value)
