@@ -29,7 +29,10 @@ FOLDERS = {
     "safetensors_folder",
     "weights",
   ),
-  "processor": ("tokenizer", "image", "tiny_tokenizer", "chat"),
+  "processor": (
+    *("tokenizer", "image", "bicubic", "video", "video_files"),
+    *("tiny_tokenizer", "chat"),
+  ),
   "objectives": ("cross_entropy", "token_logprobs", "advantage", "dapo"),
   "data": (
     *("images", "relations", "records", "statement", "measurements", "vsr", "split_guard"),
@@ -50,6 +53,7 @@ FOLDERS = {
 """The same order inside each folder. Commands are independent of each other, but for `demo`, which calls them."""
 
 RESERVED = {
+  "av": {"processor/video_files.py"},
   "scann": {"reuse/index.py"},
   "google": {"synthesis/gemini.py"},
   "httpx2": {"synthesis/gemini.py"},

@@ -5,13 +5,18 @@ it equal to `apply_chat_template` and `get_rope_index` of transformers 5.23.
 
   <|im_start|>user\\n<|vision_start|><|image_pad|>…<|vision_end|>Question<|im_end|>\\n
   <|im_start|>assistant\\nAnswer<|im_end|>\\n
+
+A video is a row of frames, each of them two of the sampled ones, with the time before it and brackets around all:
+
+  <|vision_start|><0.2 seconds><|vision_start|><|video_pad|>…<|vision_end|><1.2 seconds>…<|vision_end|>
 """
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -30,9 +35,18 @@ from spatial_vlm.processor.image import (
   vision_rows,
 )
 from spatial_vlm.processor.tokenizer import SpecialIds, load_tokenizer
+from spatial_vlm.processor.video import (
+  Outline,
+  Video,
+  VideoSettings,
+  patchify_video,
+  timestamps,
+  video_grid,
+)
 from spatial_vlm.types import Batch, Prompts
 
 Message = dict[str, Any]
+Settings = TypeVar("Settings", bound=ImageSettings)
 ROLES = ("system", "user", "assistant")
 
 
@@ -53,7 +67,7 @@ def total_size(sizes: Iterable[Size]) -> Size:
 
 
 class Extent(NamedTuple):
-  """Stands for a picture of so many pixels where only its size matters."""
+  """Stands for a picture of so many pixels where only its size matters; an `Outline` stands for a video."""
 
   height: int
   width: int
@@ -69,10 +83,11 @@ class Encoded:
   positions: Int[np.ndarray, "T 3"]
   """M-RoPE: time, height, width."""
   images: list[Patches]
+  """And videos, in the order of the text."""
 
   @property
   def patches(self) -> int:
-    """Of all images together."""
+    """Of all images and videos together."""
     return sum(len(patches) for patches, _ in self.images)
 
   @property
@@ -81,27 +96,20 @@ class Encoded:
 
 
 class Processor:
-  """Tokenizer and image settings of one checkpoint."""
+  """Tokenizer, image and video settings of one checkpoint."""
 
   def __init__(
     self,
     tokenizer: PreTrainedTokenizerFast,
     image_settings: ImageSettings,
+    video_settings: VideoSettings,
     model_config: ModelConfig,
   ):
-    vision = model_config.vision
-    for ours, theirs in (
-      ("patch_size", "patch_size"),
-      ("temporal_patch_size", "temporal_patch_size"),
-      ("merge_size", "spatial_merge_size"),
-    ):
-      if getattr(image_settings, ours) != getattr(vision, theirs):
-        raise ValueError(
-          f"{ours} is {getattr(image_settings, ours)} in preprocessor_config.json but {theirs} is "
-          f"{getattr(vision, theirs)} in config.json; use files that belong together"
-        )
+    _check_patches(image_settings, model_config, "preprocessor_config.json")
+    _check_patches(video_settings, model_config, "video_preprocessor_config.json")
     self.tokenizer = tokenizer
     self.image_settings = image_settings
+    self.video_settings = video_settings
     self.model_config = model_config
     self.special = SpecialIds.of(tokenizer, model_config)
     # What people type must never turn into special ids. A copy, since transformers toggles this flag on its own.
@@ -114,11 +122,16 @@ class Processor:
 
   def __reduce__(self):
     # Workers of the input pipeline get copies, and the flag above would be lost on the way.
-    return Processor, (self.tokenizer, self.image_settings, self.model_config)
+    return Processor, (
+      self.tokenizer,
+      self.image_settings,
+      self.video_settings,
+      self.model_config,
+    )
 
   @classmethod
   def from_folder(cls, folder: str | Path) -> "Processor":
-    """Reads tokenizer, `preprocessor_config.json` and `config.json` of a Hugging Face folder."""
+    """Reads tokenizer, `config.json` and the settings for images and videos of a Hugging Face folder."""
     config = Path(folder) / "config.json"
     tokenizer = load_tokenizer(folder)
     if not config.is_file():
@@ -126,18 +139,19 @@ class Processor:
         f"{config} is missing; give the folder of a Hugging Face Qwen3-VL checkpoint"
       )
     model_config = ModelConfig.from_huggingface(json.loads(config.read_text()))
-    return cls(tokenizer, ImageSettings.from_folder(folder), model_config)
+    return cls(
+      tokenizer,
+      ImageSettings.from_folder(folder),
+      VideoSettings.from_folder(folder),
+      model_config,
+    )
 
   def limited_to(self, patches: int) -> "Processor":
-    """The same, but images of more patches are scaled down: attention over an image costs their square."""
-    settings = self.image_settings
-    pixels = patches * settings.patch_size**2
-    limits = {
-      "max_pixels": min(pixels, settings.max_pixels),
-      "min_pixels": min(pixels, settings.min_pixels),
-    }
-    settings = dataclasses.replace(settings, **limits)
-    return Processor(self.tokenizer, settings, self.model_config)
+    """The same, but images and videos of more patches are scaled down: attention over an image costs their square."""
+    images = _limited(self.image_settings, patches * self.image_settings.patch_size**2)
+    settings = self.video_settings
+    videos = _limited(settings, patches * settings.patch_size**2 * settings.temporal_patch_size)
+    return Processor(self.tokenizer, images, videos, self.model_config)
 
   def encode_text(self, text: str) -> list[int]:
     """Ids of plain text; strings that look like special tokens stay text."""
@@ -148,6 +162,27 @@ class Processor:
     return self._text.decode(list(ids), skip_special_tokens=True)
 
 
+def _check_patches(settings: ImageSettings, model_config: ModelConfig, file: str) -> None:
+  for ours, theirs in (
+    ("patch_size", "patch_size"),
+    ("temporal_patch_size", "temporal_patch_size"),
+    ("merge_size", "spatial_merge_size"),
+  ):
+    given, needed = getattr(settings, ours), getattr(model_config.vision, theirs)
+    if given != needed:
+      raise ValueError(
+        f"{ours} is {given} in {file} but {theirs} is {needed} in config.json; use files that belong together"
+      )
+
+
+def _limited(settings: Settings, pixels: int) -> Settings:
+  return dataclasses.replace(
+    settings,
+    max_pixels=min(pixels, settings.max_pixels),
+    min_pixels=min(pixels, settings.min_pixels),
+  )
+
+
 def encode(
   processor: Processor, messages: Sequence[Message], generation_prompt: bool = False
 ) -> Encoded:
@@ -155,32 +190,52 @@ def encode(
 
   Args:
     messages: `{"role", "content"}`, content a string or parts `{"type": "text", "text": str}` and, for users,
-      `{"type": "image", "image": PIL image | uint8 [H, W, 3]}`. A system turn may only come first.
+      `{"type": "image", "image": PIL image | uint8 [H, W, 3]}` and `{"type": "video", "video": Video}`, see `Clip`
+      and `open_video`. A system turn may only come first.
     generation_prompt: whether to open the assistant's turn at the end.
 
   Raises:
     ValueError: a conversation that the format cannot express; the message says which turn and why.
   """
-  return _row(processor, messages, generation_prompt, patchify).encoded()
+  return _row(processor, messages, generation_prompt, _DECODED).encoded()
 
 
 def measure(processor: Processor, messages: Sequence[Message]) -> Size:
-  """Size of what `encode` makes of a conversation whose pictures may be `Extent`s: no pixel is looked at."""
-  return _row(processor, messages, False, _blank_patches).encoded().size
+  """Size of what `encode` makes of a conversation whose pictures may be `Extent`s, its videos `Outline`s: no pixel
+  is looked at."""
+  return _row(processor, messages, False, _MEASURED).encoded().size
 
 
-def _blank_patches(picture: Extent, settings: ImageSettings) -> Patches:
+class _Visuals(NamedTuple):
+  """How a picture and a video become patches."""
+
+  of_picture: Callable[[Any, ImageSettings], Patches]
+  of_video: Callable[[Any, VideoSettings], Patches]
+
+
+def _blank_picture(picture: Extent, settings: ImageSettings) -> Patches:
   """As many patches as `patchify` makes, without values."""
   height, width = smart_resize(picture.height, picture.width, settings)
-  rows, columns = height // settings.patch_size, width // settings.patch_size
-  return np.empty((rows * columns, 0), np.float32), (1, rows, columns)
+  return _blank_patches((1, height // settings.patch_size, width // settings.patch_size))
+
+
+def _blank_video(video: Video | Outline, settings: VideoSettings) -> Patches:
+  return _blank_patches(video_grid(_outline(video), settings))
+
+
+def _blank_patches(grid: Grid) -> Patches:
+  return np.empty((math.prod(grid), 0), np.float32), grid
+
+
+_DECODED = _Visuals(patchify, patchify_video)
+_MEASURED = _Visuals(_blank_picture, _blank_video)
 
 
 def _row(
   processor: Processor,
   messages: Sequence[Message],
   generation_prompt: bool,
-  patches_of: Callable[[Any, ImageSettings], Patches],
+  visuals: _Visuals,
 ) -> "_Row":
   special, row = processor.special, _Row()
   if not messages:
@@ -191,9 +246,10 @@ def _row(
     if role == "assistant":
       # As a sampler meets it: the header stands alone, the answer begins with a token of its own.
       row.text(processor._assistant)
-      row.text([*processor.encode_text("".join(parts)), special.eos], target=True)
+      text = "".join(text for _, text in parts)
+      row.text([*processor.encode_text(text), special.eos], target=True)
     else:
-      _prompt_turn(row, processor, role, parts, patches_of)
+      _prompt_turn(row, processor, role, parts, visuals)
       row.text([special.eos])
     row.text(processor._newline)
   if generation_prompt:
@@ -276,14 +332,14 @@ class _Row:
       self.targets.append((len(self.tokens), len(self.tokens) + len(ids)))
     self.tokens += ids
 
-  def image(self, patches: Patches, pad: int, merge: int):
+  def frame(self, rows: int, columns: int, pad: int, merge: int):
+    """Places the tokens of a picture or frame of so many patches."""
     self._place_text()
-    grid = image_positions(patches[1], merge, self._next)
+    grid = image_positions((1, rows, columns), merge, self._next)
     self.positions.append(grid)
     self.tokens += [pad] * len(grid)
-    self.images.append(patches)
     self._placed = len(self.tokens)
-    self._next += max(patches[1][1:]) // merge
+    self._next += max(rows, columns) // merge
 
   def encoded(self) -> Encoded:
     self._place_text()
@@ -310,22 +366,55 @@ def image_positions(grid: Grid, merge: int, start: int) -> Int[np.ndarray, "L 3"
   return start + np.indices((t, h, w), dtype=np.int32).reshape(3, -1).T
 
 
-def _prompt_turn(row: _Row, processor: Processor, role: str, parts: list, patches_of: Callable):
-  special, settings = processor.special, processor.image_settings
+def _prompt_turn(row: _Row, processor: Processor, role: str, parts: list, visuals: _Visuals):
   text = f"{role}\n"  # encoded with what follows, up to the next special token, as a tokenizer sees the whole
-  for part in parts:
-    if isinstance(part, str):
+  for kind, part in parts:
+    if kind == "text":
       text += part
       continue
-    row.text([*processor.encode_text(text), special.vision_start])
-    row.image(patches_of(part, settings), special.image, settings.merge_size)
-    row.text([special.vision_end])
+    row.text(processor.encode_text(text))
+    place = _place_video if kind == "video" else _place_picture
+    place(row, processor, part, visuals)
     text = ""
   row.text(processor.encode_text(text))
 
 
+def _place_picture(row: _Row, processor: Processor, picture: Any, visuals: _Visuals):
+  special, settings = processor.special, processor.image_settings
+  patches = visuals.of_picture(picture, settings)
+  _, rows, columns = patches[1]
+  row.text([special.vision_start])
+  row.frame(rows, columns, special.image, settings.merge_size)
+  row.text([special.vision_end])
+  row.images.append(patches)
+
+
+def _place_video(row: _Row, processor: Processor, video: Any, visuals: _Visuals):
+  special, settings = processor.special, processor.video_settings
+  outline = _outline(video)
+  patches = visuals.of_video(video, settings)
+  _, rows, columns = patches[1]
+  row.text([special.vision_start])
+  for seconds in timestamps(outline, settings):
+    row.text([*processor.encode_text(f"<{seconds:.1f} seconds>"), special.vision_start])
+    row.frame(rows, columns, special.video, settings.merge_size)
+    row.text([special.vision_end])
+  row.text([special.vision_end])
+  row.images.append(patches)
+
+
+def _outline(video: Any) -> Outline:
+  if isinstance(video, Outline):
+    return video
+  if not isinstance(video, Video):
+    raise ValueError(
+      f"a video is a {type(video).__name__}; give what open_video returns, or a Clip of frames and their rate"
+    )
+  return video.outline
+
+
 def _checked(n: int, message: Message) -> tuple[str, list]:
-  """Role and parts of a turn: strings and, in a user's turn, images."""
+  """Role and parts of a turn by kind: texts and, in a user's turn, images and videos."""
   role = message.get("role")
   if role not in ROLES or (role == "system" and n > 0):
     raise ValueError(
@@ -333,7 +422,7 @@ def _checked(n: int, message: Message) -> tuple[str, list]:
     )
   content = message.get("content")
   if isinstance(content, str):
-    return role, [content]
+    return role, [("text", content)]
   if not isinstance(content, list | tuple):
     raise ValueError(
       f"message {n} has content of type {type(content).__name__}; give a string or a list of parts"
@@ -342,13 +431,13 @@ def _checked(n: int, message: Message) -> tuple[str, list]:
   for part in content:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
-      parts.append(part["text"])
-    elif kind == "image" and role == "user" and part.get("image") is not None:
-      parts.append(part["image"])
+      parts.append(("text", part["text"]))
+    elif kind in ("image", "video") and role == "user" and part.get(kind) is not None:
+      parts.append((kind, part[kind]))
     else:
       raise ValueError(
         f"message {n} ({role}) has a part {_short(part)}; allowed are {{'type': 'text', 'text': …}} and, "
-        "for users, {'type': 'image', 'image': picture}"
+        "for users, {'type': 'image', 'image': picture} and {'type': 'video', 'video': video}"
       )
   return role, parts
 

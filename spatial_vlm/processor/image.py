@@ -54,29 +54,39 @@ class ImageSettings:
       FileNotFoundError: there is none.
       ValueError: it lacks a setting, or asks for a step that is not done here.
     """
-    files = [Path(folder) / f"{name}_config.json" for name in ("preprocessor", "processor")]
-    path = next((path for path in files if path.is_file()), files[0])
-    if not path.is_file():
-      raise FileNotFoundError(
-        f"{path} is missing; give the folder of a Hugging Face Qwen3-VL checkpoint"
-      )
-    config = json.loads(path.read_text())
-    config = config.get("image_processor", config)
-    for name, (done, allowed) in _DONE_STEPS.items():
-      if config.get(name, done) not in allowed:
-        raise ValueError(f"{path}: {name} is {config[name]!r}; only {done!r} is supported")
-    try:
-      return cls(
-        patch_size=config["patch_size"],
-        temporal_patch_size=config["temporal_patch_size"],
-        merge_size=config["merge_size"],
-        min_pixels=config["size"]["shortest_edge"],
-        max_pixels=config["size"]["longest_edge"],
-        mean=tuple(config["image_mean"]),
-        std=tuple(config["image_std"]),
-      )
-    except KeyError as error:
-      raise ValueError(f"{path} lacks {error}, which an image processor of Qwen3-VL has") from error
+    path, config = read_settings(folder, "preprocessor_config.json", "image_processor")
+    return cls(**common_settings(path, config))
+
+
+def read_settings(folder: str | Path, own: str, section: str) -> tuple[Path, dict[str, Any]]:
+  """Settings from the file `own` or, in newer folders, from a section of `processor_config.json`; the file's path."""
+  files = [Path(folder) / name for name in (own, "processor_config.json")]
+  path = next((path for path in files if path.is_file()), files[0])
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{path} is missing; give the folder of a Hugging Face Qwen3-VL checkpoint"
+    )
+  config = json.loads(path.read_text())
+  return path, config.get(section, config)
+
+
+def common_settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+  """Fields of `ImageSettings`; ValueError for a step that is not done here, and for a setting that is missing."""
+  for name, (done, allowed) in _DONE_STEPS.items():
+    if config.get(name, done) not in allowed:
+      raise ValueError(f"{path}: {name} is {config[name]!r}; only {done!r} is supported")
+  try:
+    return {
+      "patch_size": config["patch_size"],
+      "temporal_patch_size": config["temporal_patch_size"],
+      "merge_size": config["merge_size"],
+      "min_pixels": config["size"]["shortest_edge"],
+      "max_pixels": config["size"]["longest_edge"],
+      "mean": tuple(config["image_mean"]),
+      "std": tuple(config["image_std"]),
+    }
+  except KeyError as error:
+    raise ValueError(f"{path} lacks {error}, which a processor of Qwen3-VL has") from error
 
 
 _DONE_STEPS = {
@@ -101,13 +111,27 @@ def open_image(source: str | Path | bytes) -> PIL.Image.Image:
   try:
     data = source if isinstance(source, bytes) else epath.Path(source).read_bytes()
     image = PIL.Image.open(io.BytesIO(data))
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-      raise ValueError(f"{image.width}×{image.height} pixels are more than {limit}")
-    return _to_rgb(PIL.ImageOps.exif_transpose(image))
+    check_pixels(image.width, image.height)
+    return to_rgb(PIL.ImageOps.exif_transpose(image))
   except Exception as error:  # decoders of damaged files raise anything, even struct.error
     reason = str(error) or type(error).__name__
     raise UnreadableImage(f"cannot read image {name}: {reason}") from error
+
+
+def check_pixels(width: int, height: int) -> None:
+  """ValueError for more pixels than PIL holds safe: a few kilobytes can be made to swell to any size."""
+  limit = PIL.Image.MAX_IMAGE_PIXELS
+  if limit is not None and width * height > limit:
+    raise ValueError(f"{width}×{height} pixels are more than {limit}")
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Transparency is laid on white."""
+  if "A" in image.getbands() or image.info.get("transparency") is not None:
+    image = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
+    image = PIL.Image.alpha_composite(white, image)
+  return image.convert("RGB")
 
 
 def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
@@ -144,15 +168,19 @@ def patchify(
   Returns:
     Patches [M, 3·temporal·patch²] and their grid (1, rows, columns), M = rows·columns.
   """
-  pixels = _pixels(image, settings)
-  height, width, _ = pixels.shape
-  p, m = settings.patch_size, settings.merge_size
-  rows, columns = height // p, width // p
-  values = _normalised(settings.mean, settings.std)[np.arange(3), pixels]  # [H W 3]
-  blocks = values.reshape(rows // m, m, p, columns // m, m, p, 3)
-  blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5)[..., None, :, :]  # [h w m m 3 1 p p]
-  frames = np.broadcast_to(blocks, (*blocks.shape[:5], settings.temporal_patch_size, p, p))
-  return frames.reshape(rows * columns, -1), (1, rows, columns)
+  values = _normalised(settings.mean, settings.std)[np.arange(3), _pixels(image, settings)]
+  frames = np.broadcast_to(values, (settings.temporal_patch_size, *values.shape))
+  return cut(frames, settings)
+
+
+def cut(frames: Float[np.ndarray, "F H W 3"], settings: ImageSettings) -> Patches:
+  """Patches of whole groups of `temporal_patch_size` frames, each group's in 2×2 merge-block order."""
+  count, height, width, _ = frames.shape
+  p, m, T = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+  t, rows, columns = count // T, height // p, width // p
+  blocks = frames.reshape(t, T, rows // m, m, p, columns // m, m, p, 3)
+  blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # [t h w m m 3 T p p]
+  return blocks.reshape(t * rows * columns, -1), (t, rows, columns)
 
 
 def vision_rows(
@@ -257,15 +285,7 @@ def _pixels(image, settings: ImageSettings) -> UInt8[np.ndarray, "H W 3"]:
       f"an image is a {type(image).__name__}; give a PIL image or uint8 [H, W, 3], as open_image does"
     )
   height, width = smart_resize(image.height, image.width, settings)
-  return np.asarray(_to_rgb(image).resize((width, height), PIL.Image.Resampling.BICUBIC))
-
-
-def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-  if "A" in image.getbands() or image.info.get("transparency") is not None:
-    image = image.convert("RGBA")
-    white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
-    image = PIL.Image.alpha_composite(white, image)
-  return image.convert("RGB")
+  return np.asarray(to_rgb(image).resize((width, height), PIL.Image.Resampling.BICUBIC))
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,6 +15,7 @@ from spatial_vlm.model.config import PRESETS
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tiny_tokenizer import SPECIAL_TOKENS, train_tokenizer
 from spatial_vlm.processor.tokenizer import fit_config, load_tokenizer
+from spatial_vlm.processor.video import Clip
 
 TEXTS = [
   "Summary: find the red circle and the blue square.\nCaption: red circle [120, 340, 260, 480], "
@@ -105,5 +106,16 @@ def noise():
     return PIL.Image.fromarray(
       np.random.default_rng((seed, height, width)).integers(0, 256, (height, width, 3), np.uint8)
     )
+
+  return make
+
+
+@pytest.fixture
+def clip():
+  """Textured videos of any size."""
+
+  def make(frames: int, fps: float, height: int, width: int) -> Clip:
+    shape = (frames, height, width, 3)
+    return Clip(np.random.default_rng(shape).integers(0, 256, shape, np.uint8), fps)
 
   return make

@@ -20,6 +20,7 @@ from spatial_vlm.processor.chat import (
   measure,
   total_size,
 )
+from spatial_vlm.processor.video import Clip, Outline
 
 ANSWER = "Summary: find the red circle.\nCaption: red circle [120, 340, 260, 480]\nConclusion: Yes."
 
@@ -32,8 +33,19 @@ def _image(picture):
   return {"type": "image", "image": picture}
 
 
-def _conversations(noise):
+def _video(video):
+  return {"type": "video", "video": video}
+
+
+def _visuals(messages):
+  """Kinds of the images and videos, in their order."""
+  parts = [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
+  return [part["type"] for part in parts if part["type"] != "text"]
+
+
+def _conversations(noise, clip):
   wide, tall, square = noise(40, 200), noise(190, 70), noise(64, 64)
+  short, long = clip(5, 2.0, 40, 70), clip(31, 7.5, 90, 50)  # 5 and 8 frames are sampled
   return {
     "text": [{"role": "user", "content": "Is x=125 < 260?"}],
     "text part": [{"role": "user", "content": [_text("Is the cat "), _text("left"), _text(" of it?")]}],
@@ -63,24 +75,54 @@ def _conversations(noise):
       {"role": "assistant", "content": "No."},
       {"role": "user", "content": "don't"},
     ],
+    "video": [
+      {"role": "user", "content": [_video(long), _text("Is x=125 < 260?")]},
+      {"role": "assistant", "content": ANSWER},
+    ],
+    "videos and images": [
+      {"role": "system", "content": "Be brief."},
+      {"role": "user", "content": [_image(wide), _video(short), _text(" then\n"), _video(long), _image(square)]},
+      {"role": "assistant", "content": ANSWER},
+      {"role": "user", "content": [_text("  \n And now?"), _video(short)]},
+    ],
   }  # fmt: skip
 
 
-NAMES = tuple(_conversations(lambda *size: None))
+NAMES = tuple(_conversations(lambda *size: None, lambda *size: None))
+
+
+@pytest.fixture
+def conversations(noise, clip):
+  return _conversations(noise, clip)
 
 
 def _reference(reference, messages, generation_prompt):
-  # transformers takes text as a list of parts here; a string is one part.
+  # transformers takes text as a list of parts here (a string is one part), and what is known of videos apart.
+  outlines = []
+
+  def part(given):
+    if given["type"] != "video":
+      return given
+    outlines.append(given["video"].outline)
+    return given | {"video": given["video"].pixels}
+
   messages = [
-    {**m, "content": [_text(m["content"])] if isinstance(m["content"], str) else m["content"]}
+    {
+      **m,
+      "content": [_text(m["content"])]
+      if isinstance(m["content"], str)
+      else [part(given) for given in m["content"]],
+    }
     for m in messages
   ]
+  metadata = [{"total_num_frames": outline.frames, "fps": outline.fps} for outline in outlines]
   return reference.apply_chat_template(
     messages,
     tokenize=True,
     return_dict=True,
     return_tensors="np",
     add_generation_prompt=generation_prompt,
+    processor_kwargs={"video_metadata": metadata} if metadata else None,
   )
 
 
@@ -102,24 +144,29 @@ def _rope_index(processor, **inputs):
 @pytest.mark.parametrize("generation_prompt", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_tokens_patches_and_positions_equal_transformers(
-  processor, reference, noise, name, generation_prompt
+  processor, reference, conversations, name, generation_prompt
 ):
-  messages = _conversations(noise)[name]
+  messages = conversations[name]
   encoded = encode(processor, messages, generation_prompt)
   expected = _reference(reference, messages, generation_prompt)
   np.testing.assert_array_equal(encoded.tokens, expected["input_ids"][0])
-  if encoded.images:
-    np.testing.assert_array_equal(
-      np.concatenate([p for p, _ in encoded.images]), expected["pixel_values"]
-    )
-    np.testing.assert_array_equal([grid for _, grid in encoded.images], expected["image_grid_thw"])
-  else:
-    assert "pixel_values" not in expected
+  kinds = _visuals(messages)
+  for kind, patches, grids in (
+    ("image", "pixel_values", "image_grid_thw"),
+    ("video", "pixel_values_videos", "video_grid_thw"),
+  ):
+    visuals = [v for v, k in zip(encoded.images, kinds, strict=True) if k == kind]
+    if visuals:
+      np.testing.assert_array_equal(np.concatenate([p for p, _ in visuals]), expected[patches])
+      np.testing.assert_array_equal([grid for _, grid in visuals], expected[grids])
+    else:
+      assert patches not in expected
   positions = _rope_index(
     processor,
     input_ids=expected["input_ids"],
     mm_token_type_ids=expected["mm_token_type_ids"],
     image_grid_thw=expected.get("image_grid_thw"),
+    video_grid_thw=expected.get("video_grid_thw"),
   )
   np.testing.assert_array_equal(encoded.positions, positions[0])
   assert (
@@ -128,8 +175,8 @@ def test_tokens_patches_and_positions_equal_transformers(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_targets_are_the_assistants_words_and_their_end(processor, noise, name):
-  messages = _conversations(noise)[name]
+def test_targets_are_the_assistants_words_and_their_end(processor, conversations, name):
+  messages = conversations[name]
   for generation_prompt in (False, True):
     encoded = encode(processor, messages, generation_prompt)
     told = "".join(
@@ -200,7 +247,19 @@ def test_decode_is_exact(tiny):
     ([{"content": "x"}], "role None"),
     ([{"role": "user", "content": None}], "message 0 has content of type NoneType"),
     ([{"role": "user", "content": ["x"]}], "message 0 .user. has a part str"),
-    ([{"role": "user", "content": [{"type": "video", "video": "clip.mp4"}]}], "'video'"),
+    (
+      [{"role": "user", "content": [{"type": "video", "video": "clip.mp4"}]}],
+      "a video is a str; give what open_video",
+    ),
+    (
+      [
+        {
+          "role": "system",
+          "content": [{"type": "video", "video": Clip(np.zeros((4, 8, 8, 3), np.uint8), 2)}],
+        }
+      ],
+      "'Clip'",
+    ),
     ([{"role": "user", "content": [{"type": "image"}]}], "'image'"),
     (
       [
@@ -221,7 +280,7 @@ def test_conversations_outside_the_format_are_refused(tiny, messages, reason):
 def test_settings_that_do_not_fit_the_model_are_refused(tiny):
   settings = dataclasses.replace(tiny.image_settings, patch_size=16)
   with pytest.raises(ValueError, match="patch_size is 16 .* patch_size is 8"):
-    Processor(tiny.tokenizer, settings, tiny.model_config)
+    Processor(tiny.tokenizer, settings, tiny.video_settings, tiny.model_config)
 
 
 def test_a_folder_without_model_configuration_is_refused(tiny_folder, tmp_path):
@@ -232,9 +291,15 @@ def test_a_folder_without_model_configuration_is_refused(tiny_folder, tmp_path):
     Processor.from_folder(tmp_path)
 
 
+def _kind_of_token(tokens, processor):
+  """0 text, 1 image, 2 video, as transformers counts them."""
+  special = processor.special
+  return (tokens == special.image) + 2 * (tokens == special.video).astype(np.int32)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_batches_equal_transformers_padding(processor, reference, noise, side):
-  conversations = list(_conversations(noise).values())
+def test_batches_equal_transformers_padding(processor, reference, conversations, side):
+  conversations = list(conversations.values())
   rows = [encode(processor, messages) for messages in conversations]
   if side == "right":
     shape = Size(max(len(row.tokens) for row in rows), max(row.patches for row in rows))
@@ -254,18 +319,19 @@ def test_batches_equal_transformers_padding(processor, reference, noise, side):
   positions = _rope_index(
     processor,
     input_ids=padded["input_ids"],
-    mm_token_type_ids=(padded["input_ids"] == processor.special.image).astype(np.int32),
+    mm_token_type_ids=_kind_of_token(padded["input_ids"], processor),
     image_grid_thw=np.concatenate([s["image_grid_thw"] for s in singles if "image_grid_thw" in s]),
+    video_grid_thw=np.concatenate([s["video_grid_thw"] for s in singles if "video_grid_thw" in s]),
     attention_mask=padded["attention_mask"],
   )
   np.testing.assert_array_equal(batch.positions, positions)
   counts = (batch.vision.segments > 0).sum(axis=1)
-  merged = (batch.tokens == processor.special.image).sum(axis=1)
+  merged = (_kind_of_token(batch.tokens, processor) > 0).sum(axis=1)
   np.testing.assert_array_equal(counts, 4 * merged)
 
 
-def test_right_padding_fills_the_shape_and_keeps_targets(tiny, noise):
-  rows = [encode(tiny, messages) for messages in _conversations(noise).values()]
+def test_right_padding_fills_the_shape_and_keeps_targets(tiny, conversations):
+  rows = [encode(tiny, messages) for messages in conversations.values()]
   longest, most = max(len(row.tokens) for row in rows), max(row.patches for row in rows)
   for shape in (Size(longest, most), Size(1000, most + 64)):
     batch = collate_batch([[row] for row in rows], tiny, shape)
@@ -279,8 +345,8 @@ def test_right_padding_fills_the_shape_and_keeps_targets(tiny, noise):
       )
 
 
-def test_conversations_of_a_row_stand_one_behind_the_other(tiny, noise):
-  conversations = [encode(tiny, messages) for messages in _conversations(noise).values()]
+def test_conversations_of_a_row_stand_one_behind_the_other(tiny, conversations):
+  conversations = [encode(tiny, messages) for messages in conversations.values()]
   packed = [conversations[:4], [], conversations[4:]]
   sizes = [total_size(c.size for c in row) for row in packed]
   shape = Size(max(s.tokens for s in sizes) + 5, max(s.patches for s in sizes) + 8)
@@ -317,8 +383,8 @@ def test_the_first_token_of_a_conversation_is_not_predicted_from_the_one_before(
   assert batch.targets.tolist() == [[False, True, True, False, True, True, False, False]]
 
 
-def test_rows_that_do_not_fit_are_refused(tiny, noise):
-  row = encode(tiny, _conversations(noise)["system"])
+def test_rows_that_do_not_fit_are_refused(tiny, conversations):
+  row = encode(tiny, conversations["system"])
   tokens, patches = row.size
   for shape in (Size(2 * tokens - 1, 2 * patches), Size(2 * tokens, 2 * patches - 4)):
     with pytest.raises(ValueError, match=f"a row of {2 * tokens} tokens and {2 * patches} patches"):
@@ -328,15 +394,14 @@ def test_rows_that_do_not_fit_are_refused(tiny, noise):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_measured_without_pixels_as_encoded(processor, noise, name):
-  expected = encode(processor, _conversations(noise)[name]).size
-  outlines = _conversations(lambda height, width: Extent(height, width))[name]
-  assert measure(processor, outlines) == expected
-  assert measure(processor, _conversations(noise)[name]) == expected
+def test_measured_without_pixels_as_encoded(processor, conversations, name):
+  expected = encode(processor, conversations[name]).size
+  assert measure(processor, _conversations(Extent, Outline)[name]) == expected
+  assert measure(processor, conversations[name]) == expected
 
 
-def test_prompts_end_at_one_column_and_carry_ids_and_labels(tiny, noise):
-  messages = list(_conversations(noise).values())[:4]
+def test_prompts_end_at_one_column_and_carry_ids_and_labels(tiny, conversations):
+  messages = list(conversations.values())[:4]
   rows = [encode(tiny, m, generation_prompt=True) for m in messages]
   prompts = collate_prompts(rows, tiny, [7, 3, 5, 9], [1, 0, -1, 0], 32, 64)
   header = encode(tiny, messages[0], generation_prompt=True).tokens[-3:]

@@ -1,0 +1,203 @@
+"""Videos as patches: frames sampled, resized, normalised and flattened as Hugging Face's video processor does it.
+
+Values equal `Qwen3VLVideoProcessor` (transformers 5.23) on a CPU bit for bit. Sizes and times follow from an
+`Outline` alone, so that nothing is decoded to plan with; frames are decoded and resized one at a time.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from spatial_vlm.processor.bicubic import resize
+from spatial_vlm.processor.image import (
+  MAX_ASPECT_RATIO,
+  Grid,
+  ImageSettings,
+  Patches,
+  UnreadableImage,
+  common_settings,
+  cut,
+  read_settings,
+)
+
+
+class UnreadableVideo(UnreadableImage):
+  """A file that is no video, is damaged or cannot be sampled. Whoever leaves out unreadable images leaves it out."""
+
+
+class Outline(NamedTuple):
+  """What is known of a video before any frame is looked at; stands for it where only its size matters."""
+
+  frames: int
+  fps: float
+  height: int
+  width: int
+
+
+@runtime_checkable
+class Video(Protocol):
+  """Frames to be decoded: a `Clip`, or what `open_video` returns."""
+
+  @property
+  def outline(self) -> Outline: ...
+
+  def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """The frames of these ascending numbers, from 0; UnreadableImage where one cannot be had."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A video in memory."""
+
+  pixels: UInt8[np.ndarray, "F H W 3"]
+  fps: float
+
+  def __post_init__(self):
+    if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4 or self.pixels.shape[3] != 3:
+      raise ValueError(
+        f"a video array is {self.pixels.dtype} {self.pixels.shape}; uint8 [F, H, W, 3] (RGB) is needed"
+      )
+
+  @property
+  def outline(self) -> Outline:
+    frames, height, width, _ = self.pixels.shape
+    return Outline(frames, self.fps, height, width)
+
+  def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    return (self.pixels[number] for number in numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSettings(ImageSettings):
+  """What `video_preprocessor_config.json` says; `min_pixels` and `max_pixels` are those of all frames together."""
+
+  fps: float
+  """Frames to sample of a second."""
+  min_frames: int
+  max_frames: int
+
+  @classmethod
+  def from_folder(cls, folder: str | Path) -> "VideoSettings":
+    """Reads `video_preprocessor_config.json` of a Hugging Face folder, or the `processor_config.json` of newer ones.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it lacks a setting, or asks for a step that is not done here.
+    """
+    path, config = read_settings(folder, "video_preprocessor_config.json", "video_processor")
+    for name, allowed in _DONE_STEPS.items():
+      if config.get(name, allowed[0]) not in allowed:
+        raise ValueError(f"{path}: {name} is {config[name]!r}; only {allowed[0]!r} is supported")
+    sampling = {name: config.get(name, value) for name, value in _SAMPLING.items()}
+    return cls(**common_settings(path, config), **sampling)
+
+
+_DONE_STEPS = {
+  "do_sample_frames": (True,),
+  "num_frames": (None,),
+  "cap_pixels_per_frame": (None, False),
+}
+_SAMPLING = {"fps": 2, "min_frames": 4, "max_frames": 768}
+"""Published files leave these to Hugging Face's class."""
+
+
+def frame_numbers(outline: Outline, settings: VideoSettings) -> list[int]:
+  """The frames that are looked at, evenly spaced from the first to the last."""
+  count = int(outline.frames / outline.fps * settings.fps)
+  count = min(max(count, settings.min_frames), settings.max_frames, outline.frames)
+  return np.linspace(0, outline.frames - 1, count).round().astype(int).tolist()
+
+
+def timestamps(outline: Outline, settings: VideoSettings) -> list[float]:
+  """Seconds from the start of each group of frames that becomes one: the mean of its first and last frame's."""
+  T = settings.temporal_patch_size
+  numbers = frame_numbers(outline, settings)
+  numbers += numbers[-1:] * (-len(numbers) % T)
+  seconds = [number / outline.fps for number in numbers]
+  return [(seconds[i] + seconds[i + T - 1]) / 2 for i in range(0, len(seconds), T)]
+
+
+def video_grid(outline: Outline, settings: VideoSettings) -> Grid:
+  """Groups of frames, rows and columns of patches of what `patchify_video` makes of a video."""
+  count = len(frame_numbers(outline, settings))
+  height, width = smart_resize_video(count, outline.height, outline.width, settings)
+  p = settings.patch_size
+  return math.ceil(count / settings.temporal_patch_size), height // p, width // p
+
+
+def smart_resize_video(
+  frames: int, height: int, width: int, settings: VideoSettings
+) -> tuple[int, int]:
+  """Size in pixels near (height, width): multiples of patch·merge, a volume within the settings' bounds.
+
+  As `smart_resize` of Qwen3-VL's video processor, halves rounded to even. UnreadableVideo for a single frame and
+  beyond an aspect ratio of 200.
+  """
+  T = settings.temporal_patch_size
+  if frames < T:
+    raise UnreadableVideo(f"a video of {frames} frame is too short: {T} are needed; give an image")
+  factor = settings.patch_size * settings.merge_size
+  given = f"{width}×{height}"
+  if min(height, width) < factor:
+    grow = max(factor / height, factor / width)
+    height, width = int(height * grow), int(width * grow)
+  if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+    raise UnreadableVideo(
+      f"a video of {given} pixels is too elongated: its sides may differ at most {MAX_ASPECT_RATIO} times; crop it"
+    )
+  h, w = round(height / factor) * factor, round(width / factor) * factor
+  volume = round(frames / T) * T * h * w
+  if volume > settings.max_pixels:
+    shrink = math.sqrt((frames * height * width) / settings.max_pixels)
+    h = max(factor, math.floor(height / shrink / factor) * factor)
+    w = max(factor, math.floor(width / shrink / factor) * factor)
+  elif volume < settings.min_pixels:
+    grow = math.sqrt(settings.min_pixels / (frames * height * width))
+    h = math.ceil(height * grow / factor) * factor
+    w = math.ceil(width * grow / factor) * factor
+  return h, w
+
+
+def patchify_video(video: Video, settings: VideoSettings) -> Patches:
+  """Samples, resizes (bicubic), normalises and cuts a video into patches, frame pair by frame pair.
+
+  An odd last frame is repeated. Returns patches [M, 3·temporal·patch²] and their grid (t, rows, columns).
+
+  Raises:
+    UnreadableVideo: too short, too elongated, or with frames of several sizes.
+    UnreadableImage: a frame cannot be decoded.
+  """
+  outline = video.outline
+  t, rows, columns = video_grid(outline, settings)
+  T, p = settings.temporal_patch_size, settings.patch_size
+  numbers = frame_numbers(outline, settings)
+  frames = np.empty((t * T, rows * p, columns * p, 3), np.uint8)
+  for n, frame in enumerate(video.read(numbers)):
+    if frame.shape[:2] != (outline.height, outline.width):
+      raise UnreadableVideo(
+        f"frame {numbers[n]} of a video has {frame.shape[1]}×{frame.shape[0]} pixels, others "
+        f"{outline.width}×{outline.height}; all have to be of one size"
+      )
+    frames[n] = resize(frame, *frames.shape[1:3])
+  frames[len(numbers) :] = frames[len(numbers) - 1]
+  return cut(_normalised(settings.mean, settings.std)[np.arange(3), frames], settings)
+
+
+@functools.lru_cache(maxsize=8)
+def _normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Float[np.ndarray, "3 256"]:
+  """Value of each byte in each channel: rescaled and normalised in one step in float32, unlike an image's."""
+  whole = np.float32(1.0 / (1 / 255))
+  shift, scale = (
+    np.array(mean, np.float32)[:, None] * whole,
+    np.array(std, np.float32)[:, None] * whole,
+  )
+  table = (np.arange(256, dtype=np.float32) - shift) / scale
+  table.flags.writeable = False  # shared by all callers
+  return table
