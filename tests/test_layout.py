@@ -45,6 +45,7 @@ FOLDERS = {
     *("wire", "gemini", "gemini_batch", "openai_chat", "policy_teacher"),
     *("quantities", "checks", "selection", "report"),
     *("faults", "local_model", "local_gemini", "local_openai", "local_server", "scene_answers"),
+    *("questions", "journal", "ledger", "history", "limiter", "asking", "batch_asking"),
   ),
   "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index", "prompt"),
   "train": ("sft", "dapo"),

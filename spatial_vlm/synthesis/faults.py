@@ -55,7 +55,7 @@ class Faults:
   retry_after_s: float = 1.0
   slow_s: float = 5.0
   clears_after: int = 2
-  """Tries of one request after which nothing transient happens to it any more."""
+  """Tries of one request, or of one row of a batch, after which nothing transient happens to it any more."""
 
   def __post_init__(self):
     for names in (TRANSIENT, ANSWER, ROW, JOB):

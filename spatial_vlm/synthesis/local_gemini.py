@@ -4,6 +4,7 @@ Keys are understood in camelCase and snake_case and pictures in both alphabets o
 """
 
 import base64
+import collections
 import dataclasses
 import json
 import re
@@ -65,6 +66,7 @@ class LocalGemini:
     self._model = model
     self._batch_polls, self._page_size = batch_polls, page_size
     self._jobs: dict[str, _Job] = {}
+    self._row_tries: collections.Counter[str] = collections.Counter()
     self._lock = threading.Lock()
 
   def serve(self, request: Request) -> tuple[dict[str, Any] | bytes, Headers]:
@@ -212,7 +214,7 @@ class LocalGemini:
 
   def _row(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The result of one line of a batch, unless it is to be missing."""
-    fault = self._model.faults.draw(ROW, self._model.seed, row["key"])
+    fault = self._row_fault(row["key"])
     if fault == "row_missing":
       return
     try:
@@ -223,6 +225,15 @@ class LocalGemini:
       yield {"key": row["key"], "error": {"code": error.code, "message": str(error)}}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       yield {"key": row["key"], "error": {"code": 3, "message": f"not understood: {error!r}"}}
+
+
+  def _row_fault(self, key: str) -> str | None:
+    """A row that fails may succeed in a later batch."""
+    with self._lock:
+      tries = self._row_tries[key]
+      self._row_tries[key] += 1
+    faults = self._model.faults
+    return None if tries >= faults.clears_after else faults.draw(ROW, self._model.seed, key)
 
 
 def error(failure: ApiError) -> dict[str, Any]:
