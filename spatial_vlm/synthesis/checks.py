@@ -129,6 +129,9 @@ _HEADING = re.compile(
   re.IGNORECASE,
 )
 
+_FOREIGN = re.compile(r"[\u0400-\u1dff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef]")
+"""Letters of other scripts: some models slip into their first language."""
+
 
 def steps(draft: Draft, record: Record, limits: Limits) -> str | None:
   """Four steps, each with words of its own and none within another, that read back as they were written."""
@@ -138,6 +141,8 @@ def steps(draft: Draft, record: Record, limits: Limits) -> str | None:
       return f"the {name} is empty"
     if not text.isprintable():
       return f"the {name} holds control characters"
+    if letters := _FOREIGN.search(text):
+      return f"the {name} holds {letters[0]!r}"
     if heading := _HEADING.search(text):
       return f"the {name} holds {heading[0]!r}"
   answer = answers.parse(chain(draft))
@@ -152,11 +157,28 @@ def steps(draft: Draft, record: Record, limits: Limits) -> str | None:
 
 
 def conclusion(draft: Draft, record: Record, limits: Limits) -> str | None:
-  """The verdict is the label."""
-  if draft.verdict == record.label:
-    return None
+  """The verdict is the label, and what the Reasoning ends in."""
   said, is_so = (("no", "yes")[verdict] for verdict in (draft.verdict, record.label))
-  return f"concludes {said!r}, the label is {is_so!r}"
+  if draft.verdict != record.label:
+    return f"concludes {said!r}, the label is {is_so!r}"
+  end = _SENTENCE_END.split(draft.reasoning.strip())[-1]
+  if found := _denied(record).search(end) if draft.verdict else _plainly_asserted(end, record):
+    return f"concludes {said!r}, but the Reasoning ends in {found[0]!r}"
+  return None
+
+
+_RELATIVE = re.compile(
+  r"\b(?:not|no|nor|never|neither|cannot|nothing|whether|if|would|could|must|should|need\w*|requir\w*|rather|instead"
+  r"|false|only|but|than|to be|being|statement|claim\w*)\b|n['’]t\b",
+  re.IGNORECASE,
+)
+"""Words of a sentence that may name a statement without holding it true."""
+
+
+def _plainly_asserted(sentence: str, record: Record) -> re.Match[str] | None:
+  if _RELATIVE.search(sentence):
+    return None
+  return _asserted(record, _SUBJECTS).search(sentence)
 
 
 def objects(draft: Draft, record: Record, limits: Limits) -> str | None:
@@ -212,11 +234,24 @@ def geometry(draft: Draft, record: Record, limits: Limits) -> str | None:
   return f"labelled {said}, but the boxes give {record.relation!r} an evidence of {evidence:+d}"
 
 
-_ASKS = re.compile(r"\b(?:whether|if|true or false)\b|\?$", re.IGNORECASE)
+_QUESTION = re.compile(
+  r"\?|\b(?:whether|if|true or false|find out|asks?|asked)\b"
+  r"|\b(?:assess|check|compar|decid|determin|evaluat|examin|judg|question|task|verif)\w*",
+  re.IGNORECASE,
+)
+"""Ways to say what is asked."""
+_ASKS = re.compile(r"\bwhether\b|(?<!\bas )(?<!\beven )\bif\b|\btrue or false\b", re.IGNORECASE)
+"""What follows, up to the end of the sentence, is asked and not said."""
+_REPORTS = re.compile(r"\b(?:claim|question|sentence|statement|task)\b", re.IGNORECASE)
+"""What follows is somebody's claim, as in "the statement says that …"."""
 _VERDICT = re.compile(
   r"\b(?:is|are|was|be|holds?|proves?)(?: \w+)? (?:true|false|correct|incorrect|untrue)\b"
   r"|\bis(?: \w+)? (?:right|wrong)(?=[.,;!]|$)|\b(?:does|do)(?: not|n't) hold\b"
-  r"|(?:^|[.;:!?] *)(?:yes|no|true|false)(?=[.,;:!]|$)|\b(?:answer|verdict|label)\b[^.?]*\b(?:yes|no|true|false)\b",
+  r"|\b(?:claim|description|sentence|statement)\b[^.?]*\b(?:(?:in)?accurate|confirmed|contradicted|fails|fulfilled"
+  r"|holds(?=[.,;!]|$)|(?:in)?valid|refuted|satisfied|supported)\b"
+  r"|(?:^|[.;:!?—–-] *)(?:yes|no|true|false)(?=[.,;:!]| *[—–-]|$)"
+  r"|\b(?:answer|conclusion|label|verdict)\W{1,3}(?:(?:is|says|was|(?:can|must|should|will|would) be)\W{1,3})?"
+  r"(?:\w+ly )?(?:yes|no|true|false)\b",
   re.IGNORECASE,
 )
 """A verdict, outside sentences that ask for one."""
@@ -230,30 +265,39 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?!True\?)")
 
 
 def leak(draft: Draft, record: Record, limits: Limits) -> str | None:
-  """Neither Summary nor Caption gives away the verdict, or takes the statement or its opposite for granted."""
+  """The Summary asks, and neither it nor the Caption gives away the verdict, or takes the statement or its opposite for
+  granted."""
+  if draft.summary.strip() and not _QUESTION.search(draft.summary):
+    return f"the Summary asks nothing: {draft.summary[:80]!r}"
   for step, text in (("Summary", draft.summary), ("Caption", draft.caption)):
     for sentence in _SENTENCE_END.split(text):
       if found := _CONFIRMS.search(sentence) or _denied(record).search(sentence):
         return f"the {step} says {found[0]!r}"
-      if _ASKS.search(sentence):
+      if sentence.endswith("?"):
         continue
-      if found := _VERDICT.search(sentence):
+      said = _ASKS.split(sentence, maxsplit=1)[0]
+      if found := _VERDICT.search(said):
         return f"the {step} says {found[0].strip()!r}"
-      if step == "Caption" and (found := _asserted(record).search(sentence)):
-        return f"the Caption asserts {found[0]!r}"
-      if _folded(sentence) == _folded(record.caption):
-        return f"the {step} asserts {sentence!r}"
+      found = _asserted(record).search(said)
+      if found and not _REPORTS.search(said[: found.start()]):
+        return f"the {step} asserts {found[0]!r}"
   return None
 
 
+_JUDGED = r"(?:answer|conclusion|judge?ment|label|response|verdict)"
 _HINT = re.compile(
-  r"\b(?:(?:standard|given|provided|correct|expected|known|stated|reference|gold|target|true) "
-  r"(?:answer|label|verdict|conclusion|response|judge?ment)s?"
+  rf"\b(?:(?:standard|given|provided|correct|expected|known|stated|reference|gold|target|true) {_JUDGED}s?"
+  rf"|(?:accord\w*|agree\w*|confirm\w*|consistent|in line|match\w*) (?:(?:to|with) )?(?:the |its |this ){_JUDGED}"
   r"|ground[- ]truth|annotat(?:ors?|ions?|ed)|as (?:i was |we were )?(?:instructed|told|hinted|requested)"
+  r"|as (?:the (?:prompt|user)|you) (?:mention|sa|stat|told)\w*"
   r"|(?:i|we) (?:was|were|am|are|have been) (?:told|given|instructed|informed)|hint(?:s|ed)?(?! of)"
+  r"|(?:i|we) know(?: that)? (?:the (?:answer|claim|conclusion|statement)|it (?:is|must be) (?:true|false))"
+  r"|(?:since|because|given that|knowing that|as) (?:we know |it is known )?(?:that )?the (?:answer|claim|statement)"
+  r" (?:is|holds|must|should|has to|does not|cannot)"
+  r"|(?:answer|conclusion|verdict) (?:has to|is supposed to|must|needs to|should) be"
   r"|labell?ed (?:as )?(?:true|false|yes|no)|label (?:is|says) (?:true|false|yes|no)"
-  r"|according to the (?:label|answer)|people who looked|as an ai"
-  r"|(?:known|supposed|said|held|stated|given|judged) to be (?:true|false|correct|incorrect))\b",
+  r"|(?:people|others|humans|observers) (?:who looked|agreed?|held|judged?|hold (?:the|this) (?:claim|statement))"
+  r"|as an ai|(?:known|supposed|said|held|stated|given|judged) to be (?:true|false|correct|incorrect))\b",
   re.IGNORECASE,
 )
 
@@ -312,18 +356,43 @@ def _folded(text: str) -> str:
   return re.sub(r"^(?:the|an?) ", "", " ".join(re.findall(r"\w+", text.casefold())))
 
 
-def _asserted(record: Record) -> re.Pattern[str]:
-  """The statement, as part of a sentence, articles aside."""
-  words = [
-    word for word in re.findall(r"\w+", record.caption) if word.lower() not in ("a", "an", "the")
-  ]
-  return re.compile(r"\b" + r" (?:(?:the|an?) )?".join(words) + r"\b", re.IGNORECASE)
+_SUBJECTS = r"it|they|he|she"
+_OBJECTS = r"it|them|him|her|this|that"
+
+
+def _asserted(record: Record, subjects: str = "(?!)") -> re.Pattern[str]:
+  """The statement as part of a sentence: its words in their order, with a few others between them, such as "the cat
+  sits on a wooden table". `subjects` may stand for the subject."""
+  subject, other = map(_words, stated_names(record))
+  middle = r"(?:[\w'’-]+,? ){0,4}?"
+  return re.compile(
+    rf"\b(?:{subject}|{subjects}),? {middle}{_relation(record)} (?:[\w'’-]+ ){{0,2}}?"
+    rf"(?:{other}{f'|{_OBJECTS}' if subjects != '(?!)' else ''})\b",
+    re.IGNORECASE,
+  )
 
 
 def _denied(record: Record) -> re.Pattern[str]:
-  """The relation with "not" before it."""
-  relation = r"\s+".join(map(re.escape, record.relation.split()))
-  return re.compile(rf"(?:\bnot|n't|\bnor) (?:\w+ ){{0,2}}?{relation}\b", re.IGNORECASE)
+  """The relation to the object with "not" before it."""
+  other = _words(stated_names(record)[1])
+  return re.compile(
+    rf"(?:\b(?:can)?not|n['’]t|\bnor|\bnever) (?:(?!but\b|only\b)[\w'’-]+ ){{0,3}}?{_relation(record)} "
+    rf"(?:[\w'’-]+ ){{0,2}}?(?:{other}|{_OBJECTS})\b",
+    re.IGNORECASE,
+  )
+
+
+def _relation(record: Record) -> str:
+  """Pattern of the relation's words; "facing" is "faces" as well, and "at the left side of" also stands after "on"."""
+  first, *rest = re.sub(r"^(?:at|in) the ", "", record.relation.casefold()).split() or [""]
+  stem = first.removesuffix("ing").removesuffix("s")
+  if stem != first:
+    return rf"{re.escape(stem)}(?:ing|es|e|s)?{''.join(' ' + re.escape(word) for word in rest)}"
+  return re.escape(" ".join([first, *rest]))
+
+
+def _words(name: str) -> str:
+  return re.escape(name.casefold()) if name else "(?!)"
 
 
 def _is_box(box: Box) -> bool:

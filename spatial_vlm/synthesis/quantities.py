@@ -5,6 +5,7 @@ no object may be any object's, and other quantities may be sizes of any object, 
 two. What is compared has to compare as it is written.
 """
 
+import collections
 import itertools
 import math
 import re
@@ -27,10 +28,16 @@ _LENGTHS = re.compile(
   re.IGNORECASE,
 )
 """Words of a clause in which x=… and y=… may be lengths rather than places."""
+_FEW_WORDS = r"(?=(?:[A-Za-z'’-]+ ){0,5}?\(?(?:\w+=)?\d)"
 _SPELLINGS = (
+  (re.compile(r"(?<=\d) ?(?:px|pixels?)\b"), ""),
   (re.compile(r"(?<=[A-Za-z]) ?= ?(?=\d)"), "="),
-  (re.compile(r"(?<=\d)\)? (?:is|are) (?:less|smaller) than (?=(?:\w+=)?\d)"), " < "),
-  (re.compile(r"(?<=\d)\)? (?:is|are) (?:greater|larger|more) than (?=(?:\w+=)?\d)"), " > "),
+  (
+    re.compile(r"\b([xywh])(?:[- ]coordinate)?(?: ?[:≈~] ?| (?:is|of|at) )(?=\d)", re.IGNORECASE),
+    r"\1=",
+  ),
+  (re.compile(rf"(?<=\d)\)? (?:is|are) (?:less|smaller) than {_FEW_WORDS}"), " < "),
+  (re.compile(rf"(?<=\d)\)? (?:is|are) (?:greater|larger|more) than {_FEW_WORDS}"), " > "),
   (re.compile(r"\s*(<=|>=|[<>≤≥])\s*"), r" \1 "),
 )
 """Ways to write keys and comparisons, and the one that is read."""
@@ -43,18 +50,29 @@ def first_fault(reasoning: str, objects: Iterable[tuple[str, Box]], tolerance: f
   """
   for spelling, plain in _SPELLINGS:
     reasoning = spelling.sub(plain, reasoning)
-  boxes: dict[str, Box] = {}
-  for name, box in objects:
-    boxes.setdefault(name.casefold(), box)
+  boxes = _named(objects)
   rest, faults = _without_quoted_boxes(reasoning, boxes)
   clauses = (match[0] for match in _CLAUSE.finditer(rest))
   return next(itertools.chain(faults, _clause_faults(clauses, boxes, tolerance)), None)
 
 
+def _named(objects: Iterable[tuple[str, Box]]) -> dict[str, Box]:
+  """Boxes by name in small letters, and by the last word of a name where no other ends in it: a dining table is "the
+  table" too."""
+  boxes: dict[str, Box] = {}
+  for name, box in objects:
+    boxes.setdefault(name.casefold(), box)
+  heads = collections.Counter(name.split()[-1] for name in boxes if name.strip())
+  short = {name.split()[-1]: box for name, box in boxes.items() if name.strip()}
+  return {head: box for head, box in short.items() if heads[head] == 1} | boxes
+
+
 def _without_quoted_boxes(text: str, boxes: Mapping[str, Box]) -> tuple[str, list[str]]:
   """The text without boxes in brackets, and those among them that are no box of the object named before them."""
   faults = []
-  pattern = re.compile(rf"(?:({any_of(boxes)}) )?\[((?:\s*-?\d+\s*,?){{4}})\]", re.IGNORECASE)
+  pattern = re.compile(
+    rf"(?:({any_of(boxes)}) )?[\[(]\s*(-?\d+(?:(?:\s*,\s*|\s+)-?\d+){{3}})\s*[\])]", re.IGNORECASE
+  )
   for name, numbers in pattern.findall(text):
     box = tuple(map(int, re.findall(r"-?\d+", numbers)))
     meant = [boxes[name.casefold()]] if name else boxes.values()
@@ -66,7 +84,7 @@ def _without_quoted_boxes(text: str, boxes: Mapping[str, Box]) -> tuple[str, lis
 def _clause_faults(
   clauses: Iterable[str], boxes: Mapping[str, Box], tolerance: float
 ) -> Iterator[str]:
-  said: set[tuple[str, float]] = set()
+  said: set[tuple[str, float, str]] = set()
   for clause in clauses:
     numbers = list(read_numbers(clause, boxes))
     pairs = list(compared(numbers, clause))
@@ -77,14 +95,15 @@ def _clause_faults(
     sides = {number.start for left, _, right in pairs for number in (left, right)}
     for number in numbers:
       owner = _owner(number, clause, boxes, number.start in sides)
-      known = (number.key, number.value) in said or _is_no_measure(number, clause)
+      whose = owner if _is_close(owner, number, clause) else ""
+      known = (number.key, number.value, whose) in said or _is_no_measure(number, clause)
       found = known or any(
         abs(number.value - value) <= tolerance
         for value in _possible(number.key.lower(), clause, boxes, owner)
       )
       if not found:
         yield f"{_text(number)} is nothing of {owner or 'any box'}"
-      said.add((number.key, number.value))
+      said |= {(number.key, number.value, whose) for whose in (owner, "")}
 
 
 def _text(number: Number) -> str:
@@ -100,14 +119,22 @@ def _owner(number: Number, clause: str, boxes: Iterable[str], is_compared: bool)
   return owner.casefold() if said_after or number.named or not is_compared else ""
 
 
+def _is_close(owner: str, number: Number, clause: str) -> bool:
+  """Whether the number is said right after its owner, as in "the cat's centre is x=260"."""
+  before = clause[: number.start].casefold()
+  return bool(
+    owner and re.search(rf"\b{re.escape(owner)}(?:['’]s?)?(?: [a-z]+){{0,3}} \(?$", before)
+  )
+
+
 def _is_no_measure(number: Number, clause: str) -> bool:
   return not number.key and (number.value <= _COUNT or clause[number.end :].startswith("%"))
 
 
 def _possible(key: str, clause: str, boxes: Mapping[str, Box], owner: str) -> Iterator[float]:
   """What a number may be that is written as `key=…` in the clause."""
-  own = [boxes[owner]] if owner else list(boxes.values())
-  every = list(boxes.values())
+  own = [boxes[owner]] if owner else list(dict.fromkeys(boxes.values()))
+  every = list(dict.fromkeys(boxes.values()))
   if key in ("x", "y"):
     axis = "xy".index(key)
     yield from _places(own, axis)

@@ -71,9 +71,11 @@ def test_prose_that_agrees_with_its_boxes_passes():
     ("steps", {"summary": "**Summary**: " + DRAFT.summary}),
     ("steps", {"caption": "<think>A cat</think> and a mug."}),
     ("steps", {"caption": "A cat \u202e and a mug."}),
+    ("steps", {"caption": "A cat and a mug, 猫和杯子."}),
     ("steps", {"caption": "A table [0, 0, 500, 500] with a cat and a mug."}),
     ("steps", {"objects": (*DRAFT.objects, ("man's hat", (0, 0, 90, 90)))}),
     ("conclusion", {"verdict": 0}),
+    ("conclusion", {"reasoning": DRAFT.reasoning + " So the cat is not on the left side of it."}),
     ("objects", {"objects": (("dog", CAT), ("mug", MUG))}),
     ("objects", {"objects": (("cat", CAT),), "reasoning": "The cat spans x=100 to x=301."}),
     ("boxes", {"objects": (*DRAFT.objects, ("table", (0, 0, 1001, 900)))}),
@@ -120,6 +122,11 @@ def test_all_reasons_are_told_together():
     "cat w=201, h=399; mug w=100 < cat w=201. Both of the 2 objects fill less than 30% of the image.",
     "The right half begins at x=500; the mug lies in it. cat to mug d=550 > d=400.",
     "cat x=200 < mug x=750. It overlaps the mug along y by y=100.",
+    "The cat ends at x=301px and the mug begins at 700 pixels.",
+    "The cat's left edge is at x: 100, its centre x is 200.",
+    "cat centre x=200; mug centre x=750. The space between x=301 and x=700 is empty, so x=200 < x=750.",
+    "The cat's right edge x=301 is less than the mug's left edge x=700.",
+    "cat (100, 201, 301, 600), mug (700 400 800 500); their centres are (200, 400) and (750, 450).",
   ],
 )
 def test_numbers_that_follow_from_the_boxes_pass(reasoning):
@@ -142,11 +149,33 @@ def test_numbers_that_follow_from_the_boxes_pass(reasoning):
     ("cat w=201 = mug w=100.", "w=201 = w=100 does not hold"),
     ("cat [201, 100, 600, 301] is there.", "cat has the box \\[201, 100, 600, 301\\]"),
     ("mug [100, 201, 301, 600] is there.", "mug has the box"),
+    ("cat (201, 100, 600, 301) is there.", "cat has the box [201, 100, 600, 301]"),
+    ("The cat ends at x=333px.", "x=333 is nothing of cat"),
+    ("The cat's centre is at y: 100.", "y=100 is nothing of cat"),
+    ("The cat's centre x is 750.", "x=750 is nothing of cat"),
+    (
+      "cat centre x=200; mug centre x=750. The cat's centre x=750 is on the right.",
+      "x=750 is nothing of cat",
+    ),
+    (
+      "The cat's centre x=200 is greater than the mug's centre x=750.",
+      "x=200 > x=750 does not hold",
+    ),
   ],
 )
 def test_numbers_from_elsewhere_are_found(reasoning, reason):
   found = checks.numbers(change(reasoning=reasoning), RECORD, LIMITS)
   assert found is not None and reason.replace("\\", "") in found
+
+
+def test_the_last_word_of_a_name_stands_for_it_where_no_other_ends_in_it():
+  objects = (("cat", CAT), ("dining table", (0, 500, 900, 1000)))
+  draft = change(objects=objects, reasoning="The cat ends at x=301 and the table at x=900.")
+  assert checks.numbers(draft, RECORD, LIMITS) is None
+  wrong = dataclasses.replace(draft, reasoning="The table ends at x=301, the cat at x=900.")
+  assert "x=301 is nothing of table" in str(checks.numbers(wrong, RECORD, LIMITS))
+  two = dataclasses.replace(draft, objects=(*objects, ("side table", (0, 0, 50, 50))))
+  assert "x=900 is nothing of cat" in str(checks.numbers(two, RECORD, LIMITS))
 
 
 @pytest.mark.parametrize(
@@ -155,6 +184,16 @@ def test_numbers_from_elsewhere_are_found(reasoning, reason):
     ("summary", "Determine whether it is true that the cat is at the left side of the mug."),
     ("summary", "The cat is at the left side of the mug. True?"),
     ("summary", "The question is if the cat is at the left side of the mug."),
+    (
+      "summary",
+      "The task is to decide on the statement that the cat is at the left side of the mug.",
+    ),
+    ("summary", "Compare the places of the cat and the mug."),
+    (
+      "caption",
+      "A cat lies on the rug. A bottle has a label with no text, and a mug is left over.",
+    ),
+    ("caption", "The cat does not look at a mug, and a lamp is at the left side of the sofa."),
     ("caption", "No people are there. The cat is right of a lamp, and the mug is right behind it."),
     (
       "caption",
@@ -180,10 +219,57 @@ def test_descriptions_and_questions_are_no_leaks(step, text):
     ("caption", "Here a Cat is at the left side of a mug, on a table."),
     ("caption", "A cat and a mug. No."),
     ("caption", "This does not hold."),
+    ("summary", "A cat and a mug are to be seen."),
+    ("summary", "Is it? A cat sits on the left side of a white mug."),
+    ("summary", "Is the cat at the left side of the mug? Yes — plainly."),
+    ("summary", "Is the cat at the left side of the mug? The conclusion is clearly yes."),
+    ("summary", "Does the statement hold? The statement is confirmed by the image."),
+    ("summary", "The statement is invalid, whether one likes it or not."),
+    ("caption", "A cat sits on the left side of a white mug."),
+    ("caption", "A cat, asleep at the left side of the mug."),
+    ("caption", "A cat is at the left side of a mug, as if it waited."),
+    ("caption", "The cat cannot be at the left side of it."),
   ],
 )
 def test_leaks_are_found(step, text):
   assert checks.leak(change(**{step: text}), RECORD, LIMITS) is not None
+
+
+@pytest.mark.parametrize(
+  ("relation", "caption"),
+  [
+    ("touching", "A cat touches the mug with one paw."),
+    ("facing away from", "A cat faces away from the mug."),
+    ("contains", "The cat containing a mug is a toy."),
+    ("in the middle of", "A cat sits right in the middle of a mug."),
+    ("on", "The grey cat sleeps on an old mug."),
+  ],
+)
+def test_a_caption_that_tells_the_relation_in_other_words_is_a_leak(relation, caption):
+  record = about(relation, 1)
+  assert "asserts" in str(checks.leak(change(caption=caption), record, LIMITS))
+  other = caption.replace("mug", "lamp beside a mug")
+  assert checks.leak(change(caption=other), record, LIMITS) is None
+
+
+@pytest.mark.parametrize(
+  ("verdict", "end", "contradicts"),
+  [
+    (1, "so the cat is not left of the mug.", True),
+    (1, "so it isn't left of it.", True),
+    (1, "so it cannot be to the left of that.", True),
+    (1, "so it is not behind the mug but left of it.", False),
+    (1, "It is not left of the mug at first sight. Yet x=200 < x=750.", False),
+    (0, "so the cat is left of the mug.", True),
+    (0, "so it is left of it.", True),
+    (0, "so it is not left of it.", False),
+    (0, "which would have to be less for the cat to be left of the mug.", False),
+    (0, "so the statement that the cat is left of the mug fails.", False),
+  ],
+)
+def test_the_reasoning_does_not_end_in_the_opposite(verdict, end, contradicts):
+  draft = change(verdict=verdict, reasoning=f"cat x=200; mug x=750; {end}")
+  assert bool(checks.conclusion(draft, about("left of", verdict), LIMITS)) == contradicts
 
 
 @pytest.mark.parametrize(
@@ -198,6 +284,13 @@ def test_leaks_are_found(step, text):
     "The hint says so.",
     "It is labelled true.",
     "According to the label, it holds.",
+    "Since the statement is true, the cat has to be there.",
+    "We know that the statement does not hold.",
+    "As you said, it is not.",
+    "This is consistent with the label.",
+    "The answer must be no.",
+    "Others judged it to be so.",
+    "It matches the answer.",
   ],
 )
 def test_words_that_betray_a_hint_are_found(text):
@@ -206,7 +299,16 @@ def test_words_that_betray_a_hint_are_found(text):
 
 @pytest.mark.parametrize(
   "text",
-  ["The bottle has a label.", "A hint of blue.", "People who hold umbrellas.", "given the boxes"],
+  [
+    *(
+      "The bottle has a label.",
+      "A hint of blue.",
+      "People who hold umbrellas.",
+      "given the boxes",
+    ),
+    *("The mug matches the plate.", "As the cat is small, it fits.", "People hold a mug."),
+    *("Since the cat is there, x=200 < x=750.", "The label says STOP.", "The labelled jar."),
+  ],
 )
 def test_ordinary_words_betray_nothing(text):
   assert checks.hint(change(reasoning=text), RECORD, LIMITS) is None
