@@ -35,7 +35,7 @@ FOLDERS = {
   ),
   "objectives": ("cross_entropy", "token_logprobs", "advantage", "dapo"),
   "data": (
-    *("images", "relations", "records", "statement", "measurements", "vsr", "split_guard"),
+    *("shards", "places", "images", "relations", "records", "statement", "measurements", "vsr", "split_guard"),
     *("statistics", "report", "array_records"),
     *("render", "layout", "scenes", "contact_sheet"),
     *("prompts", "conversations", "sizes", "batch_plan", "pipeline", "mixing"),

@@ -6,7 +6,8 @@ how much of the evaluation set stands among the training records: such a trainin
 
 Writes WORKDIR/SPLIT.jsonl (the records that can be used), statistics.json, report.md and contact_sheet.png to look at;
 with store.shards above 0, also WORKDIR/store: all examples with their pictures, shuffled, in a few files that load
-fast. Interrupted, it goes on where it was.
+fast; other commands read its pictures by --config.data.images=WORKDIR/store/SPLIT.json. Interrupted, it goes on where
+it was.
 
   spatial-vlm data --workdir runs/data
   spatial-vlm data --config configs/data.py:8b --config.data.folder=vsr/random \\
@@ -27,8 +28,9 @@ from spatial_vlm.commands.setup import user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import array_records, report, vsr
 from spatial_vlm.data.contact_sheet import contact_sheet
-from spatial_vlm.data.images import MissingImage, Pictures
+from spatial_vlm.data.images import Pictures
 from spatial_vlm.data.pipeline import Reader, prompt_order
+from spatial_vlm.data.places import MissingImage
 from spatial_vlm.data.records import BadRecord, JsonlSource, Record, TooManyBadRecords
 from spatial_vlm.data.split_guard import Pair, read_pairs, refuse_shared, shared_pairs
 from spatial_vlm.data.statistics import describe

@@ -1,49 +1,42 @@
 """A compact, shuffled store of examples: ArrayRecord shards, read by grain from any position.
 
-  FOLDER/train-00000-of-00008.array_record …   records in an order drawn once, so that reading on is reading at random
-  FOLDER/train.json                            written last: a store that has it is whole
+Records lie in an order drawn once, so that reading on is reading at random. An entry holds all of an example: the
+record, its boxes and the picture. Nothing is pickled. The same records, pictures and settings give the same bytes; a
+stopped run goes on with the first shard that is not whole.
 
-An entry holds all of an example: the length of a JSON header (4 bytes, little-endian), the header (the record and its
-boxes) and the picture, encoded as its file was. Nothing is pickled. The same records, pictures and settings give the
-same bytes; a stopped run goes on with the first shard that is not whole.
+A store is a place of pictures too (see `images`): `data.images=FOLDER/train.json`.
 """
 
-import bisect
 import dataclasses
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
 from etils import epath
 
-from spatial_vlm.answers import Box
 from spatial_vlm.config import UsageError
+from spatial_vlm.data import shards
 from spatial_vlm.data.records import (
   BadRecord,
   BadRecordError,
   Example,
   JsonlSource,
-  Record,
   TooManyBadRecords,
   from_fields,
   named_boxes,
 )
 from spatial_vlm.processor.image import UnreadableImage, open_image
 
-_LENGTH = struct.Struct("<I")
 _OPTIONS = "group_size:1,uncompressed"
 """One record a chunk, for reading at random; pictures are compressed already."""
 _JPEG_QUALITY = 95
-_FORMAT = 1
 
 
 class Settings(NamedTuple):
@@ -91,8 +84,8 @@ def write_store(
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   writer = _Writer(folder, split, source, settings, _digest(source, settings))
-  manifest = _manifest(folder, split)
-  if _read_json(manifest).get("digest") != writer.digest or not writer.is_whole():
+  manifest = shards.manifest_path(folder, split)
+  if shards.read_json(manifest).get("digest") != writer.digest or not writer.is_whole():
     manifest.unlink(missing_ok=True)
     manifest.write_text(json.dumps(writer.write(advance), indent=2) + "\n")
   for number in range(settings.shards):
@@ -107,39 +100,20 @@ class StoreSource:
   """
 
   def __init__(self, folder: epath.PathLike, split: str):
-    path = _manifest(epath.Path(folder), split)
-    manifest = _read_json(path)
-    if manifest.get("format") != _FORMAT:
-      raise UsageError(
-        f"{path.parent} holds no whole store of {split!r}: {path.name} is missing or of another version; run "
-        "`spatial-vlm data` again"
-      )
-    count = len(manifest["shards"])
-    self._shards = [_shard(path.parent, split, number, count) for number in range(count)]
-    for shard, expected in zip(self._shards, manifest["shards"], strict=True):
-      if not shard.exists() or shard.stat().length != expected["bytes"]:
-        raise UsageError(
-          f"{shard} is missing or of another size than {path.name} says; copy it anew, or delete {path.name} and run "
-          "`spatial-vlm data` again"
-        )
-    self.bad = [BadRecord(*bad) for bad in manifest["bad"]]
+    self._entries = shards.Shards(shards.manifest_path(epath.Path(folder), split))
+    self._images = self._entries.images
+    self.bad = [BadRecord(*bad) for bad in self._entries.manifest["bad"]]
     """Records that were left out when the store was made, because of their pictures."""
-    self._ends = list(itertools.accumulate(shard["records"] for shard in manifest["shards"]))
-    self._entries = array_record_data_source.ArrayRecordDataSource(
-      [
-        f"{os.fspath(shard)}[0:{expected['records']}]"
-        for shard, expected in zip(self._shards, manifest["shards"], strict=True)
-      ]
-    )
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return len(self._entries)
 
   def __getitem__(self, index: int) -> Example:
-    record, boxes, picture = self._entry(index)
     try:
+      header, picture = self._entries[index]
+      record, boxes = from_fields(header["record"]), named_boxes(header["boxes"])
       image = np.asarray(open_image(picture))
-    except UnreadableImage as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise BadRecordError(BadRecord(*self.place(index), str(error))) from error
     return Example(record, image, boxes, int(index))
 
@@ -148,21 +122,10 @@ class StoreSource:
 
   def place(self, index: int) -> tuple[str, int]:
     """Shard, and position in it counted from 1."""
-    number = bisect.bisect_right(self._ends, index)
-    before = self._ends[number - 1] if number else 0
-    return os.fspath(self._shards[number]), index - before + 1
+    return self._entries.place(index)
 
   def image_name(self, index: int) -> str:
-    return self._entry(index)[0].image
-
-  def _entry(self, index: int) -> tuple[Record, dict[str, Box], bytes]:
-    if not 0 <= index < len(self):
-      raise IndexError(f"example {index} of {len(self)}")
-    try:
-      return _decoded(self._entries[int(index)])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-      reason = f"damaged entry; copy the shard anew ({error})"
-      raise BadRecordError(BadRecord(*self.place(index), reason)) from error
+    return self._images[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +143,8 @@ class _Writer:
     notes = []
     order = np.random.default_rng(self.settings.seed).permutation(len(self.source))
     for number, indices in enumerate(np.array_split(order, self.settings.shards)):
-      note = _read_json(self.note(number))
-      if note.get("digest") == self.digest and _matches(self.shard(number), note):
+      note = shards.read_json(self.note(number))
+      if note.get("digest") == self.digest and shards.matches(self.shard(number), note):
         advance(len(indices))
       else:
         note = self._write_shard(number, indices, advance)
@@ -190,20 +153,21 @@ class _Writer:
       if len(bad) > self.source.max_bad_share * len(self.source):
         raise TooManyBadRecords(bad, len(self.source), self.source.max_bad_share)
     return {
-      "format": _FORMAT,
+      "format": shards.FORMAT,
       "digest": self.digest,
       "settings": self.settings._asdict(),
-      "shards": [{name: note[name] for name in ("records", "bytes", "sha256")} for note in notes],
+      "shards": [{name: note[name] for name in ("images", "bytes", "sha256")} for note in notes],
       "bad": [bad for note in notes for bad in note["bad"]],
     }
 
   def is_whole(self) -> bool:
     """Whether every shard has the bytes that the manifest names."""
-    shards = _read_json(_manifest(self.folder, self.split)).get("shards", [])
-    return bool(shards) and all(_matches(self.shard(n), s) for n, s in enumerate(shards))
+    manifest = shards.read_json(shards.manifest_path(self.folder, self.split))
+    noted = manifest.get("shards", [])
+    return bool(noted) and all(shards.matches(self.shard(n), s) for n, s in enumerate(noted))
 
   def shard(self, number: int) -> epath.Path:
-    return _shard(self.folder, self.split, number, self.settings.shards)
+    return shards.shard_path(self.folder, self.split, number, self.settings.shards)
 
   def note(self, number: int) -> epath.Path:
     return self.shard(number).with_suffix(".json")
@@ -212,21 +176,21 @@ class _Writer:
     self, number: int, indices: Sequence[int], advance: Callable[[int], object]
   ) -> dict[str, Any]:
     self.note(number).unlink(missing_ok=True)
-    written, bad = 0, []
+    images, bad = [], []
     file = array_record_module.ArrayRecordWriter(os.fspath(self.shard(number)), _OPTIONS)
     for index in indices:
       try:
         file.write(self._entry(int(index)))
-        written += 1
+        images.append(self.source.image_name(int(index)))
       except UnreadableImage as error:
         bad.append([*self.source.place(int(index)), str(error)])
       advance(1)
     file.close()
     note = {
       "digest": self.digest,
-      "records": written,
+      "images": images,
       "bytes": self.shard(number).stat().length,
-      "sha256": _sha256(self.shard(number)),
+      "sha256": shards.sha256(self.shard(number)),
       "bad": bad,
     }
     self.note(number).write_text(json.dumps(note))
@@ -236,16 +200,8 @@ class _Writer:
     record, boxes = self.source.describe(index)
     picture = self.source.pictures.read(record.image)
     image = self.source.pictures.decode(record.image, picture)
-    header = json.dumps({"record": record.to_json(), "boxes": boxes}).encode()
-    picture = _reduced(image, self.settings.max_pixels) or picture
-    return _LENGTH.pack(len(header)) + header + picture
-
-
-def _decoded(entry: bytes) -> tuple[Record, dict[str, Box], bytes]:
-  (length,) = _LENGTH.unpack_from(entry)
-  start = _LENGTH.size
-  header = json.loads(entry[start : start + length].decode())
-  return from_fields(header["record"]), named_boxes(header["boxes"]), entry[start + length :]
+    header = {"record": record.to_json(), "boxes": boxes}
+    return shards.pack(header, _reduced(image, self.settings.max_pixels) or picture)
 
 
 def _reduced(image: PIL.Image.Image, max_pixels: int) -> bytes | None:
@@ -261,38 +217,8 @@ def _reduced(image: PIL.Image.Image, max_pixels: int) -> bytes | None:
 
 def _digest(source: JsonlSource, settings: Settings) -> str:
   """Of all that decides the bytes of a store, but for the contents of the pictures."""
-  digest = hashlib.sha256(json.dumps([_FORMAT, settings]).encode())
+  digest = hashlib.sha256(json.dumps([shards.FORMAT, settings]).encode())
   for index in range(len(source)):
     record, boxes = source.describe(index)
     digest.update(json.dumps([record.to_json(), boxes]).encode())
   return digest.hexdigest()
-
-
-def _manifest(folder: epath.Path, split: str) -> epath.Path:
-  return folder / f"{split}.json"
-
-
-def _shard(folder: epath.Path, split: str, number: int, count: int) -> epath.Path:
-  return folder / f"{split}-{number:05d}-of-{count:05d}.array_record"
-
-
-def _matches(shard: epath.Path, expected: dict[str, Any]) -> bool:
-  return (
-    shard.exists()
-    and shard.stat().length == expected["bytes"]
-    and _sha256(shard) == expected["sha256"]
-  )
-
-
-def _sha256(path: epath.Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-  """Empty when there is no file, or only the beginning of one."""
-  try:
-    content = json.loads(path.read_text())
-  except (FileNotFoundError, ValueError):
-    return {}
-  return content if isinstance(content, dict) else {}

@@ -71,13 +71,18 @@ class Split(NamedTuple):
 
 def split_files(folder: epath.PathLike, split: str) -> list[epath.Path]:
   """The files of a split; UsageError with the names that were looked for when there are none."""
+  if not epath.Path(folder).is_dir():
+    raise UsageError(
+      f"the folder {os.fspath(folder)} does not exist; give one with records, or make some by `spatial-vlm scenes`"
+    )
   names = [split, *filter(None, [_ALSO_CALLED.get(split)])]
   patterns = [place.format(name) for name in names for place in _PLACES]
   for pattern in patterns:
     if files := sorted(epath.Path(folder).glob(pattern)):
       return files
   raise UsageError(
-    f"{os.fspath(folder)} holds no split {split!r}: there is none of {', '.join(patterns)}"
+    f"{os.fspath(folder)} holds no split {split!r}: there is none of {', '.join(patterns)}; "
+    "name those splits that there are in data.splits"
   )
 
 

@@ -187,7 +187,7 @@ def test_a_training_set_that_holds_evaluation_pairs_is_refused_or_thinned(
   ("change", "message"),
   [
     ({"data.splits": "train,other"}, "other.jsonl"),
-    ({"data.folder": "nowhere"}, "nowhere holds no split 'train'"),
+    ({"data.folder": "nowhere"}, "the folder nowhere does not exist"),
     ({"data.images": "nowhere.zip"}, "nowhere.zip cannot be read"),
     ({"data.splits": ""}, "give at least one of each"),
     ({"sheet": 0}, "give at least one of each"),

@@ -179,9 +179,8 @@ def test_broken_conversations_are_reported_and_left_out(
     assert run("sft", tmp_path / "run", {**changes, "data.max_bad_share": 0.5}).code == 0
   for line, reason in reasons.items():
     assert any(f"{path}:{line}: " in text and reason in text for text in caplog.messages)
-  assert (
-    len(metrics.read_metrics(tmp_path / "run")) == 2
-  )  # 11 records are usable when the run begins: 22 // 8
+  # 11 records are usable when the run begins: 22 rows in batches of 8, of which the last has two empty ones.
+  assert len(metrics.read_metrics(tmp_path / "run")) == 3
   # Above the share: at once for what a look at the lines shows, …
   error = refused("sft", {**changes, "data.max_bad_share": 0.3}, lines=6)
   assert "5 of 16 records" in error and f"{path}:2: " in error
@@ -200,9 +199,9 @@ def test_too_many_torn_pictures_stop_the_run(run, sft_changes, broken, tmp_path,
 
 
 def test_too_long_conversations_are_left_out(run, sft_changes, tmp_path, caplog):
-  lengths = {"data.max_tokens": 20, "data.max_bad_share": 1.0}
+  lengths = {"data.shapes": "((20, 64),)", "data.max_bad_share": 1.0}
   assert run("sft", tmp_path, {**sft_changes, **lengths}).code == 2
-  assert "tokens, more than max_tokens 20" in caplog.text
+  assert "tokens and 64 patches; the largest of data.shapes holds 20 and 64" in caplog.text
 
 
 @pytest.mark.kills

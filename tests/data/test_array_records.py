@@ -1,6 +1,7 @@
 """The store: the same examples as the files it is made of, whole or mended, read by several and resumed."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ from PIL import Image
 from spatial_vlm.config import UsageError
 from spatial_vlm.data import array_records, pipeline
 from spatial_vlm.data.array_records import Settings, StoreSource, write_store
+from spatial_vlm.data.images import Pictures
 from spatial_vlm.data.pipeline import Shard, batches
+from spatial_vlm.data.places import MissingImage, UnusableArchive
 from spatial_vlm.data.records import BadRecordError, JsonlSource, TooManyBadRecords
 from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.processor.image import UnreadableImage
 
 COUNT, SETTINGS = 26, Settings(shards=3, seed=1, max_pixels=0)
 
@@ -79,6 +83,18 @@ def test_pictures_are_kept_byte_for_byte(files, whole):
   stored = b"".join(content(whole).values())
   for path in (files / "images").iterdir():
     assert path.read_bytes() in stored
+
+
+def test_a_store_is_a_place_of_pictures(files, whole, tmp_path):
+  pictures = pickle.loads(pickle.dumps(Pictures(f"{tmp_path},{whole / 'train.json'}")))
+  for path in (files / "images").iterdir():
+    assert pictures.read(path.name) == pictures.read(f"train2017/{path.name}") == path.read_bytes()
+  from_store = JsonlSource(files / "train.jsonl", whole / "train.json")
+  np.testing.assert_array_equal(from_store[3].image, source_of(files)[3].image)
+  with pytest.raises(MissingImage, match="'absent.png' is not in .*train.json"):
+    pictures.find("absent.png")
+  with pytest.raises(UnusableArchive, match="no whole store of 'test'.*`spatial-vlm data`"):
+    JsonlSource(files / "train.jsonl", whole / "test.json")
 
 
 def test_places_name_shard_and_position(whole):
@@ -182,6 +198,8 @@ def test_a_damaged_entry_is_one_bad_record(files, tmp_path):
   shard.write_bytes(data)
   store = StoreSource(tmp_path, "train")
   assert store[1].id == 1 and store[3].id == 3
+  with pytest.raises(UnreadableImage, match="train.json/train_.*damaged entry"):
+    Pictures(tmp_path / "train.json").open(store.image_name(2))
   with pytest.raises(BadRecordError, match="damaged entry") as caught:
     store[2]
   assert (caught.value.bad.file, caught.value.bad.line) == (str(shard), 3)

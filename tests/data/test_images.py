@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.images import MissingImage, Pictures, UnusableArchive
+from spatial_vlm.data.images import Pictures
+from spatial_vlm.data.places import MissingImage, UnusableArchive
 from spatial_vlm.processor.image import UnreadableImage
 
 NAMES = ("train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "top.png")
@@ -260,7 +261,7 @@ def test_a_picture_that_is_gone_or_torn_is_named(folder):
 
 def test_places_that_cannot_hold_pictures_are_refused(folder, tmp_path):
   (tmp_path / "notes.txt").write_text("no pictures")
-  with pytest.raises(UsageError, match="neither a folder nor a .tar or .zip"):
+  with pytest.raises(UsageError, match="is no folder, .tar, .zip or .json of a store"):
     Pictures(tmp_path / "notes.txt")
   with pytest.raises(UnusableArchive, match="absent.zip cannot be read .*No such file"):
     Pictures(tmp_path / "absent.zip").find("1.jpg")

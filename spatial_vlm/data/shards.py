@@ -1,0 +1,115 @@
+"""The files of a store: ArrayRecord shards and the manifest that is written when all of them are whole.
+
+  FOLDER/train-00000-of-00008.array_record …
+  FOLDER/train.json
+
+An entry is the length of a JSON header (4 bytes, little-endian), the header and a picture, encoded as its file was.
+"""
+
+import bisect
+import hashlib
+import itertools
+import json
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from array_record.python import array_record_data_source
+from etils import epath
+
+from spatial_vlm.config import UsageError
+
+FORMAT = 1
+_LENGTH = struct.Struct("<I")
+
+
+def manifest_path(folder: epath.Path, split: str) -> epath.Path:
+  return folder / f"{split}.json"
+
+
+def shard_path(folder: epath.Path, split: str, number: int, count: int) -> epath.Path:
+  return folder / f"{split}-{number:05d}-of-{count:05d}.array_record"
+
+
+def pack(header: Mapping[str, Any], picture: bytes) -> bytes:
+  """An entry."""
+  encoded = json.dumps(header).encode()
+  return _LENGTH.pack(len(encoded)) + encoded + picture
+
+
+class Shards:
+  """Random access to the entries of a whole store; safe for threads, can be pickled.
+
+  Raises UsageError when the store is not whole.
+  """
+
+  def __init__(self, manifest: epath.PathLike):
+    path = epath.Path(manifest)
+    self.manifest = read_json(path)
+    if self.manifest.get("format") != FORMAT:
+      raise UsageError(
+        f"{path.parent} holds no whole store of {path.stem!r}: {path.name} is missing or of another version; run "
+        "`spatial-vlm data` again"
+      )
+    shards = self.manifest["shards"]
+    self._files = [shard_path(path.parent, path.stem, n, len(shards)) for n in range(len(shards))]
+    for file, expected in zip(self._files, shards, strict=True):
+      if not file.exists() or file.stat().length != expected["bytes"]:
+        raise UsageError(
+          f"{file} is missing or of another size than {path.name} says; copy it anew, or delete {path.name} and run "
+          "`spatial-vlm data` again"
+        )
+    counts = [len(shard["images"]) for shard in shards]
+    self._ends = list(itertools.accumulate(counts))
+    self._entries = array_record_data_source.ArrayRecordDataSource(
+      [f"{os.fspath(file)}[0:{count}]" for file, count in zip(self._files, counts, strict=True)]
+    )
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def __getitem__(self, index: int) -> tuple[dict[str, Any], bytes]:
+    """Header and picture; ValueError for a damaged entry, IndexError outside the store."""
+    if not 0 <= index < len(self):
+      raise IndexError(f"example {index} of {len(self)}")
+    try:
+      entry = self._entries[int(index)]
+      start = _LENGTH.size + _LENGTH.unpack_from(entry)[0]
+      return json.loads(entry[_LENGTH.size : start].decode()), entry[start:]
+    except (RuntimeError, ValueError, struct.error) as error:
+      raise ValueError(f"damaged entry; copy the shard anew ({error})") from error
+
+  @property
+  def images(self) -> list[str]:
+    """Name of each entry's picture."""
+    return [name for shard in self.manifest["shards"] for name in shard["images"]]
+
+  def place(self, index: int) -> tuple[str, int]:
+    """Shard, and position in it counted from 1."""
+    number = bisect.bisect_right(self._ends, index)
+    before = self._ends[number - 1] if number else 0
+    return os.fspath(self._files[number]), index - before + 1
+
+
+def matches(shard: epath.Path, expected: Mapping[str, Any]) -> bool:
+  """Whether a shard has the bytes that were noted."""
+  return (
+    shard.exists()
+    and shard.stat().length == expected["bytes"]
+    and sha256(shard) == expected["sha256"]
+  )
+
+
+def sha256(path: epath.Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+  """Empty when there is no file, or only the beginning of one."""
+  try:
+    content = json.loads(path.read_text())
+  except (FileNotFoundError, ValueError):
+    return {}
+  return content if isinstance(content, dict) else {}
