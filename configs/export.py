@@ -1,6 +1,7 @@
 """Export of a training run's newest checkpoint.
 
-tiny, 8b   the same: sizes come from the run
+tiny   as it was trained, bit for bit
+8b     bfloat16, as serving expects; the sizes come from the run
 """
 
 from ml_collections import ConfigDict
@@ -9,4 +10,10 @@ from ml_collections import ConfigDict
 def get_config(preset: str) -> ConfigDict:
   if preset not in ("tiny", "8b"):
     raise ValueError(f"no preset {preset!r}; there are tiny, 8b")
-  return ConfigDict(dict(run="runs/dapo"))  # workdir of `sft` or `dapo`
+  return ConfigDict(
+    dict(
+      run="runs/dapo",  # workdir of `sft` or `dapo`
+      dtype="bfloat16" if preset == "8b" else "float32",
+      max_file_bytes=5_000_000_000,  # a larger checkpoint is cut into several files
+    )
+  )

@@ -18,7 +18,7 @@ from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.model.stack import REMAT_POLICIES
-from spatial_vlm.model.weights import read_checkpoint, write_checkpoint
+from spatial_vlm.model.weights import abstract_params, open_checkpoint, write_checkpoint
 from spatial_vlm.policy import Policy
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import SpecialIds
@@ -37,17 +37,35 @@ def find_folder(folder: str) -> epath.Path:
   )
 
 
-def load_policy(folder: str, from_scratch_seed: int | None = None) -> Policy:
-  """Model and processor of a Hugging Face folder; with a seed, its architecture with freshly drawn weights."""
+def load_policy(
+  folder: str, from_scratch_seed: int | None = None, mesh: Mesh | None = None
+) -> Policy:
+  """Model and processor of a Hugging Face folder; with a seed, its architecture with freshly drawn weights.
+
+  To ask, leave `mesh` out: the weights are NumPy arrays in the types of the files. To train, give it: they are float32
+  and lie over the mesh, and each process reads what its devices hold.
+  """
   path = find_folder(folder)
   processor = Processor.from_folder(path)
+  model = processor.model_config
   if from_scratch_seed is None:
-    model, params = read_checkpoint(path)
+    checkpoint = open_checkpoint(path)
+    params = checkpoint.read(checkpoint.shapes if mesh is None else master_shapes(mesh, model))
   else:
-    model = processor.model_config
     key = jax.random.fold_in(jax.random.key(from_scratch_seed), Purpose.WEIGHTS)
-    params = jax.jit(init_params, static_argnums=0)(model, key)
+    where = mesh and sharding.param_shardings(mesh, abstract_params(model))
+    params = jax.jit(init_params, static_argnums=0, out_shardings=where)(model, key)
   return Policy(processor, model, params, SpecialIds.of(processor.tokenizer, model))
+
+
+def master_shapes(mesh: Mesh, model: ModelConfig) -> Params:
+  """The weights that are trained, float32 and laid out over the mesh, as `jax.ShapeDtypeStruct`s."""
+  shapes = abstract_params(model)
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+    shapes,
+    sharding.param_shardings(mesh, shapes),
+  )
 
 
 PROCESSOR_FILES = (
@@ -61,11 +79,18 @@ def write_policy(
   folder: epath.Path, source: epath.Path, model: ModelConfig, params: Params
 ) -> None:
   """A Hugging Face folder: the weights, and the tokenizer and processor files of `source`."""
+  copy_processor(folder, source)
+  write_checkpoint(folder, model, params)
+
+
+def copy_processor(folder: epath.Path, source: epath.Path) -> None:
+  """Copies what `source` holds beside its weights and sizes; of several processes, the first does it."""
+  if jax.process_index() > 0:
+    return
   folder.mkdir(parents=True, exist_ok=True)
   for file in sorted(source.iterdir()):
     if any(fnmatch.fnmatch(file.name, pattern) for pattern in PROCESSOR_FILES):
       (folder / file.name).write_bytes(file.read_bytes())
-  write_checkpoint(folder, model, jax.device_get(params))
 
 
 def settings_of(settings: type, config: Config, **known: object) -> Any:
@@ -79,12 +104,23 @@ HARMLESS = ("log_*", "checkpoint_*", "keep_*", "*.workers", "mesh.*")
 
 
 def place_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-  """A fresh train state, its weights in float32, laid out over the mesh."""
-  params = jax.tree.map(lambda p: p.astype(np.float32), params)
-  shapes = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-  shardings = sharding.state_shardings(mesh, shapes)
-  params = jax.device_put(params, shardings.params)
-  return jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
+  """A fresh train state, its weights in float32, laid out over the mesh.
+
+  Weights that lie there already (`load_policy` with a mesh) become part of it without a copy, so the caller gives
+  them away: the first update overwrites them.
+  """
+  masters = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, np.float32), params)
+  shapes = jax.eval_shape(lambda p: init_state(p, optimizer), masters)
+  where = sharding.state_shardings(mesh, shapes)
+  # one by one: a second copy of the model may not fit
+  params = jax.tree.map(
+    lambda p, sharding: jax.device_put(p.astype(np.float32), sharding), params, where.params
+  )
+  rest = jax.jit(
+    lambda p: init_state(p, optimizer).replace(params=None),
+    out_shardings=where.replace(params=None),
+  )
+  return rest(params).replace(params=params)
 
 
 def progress(name: str, done: int, total: int) -> tqdm:

@@ -1,0 +1,65 @@
+"""Writes a Qwen3-VL of a published size with random weights, as a sharded Hugging Face folder.
+
+python launch/random_checkpoint.py FOLDER --size 8b    17.5 GB in files of 1 GB; some minutes
+
+For trying loading, sharding and memory at full size without the published weights. It holds a file's worth of memory at
+most (one tensor, in fact), and the same seed gives the same bytes. No tokenizer is written.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from spatial_vlm.model.config import PRESETS
+from spatial_vlm.model.safetensors_folder import Planned
+from spatial_vlm.model.weights import planned, write_tensors
+
+DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
+DRAWN = 1 << 22
+"""Values drawn at once."""
+
+
+def drawn(tensor: Planned, seed: int, number: int) -> np.ndarray:
+  """Weights of a size at which activations neither vanish nor explode: variance 1 / fan-in, norms around 1."""
+  rng = np.random.default_rng((seed, number))
+  mean = float("norm" in tensor.name and tensor.name.endswith("weight"))
+  fan_in = math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else 100
+  values = np.empty(math.prod(tensor.shape), tensor.dtype)
+  for start in range(0, len(values), DRAWN):
+    noise = rng.standard_normal(min(DRAWN, len(values) - start), np.float32)
+    values[start : start + DRAWN] = mean + noise / np.float32(fan_in**0.5)
+  return values.reshape(tensor.shape)
+
+
+def shown(plan: Sequence[Planned], seed: int) -> Iterator[np.ndarray]:
+  """The tensors, under a bar that counts their bytes."""
+  total = sum(tensor.bytes for tensor in plan)
+  with tqdm(total=total, unit="B", unit_scale=True, mininterval=1.0) as bar:
+    for number, tensor in enumerate(plan):
+      yield drawn(tensor, seed, number)
+      bar.update(tensor.bytes)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("folder", type=epath.Path)
+  parser.add_argument("--size", choices=sorted(PRESETS), default="tiny")
+  parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--max-file-bytes", type=int, default=10**9)
+  args = parser.parse_args()
+  config, dtype = PRESETS[args.size], DTYPES[args.dtype]
+  plan = planned(config, dtype)
+  write_tensors(args.folder, config, shown(plan, args.seed), dtype, args.max_file_bytes)
+  print(f"{args.folder}: {len(plan)} tensors, {sum(t.bytes for t in plan) / 1e9:.1f} GB")
+
+
+if __name__ == "__main__":
+  main()
