@@ -6,8 +6,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from spatial_vlm.processor.video import Outline, Video
+
 Messages = list[dict[str, Any]]
-"""Turns in Hugging Face's form: {"role": …, "content": [{"type": "image" | "text", …}]}."""
+"""Turns in Hugging Face's form: {"role": …, "content": [{"type": "image" | "video" | "text", …}]}."""
+Visual = Image.Image | np.ndarray | Video | tuple
+"""An image or a video, or the `Extent` or `Outline` that stands for one where only its size matters."""
 
 LIST_OBJECTS = "List the objects."
 
@@ -38,19 +42,20 @@ def question(caption: str, form: str, behavior: str | None = None) -> str:
   return f"{caption} True? {_INSTRUCTIONS[form]}"
 
 
-def messages(image: Image.Image | np.ndarray, text: str, answer: str | None = None) -> Messages:
-  """One question on one image, with its answer where it is known."""
+def messages(visual: Visual, text: str, answer: str | None = None) -> Messages:
+  """One question on one image or video, with its answer where it is known."""
   turns = [] if answer is None else [answer]
-  return conversation(image, [(text, *turns)])
+  return conversation(visual, [(text, *turns)])
 
 
-def conversation(image: Image.Image | np.ndarray, turns: Sequence[tuple[str, ...]]) -> Messages:
-  """Several (question, answer) turns on one image, which stands before the first question."""
+def conversation(visual: Visual, turns: Sequence[tuple[str, ...]]) -> Messages:
+  """Several (question, answer) turns on one image or video, which stands before the first question."""
+  kind = "video" if isinstance(visual, Video | Outline) else "image"
   result: Messages = []
   for text, *answer in turns:
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
     if not result:
-      content.insert(0, {"type": "image", "image": image})
+      content.insert(0, {"type": kind, kind: visual})
     result.append({"role": "user", "content": content})
     result += [{"role": "assistant", "content": [{"type": "text", "text": a}]} for a in answer]
   return result

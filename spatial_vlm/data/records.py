@@ -9,10 +9,9 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import PIL.Image
 from etils import epath
 from jaxtyping import UInt8
 
@@ -24,6 +23,9 @@ from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.processor.image import UnreadableImage
 
 _log = logging.getLogger(__name__)
+
+Listed = TypeVar("Listed")
+Opened = TypeVar("Opened")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,7 @@ class JsonlSource:
   def __getitem__(self, index: int) -> Example:
     record, boxes = self.describe(index)
     line = self._numbered[index][0]
-    image = np.asarray(open_listed_image(self.jsonl, line, self.pictures, record.image))
+    image = np.asarray(open_listed(self.jsonl, line, self.pictures.open, record.image))
     return Example(record, image, boxes, int(index))
 
   def __iter__(self) -> Iterator[Example]:
@@ -199,12 +201,12 @@ class First:
     return self.source.place(index)
 
 
-def open_listed_image(
-  jsonl: epath.Path, line: int, pictures: Pictures, name: str
-) -> PIL.Image.Image:
-  """The RGB image that a line names; raises BadRecordError, with file and line, when it is unreadable."""
+def open_listed(
+  jsonl: epath.Path, line: int, read: Callable[[Listed], Opened], what: Listed
+) -> Opened:
+  """What `read` makes of what a line names; raises BadRecordError, with file and line, when it is unreadable."""
   try:
-    return pictures.open(name)
+    return read(what)
   except UnreadableImage as error:
     raise BadRecordError(BadRecord(os.fspath(jsonl), line, str(error))) from error
 

@@ -1,37 +1,43 @@
 """Sizes of conversations in tokens and patches; of their pictures only the headers are read."""
 
 import io
-from typing import Any
 
 import PIL.ExifTags
 import PIL.Image
 
 from spatial_vlm.data import prompts
-from spatial_vlm.data.conversations import ConversationSource
+from spatial_vlm.data.conversations import Conversation, ConversationSource
 from spatial_vlm.processor.chat import Extent
 from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.processor.video import Outline
+from spatial_vlm.processor.video_files import open_video
 
 
 class Outlines:
-  """The messages of a source of conversations, with an `Extent` in the place of each picture.
+  """The messages of a source of conversations, with an `Extent` in the place of each picture, an `Outline` of a video.
 
-  A picture whose header cannot be read raises UnreadableImage. One that is torn further on is not noticed here.
+  One whose header cannot be read raises UnreadableImage. One that is torn further on is not noticed here.
   """
 
   def __init__(self, source: ConversationSource):
     self.source = source
-    self._extents: dict[str, Extent] = {}
+    self._known: dict[tuple[str, str], Extent | Outline] = {}
 
   def __len__(self) -> int:
     return len(self.source)
 
   def __getitem__(self, index: int) -> prompts.Messages:
     _, conversation = self.source._numbered[index]
-    if conversation.image not in self._extents:  # VSR has several statements on a picture
-      data = self.source.pictures.read(conversation.image)
-      self._extents[conversation.image] = extent(data, conversation.image)
-    picture: Any = self._extents[conversation.image]
-    return prompts.messages(picture, conversation.question, conversation.answer)
+    key = conversation.kind, conversation.image
+    if key not in self._known:  # VSR has several statements on a picture
+      self._known[key] = self._size(conversation)
+    return prompts.messages(self._known[key], conversation.question, conversation.answer)
+
+  def _size(self, conversation: Conversation) -> Extent | Outline:
+    data = self.source.pictures.read(conversation.image)
+    if conversation.kind == "video":
+      return open_video(data, name=conversation.image).outline
+    return extent(data, conversation.image)
 
   def place(self, index: int) -> tuple[str, int]:
     return self.source.place(index)

@@ -27,11 +27,14 @@ _DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 """FFmpeg's names. Playlists and the like are not among them: they would open other files and addresses."""
 
 
-def open_video(source: str | Path | bytes, fps: float | None = None) -> Video:
+def open_video(
+  source: str | Path | bytes, fps: float | None = None, name: str | None = None
+) -> Video:
   """Opens a folder of frames, or a file by its path (local or remote) or its bytes.
 
   Args:
     fps: frames a second. A folder of frames needs it; elsewhere it replaces what the file says.
+    name: what errors call it, if not by its path.
 
   Raises:
     UnreadableVideo: missing, damaged, a still picture, or without a rate; the message names the file.
@@ -39,10 +42,8 @@ def open_video(source: str | Path | bytes, fps: float | None = None) -> Video:
   """
   if fps is not None and not 0 < fps < math.inf:
     raise ValueError(f"fps is {fps}; frames a second have to be a positive number")
-  if isinstance(source, bytes):
-    name, file = f"<{len(source)} bytes>", source
-  else:
-    name, file = str(source), epath.Path(source)
+  file = source if isinstance(source, bytes) else epath.Path(source)
+  name = name or (f"<{len(file)} bytes>" if isinstance(file, bytes) else str(file))
   try:
     if isinstance(file, epath.Path) and file.is_dir():
       return FrameFolder(file, fps)

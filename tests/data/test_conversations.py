@@ -1,5 +1,6 @@
 """Files of conversations: written, read back, and what is left out of them."""
 
+import io
 import json
 import logging
 import zipfile
@@ -11,6 +12,8 @@ from PIL import Image
 from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation, ConversationSource
 from spatial_vlm.data.records import BadRecordError, TooManyBadRecords
+from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.processor.video import Outline
 
 GOOD = Conversation(
   "a.png", "The cat is left of the mug. True?", "Summary: é\u2028 «x»\nConclusion: Yes."
@@ -57,6 +60,12 @@ def test_what_is_written_is_read_back(folder):
     ({"answer": "A", "image": "../outside.png", "question": "Q"}, "leaves the image folder"),
     ({"answer": "A", "image": "/etc/hostname", "question": "Q"}, "leaves the image folder"),
     ({"answer": "A", "image": "b.png", "question": "Q"}, "is not in"),
+    ({"answer": "A", "video": "b.mp4", "question": "Q"}, "is not in"),
+    ({"answer": "A", "video": "", "question": "Q"}, "video must be text that is not empty"),
+    (
+      {"answer": "A", "image": "a.png", "video": "a.png", "question": "Q"},
+      "fields video, question",
+    ),
   ],
 )
 def test_a_broken_line_is_reported_and_left_out(folder, caplog, line, reason):
@@ -87,3 +96,41 @@ def test_pictures_may_lie_in_an_archive(folder):
   conversations.write(folder / "c.jsonl", [GOOD])
   user, _ = ConversationSource(folder / "c.jsonl", archive, 0.0)[0]
   assert user["content"][0]["image"].size == (6, 4)
+
+
+def _animation(duration=250):
+  frames = [Image.fromarray(np.full((40, 60, 3), 20 * n, np.uint8)) for n in range(6)]
+  buffer = io.BytesIO()
+  frames[0].save(buffer, "webp", save_all=True, append_images=frames[1:], duration=duration)
+  return buffer.getvalue()
+
+
+def test_a_line_may_name_a_video(folder):
+  (folder / "images" / "clip.webp").write_bytes(_animation())
+  path = folder / "c.jsonl"
+  conversations.write(path, [GOOD, Conversation("clip.webp", "Which moves?", "No.", "video")])
+  assert json.loads(path.read_text().splitlines()[1])["video"] == "clip.webp"
+  source = ConversationSource(path, folder / "images", 0.0)
+  part, text = source[1][0]["content"]
+  assert part["type"] == "video" and text["text"] == "Which moves?"
+  assert part["video"].outline == Outline(6, 4.0, 40, 60)
+  assert source[0][0]["content"][0]["type"] == "image"
+  assert source.questions[1] == ("clip.webp", "Which moves?")
+
+
+def test_an_unreadable_video_is_named_by_the_line_that_lists_it(folder):
+  images = folder / "images"
+  (images / "torn.mp4").write_bytes(b"not a video")
+  names = ("torn.mp4", "a.png", "late.webp")
+  data = _animation()
+  (images / "late.webp").write_bytes(data[:-40])
+  rows = [json.dumps(dict(video=name, question="Q", answer="A")) for name in names]
+  path = folder / "c.jsonl"
+  path.write_text("\n".join(rows))
+  source = ConversationSource(path, images, 0.0)
+  with pytest.raises(BadRecordError, match=r"c\.jsonl:1: cannot read video torn\.mp4: "):
+    source[0]
+  with pytest.raises(BadRecordError, match=r"c\.jsonl:2: .*a\.png: it is a still picture"):
+    source[1]
+  with pytest.raises(UnreadableImage, match=r"late\.webp"):
+    list(source[2][0]["content"][0]["video"].read(range(6)))

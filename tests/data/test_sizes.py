@@ -49,9 +49,15 @@ def test_conversations_are_measured_as_they_are_encoded(nano, tmp_path):
   for name, (height, width) in {"a.jpg": (90, 200), "b.jpg": (64, 64)}.items():
     (tmp_path / name).write_bytes(encoded(height, width, "JPEG", 6))
   rows = [Conversation("a.jpg", "Is it red?", "Yes. " * n) for n in (1, 9)]
-  conversations.write(tmp_path / "c.jsonl", [*rows, Conversation("b.jpg", "Where?", "Left.")])
+  frames = [PIL.Image.new("RGB", (90, 50), (40 * n, 0, 0)) for n in range(6)]
+  frames[0].save(tmp_path / "c.gif", save_all=True, append_images=frames[1:], duration=300)
+  rows += [
+    Conversation("b.jpg", "Where?", "Left."),
+    Conversation("c.gif", "Where to?", "Left.", "video"),
+  ]
+  conversations.write(tmp_path / "c.jsonl", rows)
   source = ConversationSource(tmp_path / "c.jsonl", tmp_path, 0.0)
   outlines = sizes.Outlines(source)
-  assert len(outlines) == 3 and outlines.place(2) == source.place(2)
-  for index in range(3):
+  assert len(outlines) == 4 and outlines.place(2) == source.place(2)
+  for index in range(4):
     assert measure(processor, outlines[index]) == encode(processor, source[index]).size
