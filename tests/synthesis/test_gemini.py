@@ -295,6 +295,7 @@ def test_no_environment_variable_leads_the_key_elsewhere(serve, gemini, question
   teacher = gemini(serve(), base_url="")
   assert teacher._client._api_client._http_options.base_url == gemini_module.GOOGLE_URL
   assert not teacher._client._api_client.vertexai
+  assert not teacher._http.follow_redirects  # the key would go along
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.synthesis import openai_chat
 from spatial_vlm.synthesis.faults import Faults
 from spatial_vlm.synthesis.openai_chat import (
   OpenAIChatSettings,
@@ -18,7 +19,7 @@ from spatial_vlm.synthesis.openai_chat import (
   check,
   key_from_environment,
 )
-from spatial_vlm.synthesis.teacher import Busy, Lost, Refused
+from spatial_vlm.synthesis.teacher import Busy, Lost, Refused, Usage
 
 KEY = "sk-a-key-that-nobody-may-see"
 
@@ -122,6 +123,24 @@ def test_a_question_that_the_server_does_not_take_is_refused(serve, question):
 def test_an_unknown_model_ends_the_work_by_name(serve, question):
   [error] = ask(teacher_of(serve(), model="gone"), question())
   assert isinstance(error, UsageError) and "model gone" in str(error)
+
+
+def test_a_refusal_is_told_as_one():
+  choice = {"message": {"content": None, "refusal": "I cannot."}, "finish_reason": "stop"}
+  reply = openai_chat._reply({"choices": [choice], "model": "m-1", "usage": None})
+  assert (reply.finish, reply.text, reply.usage) == ("REFUSAL", None, Usage(0, 0, 0, 0))
+
+
+def test_neither_variables_nor_proxies_nor_redirects_lead_the_key_elsewhere(
+  serve, question, monkeypatch
+):
+  monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+  monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9")
+  [reply] = ask(teacher_of(serve()), question())
+  assert reply.finish == "STOP"
+  client = teacher_of(serve(), base_url="")._client
+  assert str(client.base_url).rstrip("/") == openai_chat.OPENAI_URL
+  assert not client._client.follow_redirects
 
 
 def test_an_account_that_cannot_pay_ends_the_work(serve):
