@@ -277,10 +277,16 @@ def test_conversations_outside_the_format_are_refused(tiny, messages, reason):
     encode(tiny, messages)
 
 
-def test_settings_that_do_not_fit_the_model_are_refused(tiny):
-  settings = dataclasses.replace(tiny.image_settings, patch_size=16)
-  with pytest.raises(ValueError, match="patch_size is 16 .* patch_size is 8"):
-    Processor(tiny.tokenizer, settings, tiny.video_settings, tiny.model_config)
+@pytest.mark.parametrize(
+  ("which", "file"),
+  [("image_settings", " preprocessor"), ("video_settings", "video_preprocessor")],
+)
+def test_settings_that_do_not_fit_the_model_are_refused(tiny, which, file):
+  settings = {name: getattr(tiny, name) for name in ("image_settings", "video_settings")}
+  settings[which] = dataclasses.replace(settings[which], patch_size=16)
+  reason = f"patch_size is 16 in.*{file}_config.json but patch_size is 8"
+  with pytest.raises(ValueError, match=reason):
+    Processor(tiny.tokenizer, **settings, model_config=tiny.model_config)
 
 
 def test_a_folder_without_model_configuration_is_refused(tiny_folder, tmp_path):
@@ -435,3 +441,12 @@ def test_large_images_are_scaled_down_to_a_limit(tiny):
   limited = tiny.limited_to(64)
   assert 32 < encode(limited, messages).patches <= 64
   assert tiny.limited_to(10**6).image_settings == tiny.image_settings
+
+
+def test_large_videos_are_scaled_down_to_a_limit(tiny, clip):
+  messages = [{"role": "user", "content": [_video(clip(8, 2.0, 120, 80))]}]
+  assert encode(tiny, messages).patches > 128
+  limited = pickle.loads(pickle.dumps(tiny.limited_to(128)))
+  assert 64 < encode(limited, messages).patches <= 128
+  assert measure(limited, messages) == encode(limited, messages).size
+  assert tiny.limited_to(10**6).video_settings == tiny.video_settings
