@@ -75,7 +75,7 @@ def splash_attention(
   """Splash attention on one device; `interpret` runs the kernel's program on any platform, slowly."""
   _, T, N, H = q.shape
   block = block_size(T)
-  kernel = _splash_kernel(N, _round_up(T, block), block, causal, interpret)
+  kernel = _splash_kernel(_mask(N, _round_up(T, block), causal), block, interpret)
   q = (q * H**-0.5).swapaxes(1, 2)  # the kernel does not scale
   q, k, v = (_padded(x, {2: block, 3: LANES}) for x in (q, k, v))
   segments = _padded(segments, {1: block}, OUTSIDE)
@@ -92,26 +92,26 @@ def block_size(tokens: int) -> int:
   return LANES if tokens <= LANES else min(BLOCKS, key=lambda block: _round_up(tokens, block))
 
 
+def _splash_kernel(mask: splash.MultiHeadMask, block: int, interpret: bool) -> Callable[..., Array]:
+  return splash.make_splash_mha_single_device(
+    mask,
+    block_sizes=splash.BlockSizes(
+      block_q=block,
+      block_kv=block,
+      block_q_dkv=block,
+      block_kv_dkv=block,
+      block_q_dq=block,
+      block_kv_dq=block,
+    ),
+    interpret=interpret,
+  )
+
+
 @functools.cache
-def _splash_kernel(
-  heads: int, tokens: int, block: int, causal: bool, interpret: bool
-) -> Callable[..., Array]:
-  """The kernel, with what it knows of the causal mask (which tiles are empty or full) as NumPy arrays."""
-  mask = (splash.CausalMask if causal else splash.FullMask)((tokens, tokens))
-  with jax.ensure_compile_time_eval():
-    kernel = splash.make_splash_mha_single_device(
-      splash.MultiHeadMask([mask] * heads),
-      block_sizes=splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
-      ),
-      interpret=interpret,
-    )
-    return jax.tree.map(np.asarray, kernel)
+def _mask(heads: int, tokens: int, causal: bool) -> splash.MultiHeadMask:
+  """The mask apart from segments. One object for equal ones, else the kernel would be traced anew in every layer."""
+  of_head = splash.CausalMask if causal else splash.FullMask
+  return splash.MultiHeadMask([of_head((tokens, tokens))] * heads)
 
 
 def cudnn_attention(
