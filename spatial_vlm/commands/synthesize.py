@@ -115,10 +115,15 @@ def check(config: Config) -> None:
         f"batch.questions is {config.batch.questions}, but the teacher {config.teacher} knows no batches; set it to 0"
       )
     settings_of(BatchPlan, config.batch)
-  if not config.data.limit >= 0 <= config.examples:
-    raise UsageError(
-      f"data.limit is {config.data.limit} and examples is {config.examples}; give numbers from 0 on"
-    )
+  amounts = {
+    "data.limit": config.data.limit,
+    "examples": config.examples,
+    "confirm_usd": config.confirm_usd,
+    "budget_usd": config.budget_usd or 0,
+  }
+  if negative := {name: amount for name, amount in amounts.items() if amount < 0}:
+    said = " and ".join(f"{name} is {amount}" for name, amount in negative.items())
+    raise UsageError(f"{said}; give numbers from 0 on")
   if config.attempts.hinted and TEACHERS[config.teacher].form is drafts.CHAIN:
     raise UsageError(
       f"attempts.hinted is {config.attempts.hinted}: a policy takes no hint; set it to 0 and raise attempts.blind"

@@ -47,8 +47,6 @@ class Ledger:
 
   def __init__(self, journal: Journal, prices: Prices, most: Usage, budget_usd: float | None):
     """`most` is what one question may take at most; without a budget everything is allowed."""
-    if budget_usd is not None and budget_usd < 0:
-      raise UsageError(f"budget_usd is {budget_usd}; give dollars from 0 on, or none")
     self.prices, self.budget_usd = prices, budget_usd
     self._journal, self._most = journal, most
     self._under_way = 0
