@@ -143,6 +143,7 @@ def test_numbers_that_follow_from_the_boxes_pass(reasoning):
     ("cat centre x=200, mug centre x=760.", "x=760 is nothing of mug"),
     ("The cat's centre is at 250.", "250 is nothing of cat"),
     ("cat w=399 and h=201.", "w=399 is nothing of cat"),
+    ("cat w=100 and mug w=201.", "w=100 is nothing of cat"),
     ("The gap between cat and mug is gap=120.", "gap=120 is nothing of any box"),
     ("Their centres are 500.5 apart, 411 to be precise.", "411 is nothing of any box"),
     ("x=750 < x=200, so it is not.", "x=750 < x=200 does not hold"),
