@@ -64,6 +64,7 @@ class Clip:
       raise ValueError(
         f"a video array is {self.pixels.dtype} {self.pixels.shape}; uint8 [F, H, W, 3] (RGB) is needed"
       )
+    check_rate(self.fps)
 
   @property
   def outline(self) -> Outline:
@@ -72,6 +73,12 @@ class Clip:
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     return (self.pixels[number] for number in numbers)
+
+
+def check_rate(fps: float) -> None:
+  """ValueError for what is no rate."""
+  if not 0 < fps < math.inf:
+    raise ValueError(f"fps is {fps}; frames a second have to be a positive number")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ Arrays in memory are a `Clip`. Files are opened anew for each reading, so that n
 
 import contextlib
 import io
-import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from spatial_vlm.processor.image import check_pixels, open_image, to_rgb
-from spatial_vlm.processor.video import Outline, UnreadableVideo, Video
+from spatial_vlm.processor.video import Outline, UnreadableVideo, Video, check_rate
 
 _DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 """FFmpeg's names. Playlists and the like are not among them: they would open other files and addresses."""
@@ -40,8 +39,8 @@ def open_video(
     UnreadableVideo: missing, damaged, a still picture, or without a rate; the message names the file.
     ImportError: a container, without the extra `video`.
   """
-  if fps is not None and not 0 < fps < math.inf:
-    raise ValueError(f"fps is {fps}; frames a second have to be a positive number")
+  if fps is not None:
+    check_rate(fps)
   file = source if isinstance(source, bytes) else epath.Path(source)
   name = name or (f"<{len(file)} bytes>" if isinstance(file, bytes) else str(file))
   try:

@@ -168,6 +168,12 @@ def test_arrays_other_than_rgb_bytes_are_refused(pixels):
     Clip(pixels, 2.0)
 
 
+@pytest.mark.parametrize("fps", [0, -2, float("inf"), float("nan")])
+def test_a_rate_is_a_positive_number(fps):
+  with pytest.raises(ValueError, match=f"fps is {fps}; .* positive"):
+    Clip(np.zeros((4, 8, 8, 3), np.uint8), fps)
+
+
 def test_settings_come_from_the_folder_and_unsupported_steps_are_refused(tiny_folder, tmp_path):
   assert VideoSettings.from_folder(tiny_folder) == SETTINGS["tiny"]
   with pytest.raises(FileNotFoundError, match="video_preprocessor_config.json is missing"):
