@@ -26,5 +26,6 @@ def get_config(preset: str) -> ConfigDict:
       reuse_epochs=1,
       timed_questions=32,
       scenes_shown=12,
+      stages_at_once=2,  # that do not read each other's files: one keeps less than two cores busy
     )
   )

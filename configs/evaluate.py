@@ -29,7 +29,9 @@ def tiny() -> ConfigDict:
         max_bad_share=0.01,
       ),
       limit=0,  # > 0: only the first so many
-      batch_size=256,
+      batch_size=128,
+      in_flight=2,  # batches answered at a time; on several devices one
+      mesh=dict(data=-1, fsdp=1, tensor=1),
       prompt_tokens=96,  # room for a behavior in the question
       patches=64,
       max_tokens=128,
@@ -47,6 +49,8 @@ def qwen3_vl_8b() -> ConfigDict:
   config.data.boxes = ""
   config.behavior_tokens = 64
   config.batch_size = 64
+  config.in_flight = 1
+  config.mesh = dict(data=1, fsdp=-1, tensor=1)
   config.prompt_tokens = 1280
   config.patches = 4096
   config.max_tokens = 1024

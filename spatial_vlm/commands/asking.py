@@ -1,13 +1,18 @@
 """Putting questions to a policy: prompts of one fixed shape in, written answers out."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import collections
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from spatial_vlm import answers, rollout
+from spatial_vlm import answers, rollout, sharding
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.pipeline import ordered
 from spatial_vlm.data.records import Example, First
 from spatial_vlm.evaluation.scoring import Prediction
@@ -48,6 +53,8 @@ class Asker(NamedTuple):
   """How statements are put to a policy, and its answers judged."""
 
   policy: Policy
+  mesh: Mesh
+  """Batches are spread over it by rows; a batch that does not divide (one question) lies on all of its devices."""
   shape: PromptShape
   max_tokens: int
   plan: Callable[[str], Plan]
@@ -64,9 +71,9 @@ class Asker(NamedTuple):
   def answer(self, rows: Sequence[Row], ids: Sequence[int]) -> list[Prediction]:
     """Predictions for the rows whose id is not −1: those only fill the batch."""
     policy = self.policy
-    prompts = collate(
-      policy.processor, [row for _, _, row in rows], ids, [-1] * len(ids), self.shape
-    )
+    encoded = [row for _, _, row in rows]
+    prompts = collate(policy.processor, encoded, ids, [-1] * len(ids), self.shape)
+    prompts = sharding.put_batch(self.mesh, prompts)
     texts = written(policy, greedy(policy, policy.params, prompts, self.max_tokens))
     verdicts = self.judge(policy, prompts, texts)
     return [
@@ -74,6 +81,27 @@ class Asker(NamedTuple):
       for row, id, text, verdict in zip(rows, ids, texts, verdicts, strict=True)
       if id >= 0
     ]
+
+
+def laid_out(policy: Policy, mesh: Mesh) -> Policy:
+  """The same, its weights over the mesh."""
+  shardings = sharding.param_shardings(mesh, policy.params)
+  return policy._replace(params=jax.device_put(policy.params, shardings))
+
+
+def check_batch(config: Config, mesh: Mesh) -> None:
+  """Raises UsageError for batches that the devices cannot share out, or that cannot be in flight together."""
+  parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
+  if config.batch_size % parts:
+    raise UsageError(
+      f"batch_size is {config.batch_size}; it must be a multiple of mesh.data × mesh.fsdp = {parts}, which share its "
+      "rows"
+    )
+  if config.in_flight > 1 and mesh.size > 1:
+    raise UsageError(
+      f"in_flight is {config.in_flight} on a mesh of {mesh.size} devices; batches in flight together would wait for "
+      "each other's devices: set in_flight to 1"
+    )
 
 
 END = '{"end": true}'
@@ -85,10 +113,14 @@ def stored_answers(
   asker: Asker,
   examples: First,
   batch_size: int,
+  in_flight: int,
   max_bad_share: float,
   name: str,
 ) -> list[Prediction]:
-  """Answers to all examples: those that earlier starts left in `folder`, one file a batch, and the missing ones."""
+  """Answers to all examples: those that earlier starts left in `folder`, one file a batch, and the missing ones.
+
+  `in_flight` batches are answered at a time.
+  """
   folder.mkdir(parents=True, exist_ok=True)
   batches = -(-len(examples) // batch_size)
   predictions: list[Prediction] = []
@@ -107,15 +139,44 @@ def stored_answers(
     max_bad_share=max_bad_share,
   )
   right = sum(p.right for p in predictions)
-  bar = tqdm(missing, desc=name, initial=done, total=batches, dynamic_ncols=True)
-  for number, (rows, ids) in enumerate(bar, done):
-    answered = asker.answer(rows, ids)
+  results = in_order(lambda batch: asker.answer(*batch), missing, in_flight)
+  bar = tqdm(results, desc=name, initial=done, total=batches, dynamic_ncols=True)
+  for number, answered in enumerate(bar, done):
     lines = [*(p.to_json() for p in answered), END]
     (folder / f"part-{number:05d}.jsonl").write_text("".join(f"{line}\n" for line in lines))
     predictions += answered
     right += sum(p.right for p in answered)
     bar.set_postfix(accuracy=f"{right / max(len(predictions), 1):.3f}")
   return predictions
+
+
+def in_order(work: Callable[[Any], Any], items: Iterable[Any], in_flight: int) -> Iterator[Any]:
+  """`work(item)` of each item in turn, while `in_flight` of them are worked on in threads.
+
+  On a CPU the small products of decoding keep one core busy: two batches keep two. On an accelerator the words of one
+  batch are read while the next is generated. Where reading the items fails, those read before are worked on first.
+  """
+  waiting: collections.deque[Future] = collections.deque()
+  pool = ThreadPoolExecutor(in_flight)
+  try:
+    for item in _failing_last(items):
+      waiting.append(item if isinstance(item, Future) else pool.submit(work, item))
+      if len(waiting) > in_flight:  # one more than are worked on: no thread waits for the caller
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _failing_last(items: Iterable[Any]) -> Iterator[Any]:
+  """The items, and in place of an error behind them a future that raises it."""
+  try:
+    yield from items
+  except Exception as error:
+    future: Future = Future()
+    future.set_exception(error)
+    yield future
 
 
 def read_part(path: epath.Path) -> list[Prediction] | None:

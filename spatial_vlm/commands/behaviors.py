@@ -12,7 +12,8 @@ import functools
 
 from etils import epath
 
-from spatial_vlm.commands.asking import Asker, stored_answers
+from spatial_vlm import sharding
+from spatial_vlm.commands.asking import Asker, check_batch, laid_out, stored_answers
 from spatial_vlm.commands.setup import check_positive, load_policy, user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
@@ -36,9 +37,9 @@ HELD_OUT = ("validation", "val", "dev", "test")
 """Splits that teach nothing."""
 HARMLESS = (
   *("min_support", "max_entries", "max_handbook_tokens", "behavior_tokens", "similarity_floor"),
-  "full_share",
+  *("full_share", "in_flight", "mesh.*"),
 )
-"""Settings that may change between two starts: what depends on them is made anew from the stored answers."""
+"""Settings that may change between two starts: the answers do not depend on them, and what does is made anew."""
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
@@ -47,14 +48,22 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     data = config.data
     source = JsonlSource(data.records, data.images, max_bad_share=data.max_bad_share)
     examples = First(source, config.limit or len(source))
-    policy = load_policy(config.checkpoint).on_device()
+    mesh = sharding.make_mesh(config.mesh)
+    check_batch(config, mesh)
+    policy = laid_out(load_policy(config.checkpoint), mesh)
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
     index = BehaviorIndex(handbook, LexicalEmbedder(), config.similarity_floor)
     snapshot(config, workdir, HARMLESS)
   shape = PromptShape(config.prompt_tokens, config.patches)
-  asker = Asker(policy, shape, config.max_tokens, functools.partial(unaided, form="chain"))
+  asker = Asker(policy, mesh, shape, config.max_tokens, functools.partial(unaided, form="chain"))
   predictions = stored_answers(
-    workdir / "predictions", asker, examples, config.batch_size, data.max_bad_share, "full chains"
+    workdir / "predictions",
+    asker,
+    examples,
+    config.batch_size,
+    config.in_flight,
+    data.max_bad_share,
+    "full chains",
   )
   split = epath.Path(data.records).stem
   solutions = [solution(split, p) for p in predictions]
@@ -79,7 +88,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 def check(config: Config) -> None:
   """Raises UsageError for settings out of their range."""
-  check_positive(config, "batch_size", "max_tokens", "min_support")
+  check_positive(config, "batch_size", "in_flight", "max_tokens", "min_support")
   if epath.Path(config.data.records).stem in HELD_OUT:
     raise UsageError(
       f"data.records is {config.data.records}, a split to measure on; behaviors come from training records"

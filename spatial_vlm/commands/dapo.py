@@ -20,10 +20,9 @@ from jax.sharding import Mesh
 
 from spatial_vlm import metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.commands.asking import Asker, PromptShape, Row, collate, greedy
+from spatial_vlm.commands.asking import Asker, Row, greedy
 from spatial_vlm.commands.setup import (
   HARMLESS,
-  Policy,
   check_positive,
   check_training,
   find_folder,
@@ -39,6 +38,7 @@ from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.split_guard import read_pairs, refuse_shared, shared_pairs
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
+from spatial_vlm.policy import Policy, PromptShape, collate
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.reuse.prompt import unaided
 from spatial_vlm.rewards import AnswerAutomaton, answer_automaton, is_correct, verdicts
@@ -50,7 +50,8 @@ from spatial_vlm.types import DapoState, Params, Prompts, Purpose, Rollout
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
-    policy = load_policy(config.checkpoint)
+    mesh = sharding.make_mesh(config.mesh)
+    policy = load_policy(config.checkpoint, mesh=mesh)
     automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
     settings = settings_of(
       dapo.DapoSettings, config, eos=policy.special.eos, pad=policy.special.pad
@@ -59,8 +60,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     optimizer = make_optimizer(
       settings_of(OptimizerSettings, config.optimizer, total_steps=updates)
     )
-    mesh = sharding.make_mesh(config.mesh)
-    read = question_reader(config, policy, config.data.records)
+    read = question_reader(config, policy, mesh, config.data.records)
     guard(config, read.source)
     prompts_at = training_prompts(config, policy, mesh, read)
     validate = validation(config, policy, automaton, mesh)
@@ -213,12 +213,12 @@ def place_run(mesh: Mesh, train, sample, prompts_at, settings: dapo.DapoSettings
   return jax.jit(lambda t: dapo.init_state(t, groups, settings), out_shardings=shardings)(train)
 
 
-def question_reader(config: Config, policy: Policy, records: str) -> Reader:
+def question_reader(config: Config, policy: Policy, mesh: Mesh, records: str) -> Reader:
   """The questions of a file of records, each asking for a full chain."""
   data = config.data
   source = JsonlSource(records, data.images, max_bad_share=data.max_bad_share)
   shape = PromptShape(data.prompt_tokens, data.patches)
-  asker = Asker(policy, shape, config.max_tokens, functools.partial(unaided, form="chain"))
+  asker = Asker(policy, mesh, shape, config.max_tokens, functools.partial(unaided, form="chain"))
   return Reader(source, asker.encode, data.max_bad_share)
 
 
@@ -263,7 +263,7 @@ def validation(
   config: Config, policy: Policy, automaton: AnswerAutomaton, mesh: Mesh
 ) -> Callable[[Params], float]:
   """Parameters -> share of right greedy answers to the first `validate_prompts` records of the validation split."""
-  read = question_reader(config, policy, config.data.validation)
+  read = question_reader(config, policy, mesh, config.data.validation)
   questions = list(itertools.islice(read, config.validate_prompts))
   size = config.validate_batch
   count = len(questions) // size * size

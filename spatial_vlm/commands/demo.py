@@ -1,8 +1,9 @@
 """Run the whole method at tiny scale and show what each part brings.
 
 Scenes → SFT on direct answers and on chains of thought → DAPO → behaviors and reuse → evaluation of every row on the
-same held-out scenes. Ends with a table, WORKDIR/results.json, WORKDIR/report.md and figures. Interrupted at any moment,
-the same command goes on where it was.
+same held-out scenes. Two stages run at a time where one does not read what the other writes; seconds per answer are
+measured at the end, one question at a time and nothing beside it. Ends with a table, WORKDIR/results.json,
+WORKDIR/report.md and figures. Interrupted at any moment, the same command goes on where it was.
 
   spatial-vlm demo --workdir runs/demo
 """
@@ -12,8 +13,10 @@ import datetime
 import json
 import os
 import platform
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import ModuleType
 from typing import NamedTuple
 
@@ -28,6 +31,9 @@ from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.evaluation import figures, report
 from spatial_vlm.evaluation.scoring import Prediction, score
 
+DONE = "finished.json"
+TIMED = "timed.json"
+
 
 class Stage(NamedTuple):
   """One command of the method, with what differs from its preset."""
@@ -38,7 +44,16 @@ class Stage(NamedTuple):
   preset: str
   changes: dict[str, object]
   seconds: float
-  """Expected on two quiet cores; the time left is scaled by how this machine has done so far."""
+  """Expected on two quiet cores, another stage beside it; the time left is scaled by how this machine has done so
+  far."""
+  needs: tuple[str, ...] = ()
+  """Notes of the stages that it waits for."""
+  note: str = DONE
+  """File in its folder that tells that it came to its end, and when."""
+
+  @property
+  def name(self) -> str:
+    return f"{self.folder}/{self.note}"
 
   def settings(self) -> Config:
     """Raises UsageError for what its command would refuse."""
@@ -50,31 +65,52 @@ class Stage(NamedTuple):
 
 
 def stages(config: Config, workdir: epath.Path) -> list[Stage]:
-  """The method, in order."""
+  """The method. Every stage stands behind those that it needs, the longest chain of them first."""
   plan = Plan(config, workdir)
   base = config.base
-  recalled = {"behaviors": workdir / "behaviors" / "index", "prompt_tokens": 96}
-  return [
+  taught = [
     plan.scenes(32),
-    plan.measured("majority", "evaluate_majority", 2),
-    plan.measured("zero-shot", "evaluate_zero_shot", 38, checkpoint=base, **WORD),
-    plan.tuned("SFT on direct answers", "sft_direct", "direct", base, 138),
-    plan.measured("direct", "evaluate_direct", 15, checkpoint=plan.export("sft_direct"), **WORD),
     plan.tuned("SFT on chains of thought", "sft", "tiny", base, 330),
-    plan.measured("chain", "evaluate_sft", 63, checkpoint=plan.export("sft")),
-    plan.aligned("dapo", plan.export("sft"), 300),
-    plan.measured("chain", "evaluate_dapo", 56, checkpoint=plan.export("dapo")),
-    plan.distilled("behaviors", plan.export("dapo"), 116),
-    plan.tuned("fine-tuning on its own answers", "sft_reuse", "reuse", plan.export("dapo"), 185),
-    plan.measured("reuse", "evaluate_reuse", 35, checkpoint=plan.export("sft_reuse"), **recalled),
-    plan.measured("chain", "evaluate_reuse_chain", 15, checkpoint=plan.export("sft_reuse"), **PART),
+    plan.aligned("dapo", "sft", 300),
+    plan.distilled("behaviors", "dapo", 80),
+    plan.tuned("fine-tuning on its own answers", "sft_reuse", "reuse", "dapo", 110),
+    plan.tuned("SFT on direct answers", "sft_direct", "direct", base, 138),
   ]
+  measured = [
+    plan.measured("reuse", "evaluate_reuse", 30, "sft_reuse", **RECALLED),
+    plan.measured("chain", "evaluate_reuse_chain", 12, "sft_reuse", **PART),
+    plan.measured("majority", "evaluate_majority", 2, base),
+    plan.measured("zero-shot", "evaluate_zero_shot", 38, base, **WORD),
+    plan.measured("direct", "evaluate_direct", 15, "sft_direct", **WORD),
+    plan.measured("chain", "evaluate_sft", 45, "sft"),
+    plan.measured("chain", "evaluate_dapo", 45, "dapo"),
+  ]
+  plain = [*taught, *measured]
+  return plain + one_by_one(plain, measured, config.timed_questions)
+
+
+def one_by_one(before: list[Stage], measured: list[Stage], questions: int) -> list[Stage]:
+  """The same evaluations once more, for the time of one question: each when everything else is over."""
+  timed = []
+  for stage in measured:
+    changes = {**stage.changes, "timed_questions": questions}
+    needs = tuple(s.name for s in [*before, *timed])
+    title = stage.title.replace("evaluation", "seconds per answer")
+    if stage.changes["method"] != "majority":
+      timed.append(
+        stage._replace(title=title, changes=changes, seconds=10, needs=needs, note=TIMED)
+      )
+  return timed
 
 
 WORD = {"max_tokens": 16}
 """Room for an answer that is one word."""
 PART = {"limit": 1000}
 """Enough to see whether the full chain is unlearnt."""
+PROMPT_TOKENS = 64
+"""As in DAPO, whose program to validate then serves the evaluations too."""
+RECALLED = {"prompt_tokens": 96}
+"""Room for a behavior."""
 
 
 class Plan(NamedTuple):
@@ -91,8 +127,12 @@ class Plan(NamedTuple):
   def labels(self) -> dict[str, object]:
     return {"data.records": self.pictures / "train.jsonl", "data.images": self.pictures / "images"}
 
-  def export(self, folder: str) -> epath.Path:
-    return self.workdir / folder / "export"
+  def policy(self, source: str) -> object:
+    """The checkpoint that the stage `source` writes, or the base."""
+    return source if source == self.config.base else self.workdir / source / "export"
+
+  def needs(self, *folders: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{DONE}" for folder in folders if folder != self.config.base)
 
   def scenes(self, seconds: float) -> Stage:
     config = self.config
@@ -104,9 +144,7 @@ class Plan(NamedTuple):
     }
     return Stage("scenes", "scenes", scenes, "tiny", {"seed": config.seed, **counts}, seconds)
 
-  def tuned(
-    self, title: str, folder: str, preset: str, checkpoint: object, seconds: float
-  ) -> Stage:
+  def tuned(self, title: str, folder: str, preset: str, source: str, seconds: float) -> Stage:
     own = self.workdir / "behaviors" / "conversations.jsonl"
     conversations = {
       "direct": self.pictures / "direct.jsonl",
@@ -114,45 +152,56 @@ class Plan(NamedTuple):
     }
     changes = {
       "seed": self.config.seed,
-      "checkpoint": checkpoint,
+      "checkpoint": self.policy(source),
       "data.conversations": conversations.get(preset, own),
       "data.images": self.pictures / "images",
       "epochs": self.config.reuse_epochs if preset == "reuse" else self.config.sft_epochs,
     }
-    return Stage(title, folder, sft, preset, changes, seconds)
+    read = "behaviors" if preset == "reuse" else "scenes"
+    return Stage(title, folder, sft, preset, changes, seconds, self.needs(read, source))
 
-  def aligned(self, folder: str, checkpoint: object, seconds: float) -> Stage:
+  def aligned(self, folder: str, source: str, seconds: float) -> Stage:
     changes = {
       "seed": self.config.seed,
-      "checkpoint": checkpoint,
+      "checkpoint": self.policy(source),
       "data.validation": self.pictures / "validation.jsonl",
       "validate_prompts": min(512, self.config.validation_scenes),
       "validate_batch": min(256, self.config.validation_scenes),
       "steps": self.config.dapo_steps,
     }
-    return Stage("DAPO", folder, dapo, "tiny", self.labels | changes, seconds)
+    needs = self.needs("scenes", source)
+    return Stage("DAPO", folder, dapo, "tiny", self.labels | changes, seconds, needs)
 
-  def distilled(self, folder: str, checkpoint: object, seconds: float) -> Stage:
+  def distilled(self, folder: str, source: str, seconds: float) -> Stage:
     changes = {
-      "checkpoint": checkpoint,
+      "checkpoint": self.policy(source),
       "limit": self.config.behavior_scenes,
       "min_support": self.config.min_support,
     }
     title = "behaviors from the policy's own chains"
-    return Stage(title, folder, behaviors, "tiny", self.labels | changes, seconds)
+    changes = self.labels | changes
+    return Stage(title, folder, behaviors, "tiny", changes, seconds, self.needs("scenes", source))
 
-  def measured(self, method: str, folder: str, seconds: float, **changes: object) -> Stage:
+  def measured(
+    self, method: str, folder: str, seconds: float, source: str, **changes: object
+  ) -> Stage:
     held_out = {
+      "checkpoint": self.policy(source),
       "data.records": self.pictures / "test.jsonl",
       "data.images": self.pictures / "images",
       "data.boxes": self.pictures / "test.boxes.jsonl",
       "data.training_records": self.pictures / "train.jsonl",
-      "timed_questions": self.config.timed_questions,
-      "prompt_tokens": 64,  # as in DAPO, whose program to validate then serves here too
+      "timed_questions": 0,  # at the end
+      "prompt_tokens": PROMPT_TOKENS,
       "method": method,
     }
+    read = ()
+    if method == "reuse":
+      read = ("behaviors",)
+      held_out |= {"behaviors": self.workdir / "behaviors" / "index"}
     title = f"evaluation, {folder.removeprefix('evaluate_').replace('_', ' ')}"
-    return Stage(title, folder, evaluate, "tiny", held_out | changes, seconds)
+    needs = self.needs("scenes", source, *read)
+    return Stage(title, folder, evaluate, "tiny", held_out | changes, seconds, needs)
 
 
 ROWS = {
@@ -171,40 +220,97 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   plan = stages(config, workdir)
   for stage in plan:
     stage.settings()
-  config_lib.snapshot(config, workdir, ("scenes_shown",))
-  expected = took = 0.0
-  for number, stage in enumerate(plan, 1):
-    folder = workdir / stage.folder
-    if (seconds := finished(folder)) is None:
-      pace = took / expected if took else 1.0
-      left = pace * sum(
-        s.seconds for s in plan[number - 1 :] if finished(workdir / s.folder) is None
-      )
-      print(f"\n[{number}/{len(plan)}] {stage.title} · {minutes(left)} left", flush=True)
-      seconds = execute(stage, folder, args)
-    expected, took = expected + stage.seconds, took + seconds
-  write_report(config, workdir, took)
+  config_lib.snapshot(config, workdir, HARMLESS)
+  try:
+    execute_all(plan, workdir, config.stages_at_once, args)
+  except KeyboardInterrupt:
+    # A stage in another thread can be stopped in no other way, and any moment is as good as another.
+    print("\nstopped; run the same command again to go on", file=sys.stderr, flush=True)
+    os._exit(130)
+  write_report(config, workdir, busy_seconds([finished(workdir, stage) for stage in plan]))
 
 
-def execute(stage: Stage, folder: epath.Path, args: argparse.Namespace) -> float:
-  """Runs a stage to its end and notes how long it took, earlier starts not counted."""
-  start = time.perf_counter()
+HARMLESS = ("scenes_shown", "stages_at_once")
+"""Settings that may change between two starts."""
+
+
+class Span(NamedTuple):
+  """When a stage began and ended, in seconds since 1970."""
+
+  begun: float
+  ended: float
+
+
+def execute_all(
+  plan: Sequence[Stage], workdir: epath.Path, at_once: int, args: argparse.Namespace
+) -> None:
+  """Runs what is not finished, the first in the plan that needs nothing unfinished before the others.
+
+  A stage that fails ends the run once those beside it have ended.
+  """
+  spans = {stage.name: span for stage in plan if (span := finished(workdir, stage))}
+  running: dict[Future, Stage] = {}
+  with ThreadPoolExecutor(at_once) as pool:
+    while len(spans) < len(plan):
+      for stage in startable(plan, spans, running.values())[: at_once - len(running)]:
+        number = len(spans) + len(running) + 1
+        left = minutes(seconds_left(plan, spans, at_once))
+        print(f"\n[{number}/{len(plan)}] {stage.title} · {left} left", flush=True)
+        running[pool.submit(execute, stage, workdir, args)] = stage
+      ended, _ = wait(running, return_when=FIRST_COMPLETED)
+      for future in ended:
+        spans[running.pop(future).name] = future.result()
+
+
+def startable(
+  plan: Sequence[Stage], done: Collection[str], running: Collection[Stage]
+) -> list[Stage]:
+  """Stages that could begin now, in the order of the plan."""
+  return [
+    stage
+    for stage in plan
+    if stage.name not in done and stage not in running and {*stage.needs} <= {*done}
+  ]
+
+
+def seconds_left(plan: Sequence[Stage], spans: Mapping[str, Span], at_once: int) -> float:
+  """What the stages that are not finished take at least, at this machine's pace: the longest chain of them, or all of
+  them shared out."""
+  took = sum(span.ended - span.begun for span in spans.values())
+  expected = sum(stage.seconds for stage in plan if stage.name in spans)
+  until: dict[str, float] = {}
+  for stage in plan:
+    start = max((until[need] for need in stage.needs), default=0.0)
+    until[stage.name] = start + (stage.seconds if stage.name not in spans else 0.0)
+  shared = sum(stage.seconds for stage in plan if stage.name not in spans) / at_once
+  return max(shared, *until.values()) * (took / expected if took else 1.0)
+
+
+def execute(stage: Stage, workdir: epath.Path, args: argparse.Namespace) -> Span:
+  """Runs a stage to its end and notes when that was, earlier starts not counted."""
+  begun, folder = time.time(), workdir / stage.folder
   folder.mkdir(parents=True, exist_ok=True)
   stage.command.run(stage.settings(), folder, args)
-  seconds = time.perf_counter() - start
-  (folder / DONE).write_text(json.dumps({"seconds": seconds}) + "\n")
-  return seconds
+  span = Span(begun, time.time())
+  (folder / stage.note).write_text(json.dumps(span._asdict()) + "\n")
+  return span
 
 
-DONE = "finished.json"
-
-
-def finished(folder: epath.Path) -> float | None:
-  """Seconds that a finished stage took; None when it has not come to its end."""
+def finished(workdir: epath.Path, stage: Stage) -> Span | None:
+  """When a finished stage ran; None when it has not come to its end."""
   try:
-    return json.loads((folder / DONE).read_text())["seconds"]
+    return Span(**json.loads((workdir / stage.folder / stage.note).read_text()))
   except (FileNotFoundError, json.JSONDecodeError):
     return None
+
+
+def busy_seconds(spans: Sequence[Span]) -> float:
+  """Time during which at least one of the stages ran."""
+  total, until = 0.0, 0.0
+  for begun, ended in sorted(spans):
+    total += max(0.0, ended - max(begun, until))
+    until = max(until, ended)
+  return total
 
 
 def minutes(seconds: float) -> str:

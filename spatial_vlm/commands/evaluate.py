@@ -18,7 +18,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from spatial_vlm.commands.asking import Asker, stored_answers, written_verdicts
+from spatial_vlm import sharding
+from spatial_vlm.commands.asking import (
+  Asker,
+  check_batch,
+  laid_out,
+  stored_answers,
+  written_verdicts,
+)
 from spatial_vlm.commands.setup import check_positive, load_policy, user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data.pipeline import Reader
@@ -40,8 +47,8 @@ from spatial_vlm.reuse.prompt import Plan, plan_answers, unaided
 from spatial_vlm.types import Prompts
 
 METHODS = ("majority", "zero-shot", "direct", "chain", "reuse")
-HARMLESS = ("timed_questions",)
-"""The one setting that may change between two starts: the stored answers do not depend on it."""
+HARMLESS = ("timed_questions", "in_flight", "mesh.*")
+"""Settings that may change between two starts: the stored answers do not depend on them."""
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
@@ -65,7 +72,7 @@ def check(config: Config) -> None:
   """Raises UsageError for settings out of their range."""
   if config.method not in METHODS:
     raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")
-  check_positive(config, "batch_size", "max_tokens")
+  check_positive(config, "batch_size", "in_flight", "max_tokens")
 
 
 def majority(config: Config) -> Callable[[First], list[Prediction]]:
@@ -83,7 +90,9 @@ def majority(config: Config) -> Callable[[First], list[Prediction]]:
 
 def model_answers(config: Config, workdir: epath.Path) -> Callable[[First], list[Prediction]]:
   """Examples -> stored answers, and those still missing; then the timed questions."""
-  policy = load_policy(config.checkpoint).on_device()
+  mesh = sharding.make_mesh(config.mesh)
+  check_batch(config, mesh)
+  policy = laid_out(load_policy(config.checkpoint), mesh)
   index = None
   if config.method == "reuse":
     index = BehaviorIndex.load(config.behaviors, LexicalEmbedder())
@@ -91,7 +100,7 @@ def model_answers(config: Config, workdir: epath.Path) -> Callable[[First], list
   shape = PromptShape(config.prompt_tokens, config.patches)
   plan = functools.partial(planned, config.method, index, config.behavior_tokens)
   judge = likelier if config.method == "zero-shot" else written_verdicts
-  asker = Asker(policy, shape, config.max_tokens, plan, judge)
+  asker = Asker(policy, mesh, shape, config.max_tokens, plan, judge)
 
   def answer(examples: First) -> list[Prediction]:
     predictions = stored_answers(
@@ -99,6 +108,7 @@ def model_answers(config: Config, workdir: epath.Path) -> Callable[[First], list
       asker,
       examples,
       config.batch_size,
+      config.in_flight,
       config.data.max_bad_share,
       config.method,
     )

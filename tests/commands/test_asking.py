@@ -1,10 +1,14 @@
 """Questions in, written answers out."""
 
 import functools
+import threading
+import time
 
+import jax
 import numpy as np
 import pytest
 
+from spatial_vlm import sharding
 from spatial_vlm.commands import asking
 from spatial_vlm.commands.asking import Asker, PromptShape
 from spatial_vlm.commands.setup import load_policy
@@ -33,7 +37,8 @@ def source(scenes_folder):
 
 @pytest.fixture
 def asker(policy):
-  return Asker(policy, PromptShape(64, 64), 128, functools.partial(unaided, form="chain"))
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  return Asker(policy, mesh, PromptShape(64, 64), 128, functools.partial(unaided, form="chain"))
 
 
 def test_a_prompt_that_does_not_fit_is_named_with_its_sizes(policy, source):
@@ -98,14 +103,53 @@ def test_a_part_without_its_last_line_is_no_part(tmp_path, torn):
 
 
 def test_parts_hold_a_batch_each_and_are_read_back(asker, source, tmp_path, monkeypatch):
-  first = asking.stored_answers(tmp_path, asker, First(source, 10), 4, 0.0, "test")
+  first = asking.stored_answers(tmp_path, asker, First(source, 10), 4, 2, 0.0, "test")
   assert [path.name for path in sorted(tmp_path.iterdir())] == [
     f"part-0000{i}.jsonl" for i in range(3)
   ]
   assert [p.id for p in first] == list(range(10))
   monkeypatch.setattr(asking, "greedy", lambda *_: pytest.fail("asked again"))
-  again = asking.stored_answers(tmp_path, asker, First(source, 10), 4, 0.0, "test")
+  again = asking.stored_answers(tmp_path, asker, First(source, 10), 4, 2, 0.0, "test")
   assert again == first
+
+
+def test_work_in_flight_overlaps_and_comes_back_in_order():
+  """Two items wait for each other; a third is not begun before one of them has ended."""
+  both, working, most = threading.Barrier(2, timeout=60), [], []
+
+  def work(item):
+    working.append(item)
+    most.append(len(working))
+    if item < 2:
+      both.wait()
+    time.sleep(0.01 * (5 - item))
+    working.remove(item)
+    return item
+
+  assert list(asking.in_order(work, range(5), 2)) == [0, 1, 2, 3, 4]
+  assert max(most) == 2
+
+
+def test_what_was_read_before_an_error_is_worked_on_first():
+  def items():
+    yield from range(3)
+    raise KeyError("unreadable")
+
+  found = []
+  with pytest.raises(KeyError, match="unreadable"):
+    for answer in asking.in_order(lambda item: item + 10, items(), 2):
+      found.append(answer)
+  assert found == [10, 11, 12]
+
+
+def test_an_error_of_the_work_ends_it_there():
+  def work(item):
+    return 1 // item
+
+  results = asking.in_order(work, [1, 1, 0, 1], 2)
+  assert [next(results), next(results)] == [1, 1]
+  with pytest.raises(ZeroDivisionError):
+    next(results)
 
 
 def test_a_resumed_run_counts_the_pictures_that_were_broken_before(asker, tmp_path, monkeypatch):
@@ -125,14 +169,14 @@ def test_a_resumed_run_counts_the_pictures_that_were_broken_before(asker, tmp_pa
 
   monkeypatch.setattr(Asker, "encode", lambda _, example: example)
   monkeypatch.setattr(Asker, "answer", lambda _, rows, ids: [prediction(i) for i in ids if i >= 0])
-  whole = asking.stored_answers(tmp_path / "whole", asker, Source(), 2, 0.4, "test")
+  whole = asking.stored_answers(tmp_path / "whole", asker, Source(), 2, 1, 0.4, "test")
   assert [p.id for p in whole] == [1, 2, 4, 5]
   with pytest.raises(TooManyBadRecords):
-    asking.stored_answers(tmp_path / "parts", asker, Source(), 2, 0.2, "test")
+    asking.stored_answers(tmp_path / "parts", asker, Source(), 2, 1, 0.2, "test")
   assert [path.name for path in sorted((tmp_path / "parts").iterdir())] == ["part-00000.jsonl"]
   with pytest.raises(TooManyBadRecords):
-    asking.stored_answers(tmp_path / "parts", asker, Source(), 2, 0.2, "test")
-  assert asking.stored_answers(tmp_path / "parts", asker, Source(), 2, 0.4, "test") == whole
+    asking.stored_answers(tmp_path / "parts", asker, Source(), 2, 1, 0.2, "test")
+  assert asking.stored_answers(tmp_path / "parts", asker, Source(), 2, 1, 0.4, "test") == whole
 
 
 def prediction(id):

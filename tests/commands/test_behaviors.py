@@ -57,7 +57,7 @@ def test_an_interrupted_run_ends_like_the_uninterrupted(
   extracted, tmp_path, run, behaviors_changes, outcome, stopped_at, call
 ):
   with stopped_at(asking.Asker, "answer", call):
-    run("behaviors", tmp_path, behaviors_changes)
+    run("behaviors", tmp_path, {**behaviors_changes, "in_flight": 1})
   assert not (tmp_path / "index").exists()
   assert run("behaviors", tmp_path, behaviors_changes).code == 0
   assert outcome(tmp_path) == outcome(extracted)
@@ -82,6 +82,7 @@ def test_what_follows_from_the_answers_may_be_asked_for_anew(
     ({"similarity_floor": 2}, "floor is a cosine"),
     ({"full_share": 1.5}, "full_share is 1.5"),
     ({"batch_size": 0}, "batch_size is 0"),
+    ({"in_flight": 0}, "in_flight is 0"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
     ({"data.records": "absent.jsonl"}, "absent.jsonl"),
   ],

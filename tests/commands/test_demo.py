@@ -1,6 +1,7 @@
 """The whole method from one command."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -29,10 +30,34 @@ def test_every_stage_has_settings_that_its_command_knows(tmp_path):
       str(config.leaves(loaded)[leaf]) == str(value) for leaf, value in stage.changes.items()
     )
     assert stage.seconds > 0 and stage.title
-  folders = [stage.folder for stage in plan]
-  assert len({*folders}) == len(folders) and {*command.ROWS.values()} <= {*folders}
+  names = [stage.name for stage in plan]
+  assert len({*names}) == len(names)
+  assert {*command.ROWS.values()} <= {stage.folder for stage in plan}
   assert [*report.METHODS] == [*command.ROWS][: len(report.METHODS)]
-  assert set(config.unread(chosen)) == {"scenes_shown"}  # read by the report
+  assert set(config.unread(chosen)) == {"scenes_shown", "stages_at_once"}  # read by the run itself
+
+
+def test_a_stage_waits_for_all_that_it_reads(tmp_path):
+  """Whose folder stands in its settings; and the plan has it behind them."""
+  plan = command.stages(settings(), epath.Path(tmp_path))
+  before: dict[str, set[str]] = {}  # of each stage so far: all that are over when it begins
+  for stage in plan:
+    before[stage.name] = {*stage.needs}.union(*(before[need] for need in stage.needs))
+    paths = [str(value) for value in stage.changes.values()]
+    read = {s.folder for s in plan for path in paths if f"/{s.folder}/" in path}
+    if stage.note == command.TIMED:
+      read |= {stage.folder}
+    assert {f"{folder}/{command.DONE}" for folder in read} <= before[stage.name]
+
+
+def test_one_question_at_a_time_is_measured_when_nothing_else_runs(tmp_path):
+  plan = command.stages(settings(timed_questions=7), epath.Path(tmp_path))
+  timed = [stage for stage in plan if stage.changes.get("timed_questions")]
+  models = [f for m, f in command.ROWS.items() if m != report.MAJORITY]
+  assert sorted(stage.folder for stage in timed) == sorted(models)
+  for stage in timed:
+    assert stage.changes["timed_questions"] == 7
+    assert len(stage.needs) == plan.index(stage)  # all before it are over
 
 
 def test_labels_and_pictures_of_held_out_scenes_train_nothing(tmp_path):
@@ -41,9 +66,18 @@ def test_labels_and_pictures_of_held_out_scenes_train_nothing(tmp_path):
       assert not any("test" in str(value).rsplit("/", 1)[-1] for value in stage.changes.values())
 
 
+def fake(name, *needs, seconds=10, run=lambda *_: None):
+  """A stage of no work."""
+  module = SimpleNamespace(
+    __name__="spatial_vlm.commands.export", run=run, check=lambda config: None
+  )
+  needs = tuple(f"{need}/{command.DONE}" for need in needs)
+  return command.Stage(f"stage {name}", name, module, "tiny", {}, seconds, needs)
+
+
 @pytest.fixture
 def fake_stages(monkeypatch):
-  """Four stages of no work; a list of those that ran, and one to name the stage that fails."""
+  """Four stages of no work, one behind the other; a list of those that ran, and one to name the stage that fails."""
   ran, failing = [], []
 
   def run(loaded, folder, args):
@@ -51,10 +85,7 @@ def fake_stages(monkeypatch):
     if folder.name in failing:
       raise RuntimeError(folder.name)
 
-  module = SimpleNamespace(
-    __name__="spatial_vlm.commands.export", run=run, check=lambda config: None
-  )
-  plan = [command.Stage(f"stage {n}", n, module, "tiny", {}, 10) for n in "abcd"]
+  plan = [fake(name, *need, run=run) for name, need in zip("abcd", ["", *"abc"], strict=True)]
   monkeypatch.setattr(command, "stages", lambda *_: plan)
   monkeypatch.setattr(command, "write_report", lambda *_: ran.append("report"))
   return ran, failing
@@ -66,9 +97,8 @@ def test_it_goes_on_with_the_stage_that_was_interrupted(fake_stages, tmp_path, c
   with pytest.raises(RuntimeError):
     command.run(settings(), epath.Path(tmp_path), None)
   assert ran == ["a", "b", "c"]
-  (tmp_path / "b" / command.DONE).write_text(
-    '{"seco'
-  )  # a kill in the middle of its note: the stage is run again
+  # a kill in the middle of its note: the stage is run again
+  (tmp_path / "b" / command.DONE).write_text('{"beg')
   ran.clear()
   failing.clear()
   capsys.readouterr()
@@ -80,11 +110,46 @@ def test_it_goes_on_with_the_stage_that_was_interrupted(fake_stages, tmp_path, c
 
 def test_the_time_left_follows_the_pace_of_this_machine(fake_stages, tmp_path, capsys):
   (tmp_path / "a").mkdir()
-  (tmp_path / "a" / command.DONE).write_text(
-    json.dumps({"seconds": 1200.0})
-  )  # 120 times slower than expected
+  span = {"begun": 5000.0, "ended": 6200.0}  # 120 times slower than expected
+  (tmp_path / "a" / command.DONE).write_text(json.dumps(span))
   command.run(settings(), epath.Path(tmp_path), None)
   assert "[2/4] stage b · about 60 min left" in capsys.readouterr().out
+
+
+def test_time_left_is_that_of_the_longest_chain_or_of_all_shared_out():
+  chain = [fake("a"), fake("b", "a"), fake("c", "b")]
+  assert command.seconds_left(chain, {}, 2) == 30
+  apart = [fake("a"), fake("b"), fake("c", seconds=40)]
+  assert command.seconds_left(apart, {}, 2) == 40
+  assert command.seconds_left(apart, {}, 1) == 60
+  assert command.seconds_left(apart, {f"c/{command.DONE}": command.Span(0.0, 40.0)}, 1) == 20
+  assert command.seconds_left(apart, {f"c/{command.DONE}": command.Span(0.0, 80.0)}, 1) == 40
+
+
+def test_stages_run_together_where_none_needs_the_other(monkeypatch, tmp_path):
+  """a and b wait for each other's beginning, so neither could end if they ran in turn; c needs both, and d is last."""
+  both, at_once, most = threading.Barrier(2, timeout=60), [], []
+
+  def meet(loaded, folder, args):
+    at_once.append(folder.name)
+    both.wait()
+    most.append(len(at_once))
+    at_once.remove(folder.name)
+
+  def alone(loaded, folder, args):
+    assert not at_once
+    most.append(folder.name)
+
+  plan = [fake("a", run=meet), fake("b", run=meet), fake("c", "a", "b", run=alone)]
+  monkeypatch.setattr(command, "stages", lambda *_: [*plan, fake("d", "c", run=alone)])
+  monkeypatch.setattr(command, "write_report", lambda *_: None)
+  command.run(settings(), epath.Path(tmp_path), None)
+  assert most[2:] == ["c", "d"]
+
+
+def test_time_is_counted_once_where_stages_overlap():
+  spans = [command.Span(10, 20), command.Span(0, 4), command.Span(12, 15), command.Span(18, 30)]
+  assert command.busy_seconds(spans) == 4 + 20
 
 
 def test_another_config_in_the_same_folder_is_refused(fake_stages, tmp_path):

@@ -115,12 +115,38 @@ def test_chains_are_parsed_and_their_boxes_measured(finished):
   assert scores["n"] == 32
 
 
+def test_on_eight_devices_it_writes_the_same(
+  finished, run, evaluate_changes, extracted, outcome, tmp_path
+):
+  """Weights cut and rows spread; the same words, though not the same bits behind them."""
+  mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "in_flight": 1, "timed_questions": 1}
+  for method in ("chain", "zero-shot"):
+    changes = {**changes_of(method, evaluate_changes, extracted), **mesh}
+    assert run("evaluate", tmp_path / method, changes, devices=8).code == 0
+    name = "predictions.jsonl"
+    assert outcome(tmp_path / method)[name] == outcome(finished[method][0])[name]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"batch_size": 6, "in_flight": 1}, "a multiple of mesh.data × mesh.fsdp = 8"),
+    ({}, "in_flight is 2 on a mesh of 8 devices"),
+  ],
+)
+def test_batches_that_the_devices_cannot_take_are_refused(
+  run, tmp_path, evaluate_changes, capsys, changes, message
+):
+  assert run("evaluate", tmp_path, {**evaluate_changes, **changes}, devices=8).code == 2
+  assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["chain", "zero-shot", "reuse"])
 @pytest.mark.parametrize("call", [1, 3, 4])
 def test_an_interrupted_evaluation_ends_with_the_same_predictions(
   finished, tmp_path, run, evaluate_changes, extracted, outcome, stopped_at, method, call
 ):
-  changes = changes_of(method, evaluate_changes, extracted)
+  changes = {**changes_of(method, evaluate_changes, extracted), "in_flight": 1}
   with stopped_at(asking.Asker, "answer", call):
     run("evaluate", tmp_path, changes)
   parts = sorted((tmp_path / "predictions").glob("part-*"))
@@ -168,7 +194,9 @@ def test_limit_and_a_last_batch_that_is_not_full(
     ({"method": "majority", "data.training_records": "absent.jsonl"}, "absent.jsonl"),
     ({"method": "reuse", "behaviors": "no/such/index"}, "no/such/index"),
     ({"batch_size": 0}, "batch_size is 0"),
+    ({"in_flight": 0}, "in_flight is 0"),
     ({"max_tokens": 0}, "max_tokens is 0"),
+    ({"mesh.data": 2}, "does not cover the 1 devices"),
   ],
 )
 def test_wrong_settings_are_refused_on_one_line(refused, evaluate_changes, changes, message):
