@@ -76,9 +76,19 @@ def test_every_leaf_of_every_preset_is_read(finished):
     assert leaves.keys() == config.leaves(finished["chain"][1]).keys()
 
 
-def test_majority_takes_the_likelier_training_label(finished, scenes_folder):
-  """Labels are balanced in each relation, so that every tie is called true."""
+def test_majority_takes_the_likelier_training_label(
+  finished, run, evaluate_changes, scenes_folder, tmp_path
+):
+  """Labels of scenes are balanced in each relation, so that every tie is called true; without some, they are not."""
   assert {p.verdict for p in predictions(finished["majority"][0])} == {1}
+  records = map(json.loads, (scenes_folder / "train.jsonl").read_text().splitlines())
+  kept = [r for r in records if r["relation"] not in ("near", "left of") or r["label"] == 0]
+  (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+  changes = {"method": "majority", "data.training_records": tmp_path / "train.jsonl"}
+  assert run("evaluate", tmp_path / "run", {**evaluate_changes, **changes}).code == 0
+  found = {p.relation: p.verdict for p in predictions(tmp_path / "run")}
+  assert all(verdict == (name not in ("near", "left of")) for name, verdict in found.items())
+  assert {*found.values()} == {0, 1}
 
 
 def test_zero_shot_takes_the_likelier_first_word(finished, scenes_folder, taught):

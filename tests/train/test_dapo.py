@@ -357,6 +357,12 @@ def test_later_minibatches_are_measured_against_the_policy_that_began(
     for part in parts
   ]
   train = sft.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
+  # Whatever is given as old, the first mini-batch measures itself against itself; a later one does not.
+  shifted = [
+    one(train, parts[0], old[0] - 0.5, first)[1]["ratio_max"][0] for first in (True, False)
+  ]
+  assert shifted[0] == 1.0
+  np.testing.assert_allclose(shifted[1], np.exp(0.5), rtol=1e-4)
   train, _ = one(train, parts[0], old[0], True)
   train, sums_second = one(train, parts[1], old[1], False)
   assert_close(state.train.params, train.params)
