@@ -28,7 +28,7 @@ def tiny() -> ConfigDict:
         prompt_tokens=64,  # every prompt is padded to this; longer ones are left out, and counted
         patches=64,  # patches of a prompt are padded to this
       ),
-      steps=60,  # policy batches
+      steps=30,  # policy batches
       prompts=32,  # groups of a policy batch
       samples=8,  # G, answers to each prompt
       round_prompts=32,  # prompts drawn in a round of dynamic sampling
@@ -46,10 +46,10 @@ def tiny() -> ConfigDict:
       mesh=dict(data=-1, fsdp=1, tensor=1),
       optimizer=dict(
         method="adamw",  # or "muon", which learns faster from scratch
-        learning_rate=5e-4,
-        schedule="constant",
-        warmup_steps=4,
-        final_fraction=1.0,
+        learning_rate=3e-4,
+        schedule="cosine",
+        warmup_steps=8,
+        final_fraction=0.1,
         beta1=0.9,
         beta2=0.98,
         eps=1e-8,
@@ -86,7 +86,9 @@ def qwen3_vl_8b() -> ConfigDict:
   config.dtype = "bfloat16"
   config.mesh = dict(data=1, fsdp=-1, tensor=1)
   config.optimizer.learning_rate = 1e-6
+  config.optimizer.schedule = "constant"
   config.optimizer.warmup_steps = 320  # updates: 20 batches
+  config.optimizer.final_fraction = 1.0
   config.optimizer.beta2 = 0.95
   config.optimizer.weight_decay = 0.1
   config.validate_prompts = 1024

@@ -20,7 +20,7 @@ def get_config(preset: str) -> ConfigDict:
       validation_scenes=1000,
       test_scenes=4000,
       sft_epochs=3,
-      dapo_steps=20,
+      dapo_steps=30,
       behavior_scenes=8000,  # answered in full by the aligned policy, to extract behaviors from
       min_support=5,  # of its correct chains must agree on a procedure
       reuse_epochs=1,
