@@ -90,9 +90,12 @@ class GeminiBatches:
     return _known(created.name)
 
   async def poll(self, job: str) -> BatchState:
-    """How far the job is."""
-    async with self._teacher.translated():
-      found = await self._teacher.aio.batches.get(name=job)
+    """How far the job is; one that the server has forgotten is EXPIRED, without results."""
+    try:
+      async with self._teacher.translated():
+        found = await self._teacher.aio.batches.get(name=job)
+    except wire.NotFound:
+      return BatchState(job, "EXPIRED", None)
     state = str(getattr(found.state, "value", found.state)).removeprefix("JOB_STATE_")
     return BatchState(job, state, found.dest.file_name if found.dest else None)
 
@@ -112,11 +115,9 @@ class GeminiBatches:
     left = set(keys)
     if not state.ended:
       raise ValueError(f"{state.job} is {state.state}; its results are there when it has ended")
-    if state.results_file is not None:
-      with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "results.jsonl")
-        async with self._teacher.translated():
-          await self._teacher.aio.files.download(file=state.results_file, destination=path)
+    with tempfile.TemporaryDirectory() as folder:
+      path = Path(folder, "results.jsonl")
+      if await self._download(state, path):
         with path.open(encoding="utf-8", errors="replace") as file:
           for number, line in enumerate(file, start=1):
             with contextlib.suppress(_Unusable):
@@ -125,6 +126,18 @@ class GeminiBatches:
               yield key, outcome
     for key in sorted(left):
       yield key, Lost(f"{state.job} is {state.state} and holds no result for this question")
+
+  async def _download(self, state: BatchState, path: Path) -> bool:
+    """Whether there are results: files are kept for two days or so."""
+    if state.results_file is None:
+      return False
+    try:
+      async with self._teacher.translated():
+        await self._teacher.aio.files.download(file=state.results_file, destination=path)
+    except wire.NotFound as error:
+      _log.warning("the results of %s are gone: %s", state.job, error)
+      return False
+    return True
 
   def _write(self, file: IO[str], questions: Iterable[tuple[str, Question]]) -> None:
     size_bytes, keys = 0, set()

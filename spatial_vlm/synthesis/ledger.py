@@ -3,12 +3,12 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.journal import Journal
-from spatial_vlm.synthesis.teacher import Usage
+from spatial_vlm.synthesis.teacher import Usage, total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +111,3 @@ class Ledger:
     if not (spent := self._journal.spent):
       return None
     return Usage(*(round(tokens / len(spent)) for tokens in total(each.usage for each in spent)))
-
-
-def total(usages: Iterable[Usage]) -> Usage:
-  """Sum by kind of token."""
-  return Usage(*map(sum, zip((0, 0, 0, 0), *usages, strict=True)))

@@ -226,7 +226,6 @@ class LocalGemini:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       yield {"key": row["key"], "error": {"code": 3, "message": f"not understood: {error!r}"}}
 
-
   def _row_fault(self, key: str) -> str | None:
     """A row that fails may succeed in a later batch."""
     with self._lock:

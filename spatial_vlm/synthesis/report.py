@@ -15,7 +15,7 @@ from spatial_vlm.data.statistics import STRATA, stratum
 from spatial_vlm.markdown import escaped, fenced, markdown_table
 from spatial_vlm.synthesis.checks import Outcome, named_objects
 from spatial_vlm.synthesis.draft import Draft, chain
-from spatial_vlm.synthesis.teacher import Usage
+from spatial_vlm.synthesis.teacher import total
 
 _SHEET_COLUMNS = 4
 
@@ -41,7 +41,7 @@ def summarize(outcomes: Iterable[Outcome], usd: float | None = None) -> dict[str
     "rejections": _rejections(outcomes),
     "model_versions": _counted(outcome.model_version for outcome in outcomes),
     "model_versions_accepted": _counted(outcome.model_version for outcome in accepted),
-    "tokens": _tokens(outcomes)._asdict(),
+    "tokens": total(outcome.usage for outcome in outcomes)._asdict(),
     "usd": usd,
   }
 
@@ -134,10 +134,6 @@ def _rejections(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
       counts["alone"] += len(checks) == 1
       counts["hinted"] += outcome.hinted
   return dict(sorted(found.items(), key=lambda item: (-item[1]["answers"], item[0])))
-
-
-def _tokens(outcomes: Iterable[Outcome]) -> Usage:
-  return Usage(*map(sum, zip((0, 0, 0, 0), *(outcome.usage for outcome in outcomes), strict=True)))
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:

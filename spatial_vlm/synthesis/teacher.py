@@ -1,6 +1,7 @@
 """Who writes the chains of thought that a policy is first taught by: what a teacher is asked, and what it answers."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 
@@ -29,6 +30,11 @@ class Usage(NamedTuple):
   answer: int
   """Without `thoughts`."""
   thoughts: int
+
+
+def total(usages: Iterable[Usage]) -> Usage:
+  """Sum by kind of token."""
+  return Usage(*map(sum, zip((0, 0, 0, 0), *usages, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,6 +95,10 @@ def seconds_to_wait(retry_after: str | None, now: datetime.datetime) -> float | 
   return None
 
 
+class NotFound(UsageError):
+  """What was asked for is not there: a model, an address, or what a server has kept for its time."""
+
+
 def failure(
   status: int, message: str, retry_after_s: float | None
 ) -> Busy | Lost | Refused | UsageError:
@@ -106,7 +110,9 @@ def failure(
   text = f"{status}: {message}"
   if status in (408, 409, 429, 499) or status >= 500:
     return Busy(text, retry_after_s)
-  if 401 <= status <= 404 or 300 <= status < 400:
+  if status == 404:
+    return NotFound(f"{text}; {_REMEDIES[status]}")
+  if 401 <= status < 404 or 300 <= status < 400:
     return UsageError(f"{text}; {_REMEDIES.get(status, 'check base_url')}")
   return Lost(text) if status < 300 else Refused(text)
 

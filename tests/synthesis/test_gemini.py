@@ -120,7 +120,7 @@ def test_thinking_is_told_as_the_generation_understands_it(serve, gemini, questi
     (Faults(rate_limited=1.0, retry_after_s=7.5), Busy, "429"),
     (Faults(internal_error=1.0), Busy, "500"),
     (Faults(unavailable=1.0), Busy, "503"),
-    (Faults(slow=1.0, slow_s=3.0), Lost, "timeout_s=0.3"),
+    (Faults(slow=1.0, slow_s=8.0), Lost, "timeout_s=2"),
     (Faults(cut=1.0), Lost, "connection"),
     (Faults(truncated_body=1.0), Lost, "no JSON"),
   ],
@@ -129,7 +129,7 @@ def test_a_fault_on_the_way_is_told_apart_by_what_it_may_have_cost(
   serve, gemini, question, faults, error, says
 ):
   server = serve(faults=faults)
-  [raised] = ask(gemini(server, timeout_s=0.3 if faults.slow else 20.0), question())
+  [raised] = ask(gemini(server, timeout_s=2.0 if faults.slow else 20.0), question())
   assert type(raised) is error and says in str(raised)
   asked = question()
   identity = question_hash(asked.image, asked.system, asked.text, asked.seed)

@@ -224,3 +224,20 @@ def test_the_key_stays_out_of_results_and_logs(serve, gemini, questions, caplog)
   pairs = run(gemini(server), finished(questions))
   assert all("Yes [key]" in reply.text for _, reply in pairs)
   assert key not in repr(pairs) + caplog.text
+
+
+def test_a_job_or_results_that_the_server_has_forgotten_are_lost_not_an_end(
+  serve, gemini, questions
+):
+  server = serve()
+
+  async def work(batches):
+    job = await batches.create("set-1", questions.items())
+    state = await settled(batches, job)
+    server.gemini.files.clear()
+    pairs = [pair async for pair in batches.results(state, questions)]
+    return pairs, await batches.poll("batches/99")
+
+  pairs, forgotten = run(gemini(server), work)
+  assert len(pairs) == 20 and all(isinstance(outcome, Lost) for _, outcome in pairs)
+  assert forgotten.ended and forgotten.results_file is None

@@ -6,8 +6,8 @@ import pytest
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.journal import Journal
-from spatial_vlm.synthesis.ledger import Ledger, Prices, total
-from spatial_vlm.synthesis.teacher import Reply, Usage
+from spatial_vlm.synthesis.ledger import Ledger, Prices
+from spatial_vlm.synthesis.teacher import Reply, Usage, total
 
 PRICES = Prices(input_usd=1.0, cached_usd=0.1, output_usd=10.0, batch_share=0.5)
 MOST = Usage(prompt=100_000, cached=0, answer=90_000, thoughts=0)  # one dollar

@@ -97,7 +97,8 @@ def test_how_long_to_wait(header, seconds):
   ("status", "error"),
   [
     *((status, Busy) for status in (408, 409, 429, 499, 500, 502, 503, 504, 529)),
-    *((status, UsageError) for status in (301, 307, 401, 402, 403, 404)),
+    *((status, UsageError) for status in (301, 307, 401, 402, 403)),
+    (404, wire.NotFound),
     *((status, Refused) for status in (400, 413, 422)),
     (204, Lost),
   ],
