@@ -75,7 +75,7 @@ def test_what_is_sent(serve, question):
     (Faults(rate_limited=1.0, retry_after_s=7.5), Busy, "429"),
     (Faults(internal_error=1.0), Busy, "500"),
     (Faults(unavailable=1.0), Busy, "503"),
-    (Faults(slow=1.0, slow_s=3.0), Lost, "timeout_s=0.3"),
+    (Faults(slow=1.0, slow_s=8.0), Lost, "timeout_s=2"),
     (Faults(cut=1.0, clears_after=9), Lost, "Connection"),
     (Faults(truncated_body=1.0), Lost, "no JSON"),
   ],
@@ -84,7 +84,7 @@ def test_a_fault_on_the_way_is_told_apart_by_what_it_may_have_cost(
   serve, question, faults, error, says
 ):
   server = serve(faults=faults)
-  [raised] = ask(teacher_of(server, timeout_s=0.3 if faults.slow else 20.0), question())
+  [raised] = ask(teacher_of(server, timeout_s=2.0 if faults.slow else 20.0), question())
   assert type(raised) is error and says in str(raised)
   assert server.stats().answers.total() == (1 if error is Lost else 0)
   if error is Busy:
