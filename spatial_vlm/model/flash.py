@@ -12,9 +12,9 @@ import functools
 import importlib.metadata
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
-import numpy as np
 from jax import numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import AbstractMesh
@@ -30,7 +30,8 @@ Kernel = Callable[[Array, Array, Array, Array], Array]
 LANES = 128
 """Keys of a row that a vector register of a TPU holds: kernels work on multiples of it."""
 BLOCKS = (768, 640, 512, 384, 256)
-"""Queries (and keys) of a tile; all fit into the vector memory of every TPU since v4, for heads of 128."""
+"""Queries (and keys) of a tile. Those of 768 still fit into the vector memory of a v5e, forward and backward, for heads
+of 128."""
 OUTSIDE = -1
 """Segment of what a kernel's padding adds to a row."""
 
@@ -92,7 +93,7 @@ def block_size(tokens: int) -> int:
   return LANES if tokens <= LANES else min(BLOCKS, key=lambda block: _round_up(tokens, block))
 
 
-def _splash_kernel(mask: splash.MultiHeadMask, block: int, interpret: bool) -> Callable[..., Array]:
+def _splash_kernel(mask: splash.MultiHeadMask, block: int, interpret: bool) -> Callable[..., Any]:
   return splash.make_splash_mha_single_device(
     mask,
     block_sizes=splash.BlockSizes(
@@ -121,9 +122,9 @@ def cudnn_attention(
   segments: Int[Array, "B T"],
   causal: bool,
 ) -> Float[Array, "B T N H"]:
-  """cuDNN's flash attention on one device. It knows no segments: they go in as a mask, the same for all heads."""
+  """cuDNN's flash attention on one device; JAX hands it no segments, so they go in as a mask for all heads."""
   _, T, _, H = q.shape
-  # to whole tiles: with a mask, some versions' backward pass reads beyond rows that end in half a tile (NaN)
+  # to whole tiles: with a mask, the backward pass of some versions of cuDNN gives NaN where a row ends in half a tile
   q = _padded(q, {1: LANES, 3: 8})
   k, v = (_padded(x, {2: LANES, 3: 8}).swapaxes(1, 2) for x in (k, v))
   mixed = jax.nn.dot_product_attention(
