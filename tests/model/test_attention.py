@@ -6,13 +6,14 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+import torch
 from jax import numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from spatial_vlm import sharding
-from spatial_vlm.model import flash
+from spatial_vlm.model import flash, qwen3_vl, text, vision
 from spatial_vlm.model.attention import plain_attention
 
 SEGMENTS = {
@@ -103,6 +104,42 @@ def test_over_a_mesh_nothing_changes(shape, rows, kernel):
   with jax.set_mesh(sharding.make_mesh(shape)):
     found = jax.jit(partial(with_gradients, partial(flash.over_mesh, kernel)))(*arrays)
   assert_same(jax.device_get(found), jax.device_get(expected))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_whole_model_by_kernels_over_a_mesh(reference, make_case, monkeypatch, remat):
+  """Logits as transformers computes them, gradients as the formula's; both towers, in a loop over layers."""
+  reference = reference("tiny")
+  case = make_case(reference, [[4, (6, 10), 3, (8, 4), 12], [2, (4, 4), 9]], "left")
+
+  def loss(params, batch):
+    hidden = qwen3_vl.forward(params, reference.config, batch, remat)
+    logits = qwen3_vl.logits(params, reference.config, hidden)
+    return jnp.sum(jnp.where((batch.segments > 0)[..., None], jnp.sin(logits), 0.0)), logits
+
+  expected, _ = jax.jit(jax.grad(loss, has_aux=True))(reference.params, case.batch)
+
+  def attend(q, k, v, segments, causal):
+    kernel = partial(flash.splash_attention, causal=causal, interpret=True)
+    return flash.over_mesh(kernel, q, k, v, segments)
+
+  for tower in (text, vision):
+    monkeypatch.setattr(tower, "attention", attend)
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 4})
+  with jax.set_mesh(mesh):
+    params = jax.device_put(reference.params, sharding.param_shardings(mesh, reference.params))
+    found, logits = jax.jit(jax.grad(lambda *inputs: loss(*inputs), has_aux=True))(
+      params, sharding.put_batch(mesh, case.batch)
+    )
+  with torch.no_grad():
+    exact = reference.model(**case.hf).logits.numpy()
+  assert np.abs(np.asarray(logits) - exact)[case.real].max() <= 1e-5
+
+  def assert_near(a, b):
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * max(1.0, float(np.abs(b).max())))
+
+  jax.tree.map(assert_near, jax.device_get(found), jax.device_get(expected))
 
 
 def test_each_device_works_on_its_own_rows_and_heads():
