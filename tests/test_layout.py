@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 FLOORS = (
   ("types", "config", "answers", "markdown"),
-  ("sharding", "optim", "checkpoint", "metrics", "model", "processor", "objectives"),
+  ("optim", "sharding", "checkpoint", "metrics", "model", "processor", "objectives"),
   ("data", "rollout", "policy", "rewards", "synthesis", "reuse", "train", "evaluation"),
   ("commands", "cli"),
 )
@@ -19,15 +19,17 @@ FLOORS = (
 
 FOLDERS = {
   "model": (
-    "config",
+    *("config", "trainable", "lora"),
     "attention",
     "flash",
     "stack",
     "vision",
     "text",
     "qwen3_vl",
+    "tensor_table",
+    "tensor_slices",
     "safetensors_folder",
-    "weights",
+    *("weights", "adapter_file"),
   ),
   "processor": (
     *("tokenizer", "image", "bicubic", "video", "video_files"),
@@ -35,7 +37,17 @@ FOLDERS = {
   ),
   "objectives": ("cross_entropy", "token_logprobs", "advantage", "dapo"),
   "data": (
-    *("shards", "places", "images", "relations", "records", "statement", "measurements", "vsr", "split_guard"),
+    *(
+      "shards",
+      "places",
+      "images",
+      "relations",
+      "records",
+      "statement",
+      "measurements",
+      "vsr",
+      "split_guard",
+    ),
     *("statistics", "report", "array_records"),
     *("render", "layout", "scenes", "contact_sheet"),
     *("prompts", "conversations", "sizes", "batch_plan", "pipeline", "mixing"),

@@ -2,12 +2,16 @@
 
 import json
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import transformers
 from safetensors.numpy import load_file
 
 from spatial_vlm import config
+from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.model.weights import read_checkpoint
 
 
 @pytest.mark.parametrize("name", ["sft", "dapo"])
@@ -38,6 +42,36 @@ def test_the_newest_checkpoint_of_a_stopped_run(
     final = load_file(tmp_path / "run" / "export" / "model.safetensors")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(np.array_equal(final[tensor], again[tensor]) for tensor in final)
+
+
+def test_weights_are_read_one_by_one_and_written_in_the_type_and_sizes_asked_for(
+  run, sft_changes, before_saving, tmp_path, monkeypatch
+):
+  with before_saving(2):
+    run("sft", tmp_path / "run", sft_changes)
+  read, restore = [], Checkpoints.restore
+
+  def counted(self, state, partial=False):
+    read.append([leaf.shape for leaf in jax.tree.leaves(state)])
+    return restore(self, state, partial)
+
+  monkeypatch.setattr(Checkpoints, "restore", counted)
+  half = {"run": tmp_path / "run", "dtype": "bfloat16", "max_file_bytes": 50_000}
+  assert run("export", tmp_path / "half", half, devices=8).code == 0
+  assert {len(shapes) for shapes in read} == {1}
+  config_half, params = read_checkpoint(tmp_path / "half")
+  assert len(read) == len(jax.tree.leaves(params))
+  assert len(list((tmp_path / "half").glob("model-*.safetensors"))) > 1
+  assert run("export", tmp_path / "full", {"run": tmp_path / "run"}).code == 0
+  config_full, expected = read_checkpoint(tmp_path / "full")
+  assert config_half == config_full
+  expected = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), expected)
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_settings_that_do_not_exist(refused):
+  assert "float32, bfloat16" in refused("export", {"dtype": "float8"})
+  assert "max_file_bytes is 0" in refused("export", {"max_file_bytes": 0})
 
 
 def test_a_run_that_goes_on_is_left_alone(run, sft_changes, before_saving, tmp_path, capsys):

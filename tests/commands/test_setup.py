@@ -3,6 +3,7 @@
 import jax
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 from etils import epath
 
@@ -78,6 +79,25 @@ def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
     jax.device_get(state.params),
     half,
   )
+
+
+def test_weights_are_read_to_where_they_are_trained(nano):
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  whole, cut = setup.load_policy(str(nano)), setup.load_policy(str(nano), mesh=mesh)
+  jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
+  where = sharding.param_shardings(mesh, cut.params)
+  assert jax.tree.map(lambda leaf: leaf.sharding, cut.params) == where
+  drawn = [setup.load_policy(str(nano), 1, mesh=mesh).params for mesh in (None, mesh)]
+  jax.tree.map(np.testing.assert_array_equal, *drawn)
+  assert jax.tree.map(lambda leaf: leaf.sharding, drawn[1]) == where
+  # They become the state's: no second copy of the model is made.
+  state = setup.place_state(mesh, cut.params, optax.sgd(1.0))
+  for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(cut.params), strict=True):
+    buffers = [
+      {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
+      for array in (ours, theirs)
+    ]
+    assert buffers[0] == buffers[1]
 
 
 def test_what_a_user_can_mend_loses_its_traceback():

@@ -6,6 +6,7 @@ import filecmp
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +25,12 @@ from spatial_vlm import sharding
 from spatial_vlm.model import safetensors_folder
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.safetensors_folder import Planned, write_folder
+from spatial_vlm.model.tensor_table import places
 from spatial_vlm.model.weights import (
   MAX_FILE_BYTES,
   open_checkpoint,
   planned,
   read_checkpoint,
-  tensors,
   write_checkpoint,
   write_tensors,
 )
@@ -202,8 +203,8 @@ def test_one_device_reads_its_rows_alone(reference, bucket, path, share):
   (part,) = checkpoint.on_devices(
     path, leaf, {device: leaf.sharding.devices_indices_map(leaf.shape)[device]}
   )
-  tensor = next(tensor for tensor in tensors(reference.config) if path in tensor.paths)
-  layers = leaf.shape[0] if "{}" in tensor.name else 1
+  tensor, _ = places(reference.config)[path]
+  layers = leaf.shape[0] if tensor.is_stacked else 1
   assert sum(count.values()) == layers * np.prod(tensor.shape) * 4 * share
   expected = paths_and_leaves(reference.params)[path]
   np.testing.assert_array_equal(
@@ -465,3 +466,23 @@ def test_the_whole_model_makes_the_round_trip_at_2b(tmp_path):
   assert names == sorted(path.name for path in (tmp_path / "second").iterdir())
   for name in names:
     assert filecmp.cmp(tmp_path / "first" / name, tmp_path / "second" / name, shallow=False), name
+
+
+@pytest.mark.slow  # two processes that start jax
+def test_processes_of_a_pod_read_their_parts_and_write_the_whole(reference, tmp_path):
+  reference = reference("tiny")
+  write_checkpoint(tmp_path / "whole", reference.config, reference.params, max_file_bytes=10**6)
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    coordinator = f"localhost:{probe.getsockname()[1]}"
+  script = Path(__file__).with_name("pod_round_trip.py")
+  folders = (tmp_path / "whole", tmp_path / "again", coordinator, "2")
+  started = [
+    subprocess.Popen([sys.executable, script, *folders, str(number)], cwd=ROOT) for number in (0, 1)
+  ]
+  assert [process.wait(timeout=300) for process in started] == [0, 0]
+  names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+  assert len(names) > 3
+  assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
+  for name in names:
+    assert filecmp.cmp(tmp_path / "whole" / name, tmp_path / "again" / name, shallow=False), name

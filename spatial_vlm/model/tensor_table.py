@@ -1,0 +1,119 @@
+"""The tensors of a Hugging Face Qwen3-VL checkpoint, and the parameters that hold each of them here."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+
+from spatial_vlm.model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor of the checkpoint and the leaves that hold it here.
+
+  A matrix is [out, in] in the checkpoint and [in, out] here, where in and out may be several axes (heads, a patch's
+  channels, frames, rows and columns); everything else differs in shape at most.
+  """
+
+  name: str
+  """`{}` stands for the number of the layer: the leaves are stacks."""
+  shape: tuple[int, ...]
+  paths: tuple[str, ...]
+  """More than one: the tensor is theirs joined on the first axis (fused q, k, v)."""
+  is_matrix: bool = False
+
+  @property
+  def is_stacked(self) -> bool:
+    return "{}" in self.name
+
+  def names(self, shape: tuple[int, ...]) -> Iterator[str]:
+    """Of the tensor in each layer, where its parameters are of this shape."""
+    if not self.is_stacked:
+      return iter([self.name])
+    return (self.name.format(layer) for layer in range(shape[0]))
+
+
+def tensors(config: ModelConfig) -> list[Tensor]:
+  """Every tensor of the checkpoint, named as by transformers 5.23."""
+  vision, text = config.vision, config.text
+  D, F = vision.hidden_size, vision.intermediate_size
+  patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+  block, ours = "model.visual.blocks.{}.", "vision/blocks/"
+  qkv = ("attention/q_proj/", "attention/k_proj/", "attention/v_proj/")
+  table = [
+    *_affine("model.visual.patch_embed.proj.", (D, *patch), "vision/patch_embed/proj/"),
+    Tensor(
+      "model.visual.pos_embed.weight",
+      (vision.num_position_embeddings, D),
+      ("vision/patch_embed/positions/embedding",),
+    ),
+    *_layer_norm(block + "norm1.", D, ours + "norm1/"),
+    *_layer_norm(block + "norm2.", D, ours + "norm2/"),
+    *_affine(block + "attn.qkv.", (3 * D, D), *(ours + path for path in qkv)),
+    *_affine(block + "attn.proj.", (D, D), ours + "attention/out_proj/"),
+    *_affine(block + "mlp.linear_fc1.", (F, D), ours + "mlp/fc1/"),
+    *_affine(block + "mlp.linear_fc2.", (D, F), ours + "mlp/fc2/"),
+    *_merger(config, "model.visual.merger.", D, "vision/merger/"),
+  ]
+  if vision.deepstack_visual_indexes:
+    table += _merger(
+      config,
+      "model.visual.deepstack_merger_list.{}.",
+      D * vision.merge_unit,
+      "vision/deepstack_mergers/",
+    )
+  D, F, H = text.hidden_size, text.intermediate_size, text.head_dim
+  N, K = text.num_attention_heads * H, text.num_key_value_heads * H
+  model, layer, ours = "model.language_model.", "model.language_model.layers.{}.", "text/layers/"
+  table += [
+    Tensor(model + "embed_tokens.weight", (text.vocab_size, D), ("text/embed/embedding",)),
+    *_scale(layer + "input_layernorm.", D, ours + "input_norm/"),
+    *_matrix(layer + "self_attn.q_proj.", (N, D), ours + "attention/q_proj/"),
+    *_matrix(layer + "self_attn.k_proj.", (K, D), ours + "attention/k_proj/"),
+    *_matrix(layer + "self_attn.v_proj.", (K, D), ours + "attention/v_proj/"),
+    *_matrix(layer + "self_attn.o_proj.", (D, N), ours + "attention/o_proj/"),
+    *_scale(layer + "self_attn.q_norm.", H, ours + "attention/q_norm/"),
+    *_scale(layer + "self_attn.k_norm.", H, ours + "attention/k_norm/"),
+    *_scale(layer + "post_attention_layernorm.", D, ours + "post_attention_norm/"),
+    *_matrix(layer + "mlp.gate_proj.", (F, D), ours + "mlp/gate_proj/"),
+    *_matrix(layer + "mlp.up_proj.", (F, D), ours + "mlp/up_proj/"),
+    *_matrix(layer + "mlp.down_proj.", (D, F), ours + "mlp/down_proj/"),
+    *_scale(model + "norm.", D, "text/final_norm/"),
+  ]
+  if not config.tie_word_embeddings:
+    table.append(Tensor("lm_head.weight", (text.vocab_size, D), ("head/embedding",)))
+  return table
+
+
+def _matrix(name: str, shape: tuple[int, ...], *ours: str) -> list[Tensor]:
+  return [Tensor(name + "weight", shape, tuple(path + "kernel" for path in ours), is_matrix=True)]
+
+
+def _affine(name: str, shape: tuple[int, ...], *ours: str) -> list[Tensor]:
+  bias = Tensor(name + "bias", shape[:1], tuple(path + "bias" for path in ours))
+  return [*_matrix(name, shape, *ours), bias]
+
+
+def _scale(name: str, width: int, ours: str) -> list[Tensor]:
+  return [Tensor(name + "weight", (width,), (ours + "scale",))]
+
+
+def _layer_norm(name: str, width: int, ours: str) -> list[Tensor]:
+  return [*_scale(name, width, ours), Tensor(name + "bias", (width,), (ours + "bias",))]
+
+
+def _merger(config: ModelConfig, name: str, norm_width: int, ours: str) -> list[Tensor]:
+  merged = config.vision.hidden_size * config.vision.merge_unit
+  return [
+    *_layer_norm(name + "norm.", norm_width, ours + "norm/"),
+    *_affine(name + "linear_fc1.", (merged, merged), ours + "fc1/"),
+    *_affine(name + "linear_fc2.", (config.vision.out_hidden_size, merged), ours + "fc2/"),
+  ]
+
+
+@functools.cache
+def places(config: ModelConfig) -> Mapping[str, tuple[Tensor, int]]:
+  """Path of each parameter -> its tensor, and which part of it."""
+  return {
+    path: (tensor, part) for tensor in tensors(config) for part, path in enumerate(tensor.paths)
+  }
