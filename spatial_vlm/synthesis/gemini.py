@@ -58,13 +58,7 @@ def check(settings: GeminiSettings) -> None:
     )
   if settings.base_url:
     wire.check_url(settings.base_url)
-  if (
-    settings.timeout_s <= 0 or settings.max_output_tokens < 1 or not 0 <= settings.temperature <= 2
-  ):
-    raise UsageError(
-      f"timeout_s is {settings.timeout_s}, max_output_tokens is {settings.max_output_tokens}, temperature is "
-      f"{settings.temperature}; give a time above 0, at least 1 token and a temperature from 0 to 2"
-    )
+  wire.check_sampling(settings.timeout_s, settings.max_output_tokens, settings.temperature)
   if budget is not None and level is not None:
     raise UsageError(
       f"thinking_budget is {budget} and thinking_level is {level!r}; give only one: Gemini 2.5 takes a budget, "

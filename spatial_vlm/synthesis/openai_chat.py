@@ -39,13 +39,7 @@ def check(settings: OpenAIChatSettings) -> None:
     raise UsageError("model is empty; give its name, as the server lists it under /v1/models")
   if settings.base_url:
     wire.check_url(settings.base_url)
-  if (
-    settings.timeout_s <= 0 or settings.max_output_tokens < 1 or not 0 <= settings.temperature <= 2
-  ):
-    raise UsageError(
-      f"timeout_s is {settings.timeout_s}, max_output_tokens is {settings.max_output_tokens}, temperature is "
-      f"{settings.temperature}; give a time above 0, at least 1 token and a temperature from 0 to 2"
-    )
+  wire.check_sampling(settings.timeout_s, settings.max_output_tokens, settings.temperature)
 
 
 def key_from_environment(base_url: str) -> str:

@@ -40,6 +40,15 @@ def check_url(url: str) -> None:
     )
 
 
+def check_sampling(timeout_s: float, max_output_tokens: int, temperature: float) -> None:
+  """Raises UsageError for settings with which no teacher can answer."""
+  if timeout_s <= 0 or max_output_tokens < 1 or not 0 <= temperature <= 2:
+    raise UsageError(
+      f"timeout_s is {timeout_s}, max_output_tokens is {max_output_tokens}, temperature is {temperature}; give a time "
+      "above 0, at least 1 token and a temperature from 0 to 2"
+    )
+
+
 def read_key(names: Collection[str]) -> str:
   """The first of these environment variables that is set, or "".
 
