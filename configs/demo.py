@@ -23,7 +23,7 @@ def get_config(preset: str) -> ConfigDict:
       dapo_steps=30,
       behavior_scenes=8000,  # answered in full by the aligned policy, to extract behaviors from
       min_support=5,  # of its correct chains must agree on a procedure
-      reuse_epochs=1,
+      reuse_epochs=2,
       timed_questions=32,
       scenes_shown=12,
       stages_at_once=2,  # that do not read each other's files: one keeps less than two cores busy
