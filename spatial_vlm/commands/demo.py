@@ -69,21 +69,21 @@ def stages(config: Config, workdir: epath.Path) -> list[Stage]:
   plan = Plan(config, workdir)
   base = config.base
   taught = [
-    plan.scenes(32),
-    plan.tuned("SFT on chains of thought", "sft", "tiny", base, 330),
-    plan.aligned("dapo", "sft", 300),
-    plan.distilled("behaviors", "dapo", 80),
-    plan.tuned("fine-tuning on its own answers", "sft_reuse", "reuse", "dapo", 110),
-    plan.tuned("SFT on direct answers", "sft_direct", "direct", base, 138),
+    plan.scenes(17),
+    plan.tuned("SFT on chains of thought", "sft", "tiny", base, 229),
+    plan.aligned("dapo", "sft", 243),
+    plan.distilled("behaviors", "dapo", 52),
+    plan.tuned("fine-tuning on its own answers", "sft_reuse", "reuse", "dapo", 170),
+    plan.tuned("SFT on direct answers", "sft_direct", "direct", base, 159),
   ]
   measured = [
-    plan.measured("reuse", "evaluate_reuse", 30, "sft_reuse", **RECALLED),
-    plan.measured("chain", "evaluate_reuse_chain", 12, "sft_reuse", **PART),
-    plan.measured("majority", "evaluate_majority", 2, base),
-    plan.measured("zero-shot", "evaluate_zero_shot", 38, base, **WORD),
-    plan.measured("direct", "evaluate_direct", 15, "sft_direct", **WORD),
-    plan.measured("chain", "evaluate_sft", 45, "sft"),
-    plan.measured("chain", "evaluate_dapo", 45, "dapo"),
+    plan.measured("reuse", "evaluate_reuse", 18, "sft_reuse", **RECALLED),
+    plan.measured("chain", "evaluate_reuse_chain", 9, "sft_reuse", **PART),
+    plan.measured("majority", "evaluate_majority", 3, base),
+    plan.measured("zero-shot", "evaluate_zero_shot", 26, base, **WORD),
+    plan.measured("direct", "evaluate_direct", 10, "sft_direct", **WORD),
+    plan.measured("chain", "evaluate_sft", 32, "sft"),
+    plan.measured("chain", "evaluate_dapo", 33, "dapo"),
   ]
   plain = [*taught, *measured]
   return plain + one_by_one(plain, measured, config.timed_questions)
@@ -97,9 +97,7 @@ def one_by_one(before: list[Stage], measured: list[Stage], questions: int) -> li
     needs = tuple(s.name for s in [*before, *timed])
     title = stage.title.replace("evaluation", "seconds per answer")
     if stage.changes["method"] != "majority":
-      timed.append(
-        stage._replace(title=title, changes=changes, seconds=10, needs=needs, note=TIMED)
-      )
+      timed.append(stage._replace(title=title, changes=changes, seconds=3, needs=needs, note=TIMED))
   return timed
 
 

@@ -165,17 +165,18 @@ def test_scenes_shown_are_spread_evenly():
 
 
 @pytest.mark.kills
-def test_ten_kills_leave_no_trace(after_ten_kills, taught):
+def test_ten_kills_leave_no_trace(after_ten_kills):
+  """From the shipped base: after a few chains it answers well enough to have behaviors."""
   changes = {
-    "base": taught,
     "training_scenes": 256,
     "chains": 96,
-    "validation_scenes": 256,
+    "validation_scenes": 64,
     "test_scenes": 64,
-    "sft_epochs": 8,
+    "sft_epochs": 10,
     "dapo_steps": 3,
     "behavior_scenes": 256,
-    "reuse_epochs": 40,
+    "min_support": 1,
+    "reuse_epochs": 20,
     "timed_questions": 1,
     "scenes_shown": 4,
   }
