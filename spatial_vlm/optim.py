@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 from optax.contrib import MuonDimensionNumbers, muon
@@ -113,6 +115,17 @@ def _as_matrices(params):
 def matrix_axes(path: str) -> MuonDimensionNumbers | None:
   """The axes of the parameter at `path` as a matrix; None for what is no matrix, or an embedding."""
   return next((axes for pattern, axes in MATRICES if re.fullmatch(pattern, path)), None)
+
+
+def as_matrix(path: str, axes: Sequence[Any]) -> tuple[tuple, tuple, tuple]:
+  """What there is of each axis of the kernel at `path` (its size, its mesh axis), as (leading, inputs, outputs)."""
+  numbers = matrix_axes(path)
+  assert numbers is not None, path
+  count = np.size(numbers.output_axis)
+  inputs = np.size(numbers.reduction_axis)
+  axes = tuple(axes)
+  first = len(axes) - count - inputs
+  return axes[:first], axes[first : first + inputs], axes[first + inputs :]
 
 
 def decays(path: str) -> bool:

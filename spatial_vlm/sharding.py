@@ -17,6 +17,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from spatial_vlm.optim import as_matrix
 from spatial_vlm.types import Params, TrainState
 
 P = PartitionSpec
@@ -133,6 +134,17 @@ def _name(path: Any) -> str:
 
 
 def _lookup(name: str) -> PartitionSpec:
+  """The row of the table; a low-rank pair (`model.lora`) lies as its kernel does on the axes they share."""
+  owner, _, leaf = name.rpartition("/")
+  if leaf not in ("lora_a", "lora_b", "lora_scale"):
+    return _row(name)
+  kernel = f"{owner}/kernel"
+  _, inputs, outputs = as_matrix(kernel, _row(kernel))
+  specs = {"lora_a": P(*inputs, None), "lora_b": P(None, *outputs), "lora_scale": P()}
+  return specs[leaf]
+
+
+def _row(name: str) -> PartitionSpec:
   specs = [spec for pattern, spec in PARAMETERS if re.fullmatch(pattern, name)]
   if len(specs) != 1:
     raise ValueError(

@@ -24,6 +24,7 @@ class Purpose(enum.IntEnum):
 
   WEIGHTS = 0
   ROLLOUT = 1
+  ADAPTERS = 2
 
 
 @flax.struct.dataclass

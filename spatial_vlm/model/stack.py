@@ -13,6 +13,7 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array
 
+from spatial_vlm.model.lora import merged
 from spatial_vlm.types import Params
 
 Block = Callable[..., nnx.Module]
@@ -39,8 +40,9 @@ def init_stack(block: Block, config, layers: int, key: Array, dtype: jnp.dtype) 
 
 
 def bind(block: Block, config, params: Params) -> Any:
-  """The block with these parameters: `bind(TextLayer, config, layer)(h, …)`."""
-  return nnx.merge(_definition(block, config), params)
+  """The block with these parameters: `bind(TextLayer, config, layer)(h, …)`. Low-rank pairs among them are added to
+  their kernels."""
+  return nnx.merge(_definition(block, config), merged(params))
 
 
 @functools.cache

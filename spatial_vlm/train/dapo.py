@@ -18,6 +18,8 @@ from spatial_vlm import metrics
 from spatial_vlm.metrics import Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.model.lora import merged
+from spatial_vlm.model.trainable import NOTHING, join
 from spatial_vlm.objectives.advantage import group_advantage, informative
 from spatial_vlm.objectives.dapo import dapo_objective, dapo_statistics, overlong_penalty
 from spatial_vlm.objectives.token_logprobs import token_logprobs
@@ -90,13 +92,17 @@ def sample_groups(
   key: PRNGKeyArray,
   automaton: AnswerAutomaton,
   banned: Bool[Array, "V"],
+  frozen: Params = NOTHING,
   *,
   model: ModelConfig,
   settings: DapoSettings,
 ) -> Rollout:
-  """G answers to every prompt with their verdicts; advantages are still zero."""
+  """G answers to every prompt with their verdicts; advantages are still zero.
+
+  Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to.
+  """
   completions = generate(
-    computed_in(settings.dtype, params),
+    merged(computed_in(settings.dtype, join(params, frozen))),
     prompts,
     key,
     banned,
@@ -228,6 +234,7 @@ def dapo_step(
   logp_old: Float[Array, "B G T"],
   first: Bool[Array, ""],
   banned: Bool[Array, "V"],
+  frozen: Params = NOTHING,
   *,
   model: ModelConfig,
   optimizer: optax.GradientTransformation,
@@ -241,7 +248,7 @@ def dapo_step(
 
   def loss(params, cut):
     rollout, old = cut
-    logp, entropy = answer_logprobs(params, rollout, banned, model, settings)
+    logp, entropy = answer_logprobs(join(params, frozen), rollout, banned, model, settings)
     old = jnp.where(first, jax.lax.stop_gradient(logp), old.reshape(logp.shape))
     mask = rollout.mask.reshape(logp.shape)
     advantage = rollout.advantage.reshape(-1)
@@ -265,6 +272,7 @@ def dapo_step(
 def update(
   state: DapoState,
   banned: Bool[Array, "V"],
+  frozen: Params = NOTHING,
   *,
   model: ModelConfig,
   optimizer: optax.GradientTransformation,
@@ -280,9 +288,8 @@ def update(
   )
 
   def log_probabilities(part: Rollout) -> Float[Array, "B G T"]:
-    return answer_logprobs(state.train.params, part, banned, model, settings)[0].reshape(
-      part.logp.shape
-    )
+    params = join(state.train.params, frozen)
+    return answer_logprobs(params, part, banned, model, settings)[0].reshape(part.logp.shape)
 
   minibatches = cut_rows(rollout, settings.minibatches)
   pieces = cut_rows(rollout, settings.minibatches * settings.micro_batches)
@@ -292,7 +299,10 @@ def update(
     train, sums = carry
     i, minibatch, old = part
     train, of_minibatch = dapo_step(
-      train, minibatch, old, i == 0, banned, model=model, optimizer=optimizer, settings=settings
+      *(train, minibatch, old, i == 0, banned, frozen),
+      model=model,
+      optimizer=optimizer,
+      settings=settings,
     )
     return (train, metrics.add(sums, of_minibatch)), None
 

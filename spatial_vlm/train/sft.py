@@ -20,6 +20,7 @@ from spatial_vlm import metrics
 from spatial_vlm.metrics import Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.model.trainable import NOTHING, join
 from spatial_vlm.objectives.cross_entropy import token_cross_entropy
 from spatial_vlm.types import Batch, Params, TrainState
 
@@ -112,15 +113,17 @@ def apply_gradient(
 def sft_step(
   state: TrainState,
   batch: Batch,
+  frozen: Params = NOTHING,
   *,
   model: ModelConfig,
   optimizer: optax.GradientTransformation,
   settings: SftSettings,
 ) -> tuple[TrainState, Sums]:
-  """One AdamW update; sums: `loss` (nats over target tokens), `grad_norm`, `target_tokens`, and those of `padding`."""
+  """One update of the parameters in `state`, which are all but the `frozen` ones; sums: `loss` (nats over target
+  tokens), `grad_norm`, `target_tokens`, and those of `padding`."""
 
   def loss(params, micro_batch):
-    total, count = sft_loss(params, micro_batch, model, settings)
+    total, count = sft_loss(join(params, frozen), micro_batch, model, settings)
     return total, {"loss": (total, count)}
 
   grads, sums = accumulate(loss, state.params, batch, settings.micro_batches)
