@@ -90,7 +90,8 @@ def written_in(workdir):
         {k: v for k, v in r.items() if not k.startswith(metrics.CLOCK_PREFIX)} for r in records
       ]
     elif path.is_file() and not {"checkpoints", "tensorboard", "metrics"} & {*parts}:
-      if path.name not in ("config.json", "finished.json", "report.md") or "export" in parts:
+      notes = ("config.json", "finished.json", "timed.json", "report.md")
+      if path.name not in notes or "export" in parts:
         found["/".join(parts)] = _forget_clocks(path.name, path.read_bytes())
   return found
 
