@@ -136,7 +136,8 @@ def test_bugs_keep_their_traceback():
 def test_help_lists_the_commands(capsys, argv):
   assert cli.main(argv) == 0
   out = capsys.readouterr().out
-  assert "  paint      Paints the scene.\n" in out
+  width = max(map(len, cli.COMMANDS))
+  assert f"  {'paint':{width}}  Paints the scene.\n" in out
   assert all(f"\n  {name} " in out for name in cli.COMMANDS)
 
 
