@@ -14,6 +14,7 @@ def get_config(preset: str) -> ConfigDict:
     dict(
       run="runs/dapo",  # workdir of `sft` or `dapo`
       dtype="bfloat16" if preset == "8b" else "float32",
+      adapter=False,  # of a run that trains low-rank pairs: write them alone, as PEFT reads them
       max_file_bytes=5_000_000_000,  # a larger checkpoint is cut into several files
     )
   )

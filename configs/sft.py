@@ -52,6 +52,14 @@ def tiny() -> ConfigDict:
       chunk_tokens=8192,  # positions whose logits are held at once
       remat="dots",
       dtype="float32",  # of the computation; weights and optimizer are float32
+      # Patterns of the paths of parameters that train; ("(text|head)/.*",) freezes the vision tower.
+      trainable=(".*",),
+      lora=dict(
+        rank=0,  # of pairs beside frozen kernels, with trainable=(".*/lora_[ab]",); 0: no pairs
+        alpha=32.0,  # their product counts alpha / rank times
+        # Patterns of the kernels that get a pair.
+        targets=("text/layers/(attention|mlp)/.*_proj/kernel",),
+      ),
       mesh=dict(data=-1, fsdp=1, tensor=1),
       optimizer=dict(
         method="adamw",  # or "muon", which learns faster from scratch

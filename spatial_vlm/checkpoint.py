@@ -114,6 +114,11 @@ class Checkpoints(contextlib.AbstractContextManager):
       ) from error
     return restored[_STATE], restored[_HOST]
 
+  def host(self) -> dict[str, Any]:
+    """What the host knew at the newest checkpoint; there must be one."""
+    arguments = ocp.args.Composite(**{_HOST: ocp.args.JsonRestore()})
+    return self._manager.restore(self.latest(), args=arguments)[_HOST]
+
   def _check(self, step: int, abstract_state: Any, partial: bool) -> None:
     written = _signature(self._manager.item_metadata(step)[_STATE].tree)
     expected = _signature(abstract_state)

@@ -3,7 +3,7 @@
 Reads a Hugging Face folder and labelled records; no chain of thought is read, only labels. Writes a Hugging Face
 folder to WORKDIR/export. Prompts whose answers are all right or all wrong teach nothing: more are drawn, up to a
 bounded number of rounds. Interrupted at any moment, the same command goes on from the last checkpoint, also in
-the middle of collecting a batch.
+the middle of collecting a batch. What trains is told as in `sft`: all of it, a part, or low-rank pairs.
 
   spatial-vlm dapo --config configs/dapo.py:tiny --workdir runs/dapo
 """
@@ -12,6 +12,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +26,25 @@ from spatial_vlm.commands.setup import (
   HARMLESS,
   check_positive,
   check_training,
-  find_folder,
   load_policy,
   place_state,
   progress,
   settings_of,
   user_errors,
-  write_policy,
+)
+from spatial_vlm.commands.subsets import (
+  base_note,
+  check_base,
+  split_policy,
+  subset_of,
+  write_trained,
 )
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.split_guard import read_pairs, refuse_shared, shared_pairs
+from spatial_vlm.model.lora import merged
+from spatial_vlm.model.trainable import join
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.policy import Policy, PromptShape, collate
 from spatial_vlm.processor.tokenizer import token_bytes
@@ -51,7 +59,9 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
     mesh = sharding.make_mesh(config.mesh)
-    policy = load_policy(config.checkpoint, mesh=mesh)
+    subset = subset_of(config, config.lora)
+    policy = load_policy(config.checkpoint, mesh=mesh, subset=subset)
+    trained, frozen = split_policy(mesh, policy.params, subset, config.seed)
     automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
     settings = settings_of(
       dapo.DapoSettings, config, eos=policy.special.eos, pad=policy.special.pad
@@ -63,24 +73,32 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     read = question_reader(config, policy, mesh, config.data.records)
     guard(config, read.source)
     prompts_at = training_prompts(config, policy, mesh, read)
-    validate = validation(config, policy, automaton, mesh)
+    validate = validation(config, policy, automaton, mesh, frozen)
     snapshot(config, workdir, HARMLESS)
   key = jax.random.fold_in(jax.random.key(config.seed), Purpose.ROLLOUT)
 
   def sample(params: Params, prompts: Prompts, cursor: int) -> Rollout:
     round_key = jax.random.fold_in(key, cursor)
     return dapo.sample_groups(
-      params, prompts, round_key, automaton, policy.banned, model=policy.model, settings=settings
+      *(params, prompts, round_key, automaton, policy.banned, frozen),
+      model=policy.model,
+      settings=settings,
     )
 
-  state = place_run(mesh, place_state(mesh, policy.params, optimizer), sample, prompts_at, settings)
+  state = place_run(mesh, place_state(mesh, trained, optimizer), sample, prompts_at, settings)
+  base = base_note(config, frozen)
   loop = functools.partial(
     dapo.dapo_loop,
     prompts_at=prompts_at,
     sample=sample,
     collect_round=functools.partial(dapo.collect, settings=settings),
     update_policy=functools.partial(
-      dapo.update, banned=policy.banned, model=policy.model, optimizer=optimizer, settings=settings
+      dapo.update,
+      banned=policy.banned,
+      frozen=frozen,
+      model=policy.model,
+      optimizer=optimizer,
+      settings=settings,
     ),
     settings=settings,
     steps=config.steps,
@@ -89,10 +107,15 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     if checkpoints.latest() is not None:
       with user_errors():
         state, host = checkpoints.restore(state)
+        check_base(host["base"], base["checksums"])
         for number in host["left_out"]:
           read(number)  # reported and counted as if this start had met it
-    state = train(config, workdir, state, loop, validate, checkpoints, lambda: read.left_out)
-  write_policy(workdir / "export", find_folder(config.checkpoint), policy.model, state.train.params)
+
+    def note():
+      return {"left_out": read.left_out, "base": base}
+
+    state = train(config, workdir, state, loop, validate, checkpoints, note)
+  write_trained(workdir, base, policy.model, mesh, subset, state.train.params)
 
 
 def train(
@@ -102,7 +125,7 @@ def train(
   loop: Callable,
   validate: Callable[[Params], float],
   checkpoints: Checkpoints,
-  left_out: Callable[[], list[int]],
+  note: Callable[[], dict[str, Any]],
 ) -> DapoState:
   """Runs the loop to its end; writes metrics, checkpoints and the bar."""
   saved = checkpoints.latest()
@@ -124,7 +147,7 @@ def train(
         started = time.perf_counter()
       event = int(state.cursor) // config.round_prompts + batch
       if event % config.checkpoint_steps == 0 or batch == config.steps:
-        checkpoints.save(event, state, {"left_out": left_out()})
+        checkpoints.save(event, state, note())
   return state
 
 
@@ -260,9 +283,9 @@ def ask(
 
 
 def validation(
-  config: Config, policy: Policy, automaton: AnswerAutomaton, mesh: Mesh
+  config: Config, policy: Policy, automaton: AnswerAutomaton, mesh: Mesh, frozen: Params
 ) -> Callable[[Params], float]:
-  """Parameters -> share of right greedy answers to the first `validate_prompts` records of the validation split."""
+  """What trains -> share of right greedy answers to the first `validate_prompts` records of the validation split."""
   read = question_reader(config, policy, mesh, config.data.validation)
   questions = list(itertools.islice(read, config.validate_prompts))
   size = config.validate_batch
@@ -278,7 +301,7 @@ def validation(
   ]
 
   def accuracy(params: Params) -> float:
-    params, right = computed_in(config.dtype, params), 0
+    params, right = merged(computed_in(config.dtype, join(params, frozen))), 0
     for prompts in batches:
       completions = greedy(policy, params, prompts, config.max_tokens)
       verdict = verdicts(automaton, completions.tokens, completions.mask)

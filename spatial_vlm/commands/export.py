@@ -2,12 +2,16 @@
 
 A finished run has one already (RUN/export); this serves runs that are still going on, or were stopped, and other
 types of weights. The folder WORKDIR loads in transformers and vLLM. Weights are read and written one after the other
-and never lie in memory all at once; the optimizer's state is not read.
+and never lie in memory all at once; the optimizer's state is not read. What a run leaves frozen comes from the folder
+that it began with, low-rank pairs are merged into it; or the pairs are written alone.
 
   spatial-vlm export --config.run=runs/dapo --config.dtype=bfloat16 --workdir exported
+  spatial-vlm export --config.run=runs/sft --config.adapter=true --workdir adapter
 """
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from etils import epath
@@ -19,10 +23,12 @@ from spatial_vlm.commands.setup import (
   check_positive,
   copy_processor,
   find_folder,
-  master_shapes,
   user_errors,
 )
+from spatial_vlm.commands.subsets import is_pair, subset_of, trained_shapes, with_base
 from spatial_vlm.config import Config, UsageError
+from spatial_vlm.model.adapter_file import write_adapter
+from spatial_vlm.model.trainable import leaves, tree_of
 from spatial_vlm.model.weights import stream_checkpoint
 from spatial_vlm.processor.chat import Processor
 
@@ -43,25 +49,49 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     model = Processor.from_folder(source).model_config
   # A DAPO run keeps its train state beside the groups it has collected.
   above = ("train", "params") if "samples" in settings else ("params",)
-  shapes = master_shapes(sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1}), model)
+  mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
   with Checkpoints(run_folder / "checkpoints", read_only=True) as checkpoints:
     step = checkpoints.latest()
     if step is None:
       raise UsageError(
         f"{run_folder} holds no complete checkpoint yet; let the run go on until it has written one"
       )
+    try:
+      lora = {name: settings[f"lora.{name}"] for name in ("rank", "alpha", "targets")}
+      subset = subset_of(settings, lora)
+    except KeyError as error:
+      raise UsageError(
+        f"the settings of {run_folder} do not tell {error}; it was made by an earlier version, which has to export it"
+      ) from error
+    with user_errors():
+      trained = leaves(trained_shapes(mesh, model, subset))
 
     def restored(path: str) -> jax.Array:
-      names = path.split("/")
-      state = at(shapes, names)
-      for name in reversed((*above, *names)):
+      names = (*above, *path.split("/"))
+      state = trained[path]
+      for name in reversed(names):
         state = {name: state}
       with user_errors():
-        return at(checkpoints.restore(state, partial=True)[0], (*above, *names))
+        return at(checkpoints.restore(state, partial=True)[0], names)
 
-    copy_processor(workdir, source)
-    stream_checkpoint(workdir, model, restored, config.dtype, config.max_file_bytes)
+    if config.adapter:
+      check_adapter(run_folder, trained)
+      pairs = tree_of({path: restored(path) for path in trained})
+      write_adapter(workdir, settings["checkpoint"], model, subset, pairs)
+    else:
+      copy_processor(workdir, source)
+      leaf_at = with_base(restored, checkpoints.host()["base"], mesh, model, subset)
+      stream_checkpoint(workdir, model, leaf_at, config.dtype, config.max_file_bytes)
   print(f"checkpoint {step} of {run_folder} is in {workdir}")
+
+
+def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:
+  """Raises UsageError unless pairs are all that the run trains."""
+  if others := [path for path in trained if not is_pair(path)]:
+    raise UsageError(
+      f"{run_folder} trains {len(others)} parameters that are no low-rank pairs ({others[0]} …), so no adapter can tell"
+      " what it has learnt; leave out adapter=true"
+    )
 
 
 def check(config: Config) -> None:

@@ -18,7 +18,8 @@ from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.model.stack import REMAT_POLICIES
-from spatial_vlm.model.weights import abstract_params, open_checkpoint, write_checkpoint
+from spatial_vlm.model.trainable import EVERYTHING, Subset, leaves, trains, tree_of
+from spatial_vlm.model.weights import abstract_params, open_checkpoint
 from spatial_vlm.policy import Policy
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import SpecialIds
@@ -38,19 +39,24 @@ def find_folder(folder: str) -> epath.Path:
 
 
 def load_policy(
-  folder: str, from_scratch_seed: int | None = None, mesh: Mesh | None = None
+  folder: str,
+  from_scratch_seed: int | None = None,
+  mesh: Mesh | None = None,
+  subset: Subset = EVERYTHING,
 ) -> Policy:
   """Model and processor of a Hugging Face folder; with a seed, its architecture with freshly drawn weights.
 
-  To ask, leave `mesh` out: the weights are NumPy arrays in the types of the files. To train, give it: they are float32
-  and lie over the mesh, and each process reads what its devices hold.
+  To ask, leave `mesh` out: the weights are NumPy arrays in the types of the files. To train, give it: what trains is
+  float32, what is frozen has the type that `subset` says; they lie over the mesh, and each process reads what its
+  devices hold.
   """
   path = find_folder(folder)
   processor = Processor.from_folder(path)
   model = processor.model_config
   if from_scratch_seed is None:
     checkpoint = open_checkpoint(path)
-    params = checkpoint.read(checkpoint.shapes if mesh is None else master_shapes(mesh, model))
+    wanted = checkpoint.shapes if mesh is None else master_shapes(mesh, model, subset)
+    params = checkpoint.read(wanted)
   else:
     key = jax.random.fold_in(jax.random.key(from_scratch_seed), Purpose.WEIGHTS)
     where = mesh and sharding.param_shardings(mesh, abstract_params(model))
@@ -58,13 +64,20 @@ def load_policy(
   return Policy(processor, model, params, SpecialIds.of(processor.tokenizer, model))
 
 
-def master_shapes(mesh: Mesh, model: ModelConfig) -> Params:
-  """The weights that are trained, float32 and laid out over the mesh, as `jax.ShapeDtypeStruct`s."""
+def master_shapes(mesh: Mesh, model: ModelConfig, subset: Subset = EVERYTHING) -> Params:
+  """The weights as they are held to train, laid out over the mesh, as `jax.ShapeDtypeStruct`s: float32, but for those
+  that are frozen."""
   shapes = abstract_params(model)
-  return jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-    shapes,
-    sharding.param_shardings(mesh, shapes),
+  where = leaves(sharding.param_shardings(mesh, shapes))
+  return tree_of(
+    {
+      path: jax.ShapeDtypeStruct(
+        leaf.shape,
+        leaf.dtype if trains(path, subset.trainable) else subset.frozen_dtype,
+        sharding=where[path],
+      )
+      for path, leaf in leaves(shapes).items()
+    }
   )
 
 
@@ -73,14 +86,6 @@ PROCESSOR_FILES = (
   *("*processor_config.json", "generation_config.json", "chat_template.*"),
 )
 """What a checkpoint folder holds beside its weights and sizes."""
-
-
-def write_policy(
-  folder: epath.Path, source: epath.Path, model: ModelConfig, params: Params
-) -> None:
-  """A Hugging Face folder: the weights, and the tokenizer and processor files of `source`."""
-  copy_processor(folder, source)
-  write_checkpoint(folder, model, params)
 
 
 def copy_processor(folder: epath.Path, source: epath.Path) -> None:

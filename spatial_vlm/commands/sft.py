@@ -4,9 +4,15 @@ Reads a Hugging Face folder and a file of conversations, trains on the assistant
 Hugging Face folder to WORKDIR/export. Progress goes to the terminal, metrics to WORKDIR/metrics and
 WORKDIR/tensorboard. Interrupted at any moment, the same command goes on from the last checkpoint.
 
+What trains is told by patterns of parameter paths: all of it, all but the vision tower, or low-rank pairs beside frozen
+kernels (LoRA). WORKDIR/export has the pairs merged; WORKDIR/adapter holds them alone, as PEFT reads them.
+
   spatial-vlm sft --config configs/sft.py:tiny --workdir runs/sft
   spatial-vlm sft --config configs/sft.py:8b --config.checkpoint=Qwen3-VL-8B-Instruct \\
     --config.data.conversations=chains.jsonl --config.data.images=coco/train2017 --config.data.evaluation=test.jsonl
+
+  spatial-vlm sft --config configs/sft.py:tiny --config.trainable="('(text|head)/.*',)" …   # vision tower frozen
+  spatial-vlm sft --config configs/sft.py:8b --config.trainable="('.*/lora_[ab]',)" --config.lora.rank=16 …
 
 Further files of conversations are mixed in by weight:
 
@@ -28,13 +34,18 @@ from spatial_vlm.commands.setup import (
   HARMLESS,
   check_positive,
   check_training,
-  find_folder,
   load_policy,
   place_state,
   progress,
   settings_of,
   user_errors,
-  write_policy,
+)
+from spatial_vlm.commands.subsets import (
+  base_note,
+  check_base,
+  split_policy,
+  subset_of,
+  write_trained,
 )
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import batch_plan, pipeline
@@ -49,26 +60,35 @@ from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import Encoded, Processor, Size, collate_batch, encode, measure
 from spatial_vlm.synthesis.scene_teacher import pretrain_messages
 from spatial_vlm.train.sft import SftSettings, sft_loop, sft_step
+from spatial_vlm.types import Params
 
 
 def run(config: Config, workdir, args) -> None:
   with user_errors():
     check(config)
-    policy = load_policy(config.checkpoint, config.seed if config.from_scratch else None)
+    mesh = sharding.make_mesh(config.mesh)
+    subset = subset_of(config, config.lora)
+    scratch_seed = config.seed if config.from_scratch else None
+    policy = load_policy(config.checkpoint, scratch_seed, mesh, subset)
+    trained, frozen = split_policy(mesh, policy.params, subset, config.seed)
+    check_scratch(config, frozen)
     data = (drawn if config.data.pretrain.scenes else read)(config, policy.processor)
     batches, total_steps = data.batches, data.steps
     optimizer = make_optimizer(
       settings_of(OptimizerSettings, config.optimizer, total_steps=total_steps)
     )
     settings = settings_of(SftSettings, config)
-    mesh = sharding.make_mesh(config.mesh)
     snapshot(config, workdir, HARMLESS)
-  state = place_state(mesh, policy.params, optimizer)
-  step = functools.partial(sft_step, model=policy.model, optimizer=optimizer, settings=settings)
+  state = place_state(mesh, trained, optimizer)
+  base = base_note(config, frozen)
+  step = functools.partial(
+    sft_step, frozen=frozen, model=policy.model, optimizer=optimizer, settings=settings
+  )
   with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
     if checkpoints.latest() is not None:
       with user_errors():
         state, host = checkpoints.restore(state)
+        check_base(host["base"], base["checksums"])
       batches.set_state(host["batches"])
     first = int(state.step)
     rows = (sharding.put_batch(mesh, batch) for batch in batches)
@@ -83,10 +103,10 @@ def run(config: Config, workdir, args) -> None:
           bar.set_postfix(loss=f"{values['loss']:.3f}")
           sums = {}
         if number % config.checkpoint_steps == 0 or number == total_steps:
-          checkpoints.save(number, state, {"batches": batches.get_state()})
+          checkpoints.save(number, state, {"batches": batches.get_state(), "base": base})
         bar.update()
   report(data)
-  write_policy(workdir / "export", find_folder(config.checkpoint), policy.model, state.params)
+  write_trained(workdir, base, policy.model, mesh, subset, state.params)
 
 
 def check(config: Config) -> None:
@@ -104,6 +124,14 @@ def check(config: Config) -> None:
     raise UsageError(
       f"checkpoint_steps {config.checkpoint_steps} is no multiple of log_steps {config.log_steps}; a resumed run "
       "could not write the same metrics"
+    )
+
+
+def check_scratch(config: Config, frozen: Params) -> None:
+  if config.from_scratch and frozen:
+    raise UsageError(
+      f"trainable {tuple(config.trainable)} would freeze weights that from_scratch draws and no file holds; train all"
+      " of them: ('.*',) and lora.rank=0"
     )
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,8 @@ EVERYTHING = Subset(trainable=(".*",), rank=0, alpha=1.0, targets=(), frozen_dty
 
 def leaves(params: Params) -> dict[str, Array]:
   """Path ("text/embed/embedding") -> array or shape."""
-  return flatten_dict(params, sep="/")
+  flat: Any = flatten_dict(params, sep="/")
+  return flat
 
 
 def tree_of(flat: dict[str, Array]) -> Params:

@@ -113,5 +113,5 @@ def test_a_run_without_a_checkpoint(run, nano, tmp_path, capsys):
 
 def test_presets():
   tiny, full = (config.leaves(config.read_preset(f"configs/export.py:{n}")) for n in ("tiny", "8b"))
-  assert tiny.keys() == full.keys() == {"run", "dtype", "max_file_bytes"}
+  assert tiny.keys() == full.keys() == {"run", "adapter", "dtype", "max_file_bytes"}
   assert (tiny["dtype"], full["dtype"]) == ("float32", "bfloat16")

@@ -43,20 +43,18 @@ def test_banned_are_all_special_tokens_but_the_end_of_a_turn(nano):
   assert policy.banned.shape == (policy.model.text.vocab_size,)
 
 
-def test_a_policy_is_written_with_the_files_of_its_source(nano, tmp_path):
+def test_files_beside_the_weights_are_copied(nano, tmp_path):
   source = tmp_path / "source"
   source.mkdir()
   for path in nano.iterdir():
     (source / path.name).write_bytes(path.read_bytes())
   (source / "model.safetensors.index.json").write_text("{}")
   (source / "notes.py").write_text("")
-  policy = setup.load_policy(str(nano))
-  setup.write_policy(
-    epath.Path(tmp_path / "deep" / "export"), epath.Path(source), policy.model, policy.params
-  )
   export = tmp_path / "deep" / "export"
-  assert {path.name for path in export.iterdir()} == {path.name for path in nano.iterdir()}
-  jax.tree.map(np.testing.assert_array_equal, setup.load_policy(str(export)).params, policy.params)
+  setup.copy_processor(epath.Path(export), epath.Path(source))
+  copied = {path.name for path in export.iterdir()}
+  assert copied == {path.name for path in nano.iterdir()} - {"config.json", "model.safetensors"}
+  assert all((export / name).read_bytes() == (nano / name).read_bytes() for name in copied)
 
 
 def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
