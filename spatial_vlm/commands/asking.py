@@ -74,7 +74,9 @@ class Asker(NamedTuple):
     encoded = [row for _, _, row in rows]
     prompts = collate(policy.processor, encoded, ids, [-1] * len(ids), self.shape)
     prompts = sharding.put_batch(self.mesh, prompts)
-    texts = written(policy, greedy(policy, policy.params, prompts, self.max_tokens))
+    with jax.set_mesh(self.mesh):  # for kernels, which are cut for it by hand
+      completions = greedy(policy, policy.params, prompts, self.max_tokens)
+    texts = written(policy, completions)
     verdicts = self.judge(policy, prompts, texts)
     return [
       prediction(*row, text, verdict)
