@@ -85,7 +85,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       settings=settings,
     )
 
-  state = place_run(mesh, place_state(mesh, trained, optimizer), sample, prompts_at, settings)
+  state = place_state(mesh, trained, optimizer)
   base = base_note(config, frozen)
   loop = functools.partial(
     dapo.dapo_loop,
@@ -103,7 +103,11 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     settings=settings,
     steps=config.steps,
   )
-  with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
+  with (
+    jax.set_mesh(mesh),  # for kernels, which are cut for it by hand
+    Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
+  ):
+    state = place_run(mesh, state, sample, prompts_at, settings)
     if checkpoints.latest() is not None:
       with user_errors():
         state, host = checkpoints.restore(state)

@@ -84,7 +84,10 @@ def run(config: Config, workdir, args) -> None:
   step = functools.partial(
     sft_step, frozen=frozen, model=policy.model, optimizer=optimizer, settings=settings
   )
-  with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
+  with (
+    jax.set_mesh(mesh),  # for kernels, which are cut for it by hand
+    Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
+  ):
     if checkpoints.latest() is not None:
       with user_errors():
         state, host = checkpoints.restore(state)
