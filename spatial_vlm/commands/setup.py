@@ -77,6 +77,7 @@ def master_shapes(mesh: Mesh, model: ModelConfig, subset: Subset = EVERYTHING) -
         sharding=where[path],
       )
       for path, leaf in leaves(shapes).items()
+      if leaf.size  # a model without DeepStack has stacks of no layer, which no file holds
     }
   )
 
