@@ -125,6 +125,7 @@ def test_chains_are_parsed_and_their_boxes_measured(finished):
   assert scores["n"] == 32
 
 
+@pytest.mark.slow
 def test_on_eight_devices_it_writes_the_same(
   finished, run, evaluate_changes, extracted, outcome, tmp_path
 ):

@@ -14,7 +14,7 @@ from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.model.weights import read_checkpoint
 
 
-@pytest.mark.parametrize("name", ["sft", "dapo"])
+@pytest.mark.parametrize("name", ["sft", pytest.param("dapo", marks=pytest.mark.slow)])
 def test_the_newest_checkpoint_of_a_stopped_run(
   name, run, sft_changes, dapo_changes, before_saving, tmp_path, capsys
 ):

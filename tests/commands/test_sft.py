@@ -50,6 +50,7 @@ def test_a_finished_run_is_left_as_it_is(finished, run, sft_changes, outcome):
   assert outcome(workdir) == before
 
 
+@pytest.mark.slow
 def test_on_eight_devices_it_learns_the_same(finished, run, sft_changes, tmp_path):
   mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
   assert run("sft", tmp_path, {**sft_changes, **mesh}, devices=8).code == 0

@@ -1,6 +1,7 @@
 """Checkpoint folders: read from transformers, written for transformers, refused with reasons."""
 
 import collections
+import copy
 import dataclasses
 import filecmp
 import json
@@ -43,8 +44,8 @@ ROOT = Path(__file__).parents[2]
 def in_parts(reference, tmp_path_factory):
   """The untied model in about a dozen bfloat16 files, as transformers cuts and names them."""
   folder = tmp_path_factory.mktemp("parts")
-  reference("small").model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="3MB")
-  reference("small").model.to(torch.float32)
+  model = copy.deepcopy(reference("small").model)  # `to` rounds the weights where they are
+  model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="3MB")
   assert len(list(folder.glob("*.safetensors"))) > 5
   return folder
 

@@ -114,7 +114,10 @@ def test_loss_is_the_cross_entropy_of_the_targets(policy, batch):
   assert found_count == count == batch.targets.sum()
 
 
-@pytest.mark.parametrize("micro_batches", [2, 4, 8])
+@pytest.mark.parametrize(
+  "micro_batches",
+  [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)],
+)
 def test_micro_batches_change_neither_gradient_nor_update(policy, batch, micro_batches):
   """Rows of unequal length: a mean of the micro-batches' means would be another gradient."""
   expected, (total, count) = gradient(policy, batch)
@@ -132,7 +135,12 @@ def test_micro_batches_change_neither_gradient_nor_update(policy, batch, micro_b
 
 
 @pytest.mark.parametrize(
-  "changes", [{"chunk_tokens": 7}, {"remat": "full"}, {"remat": "dots", "chunk_tokens": 50}]
+  "changes",
+  [
+    pytest.param({"chunk_tokens": 7}, marks=pytest.mark.slow),
+    pytest.param({"remat": "full"}, marks=pytest.mark.slow),
+    {"remat": "dots", "chunk_tokens": 50},
+  ],
 )
 def test_saving_memory_does_not_change_the_gradient(policy, batch, changes):
   expected, _ = gradient(policy, batch)
