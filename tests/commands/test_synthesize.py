@@ -213,7 +213,7 @@ def test_versions_are_not_mixed_unless_asked_for(
     assert run("synthesize", tmp_path, asked).code == 2
     assert "allow_mixed_versions" in capsys.readouterr().err
     if (tmp_path / "results.json").exists():  # it stopped before answers of another were kept
-      assert len(results(tmp_path)["model_versions_accepted"]) == 1
+      assert len(results(tmp_path)["model_versions_accepted"]) <= 1
     assert run("synthesize", tmp_path, {**asked, "allow_mixed_versions": True}).code == 0
     assert len(results(tmp_path)["model_versions_accepted"]) == 2
     one = {**asked, "model_version": "local-teacher-001"}
