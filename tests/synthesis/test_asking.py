@@ -4,6 +4,8 @@ import asyncio
 import collections
 import dataclasses
 import itertools
+import math
+import time
 
 import pytest
 from etils import epath
@@ -189,11 +191,31 @@ def test_a_budget_holds_and_a_higher_one_goes_on(
   run = start(questions, server, budget_usd=budget_usd, plan=plan)
   assert run.stopped.startswith(f"budget_usd={budget_usd} leaves no room")
   assert 0 < run.ledger.spent_usd <= budget_usd
+  most_at_once = int(budget_usd / PRICES.usd(MOST, batch=True))
+  assert all(len(keys) <= most_at_once for keys in run.journal.jobs.values())
   left = sum(history.open is not None for history in histories(run))
   assert 0 < left < SMALL
   run = start(questions, server, plan=plan)
   assert len(settled(run)) == SMALL and run.ledger.spent_usd > budget_usd
   assert set(server.stats().answers.values()) == {1}
+
+
+def test_what_the_server_asks_to_wait_for_is_waited_for(start, serve, answers, folder):
+  """Each question is told once to come back after a third of a second; by itself it would after a hundredth."""
+  server = serve(answers, faults=Faults(rate_limited=1.0, retry_after_s=0.3, clears_after=1))
+  source = JsonlSource(folder / "train.jsonl", folder / "images")
+  one = Questions(source, draft.GEMINI, Attempts(1, 0), identity={}, seed=0, limit=1)
+  begun = time.monotonic()
+  assert len(settled(start(one, server))) == 1
+  assert time.monotonic() - begun >= 0.3
+
+
+def test_after_a_stop_nothing_leaves(start, serve, answers, questions):
+  run = start(questions, serve(answers))
+  assert run.room(batch=False) == run.room(batch=True) == math.inf
+  run.stop("enough")
+  run.stop("another reason")
+  assert run.room(batch=False) == run.room(batch=True) == 0 and run.stopped == "enough"
 
 
 def test_an_unreachable_server_ends_the_run_soon(start, serve, answers, questions):
@@ -298,6 +320,7 @@ def test_a_batch_that_was_cut_off_is_found_again_and_never_made_twice(
   assert len(settled(run)) == SMALL
   assert set(server.stats().jobs.values()) == {1} and set(server.stats().answers.values()) == {1}
   assert set(run.journal.jobs) == set(server.stats().jobs) == run.journal.ended
+  assert len(run.journal.spent) == len(run.journal.answers), "each answer is paid for once"
 
 
 def test_raw_replies_are_kept_and_read_again(start, serve, answers, questions, gemini, tmp_path):
