@@ -95,7 +95,10 @@ def run(config: Config, workdir, args) -> None:
       batches.set_state(host["batches"])
     first = int(state.step)
     rows = (sharding.put_batch(mesh, batch) for batch in batches)
-    with metrics.MetricsWriter(workdir) as writer, progress(workdir.name, first, total_steps) as bar:
+    with (
+      metrics.MetricsWriter(workdir) as writer,
+      progress(workdir.name, first, total_steps) as bar,
+    ):
       sums: metrics.Sums = {}
       updates = sft_loop(state, rows, step, total_steps - first)
       for number, (state, of_step) in enumerate(updates, first + 1):
