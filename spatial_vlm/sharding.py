@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spatial_vlm.optim import as_matrix
 from spatial_vlm.types import Params, TrainState
@@ -167,7 +167,12 @@ def _fit(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedShardi
 def _fit_axes(
   mesh: Mesh, axes: str | tuple[str, ...] | None, size: int
 ) -> tuple[str, ...] | str | None:
-  kept = (axes,) if isinstance(axes, str) else tuple(axes or ())
-  while kept and size % math.prod(mesh.shape[axis] for axis in kept):
-    kept = kept[:-1]
+  kept = dividing((axes,) if isinstance(axes, str) else tuple(axes or ()), mesh, size)
   return kept[0] if len(kept) == 1 else kept or None
+
+
+def dividing(axes: tuple[str, ...], mesh: Mesh | AbstractMesh, size: int) -> tuple[str, ...]:
+  """The axes, without the last ones if together they do not divide `size`."""
+  while size % math.prod(mesh.shape[axis] for axis in axes):
+    axes = axes[:-1]
+  return axes

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
@@ -161,8 +160,8 @@ def over_mesh(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return kernel(q, k, v, segments)
-  rows = _dividing(mesh, sharding.ROWS, len(q))
-  heads = _dividing(mesh, ("tensor",), q.shape[2])
+  rows = sharding.dividing(sharding.ROWS, mesh, len(q))
+  heads = sharding.dividing(("tensor",), mesh, q.shape[2])
   copies = math.lcm(k.shape[1], math.prod(mesh.shape[axis] for axis in heads)) // k.shape[1]
   k, v = (jnp.repeat(x, copies, axis=1) for x in (k, v))
   return jax.shard_map(
@@ -171,13 +170,6 @@ def over_mesh(
     out_specs=P(rows, None, heads),
     check_vma=False,  # kernels do not say over which axes their outputs differ
   )(q, k, v, segments)
-
-
-def _dividing(mesh: AbstractMesh, axes: tuple[str, ...], size: int) -> tuple[str, ...]:
-  """The axes, without the last ones if together they do not divide `size`."""
-  while size % math.prod(mesh.shape[axis] for axis in axes):
-    axes = axes[:-1]
-  return axes
 
 
 def _round_up(size: int, multiple: int) -> int:
