@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.history import History, Judge, history
@@ -114,7 +114,7 @@ async def ask_all(
       for _ in range(run.pace.concurrency):
         workers.create_task(work())
   except* Exception as group:
-    raise _first(group) from None
+    raise group.exceptions[0] from None
 
 
 async def _settle(
@@ -168,15 +168,3 @@ async def _try(run: Run, key: str, question: Question, teacher: Teacher) -> Resu
     raise
   run.take(key, result, batch=False)
   return result
-
-
-def _first(group: BaseExceptionGroup) -> BaseException:
-  return next(_leaves(group))
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-  if isinstance(error, BaseExceptionGroup):
-    for inner in error.exceptions:
-      yield from _leaves(inner)
-  else:
-    yield error

@@ -51,7 +51,7 @@ async def ask_in_batches(
   tries: collections.Counter[str] = collections.Counter()
   await _finish(run, batches, plan)
   while pending := _pending(run, left, tries, on_settled):
-    keys = list(pending)
+    keys = pending.copy()
     while keys and (room := run.room(batch=True)):
       size = int(min(plan.questions, len(keys), room))
       run.journal.job(_name(run, keys[:size]), keys[:size])
@@ -59,7 +59,7 @@ async def ask_in_batches(
     if not run.journal.open_jobs():
       return
     await _finish(run, batches, plan)
-    tries.update(pending.keys() - set(keys) - run.journal.answers.keys())
+    tries.update(set(pending) - set(keys) - run.journal.answers.keys())
 
 
 def _pending(
@@ -67,19 +67,19 @@ def _pending(
   left: dict[int, None],
   tries: collections.Counter[str],
   on_settled: Callable[[History], None],
-) -> dict[str, tuple[int, int]]:
-  """Record and attempt of each next question, by key; those that were tried too often are given up for this start.
+) -> list[str]:
+  """Keys of the next questions; those that were tried too often are given up for this start.
 
   Takes out of `left` what is settled.
   """
-  pending, run.unanswered = {}, 0
+  pending, run.unanswered = [], 0
   for number in list(left):
     so_far = run.history(number)
     if so_far.open is None:
       del left[number]
       on_settled(so_far)
     elif tries[key := run.questions.key(number, so_far.open)] < run.pace.tries:
-      pending[key] = (number, so_far.open)
+      pending.append(key)
     else:
       run.unanswered += 1
   return pending
@@ -93,31 +93,18 @@ def _name(run: Run, keys: Sequence[str]) -> str:
 
 async def _finish(run: Run, batches: GeminiBatches, plan: BatchPlan) -> None:
   """Brings all open batches to their end."""
-  if not (jobs := run.journal.open_jobs()):
-    return
-  places = {
-    run.questions.key(number, attempt): (number, attempt)
-    for number in run.questions.numbers
-    for attempt in range(len(run.questions.attempts))
-  }
-
-  def questions(keys: Sequence[str]) -> Iterator[tuple[str, Question]]:
-    return ((key, run.questions.question(*places[key])) for key in keys if key in places)
-
-  await asyncio.gather(
-    *(_run_job(run, batches, plan, name, keys, questions) for name, keys in jobs.items())
-  )
+  jobs = run.journal.open_jobs().items()
+  await asyncio.gather(*(_run_job(run, batches, plan, name, keys) for name, keys in jobs))
 
 
 async def _run_job(
-  run: Run,
-  batches: GeminiBatches,
-  plan: BatchPlan,
-  name: str,
-  keys: Sequence[str],
-  questions: Callable[[Sequence[str]], Iterator[tuple[str, Question]]],
+  run: Run, batches: GeminiBatches, plan: BatchPlan, name: str, keys: Sequence[str]
 ) -> None:
   """One batch, from wherever it stands; it stays open where the server cannot be reached."""
+
+  def questions() -> Iterator[tuple[str, Question]]:
+    places = run.questions.places
+    return ((key, run.questions.question(*places[key])) for key in keys if key in places)
 
   async def store(state: BatchState) -> None:
     unanswered = [key for key in keys if key not in run.journal.answers]
@@ -125,7 +112,7 @@ async def _run_job(
       run.take(key, result, batch=True)
 
   try:
-    job = await _patiently(run.pace, name, lambda: batches.create(name, questions(keys)))
+    job = await _patiently(run.pace, name, lambda: batches.create(name, questions()))
     while not (state := await _patiently(run.pace, name, lambda: batches.poll(job))).ended:
       await asyncio.sleep(plan.poll_s)
     await _patiently(run.pace, name, lambda: store(state))

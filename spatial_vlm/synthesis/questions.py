@@ -1,6 +1,7 @@
 """What is asked about each record: blindly first, then with the label as a hint. Every question has its own key."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -101,6 +102,15 @@ class Questions:
     question = self._asked(number, attempt, Picture(b"", mime_type))
     fields = dataclasses.asdict(question) | {"image": digest, "teacher": self._identity}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+  @functools.cached_property
+  def places(self) -> dict[str, tuple[int, int]]:
+    """Record and attempt of every key."""
+    return {
+      self.key(number, attempt): (number, attempt)
+      for number in self.numbers
+      for attempt in range(len(self.attempts))
+    }
 
   def _asked(self, number: int, attempt: int, picture: Picture) -> Question:
     record = self.record(number)
