@@ -40,9 +40,9 @@ from spatial_vlm.commands.subsets import (
   write_trained,
 )
 from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.data import split_guard
 from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import JsonlSource
-from spatial_vlm.data.split_guard import read_pairs, refuse_shared, shared_pairs
 from spatial_vlm.model.lora import merged
 from spatial_vlm.model.trainable import join
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
@@ -223,9 +223,8 @@ def check(config: Config) -> None:
 def guard(config: Config, source: JsonlSource) -> None:
   """Raises UsageError when a training record is one that is validated or evaluated on."""
   for file in filter(None, (config.data.validation, config.data.evaluation)):
-    held_out = read_pairs(file)
     remedy = f"leave those of {file} out of it (spatial-vlm data --config.drop_shared=true)"
-    refuse_shared(shared_pairs(source.pairs, held_out), len(held_out), remedy)
+    split_guard.guard(source.pairs, file, remedy)
 
 
 def place_run(mesh: Mesh, train, sample, prompts_at, settings: dapo.DapoSettings) -> DapoState:

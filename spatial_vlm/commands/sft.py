@@ -48,14 +48,13 @@ from spatial_vlm.commands.subsets import (
   write_trained,
 )
 from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data import batch_plan, pipeline
+from spatial_vlm.data import batch_plan, pipeline, split_guard
 from spatial_vlm.data.batch_plan import ARRANGEMENTS
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.data.mixing import Joined, mixed_order
 from spatial_vlm.data.records import BadRecord, UnusableRecord
 from spatial_vlm.data.scenes import Picture, PictureSource
 from spatial_vlm.data.sizes import Outlines
-from spatial_vlm.data.split_guard import asked_pairs, read_pairs, refuse_shared
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import Encoded, Processor, Size, collate_batch, encode, measure
 from spatial_vlm.synthesis.scene_teacher import pretrain_messages
@@ -231,10 +230,9 @@ def read(config: Config, processor: Processor) -> Data:
 def guard(config: Config, sources: Sequence[ConversationSource]) -> None:
   """Raises UsageError when a conversation asks what is evaluated on."""
   if file := config.data.evaluation:
-    held_out = read_pairs(file)
     questions = (question for source in sources for question in source.questions)
     remedy = f"leave those of {file} out of the conversations, or evaluate on another set"
-    refuse_shared(asked_pairs(questions, held_out), len(held_out), remedy)
+    split_guard.guard(questions, file, remedy, split_guard.asked_pairs)
 
 
 def drawn(config: Config, processor: Processor) -> Data:

@@ -32,10 +32,9 @@ from spatial_vlm import config as config_lib
 from spatial_vlm.commands.setup import settings_of, user_errors
 from spatial_vlm.commands.teachers import TEACHERS, TeacherKind, identity
 from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data import conversations, prompts
+from spatial_vlm.data import conversations, prompts, split_guard
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.records import JsonlSource, Record
-from spatial_vlm.data.split_guard import read_pairs, refuse_shared, shared_pairs
 from spatial_vlm.synthesis import draft as drafts
 from spatial_vlm.synthesis import report, selection
 from spatial_vlm.synthesis.asking import Run, ask_all
@@ -147,9 +146,8 @@ def pace(config: Config) -> Pace:
 def guard(config: Config, source: JsonlSource) -> None:
   """Raises UsageError where records to be taught stand in the evaluation set."""
   if config.evaluation:
-    held_out = read_pairs(config.evaluation)
     remedy = "let `spatial-vlm data` leave them out (drop_shared), or evaluate on another set"
-    refuse_shared(shared_pairs(source.pairs, held_out), len(held_out), remedy)
+    split_guard.guard(source.pairs, config.evaluation, remedy)
 
 
 def confirm(config: Config, begun: Run, is_agreed: bool) -> None:
@@ -169,10 +167,10 @@ def confirm(config: Config, begun: Run, is_agreed: bool) -> None:
   print(text)
   if usd <= config.confirm_usd or is_agreed:
     return
-  remedy = f"which is more than confirm_usd={config.confirm_usd:.2f}"
+  excess = f"more than confirm_usd={config.confirm_usd:.2f}"
   if not sys.stdin.isatty():
-    raise UsageError(f"{text}, {remedy}; add --yes to agree")
-  if input(f"That is {remedy.removeprefix('which is ')}. Go on? [y/N] ").strip().lower() != "y":
+    raise UsageError(f"{text}, which is {excess}; add --yes to agree")
+  if input(f"That is {excess}. Go on? [y/N] ").strip().lower() != "y":
     raise UsageError("nothing was asked")
 
 

@@ -8,7 +8,7 @@ import collections
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from etils import epath
 
@@ -45,6 +45,18 @@ def asked_pairs(questions: Iterable[Pair], evaluation: Iterable[Pair]) -> list[P
     image, text = _key(question)
     asked[image].append(text)
   return [pair for pair in evaluation if _is_asked(*_key(pair), asked)]
+
+
+def guard(
+  training: Iterable[Pair],
+  file: epath.PathLike,
+  remedy: str,
+  find: Callable[[Iterable[Pair], Iterable[Pair]], list[Pair]] = shared_pairs,
+) -> None:
+  """Raises UsageError when `training` shares pairs with a file of records; `find` is `shared_pairs`, or `asked_pairs`
+  where training is told by questions."""
+  evaluation = read_pairs(file)
+  refuse_shared(find(training, evaluation), len(evaluation), remedy)
 
 
 def refuse_shared(shared: Sequence[Pair], evaluated: int, remedy: str) -> None:
