@@ -8,15 +8,18 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import pytest
 import torch
 import transformers
+from jax import numpy as jnp
 from transformers.vision_utils import (
   get_vision_interpolation_indices_and_weights,
   get_vision_position_ids,
 )
 
+from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig, TextConfig, VisionConfig
 from spatial_vlm.model.weights import read_checkpoint
 from spatial_vlm.types import Batch, Params, Prompts, Vision
@@ -276,3 +279,25 @@ def make_case() -> Callable[..., Case]:
     )
 
   return make
+
+
+@pytest.fixture(scope="session")
+def greedy():
+  """(params, config, prompts, steps) -> the likeliest tokens [B steps], by a cache that grows in two blocks."""
+  return _greedy
+
+
+@functools.partial(jax.jit, static_argnames=("config", "steps"))
+def _greedy(params, config, prompts, steps):
+  def step(state, _):
+    logits, cache = state
+    token = jnp.argmax(logits, axis=-1)
+    return qwen3_vl.decode(params, config, token, cache), token
+
+  logits, cache = qwen3_vl.prefill(params, config, prompts)
+  tokens = []
+  for slots in (steps // 3, steps - steps // 3):
+    cache = qwen3_vl.with_room(cache, slots, len(logits))
+    (logits, cache), written = jax.lax.scan(step, (logits, cache), length=slots)
+    tokens.append(written)
+  return jnp.concatenate(tokens).T

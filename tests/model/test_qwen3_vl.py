@@ -113,24 +113,8 @@ def test_with_tanh_gelu_in_the_merger_parity_breaks(reference, make_case, monkey
   assert _largest_difference(reference, case, logits=logits) > 1e-4
 
 
-@partial(jax.jit, static_argnames=("config", "steps"))
-def _greedy(params, config, prompts, steps):
-  def step(state, _):
-    logits, cache = state
-    token = jnp.argmax(logits, axis=-1)
-    return qwen3_vl.decode(params, config, token, cache), token
-
-  logits, cache = qwen3_vl.prefill(params, config, prompts)
-  tokens = []
-  for slots in (steps // 3, steps - steps // 3):
-    cache = qwen3_vl.with_room(cache, slots, len(logits))
-    (logits, cache), written = jax.lax.scan(step, (logits, cache), length=slots)
-    tokens.append(written)
-  return jnp.concatenate(tokens).T
-
-
 @pytest.mark.parametrize("size", ["tiny", pytest.param("small", marks=pytest.mark.slow)])
-def test_greedy_generation_equals_the_reference(reference, make_case, size):
+def test_greedy_generation_equals_the_reference(reference, make_case, greedy, size):
   reference = reference(size)
   left, right = (make_case(reference, ROWS["images and text"], side) for side in ("left", "right"))
   with torch.no_grad():
@@ -140,7 +124,7 @@ def test_greedy_generation_equals_the_reference(reference, make_case, size):
   assert expected.shape == (3, 64)
   assert len(np.unique(expected)) > 20  # not the same token over and over
   for case in (left, right):
-    got = _greedy(reference.params, reference.config, case.prompts, 64)
+    got = greedy(reference.params, reference.config, case.prompts, 64)
     np.testing.assert_array_equal(np.asarray(got), expected)
 
 

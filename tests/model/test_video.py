@@ -15,7 +15,6 @@ import PIL.Image
 import pytest
 import torch
 import transformers
-from jax import numpy as jnp
 
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.processor.chat import (
@@ -292,20 +291,7 @@ def test_with_one_time_axis_for_the_whole_video_parity_breaks(pair):
   assert _largest_difference(pair, batch.replace(positions=positions), "right", [VIDEO_ROW]) > 0.01
 
 
-@partial(jax.jit, static_argnames=("config", "steps"))
-def _greedy(params, config, prompts, steps):
-  def step(state, _):
-    logits, cache = state
-    token = jnp.argmax(logits, axis=-1)
-    return qwen3_vl.decode(params, config, token, cache), token
-
-  logits, cache = qwen3_vl.prefill(params, config, prompts)
-  cache = qwen3_vl.with_room(cache, steps, len(logits))
-  _, tokens = jax.lax.scan(step, (logits, cache), length=steps)
-  return tokens.T
-
-
-def test_greedy_generation_of_mixed_rows_equals_the_reference(pair):
+def test_greedy_generation_of_mixed_rows_equals_the_reference(pair, greedy):
   pair = pair("tiny")
   inputs = _reference_inputs(pair, _conversations(), "left")
   with torch.no_grad():
@@ -314,7 +300,7 @@ def test_greedy_generation_of_mixed_rows_equals_the_reference(pair):
     )[:, inputs["input_ids"].shape[1] :].numpy()
   assert expected.shape == (5, 64)
   assert len(np.unique(expected)) > 20  # not the same token over and over
-  got = _greedy(pair.params, pair.config, _prompts(pair), 64)
+  got = greedy(pair.params, pair.config, _prompts(pair), 64)
   np.testing.assert_array_equal(np.asarray(got), expected)
 
 
