@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import IO, Any, Self
 
@@ -12,14 +11,13 @@ from jaxtyping import Array
 from tensorboardX import SummaryWriter
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.part_files import next_part, parts
 
 Sums = dict[str, tuple[Array, Array]]
 """Name -> (sum, count) over whatever was seen; a name that ends in `_max` has (maximum, count)."""
 
 CLOCK_PREFIX = "time/"
 """Such names hold clock readings; all else is equal in a resumed and an uninterrupted run."""
-
-_PART = re.compile(r"part-(\d{5,})\.jsonl")
 
 
 def add(a: Sums, b: Sums) -> Sums:
@@ -108,8 +106,7 @@ class MetricsWriter:
   def _open(self, step: int) -> tuple[IO[str], SummaryWriter]:
     folder = self._workdir / "metrics"
     folder.mkdir(parents=True, exist_ok=True)
-    number = max((number for number, _ in _parts(folder)), default=-1) + 1
-    part = (folder / f"part-{number:05d}.jsonl").open("w")
+    part = next_part(folder).open("w")
     # purge_step: TensorBoard forgets what an interrupted start logged from this step on.
     return part, SummaryWriter(str(self._workdir / "tensorboard"), purge_step=int(step))
 
@@ -125,20 +122,13 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
   """
   folder = epath.Path(workdir) / "metrics"
   steps: dict[int, dict[str, Any]] = {}
-  for _, path in sorted(_parts(folder)):
+  for path in parts(folder):
     records = _read_part(path)
     if records:
       steps = {step: record for step, record in steps.items() if step < records[0]["step"]}
     for record in records:
       steps.setdefault(record["step"], {}).update(record)
   return [steps[step] for step in sorted(steps)]
-
-
-def _parts(folder: epath.Path) -> list[tuple[int, epath.Path]]:
-  if not folder.exists():
-    return []
-  named = ((_PART.fullmatch(path.name), path) for path in folder.iterdir())
-  return [(int(match[1]), path) for match, path in named if match]
 
 
 def _read_part(path: epath.Path) -> list[dict[str, Any]]:

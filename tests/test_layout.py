@@ -10,7 +10,7 @@ from spatial_vlm.cli import COMMANDS
 PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 FLOORS = (
-  ("types", "config", "answers", "markdown"),
+  ("types", "config", "answers", "markdown", "part_files"),
   ("optim", "sharding", "checkpoint", "metrics", "model", "processor", "objectives"),
   ("data", "rollout", "policy", "rewards", "synthesis", "reuse", "train", "evaluation"),
   ("commands", "cli"),

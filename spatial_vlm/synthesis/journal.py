@@ -21,18 +21,17 @@ import fcntl
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.part_files import next_part, parts
 from spatial_vlm.synthesis.teacher import Refused, Reply, Usage
 
 Answer = Reply | Refused
 """What settles a question."""
 
-_PART = re.compile(r"part-(\d{5})\.jsonl")
 _CLOSING = ("reply", "refused", "lost", "busy")
 
 
@@ -85,7 +84,7 @@ class Journal:
       ) from error
     with contextlib.ExitStack() as on_error:
       on_error.callback(self._open.close)
-      for part in self._parts():
+      for part in parts(self.folder):
         self._read(part)
       on_error.pop_all()
     return self
@@ -128,7 +127,7 @@ class Journal:
 
   def raw(self) -> Iterator[tuple[str, dict[str, Any]]]:
     """Key and whole content of every stored reply, as it was received."""
-    for part in self._parts():
+    for part in parts(self.folder):
       for line in _lines(part):
         entry = json.loads(line)
         if entry["kind"] == "reply":
@@ -136,9 +135,7 @@ class Journal:
 
   def _append(self, entry: dict[str, Any], is_precious: bool = False) -> None:
     if self._part is None:
-      number = max((int(_number(path)) for path in self._parts()), default=-1) + 1
-      path = self.folder / f"part-{number:05d}.jsonl"
-      self._part = self._open.enter_context(path.open("x", encoding="utf-8"))
+      self._part = self._open.enter_context(next_part(self.folder).open("x", encoding="utf-8"))
     self._part.write(json.dumps(entry) + "\n")
     self._part.flush()
     if is_precious:
@@ -182,15 +179,6 @@ class Journal:
         pass
       case _:
         raise ValueError(f"unknown: {str(entry)[:100]}")
-
-  def _parts(self) -> list[Path]:
-    return sorted(path for path in self.folder.iterdir() if _PART.fullmatch(path.name))
-
-
-def _number(path: Path) -> str:
-  match = _PART.fullmatch(path.name)
-  assert match
-  return match[1]
 
 
 def _lines(part: Path) -> Iterator[str]:
