@@ -15,7 +15,6 @@ it was.
 """
 
 import dataclasses
-import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from spatial_vlm.data.places import MissingImage
 from spatial_vlm.data.records import BadRecord, JsonlSource, Record, TooManyBadRecords
 from spatial_vlm.data.split_guard import Pair, read_pairs, refuse_shared, shared_pairs
 from spatial_vlm.data.statistics import describe
+from spatial_vlm.processor.image import png
 
 TRAIN, TEST = "train", "test"
 
@@ -196,6 +196,4 @@ def draw_sheet(source: JsonlSource, config: Config) -> bytes:
   read = Reader(source, lambda example: example, config.data.max_bad_share)
   order = map(prompt_order(config.seed, len(source)), range(len(source)))
   chosen = (example for number in order if (example := read(number)) is not None)
-  buffer = io.BytesIO()
-  contact_sheet(list(itertools.islice(chosen, config.sheet))).save(buffer, "PNG")
-  return buffer.getvalue()
+  return png(contact_sheet(list(itertools.islice(chosen, config.sheet))))

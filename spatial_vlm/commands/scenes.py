@@ -8,7 +8,6 @@ to training statements that `sft` reads; and contact_sheet.png to look at. Inter
   spatial-vlm scenes --config.counts.train=20000 --config.seed=7 --workdir runs/more_scenes
 """
 
-import io
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +23,7 @@ from spatial_vlm.data.contact_sheet import contact_sheet
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.render import render
 from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.processor.image import png
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.synthesis.draft import chain
 
@@ -38,7 +38,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     write_split(source, workdir)
   write_conversations(sources["train"], config.chains, workdir)
   sheet = [sources["train"][index] for index in range(config.sheet)]
-  (workdir / "contact_sheet.png").write_bytes(_png(contact_sheet(sheet)))
+  (workdir / "contact_sheet.png").write_bytes(png(contact_sheet(sheet)))
   print(f"records, images and contact_sheet.png are in {workdir}")
 
 
@@ -81,7 +81,7 @@ def write_split(source: SceneSource, workdir: epath.Path) -> None:
     record, scene = source.describe(index)
     image = workdir / "images" / record.image
     if not (image.exists() and image.read_bytes().endswith(_PNG_END)):
-      image.write_bytes(_png(Image.fromarray(render(scene, source.image_size))))
+      image.write_bytes(png(Image.fromarray(render(scene, source.image_size))))
     lines.append(record.to_json())
     boxes.append({"image": record.image, "boxes": scene.boxes})
   _write_lines(workdir / f"{source.split}.boxes.jsonl", boxes)
@@ -112,9 +112,3 @@ def _whole(path: epath.Path, count: int) -> bool:
 
 def _write_lines(path: epath.Path, entries: Iterable[dict[str, Any]]) -> None:
   path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-
-
-def _png(image: Image.Image) -> bytes:
-  buffer = io.BytesIO()
-  image.save(buffer, "PNG")
-  return buffer.getvalue()

@@ -19,7 +19,6 @@ Keys are read from the environment: GEMINI_API_KEY or GOOGLE_API_KEY, OPENAI_API
 import argparse
 import asyncio
 import collections
-import io
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +34,7 @@ from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations, prompts, split_guard
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.records import JsonlSource, Record
+from spatial_vlm.processor.image import png
 from spatial_vlm.synthesis import draft as drafts
 from spatial_vlm.synthesis import report, selection
 from spatial_vlm.synthesis.asking import Run, ask_all
@@ -222,9 +222,8 @@ def write(config: Config, begun: Run, source: JsonlSource, workdir: epath.Path) 
   examples = report.choose_examples([*kept, *left_out], config.examples, config.examples // 2)
   (workdir / "report.md").write_text(report.markdown(summary, examples, "examples.png"))
   if examples:
-    sheet = io.BytesIO()
-    report.example_sheet(examples, source.pictures.open).save(sheet, "PNG")
-    (workdir / "examples.png").write_bytes(sheet.getvalue())
+    sheet = report.example_sheet(examples, source.pictures.open)
+    (workdir / "examples.png").write_bytes(png(sheet))
   print(f"{len(kept):,} chains, results.json and report.md are in {workdir}")
   if unsettled:
     raise UsageError(

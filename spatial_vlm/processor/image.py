@@ -99,6 +99,13 @@ _DONE_STEPS = {
 }
 
 
+def png(image: PIL.Image.Image) -> bytes:
+  """The picture as a file."""
+  buffer = io.BytesIO()
+  image.save(buffer, "PNG")
+  return buffer.getvalue()
+
+
 def open_image(source: str | Path | bytes) -> PIL.Image.Image:
   """Opens a picture (a path, local or remote, or the bytes of a file) upright and as RGB.
 
