@@ -26,7 +26,7 @@ def tiny() -> ConfigDict:
       limit=8000,  # > 0: only the first so many records
       batch_size=128,
       in_flight=2,  # batches answered at a time; on several devices one
-      mesh=dict(data=-1, fsdp=1, tensor=1),
+      mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
       prompt_tokens=64,
       patches=64,
       max_tokens=128,
@@ -48,7 +48,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.limit = 0
   config.batch_size = 64
   config.in_flight = 1
-  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
   config.prompt_tokens = 1280
   config.patches = 4096
   config.max_tokens = 1024

@@ -51,7 +51,7 @@ def tiny() -> ConfigDict:
         # Patterns of the kernels that get a pair.
         targets=("text/layers/(attention|mlp)/.*_proj/kernel",),
       ),
-      mesh=dict(data=-1, fsdp=1, tensor=1),
+      mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
       optimizer=dict(
         method="adamw",  # or "muon", which learns faster from scratch
         learning_rate=3e-4,
@@ -92,7 +92,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.chunk_tokens = 64
   config.remat = "full"
   config.dtype = "bfloat16"
-  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
   config.optimizer.learning_rate = 1e-6
   config.optimizer.schedule = "constant"
   config.optimizer.warmup_steps = 320  # updates: 20 batches

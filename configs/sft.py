@@ -60,7 +60,7 @@ def tiny() -> ConfigDict:
         # Patterns of the kernels that get a pair.
         targets=("text/layers/(attention|mlp)/.*_proj/kernel",),
       ),
-      mesh=dict(data=-1, fsdp=1, tensor=1),
+      mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
       optimizer=dict(
         method="adamw",  # or "muon", which learns faster from scratch
         learning_rate=2e-3,
@@ -130,7 +130,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.chunk_tokens = 1024
   config.remat = "full"
   config.dtype = "bfloat16"
-  config.mesh = dict(data=1, fsdp=-1, tensor=1)
+  config.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
   config.optimizer.learning_rate = 1e-5
   config.optimizer.warmup_steps = 30
   config.optimizer.final_fraction = 0.1

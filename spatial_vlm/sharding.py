@@ -1,19 +1,24 @@
-"""Where arrays live: one mesh of three axes, one table from parameter paths to PartitionSpecs.
+"""Where arrays live: one mesh of four axes, one table from parameter paths to PartitionSpecs.
 
-  data    whole replicas of the parameters, each with rows of its own (between TPU slices)
+  slice   slices of a multi-slice pod, joined by the data-centre network: whole replicas of the parameters
+  data    whole replicas of the parameters, each with rows of its own
   fsdp    rows too, and parameters cut along their width, gathered layer by layer
   tensor  heads, hidden units and vocabulary
 
-An axis that does not divide a dimension of an array is dropped for that array (of several axes on one dimension,
-from the last); the result is the same, only less is saved. So 8 key-value heads stay whole on a tensor axis of 16.
+An axis that does not divide the dimension it should cut is put on the dimension of the array that is left largest
+and that it divides: 8 key-value heads on a tensor axis of 16 are cut along the width instead, and put together where
+they are used. Where it divides none, or cuts rows, it is dropped for that array; the result is the same, only less is
+saved.
 """
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -21,21 +26,21 @@ from spatial_vlm.optim import as_matrix
 from spatial_vlm.types import Params, TrainState
 
 P = PartitionSpec
-AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")
+AXES = ("slice", "data", "fsdp", "tensor")
+ROWS = ("slice", "data", "fsdp")
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Mesh with the axes (data, fsdp, tensor) over `devices` (by default all).
+  """Mesh with the axes AXES over `devices` (by default all).
 
-  `shape` gives each axis its size; one of them may be −1 and takes the devices that the others leave. Axes are of
-  type Auto: the compiler propagates shardings from parameters and batches. Raises ValueError where names or sizes
-  do not fit.
+  `shape` gives axes their sizes, 1 where it names none; one of them may be −1 and takes the devices that the others
+  leave. Axes are of type Auto: the compiler propagates shardings from parameters and batches. Raises ValueError where
+  names or sizes do not fit, or the axis `slice` is not the number of slices that the devices form.
   """
   devices = jax.devices() if devices is None else list(devices)
-  if set(shape) != set(AXES):
-    raise ValueError(f"the mesh names {sorted(shape)}; it needs exactly {', '.join(AXES)}.")
-  sizes = [shape[axis] for axis in AXES]
+  if unknown := sorted(shape.keys() - set(AXES)):
+    raise ValueError(f"the mesh names {', '.join(unknown)}; its axes are {', '.join(AXES)}.")
+  sizes = [shape.get(axis, 1) for axis in AXES]
   if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
     raise ValueError(
       f"mesh sizes are {dict(shape)}; give positive sizes, and −1 to at most one axis."
@@ -47,8 +52,23 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       f"mesh {dict(shape)} does not cover the {len(devices)} devices; the sizes must multiply to {len(devices)} "
       "(−1 for one axis takes the rest)."
     )
-  grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(_grid(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+  """The devices in the shape of the mesh, neighbours on the wires being neighbours on its last axes."""
+  slices, *inside = sizes
+  is_tpu = devices[0].platform == "tpu"  # elsewhere a slice is whatever the machines make of it
+  found = Counter(getattr(device, "slice_index", 0) for device in devices) if is_tpu else {}
+  if len(found) > 1 and len(found) != slices:
+    raise ValueError(
+      f"mesh.slice is {slices}, but the {len(devices)} devices form {len(found)} slices; set it to {len(found)}."
+    )
+  if len(found) > 1:
+    return mesh_utils.create_hybrid_device_mesh(
+      (1, *inside), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
+  return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
@@ -59,11 +79,11 @@ PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
   (r"text/layers/mlp/down_proj/kernel", P("tensor", "fsdp")),  # F D
   (r"vision/(blocks/mlp|merger|deepstack_mergers)/fc1/kernel", P("fsdp", "tensor")),  # D F
   (r"vision/(blocks/mlp|merger|deepstack_mergers)/fc2/kernel", P("tensor", "fsdp")),  # F D
-  (r"vision/patch_embed/(proj/kernel|positions/embedding)", P(None, "fsdp")),
+  (r"vision/patch_embed/(proj/kernel|positions/embedding)", P(None, "fsdp")),  # P D
   (r"(text|vision)/.*/(bias|scale)", P()),
 )
 """Path of a parameter (regular expression, in full) -> spec of its last dimensions; a leading layer axis is never
-cut. Heads are cut whole: their width H stays together."""
+cut. Heads are cut whole where that is possible: their width H stays together."""
 
 
 def param_shardings(mesh: Mesh, params: Params) -> Params:
@@ -72,8 +92,7 @@ def param_shardings(mesh: Mesh, params: Params) -> Params:
 
   def sharding(path, leaf):
     spec = _lookup(_name(path))
-    leading = (None,) * (leaf.ndim - len(spec))
-    return _fit(mesh, P(*leading, *spec), leaf.shape)
+    return _fit_parameter(mesh, spec, leaf.shape)
 
   return jax.tree_util.tree_map_with_path(sharding, params)
 
@@ -156,23 +175,46 @@ def _row(name: str) -> PartitionSpec:
 
 def _fit(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
   """`spec` on `mesh`, without the axes that do not divide their dimension."""
+  kept = [dividing(_axes(entry), mesh, size) for entry, size in zip(spec, shape, strict=False)]
+  return _named(mesh, kept)
+
+
+def _fit_parameter(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
+  """`spec` of the last dimensions on `mesh`; an axis that does not divide its dimension cuts another one of them.
+
+  It goes where most is left to cut; where it divides nothing it is dropped.
+  """
   if len(spec) > len(shape):
-    raise ValueError(f"spec {spec} has more dimensions than an array of shape {shape}.")
-  axes = [_fit_axes(mesh, axes, size) for axes, size in zip(spec, shape, strict=False)]
-  while axes and axes[-1] is None:
-    axes.pop()
-  return NamedSharding(mesh, P(*axes))
+    raise ValueError(f"spec {spec} has more dimensions than a parameter of shape {shape}.")
+  leading, sizes = len(shape) - len(spec), shape[len(shape) - len(spec) :]
+  kept = [dividing(_axes(entry), mesh, size) for entry, size in zip(spec, sizes, strict=True)]
+  wanted = {axis for entry in spec for axis in _axes(entry)}
+  for axis in sorted(wanted.difference(*kept)):
+    left = [size // _count(mesh, axes) for size, axes in zip(sizes, kept, strict=True)]
+    if room := [i for i, size in enumerate(left) if size % mesh.shape[axis] == 0]:
+      place = max(room, key=left.__getitem__)
+      kept[place] = (*kept[place], axis)
+  return _named(mesh, [()] * leading + kept)
 
 
-def _fit_axes(
-  mesh: Mesh, axes: str | tuple[str, ...] | None, size: int
-) -> tuple[str, ...] | str | None:
-  kept = dividing((axes,) if isinstance(axes, str) else tuple(axes or ()), mesh, size)
-  return kept[0] if len(kept) == 1 else kept or None
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def _count(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
+  """Parts that the axes cut a dimension into."""
+  return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _named(mesh: Mesh, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
+  entries = [of_dim[0] if len(of_dim) == 1 else of_dim or None for of_dim in axes]
+  while entries and entries[-1] is None:
+    entries.pop()
+  return NamedSharding(mesh, P(*entries))
 
 
 def dividing(axes: tuple[str, ...], mesh: Mesh | AbstractMesh, size: int) -> tuple[str, ...]:
   """The axes, without the last ones if together they do not divide `size`."""
-  while size % math.prod(mesh.shape[axis] for axis in axes):
+  while size % _count(mesh, axes):
     axes = axes[:-1]
   return axes

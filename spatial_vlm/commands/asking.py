@@ -96,8 +96,8 @@ def check_batch(config: Config, mesh: Mesh) -> None:
   parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
   if config.batch_size % parts:
     raise UsageError(
-      f"batch_size is {config.batch_size}; it must be a multiple of mesh.data × mesh.fsdp = {parts}, which share its "
-      "rows"
+      f"batch_size is {config.batch_size}; it must be a multiple of mesh.slice × mesh.data × mesh.fsdp = {parts}, "
+      "which share its rows"
     )
   if config.in_flight > 1 and mesh.size > 1:
     raise UsageError(

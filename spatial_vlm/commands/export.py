@@ -49,7 +49,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     model = Processor.from_folder(source).model_config
   # A DAPO run keeps its train state beside the groups it has collected.
   above = ("train", "params") if "samples" in settings else ("params",)
-  mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
+  mesh = sharding.make_mesh({"fsdp": -1})
   with Checkpoints(run_folder / "checkpoints", read_only=True) as checkpoints:
     step = checkpoints.latest()
     if step is None:

@@ -141,7 +141,7 @@ def test_on_eight_devices_it_writes_the_same(
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"batch_size": 6, "in_flight": 1}, "a multiple of mesh.data × mesh.fsdp = 8"),
+    ({"batch_size": 6, "in_flight": 1}, "a multiple of mesh.slice × mesh.data × mesh.fsdp = 8"),
     ({}, "in_flight is 2 on a mesh of 8 devices"),
   ],
 )
