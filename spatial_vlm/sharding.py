@@ -38,7 +38,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
   names or sizes do not fit, or the axis `slice` is not the number of slices that the devices form.
   """
   devices = jax.devices() if devices is None else list(devices)
-  if unknown := sorted(shape.keys() - set(AXES)):
+  if unknown := sorted(set(shape) - set(AXES)):
     raise ValueError(f"the mesh names {', '.join(unknown)}; its axes are {', '.join(AXES)}.")
   sizes = [shape.get(axis, 1) for axis in AXES]
   if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):

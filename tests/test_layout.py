@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 FLOORS = (
   ("types", "config", "answers", "markdown", "part_files"),
   ("optim", "sharding", "checkpoint", "metrics", "model", "processor", "objectives"),
-  ("data", "rollout", "policy", "rewards", "synthesis", "reuse", "train", "evaluation"),
+  ("data", "rollout", "policy", "rewards", "synthesis", "reuse", "train", "evaluation", "planning"),
   ("commands", "cli"),
 )
 """Files and folders from the lowest floor up; on a floor, in the order in which data passes through them."""
@@ -35,7 +35,7 @@ FOLDERS = {
     *("tokenizer", "image", "bicubic", "video", "video_files"),
     *("tiny_tokenizer", "chat"),
   ),
-  "objectives": ("cross_entropy", "token_logprobs", "advantage", "dapo"),
+  "objectives": ("vocabulary", "cross_entropy", "token_logprobs", "advantage", "dapo"),
   "data": (
     *(
       "shards",

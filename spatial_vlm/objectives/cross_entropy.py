@@ -1,8 +1,15 @@
 """Cross-entropy of the next token, without ever holding the logits of a whole batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from spatial_vlm.objectives.vocabulary import Axes, log_partition, over_mesh, picked, shifted
+
+CHUNKS = "chunks"
+"""Scope of the loops over pieces of rows, by which they are found in a compiled program."""
 
 
 def token_cross_entropy(
@@ -18,22 +25,30 @@ def token_cross_entropy(
   and sums are float32 whatever the dtype of `hidden`. Logits are made for `chunk` positions of
   every row at a time (B × chunk × V of them) and made again in the backward pass; a chunk that
   covers the row is the plain formula. Chunks run along T, so that rows sharded over devices stay
-  where they are.
+  where they are: each device goes through the chunks of its own rows, with `unembed` gathered once.
 
   Raises ValueError for a chunk below 1.
   """
-  positions = tokens.shape[1] - 1
   inputs = (hidden[:, :-1], tokens[:, 1:], targets[:, 1:])
   count = jnp.sum(targets[:, 1:], dtype=jnp.int32)
-  if chunk >= positions:
-    return _summed_loss(unembed, *inputs), count
-  loss = jax.checkpoint(_summed_loss)
+  losses = over_mesh(functools.partial(_loss_of_rows, chunk=chunk), (unembed,), *inputs)
+  return jnp.sum(losses), count
 
-  def add(total, piece):
-    return total + loss(unembed, *piece), None
 
-  pieces = jax.tree.map(lambda x: cut(x, chunk), inputs)
-  return jax.lax.scan(add, jnp.zeros((), jnp.float32), pieces)[0], count
+def _loss_of_rows(
+  unembed: Float[Array, "D V"],
+  hidden: Float[Array, "B T D"],
+  tokens: Int[Array, "B T"],
+  targets: Bool[Array, "B T"],
+  chunk: int,
+  axes: Axes,
+) -> Float[Array, "B"]:
+  inputs = (hidden, tokens, targets)
+  if chunk >= tokens.shape[1]:
+    return _loss(unembed, *inputs, axes)
+  loss = jax.checkpoint(lambda piece: _loss(unembed, *piece, axes))
+  with jax.named_scope(CHUNKS):
+    return jnp.sum(jax.lax.map(loss, jax.tree.map(lambda x: cut(x, chunk), inputs)), axis=0)
 
 
 def cut(x: Array, chunk: int) -> Array:
@@ -47,12 +62,14 @@ def cut(x: Array, chunk: int) -> Array:
   return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
 
-def _summed_loss(
+def _loss(
   unembed: Float[Array, "D V"],
   hidden: Float[Array, "B C D"],
   tokens: Int[Array, "B C"],
   targets: Bool[Array, "B C"],
-) -> Float[Array, ""]:
+  axes: Axes,
+) -> Float[Array, "B"]:
   logits = jnp.einsum("bcd,dv->bcv", hidden, unembed, preferred_element_type=jnp.float32)
-  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-  return jnp.sum(jnp.where(targets, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))
+  scores = shifted(logits, axes)
+  losses = log_partition(scores, axes) - picked(scores, tokens, axes)
+  return jnp.sum(jnp.where(targets, losses, 0.0), axis=-1)

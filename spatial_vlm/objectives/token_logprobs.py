@@ -4,11 +4,14 @@ Sampler and trainer must speak of the same distribution, or the ratio π_θ / π
 take the softmax over the allowed vocabulary only (`ban`), and at the same temperature.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spatial_vlm.objectives.cross_entropy import cut
+from spatial_vlm.objectives.cross_entropy import CHUNKS, cut
+from spatial_vlm.objectives.vocabulary import Axes, log_partition, over_mesh, picked, shifted
 
 
 def ban(logits: Float[Array, "... V"], banned: Bool[Array, "V"]) -> Float[Array, "... V"]:
@@ -37,27 +40,42 @@ def token_logprobs(
   """
   if temperature <= 0:
     raise ValueError(f"temperature is {temperature}; log-probabilities need one above 0")
-  B, T = tokens.shape
-  inputs = (hidden[:, :-1], tokens[:, 1:])
-  if chunk is None or chunk >= T - 1:
-    scores = _logprobs(unembed, banned, temperature, *inputs)
-  else:
-    score = jax.checkpoint(lambda piece: _logprobs(unembed, banned, temperature, *piece))
-    pieces = jax.lax.map(score, jax.tree.map(lambda x: cut(x, chunk), inputs))
-    scores = (jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, : T - 1] for x in pieces)
+  score = functools.partial(_logprobs_of_rows, temperature=temperature, chunk=chunk)
+  scores = over_mesh(score, (unembed, banned), hidden[:, :-1], tokens[:, 1:])
   logp, entropy = (jnp.pad(x, ((0, 0), (1, 0))) for x in scores)
+  return logp, entropy
+
+
+def _logprobs_of_rows(
+  unembed: Float[Array, "D V"],
+  banned: Bool[Array, "V"],
+  hidden: Float[Array, "B T D"],
+  tokens: Int[Array, "B T"],
+  temperature: float,
+  chunk: int | None,
+  axes: Axes,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+  rows, positions = tokens.shape
+  if chunk is None or chunk >= positions:
+    return _logprobs(unembed, banned, hidden, tokens, temperature, axes)
+  score = jax.checkpoint(lambda piece: _logprobs(unembed, banned, *piece, temperature, axes))
+  with jax.named_scope(CHUNKS):
+    pieces = jax.lax.map(score, jax.tree.map(lambda x: cut(x, chunk), (hidden, tokens)))
+  logp, entropy = (jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :positions] for x in pieces)
   return logp, entropy
 
 
 def _logprobs(
   unembed: Float[Array, "D V"],
   banned: Bool[Array, "V"],
-  temperature: float,
   hidden: Float[Array, "B C D"],
   tokens: Int[Array, "B C"],
+  temperature: float,
+  axes: Axes,
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
   logits = jnp.einsum("bcd,dv->bcv", hidden, unembed, preferred_element_type=jnp.float32)
-  logp = jax.nn.log_softmax(ban(logits / temperature, banned), axis=-1)
+  scores = shifted(ban(logits / temperature, banned), axes)
+  logp = scores - log_partition(scores, axes)[..., None]
   # p · log p → 0 as p → 0, but 0 · −inf is NaN, in the value as in the gradient.
   entropy = -jnp.sum(jnp.exp(logp) * jnp.where(banned, 0.0, logp), axis=-1)
-  return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], entropy
+  return picked(logp, tokens, axes), jax.lax.psum(entropy, axes)

@@ -1,0 +1,1 @@
+"""What a program needs of a chip: read from the program itself, compiled ahead of time."""
