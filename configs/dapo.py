@@ -52,6 +52,9 @@ def tiny() -> ConfigDict:
         targets=("text/layers/(attention|mlp)/.*_proj/kernel",),
       ),
       mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
+      # The same devices while answers are sampled: weights are cut by heads and hidden units (tensor). Cut by width
+      # (fsdp), every token would gather the whole model.
+      sampling_mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
       optimizer=dict(
         method="adamw",  # or "muon", which learns faster from scratch
         learning_rate=3e-4,
@@ -93,6 +96,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.remat = "full"
   config.dtype = "bfloat16"
   config.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
+  config.sampling_mesh = dict(slice=1, data=-1, fsdp=1, tensor=8)
   config.optimizer.learning_rate = 1e-6
   config.optimizer.schedule = "constant"
   config.optimizer.warmup_steps = 320  # updates: 20 batches

@@ -5,6 +5,8 @@ A command is a module of `spatial_vlm.commands` with
   a docstring                    the command's help; its first line stands in the list of commands
   run(config, workdir, args)     loads, calls and writes; an expected failure raises `config.UsageError`
   arguments(parser)              optional: adds the command's own arguments (argparse)
+  CONFIG                         optional: the default of --config, where it is that of another command
+  FILES_MAY_BE_MISSING           optional: True where leaves that name files may be left out
 """
 
 import argparse
@@ -34,6 +36,7 @@ COMMANDS = {
   "evaluate": "spatial_vlm.commands.evaluate",
   "answer": "spatial_vlm.commands.answer",
   "export": "spatial_vlm.commands.export",
+  "plan": "spatial_vlm.commands.plan",
 }
 
 USAGE = """\
@@ -86,11 +89,12 @@ def _dispatch(argv: list[str]) -> None:
   rest = [argument for argument in rest if not argument.startswith("--config.")]
   parser = _parser(name, command)
   if {"-h", "--help"} & set(rest):
-    parser.epilog = _settings(_spec(rest, name))
+    parser.epilog = _settings(_spec(rest, parser.get_default("config")))
   args, unknown = parser.parse_known_args(rest)
   if unknown:
     raise config_lib.UsageError(_unknown(unknown[0], parser, args.config))
-  config = config_lib.load(args.config, overrides)
+  complete = not getattr(command, "FILES_MAY_BE_MISSING", False)
+  config = config_lib.load(args.config, overrides, complete)
   workdir = epath.Path(args.workdir).expanduser()
   if workdir.exists() and not workdir.is_dir():
     raise config_lib.UsageError(f"--workdir {workdir} is a file; give a folder")
@@ -106,7 +110,7 @@ def _parser(name: str, command: ModuleType) -> _Parser:
   )
   parser.add_argument(
     "--config",
-    default=f"configs/{name}.py:tiny",
+    default=getattr(command, "CONFIG", f"configs/{name}.py:tiny"),
     metavar="FILE.py:PRESET",
     help="settings, looked for here, then in the project (default: %(default)s)",
   )
@@ -121,10 +125,10 @@ def _parser(name: str, command: ModuleType) -> _Parser:
   return parser
 
 
-def _spec(arguments: list[str], name: str) -> str:
+def _spec(arguments: list[str], default: str) -> str:
   """The value of --config among `arguments` that may be incomplete, as those before --help often are."""
   only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-  only_config.add_argument("--config", default=f"configs/{name}.py:tiny")
+  only_config.add_argument("--config", default=default)
   return only_config.parse_known_args(arguments)[0].config
 
 

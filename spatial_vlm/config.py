@@ -65,11 +65,11 @@ class Config(config_dict.ConfigDict):
     return value
 
 
-def load(spec: str, overrides: Sequence[str] = ()) -> Config:
+def load(spec: str, overrides: Sequence[str] = (), complete: bool = True) -> Config:
   """Reads `FILE:preset` and applies overrides of the form `--config.leaf.path=value`.
 
   A value is read as the type of the leaf's default: `3`, `1e-4`, `true`, `text`, `(1, 2)`; `none` empties a
-  placeholder.
+  placeholder. Without `complete`, required leaves that have no value are empty: "" or 0.
 
   Raises:
     UsageError: file, preset or leaf does not exist, a value has another type, or required leaves are empty (all
@@ -78,9 +78,13 @@ def load(spec: str, overrides: Sequence[str] = ()) -> Config:
   config = read_preset(spec)
   for override in overrides:
     _override(config, override.removeprefix("--config."), spec)
-  if missing := [name for name, value in leaves(config).items() if value is REQUIRED]:
+  missing = [name for name, value in leaves(config).items() if value is REQUIRED]
+  if missing and complete:
     flags = " ".join(f"--config.{name}=…" for name in missing)
     raise UsageError(f"{spec} needs values for {', '.join(missing)}: add {flags}")
+  for name in missing:
+    group, leaf, field = _field(config, name)
+    group[leaf] = field.get_type()()
   loaded = Config(config.copy_and_resolve_references())
   loaded.lock()
   return loaded
@@ -236,9 +240,7 @@ def _override(config: config_dict.ConfigDict, override: str, spec: str) -> None:
     if inside := [other for other in known if other.startswith(f"{name}.")]:
       raise UsageError(f"--config.{name} is a group; its leaves are {', '.join(inside)}")
     raise UsageError(f"{spec} has no leaf {name}{closest(name, known)}")
-  *groups, leaf = name.split(".")
-  group = functools.reduce(operator.getitem, groups, config)
-  field = dict(group.items(preserve_field_references=True))[leaf]
+  group, leaf, field = _field(config, name)
   is_placeholder = isinstance(field, config_dict.FieldReference)
   leaf_type = field.get_type() if is_placeholder else type(field)
   if leaf_type not in _READERS:
@@ -251,6 +253,13 @@ def _override(config: config_dict.ConfigDict, override: str, spec: str) -> None:
   except (KeyError, SyntaxError, ValueError) as error:
     example = "" if known[name] in (None, REQUIRED) else f", e.g. {known[name]!r} (the default)"
     raise UsageError(f"--config.{name}={text}: expected {leaf_type.__name__}{example}") from error
+
+
+def _field(config: config_dict.ConfigDict, name: str) -> tuple[Any, str, Any]:
+  """The group that a leaf stands in, its name there, and its value or placeholder."""
+  *groups, leaf = name.split(".")
+  group = functools.reduce(operator.getitem, groups, config)
+  return group, leaf, dict(group.items(preserve_field_references=True))[leaf]
 
 
 def _read_bool(text: str, default: Any) -> bool:

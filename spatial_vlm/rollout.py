@@ -103,14 +103,17 @@ def generate(
   end = 0
   for slots in stages(max_tokens):
     end += slots
-    state = jax.lax.while_loop(
-      lambda s, end=end: (s.t < end) & ~jnp.all(s.done),
-      extend,
-      state._replace(cache=qwen3_vl.with_room(state.cache, slots, rows)),
-    )
+    with jax.named_scope(TOKENS):
+      state = jax.lax.while_loop(
+        lambda s, end=end: (s.t < end) & ~jnp.all(s.done),
+        extend,
+        state._replace(cache=qwen3_vl.with_room(state.cache, slots, rows)),
+      )
   return state.completions
 
 
+TOKENS = "tokens"
+"""Scope of the loops over tokens, by which they are found in a compiled program."""
 STAGES = 4
 """Blocks in which the cache of the answers grows: the more, the fewer empty slots are read, and the more loops there
 are to compile."""

@@ -23,7 +23,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spatial_vlm.optim import as_matrix
-from spatial_vlm.types import Params, TrainState
+from spatial_vlm.types import DapoState, Params, TrainState
 
 P = PartitionSpec
 AXES = ("slice", "data", "fsdp", "tensor")
@@ -38,6 +38,21 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
   names or sizes do not fit, or the axis `slice` is not the number of slices that the devices form.
   """
   devices = jax.devices() if devices is None else list(devices)
+  grid = _grid(_sizes(shape, len(devices)), devices)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def cut_anew(mesh: Mesh, shape: Mapping[str, int]) -> Mesh:
+  """A mesh of another shape over the same devices in the same order: one program may have arrays on both.
+
+  Raises ValueError as `make_mesh` does.
+  """
+  sizes = _sizes(shape, mesh.size)
+  return Mesh(mesh.devices.reshape(sizes), AXES, axis_types=mesh.axis_types)
+
+
+def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
+  """Of all axes, for so many devices."""
   if unknown := sorted(set(shape) - set(AXES)):
     raise ValueError(f"the mesh names {', '.join(unknown)}; its axes are {', '.join(AXES)}.")
   sizes = [shape.get(axis, 1) for axis in AXES]
@@ -46,13 +61,13 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       f"mesh sizes are {dict(shape)}; give positive sizes, and −1 to at most one axis."
     )
   known = math.prod(size for size in sizes if size != -1)
-  sizes = [len(devices) // known if size == -1 else size for size in sizes]
-  if math.prod(sizes) != len(devices):
+  sizes = [count // known if size == -1 else size for size in sizes]
+  if math.prod(sizes) != count:
     raise ValueError(
-      f"mesh {dict(shape)} does not cover the {len(devices)} devices; the sizes must multiply to {len(devices)} "
+      f"mesh {dict(shape)} does not cover the {count} devices; the sizes must multiply to {count} "
       "(−1 for one axis takes the rest)."
     )
-  return Mesh(_grid(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return sizes
 
 
 def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
@@ -125,6 +140,12 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
     params=params,
     opt_state=jax.tree_util.tree_map_with_path(optimizer_leaf, state.opt_state),
   )
+
+
+def buffer_shardings(mesh: Mesh, state: DapoState) -> DapoState:
+  """Sharding of everything in a DAPO state but its train state, which is None: the buffer lies like a batch."""
+  shardings = jax.tree.map(lambda _: replicated(mesh), state)
+  return shardings.replace(buffer=batch_sharding(mesh, state.buffer))
 
 
 def batch_sharding(mesh: Mesh, batch: Any) -> Any:

@@ -62,8 +62,12 @@ FOLDERS = {
   "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index", "prompt"),
   "train": ("sft", "dapo"),
   "evaluation": ("scoring", "report", "figures"),
+  "planning": ("chips", "hlo", "flops", "inputs", "program", "search", "report"),
 }
-"""The same order inside each folder. Commands are independent of each other, but for `demo`, which calls them."""
+"""The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
+
+CALLERS = ("demo", "programs")
+"""`demo` runs the commands; `programs` gives `plan` what they would run."""
 
 RESERVED = {
   "av": {"processor/video_files.py"},
@@ -120,8 +124,8 @@ def _violations(file, source):
     if library != "spatial_vlm" or (position := _position(parts)) is None or own == ("__init__",):
       continue
     if own[0] == "commands" and parts[0] == "commands":
-      if own != ("commands", "demo") and parts[1:2] != own[1:2] and {*parts[1:2]} & {*COMMANDS}:
-        yield f"{file} imports {name}: only commands/demo.py may call other commands"
+      if own[1] not in CALLERS and parts[1:2] != own[1:2] and {*parts[1:2]} & {*COMMANDS}:
+        yield f"{file} imports {name}: only {CALLERS} may call other commands"
       continue
     same_folder = own[0] == parts[0] and len(own) > 1
     if position[:2] > own_position[:2] or (same_folder and position[2] >= own_position[2] >= 0):

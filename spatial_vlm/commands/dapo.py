@@ -43,22 +43,20 @@ from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import split_guard
 from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import JsonlSource
-from spatial_vlm.model.lora import merged
-from spatial_vlm.model.trainable import join
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.policy import Policy, PromptShape, collate
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.reuse.prompt import unaided
 from spatial_vlm.rewards import AnswerAutomaton, answer_automaton, is_correct, verdicts
 from spatial_vlm.train import dapo
-from spatial_vlm.train.sft import computed_in
-from spatial_vlm.types import DapoState, Params, Prompts, Purpose, Rollout
+from spatial_vlm.types import DapoState, Params, Prompts, Purpose, Rollout, TrainState
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
     mesh = sharding.make_mesh(config.mesh)
+    sampling_mesh = sharding.cut_anew(mesh, config.sampling_mesh)
     subset = subset_of(config, config.lora)
     policy = load_policy(config.checkpoint, mesh=mesh, subset=subset)
     trained, frozen = split_policy(mesh, policy.params, subset, config.seed)
@@ -70,20 +68,24 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     optimizer = make_optimizer(
       settings_of(OptimizerSettings, config.optimizer, total_steps=updates)
     )
-    read = question_reader(config, policy, mesh, config.data.records)
+    read = question_reader(config, policy, sampling_mesh, config.data.records)
     guard(config, read.source)
-    prompts_at = training_prompts(config, policy, mesh, read)
-    validate = validation(config, policy, automaton, mesh, frozen)
+    prompts_at = training_prompts(config, policy, sampling_mesh, read)
+    to_sample = sampler(config, sampling_mesh, trained, frozen)
+    validate = validation(config, policy, automaton, sampling_mesh, to_sample)
     snapshot(config, workdir, HARMLESS)
   key = jax.random.fold_in(jax.random.key(config.seed), Purpose.ROLLOUT)
+  groups_of = functools.partial(
+    dapo.sample_groups,
+    automaton=automaton,
+    banned=policy.banned,
+    model=policy.model,
+    settings=settings,
+  )
 
   def sample(params: Params, prompts: Prompts, cursor: int) -> Rollout:
-    round_key = jax.random.fold_in(key, cursor)
-    return dapo.sample_groups(
-      *(params, prompts, round_key, automaton, policy.banned, frozen),
-      model=policy.model,
-      settings=settings,
-    )
+    with jax.set_mesh(sampling_mesh):
+      return groups_of(to_sample(params), prompts, jax.random.fold_in(key, cursor))
 
   state = place_state(mesh, trained, optimizer)
   base = base_note(config, frozen)
@@ -107,7 +109,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     jax.set_mesh(mesh),  # for kernels, which are cut for it by hand
     Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
   ):
-    state = place_run(mesh, state, sample, prompts_at, settings)
+    groups = jax.eval_shape(groups_of, jax.eval_shape(to_sample, trained), prompts_at(0), key)
+    state = place_run(mesh, state, groups, settings)
     if checkpoints.latest() is not None:
       with user_errors():
         state, host = checkpoints.restore(state)
@@ -227,16 +230,33 @@ def guard(config: Config, source: JsonlSource) -> None:
     split_guard.guard(source.pairs, file, remedy)
 
 
-def place_run(mesh: Mesh, train, sample, prompts_at, settings: dapo.DapoSettings) -> DapoState:
-  """A run that has drawn nothing yet, its buffer laid out over the mesh like a batch."""
-  groups = jax.eval_shape(sample, train.params, prompts_at(0), 0)
-  shapes = jax.eval_shape(lambda t: dapo.init_state(t, groups, settings), train)
-  shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
-  shardings = shardings.replace(
-    train=jax.tree.map(lambda x: x.sharding, train),
-    buffer=sharding.batch_sharding(mesh, shapes.buffer),
-  )
-  return jax.jit(lambda t: dapo.init_state(t, groups, settings), out_shardings=shardings)(train)
+def place_run(
+  mesh: Mesh, train: TrainState, groups: Rollout, settings: dapo.DapoSettings
+) -> DapoState:
+  """A run that has drawn nothing yet, its buffer for `groups` (shapes) laid out over the mesh like a batch.
+
+  `train` becomes part of it without a copy.
+  """
+
+  def rest():
+    return dapo.init_state(None, groups, settings)
+
+  shardings = sharding.buffer_shardings(mesh, jax.eval_shape(rest))
+  return jax.jit(rest, out_shardings=shardings)().replace(train=train)
+
+
+def sampler(
+  config: Config, mesh: Mesh, trained: Params, frozen: Params
+) -> Callable[[Params], Params]:
+  """What trains -> the parameters to sample from, laid out over the mesh of sampling.
+
+  There they are cut by heads and hidden units: cut by width, as for training, every token of an answer would gather the
+  whole model.
+  """
+  make = functools.partial(dapo.sampling_params, dtype=config.dtype)
+  shapes = jax.eval_shape(make, trained, frozen)
+  placed = jax.jit(make, out_shardings=sharding.param_shardings(mesh, shapes))
+  return lambda params: placed(params, frozen)
 
 
 def question_reader(config: Config, policy: Policy, mesh: Mesh, records: str) -> Reader:
@@ -286,7 +306,11 @@ def ask(
 
 
 def validation(
-  config: Config, policy: Policy, automaton: AnswerAutomaton, mesh: Mesh, frozen: Params
+  config: Config,
+  policy: Policy,
+  automaton: AnswerAutomaton,
+  mesh: Mesh,
+  to_sample: Callable[[Params], Params],
 ) -> Callable[[Params], float]:
   """What trains -> share of right greedy answers to the first `validate_prompts` records of the validation split."""
   read = question_reader(config, policy, mesh, config.data.validation)
@@ -304,9 +328,10 @@ def validation(
   ]
 
   def accuracy(params: Params) -> float:
-    params, right = merged(computed_in(config.dtype, join(params, frozen))), 0
+    params, right = to_sample(params), 0
     for prompts in batches:
-      completions = greedy(policy, params, prompts, config.max_tokens)
+      with jax.set_mesh(mesh):
+        completions = greedy(policy, params, prompts, config.max_tokens)
       verdict = verdicts(automaton, completions.tokens, completions.mask)
       right += int(jnp.sum(is_correct(verdict, prompts.label)))
     return right / count

@@ -105,7 +105,7 @@ def settings_of(settings: type, config: Config, **known: object) -> Any:
   return settings(**{name: config[name] for name in names}, **known)
 
 
-HARMLESS = ("log_*", "checkpoint_*", "keep_*", "*.workers", "mesh.*")
+HARMLESS = ("log_*", "checkpoint_*", "keep_*", "*.workers", "mesh.*", "sampling_mesh.*")
 """Settings that may change when a run goes on: they do not change its results."""
 
 

@@ -73,17 +73,32 @@ class Collective:
   """That a chip puts on the wire each time."""
   runs: int
   scopes: tuple[str, ...]
-  """Of the loops that it stands in, from the outermost."""
+  """Where it comes from: scopes of the loops that it stands in, from the outermost, then its own."""
 
   @property
   def total_bytes(self) -> int:
     return self.bytes * self.runs
 
+  def stands_in(self, scope: str) -> bool:
+    """Whether it runs inside a loop of the scope of this name."""
+    return any(is_loop_of(scope, found) for found in self.scopes)
+
+
+def is_loop_of(scope: str, path: str) -> bool:
+  """Whether a path of scopes leads into a loop of `scope`, forwards or backwards.
+
+  >>> is_loop_of("chunks", "jit(f)/transpose(jvp(chunks))/while/body/add"), is_loop_of("chunks", "jit(f)/chunks/add")
+  (True, False)
+  """
+  return re.search(rf"\b{scope}\)*/while\b", path) is not None
+
 
 class Hlo:
   """The optimised HLO of a program for one chip."""
 
-  def __init__(self, text: str):
+  def __init__(self, text: str, turns: Mapping[str, int] | None = None):
+    """`turns`: name of a scope -> how often loops in it run, whose end is data."""
+    self._turns = turns or {}
     self.computations = dict(_computations(text))
     entry = re.search(r"^ENTRY %([\w.\-]+)", text, re.MULTILINE)
     if entry is None:
@@ -103,7 +118,10 @@ class Hlo:
         self._follow(called, runs, scopes)
 
   def turns(self, loop: Op) -> int:
-    """How often the body of a `while` runs at most; 1 where its condition names no constant."""
+    """How often the body of a `while` runs; 1 where nothing tells."""
+    for scope, turns in self._turns.items():
+      if is_loop_of(scope, loop.scope):
+        return turns
     condition = self.computations[_attribute(loop, "condition")]
     reached = [condition, *(self.computations[name] for op in condition for name in op.called)]
     constants = [
@@ -116,7 +134,10 @@ class Hlo:
     return max(constants, default=1)
 
   def collectives(self, mesh: Mapping[str, int]) -> list[Collective]:
-    """All exchanges; one that the compiler has spread over several fusions (of one channel) counts once."""
+    """All exchanges over a mesh of these sizes.
+
+    One that the compiler has spread over several fusions (they have one channel) counts once.
+    """
     found: dict[tuple, Collective] = {}
     for name, ops in self.computations.items():
       for op in ops if self.runs[name] else ():
@@ -132,7 +153,7 @@ class Hlo:
             ("slice",) if kind == "send" else axes_of(groups, mesh),
             self._wire_bytes(name, op, kind, groups),
             self.runs[name],
-            self.scopes[name],
+            (*self.scopes[name], op.scope),
           ),
         )
     return list(found.values())

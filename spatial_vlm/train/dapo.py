@@ -85,6 +85,14 @@ def no_sums(names: tuple[str, ...]) -> Sums:
   return {name: (jnp.zeros(()), jnp.zeros((), jnp.int32)) for name in names}
 
 
+def sampling_params(params: Params, frozen: Params, dtype: str) -> Params:
+  """The parameters as answers are sampled from them, for a whole round.
+
+  Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to.
+  """
+  return merged(computed_in(dtype, join(params, frozen)))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
 def sample_groups(
   params: Params,
@@ -92,17 +100,13 @@ def sample_groups(
   key: PRNGKeyArray,
   automaton: AnswerAutomaton,
   banned: Bool[Array, "V"],
-  frozen: Params = NOTHING,
   *,
   model: ModelConfig,
   settings: DapoSettings,
 ) -> Rollout:
-  """G answers to every prompt with their verdicts; advantages are still zero.
-
-  Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to.
-  """
+  """G answers to every prompt with their verdicts; advantages are still zero. `params` are `sampling_params`."""
   completions = generate(
-    merged(computed_in(settings.dtype, join(params, frozen))),
+    params,
     prompts,
     key,
     banned,

@@ -1,0 +1,64 @@
+"""Shapes of what a program reads, as the input pipeline would hand it over the mesh."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from spatial_vlm import sharding
+from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.processor.chat import Size
+from spatial_vlm.types import Batch, Prompts, Vision
+
+
+def batch_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Batch:
+  """A `Batch` of `jax.ShapeDtypeStruct`s, its rows over the mesh."""
+  tokens = (rows, size.tokens)
+  batch = Batch(
+    tokens=_ints(*tokens),
+    segments=_ints(*tokens),
+    targets=jax.ShapeDtypeStruct(tokens, jnp.bool_),
+    positions=_ints(*tokens, 3),
+    vision=_vision(model, rows, size.patches),
+  )
+  return placed(batch, sharding.batch_sharding(mesh, batch))
+
+
+def prompt_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Prompts:
+  """`Prompts` of `jax.ShapeDtypeStruct`s, their rows over the mesh."""
+  tokens = (rows, size.tokens)
+  prompts = Prompts(
+    ids=_ints(rows),
+    tokens=_ints(*tokens),
+    segments=_ints(*tokens),
+    positions=_ints(*tokens, 3),
+    vision=_vision(model, rows, size.patches),
+    label=_ints(rows),
+  )
+  return placed(prompts, sharding.batch_sharding(mesh, prompts))
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+  """The shapes with these shardings."""
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+    shapes,
+    shardings,
+  )
+
+
+def _vision(model: ModelConfig, rows: int, patches: int) -> Vision | None:
+  if not patches:
+    return None
+  return Vision(
+    patches=jax.ShapeDtypeStruct((rows, patches, model.vision.patch_dim), jnp.float32),
+    segments=_ints(rows, patches),
+    coords=_ints(rows, patches, 2),
+    pos_index=_ints(rows, patches, 4),
+    pos_weight=jax.ShapeDtypeStruct((rows, patches, 4), jnp.float32),
+  )
+
+
+def _ints(*shape: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, jnp.int32)
