@@ -11,7 +11,7 @@ All compute `plain_attention`, padding rows included. A compiler cannot cut a ke
 import functools
 import importlib.metadata
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from spatial_vlm import sharding
-from spatial_vlm.model.attention import plain_attention, visible
+from spatial_vlm.model.attention import (
+  CacheBlock,
+  cached_attention,
+  plain_attention,
+  visible,
+)
 
 Kernel = Callable[[Array, Array, Array, Array], Array]
 """(q [B T N H], k [B K T H], v [B K T H], segments [B T]) -> [B T N H]"""
@@ -170,6 +175,30 @@ def over_mesh(
     out_specs=P(rows, None, heads),
     check_vma=False,  # kernels do not say over which axes their outputs differ
   )(q, k, v, segments)
+
+
+def cached_attention_over_mesh(
+  q: Float[Array, "B 1 N H"],
+  k: Float[Array, "B K 1 H"],
+  v: Float[Array, "B K 1 H"],
+  blocks: Sequence[CacheBlock],
+) -> Float[Array, "B 1 N H"]:
+  """`attention.cached_attention` on the rows and key-value heads of each device of the mesh, as `over_mesh` cuts them.
+
+  A compiler that cuts it by itself gathers the scores of all heads in every layer, for every token.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return cached_attention(q, k, v, blocks)
+  rows = sharding.dividing(sharding.ROWS, mesh, math.gcd(*(len(block.valid) for block in blocks)))
+  heads = sharding.dividing(("tensor",), mesh, k.shape[1])
+  of_block = CacheBlock(P(rows, heads), P(rows, heads), P(rows))
+  return jax.shard_map(
+    cached_attention,
+    in_specs=(P(rows, None, heads), P(rows, heads), P(rows, heads), [of_block] * len(blocks)),
+    out_specs=P(rows, None, heads),
+    check_vma=False,
+  )(q, k, v, list(blocks))
 
 
 def _round_up(size: int, multiple: int) -> int:

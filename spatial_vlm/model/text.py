@@ -14,14 +14,9 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spatial_vlm.model.attention import (
-  CacheBlock,
-  cached_attention,
-  mrope_angles,
-  rotate,
-)
+from spatial_vlm.model.attention import CacheBlock, mrope_angles, rotate
 from spatial_vlm.model.config import TextConfig
-from spatial_vlm.model.flash import attention
+from spatial_vlm.model.flash import attention, cached_attention_over_mesh
 from spatial_vlm.model.stack import bind, init_block, init_stack, rematerialized
 from spatial_vlm.types import Params
 
@@ -209,7 +204,7 @@ def run_layers_cached(
   def step(h, layer):
     params, slots = layer
     of_layer = [b.replace(keys=k, values=v) for b, (k, v) in zip(blocks, slots, strict=True)]
-    attend = functools.partial(cached_attention, blocks=of_layer)
+    attend = functools.partial(cached_attention_over_mesh, blocks=of_layer)
     return bind(TextLayer, config, params)(h, angles, attend)
 
   return jax.lax.scan(step, h, (layers, slots))

@@ -11,24 +11,24 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from spatial_vlm.model.config import ModelConfig
 
-
-def traced_flops(jaxpr: core.Jaxpr, turns: int = 1) -> float:
+def traced_flops(jaxpr: core.Jaxpr, turns: int = 1, platform: str = "tpu") -> float:
   """Operations of all products of matrices, 2 for each multiplication, over all devices.
 
   `turns`: how often each `while` runs, whose end is data (the tokens of an answer). Of branches for several platforms
-  the one with the most operations counts.
+  that of `platform` counts (a kernel's padding included), of others the one with the most operations.
   """
   total = 0.0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
       total += _of_product(equation)
     elif equation.primitive.name == "cond":
-      total += max(traced_flops(branch.jaxpr, turns) for branch in equation.params["branches"])
+      branches = _branches(equation, platform)
+      total += max(traced_flops(branch.jaxpr, turns, platform) for branch in branches)
     else:
       repeats = _repeats(equation, turns)
-      total += sum(repeats * traced_flops(inner, turns) for inner in _inner(equation))
+      inside = sum(traced_flops(inner, turns, platform) for inner in _inner(equation))
+      total += repeats * inside
   return total
 
 
@@ -52,6 +52,15 @@ def _repeats(equation: Any, turns: int) -> float:
   return 1.0
 
 
+def _branches(equation: Any, platform: str) -> list[core.ClosedJaxpr]:
+  branches = list(equation.params["branches"])
+  platforms = equation.params.get("branches_platforms")
+  if not platforms:
+    return branches
+  own = [b for b, names in zip(branches, platforms, strict=True) if names and platform in names]
+  return own or [branches[-1]]  # the default stands last
+
+
 def _inner(equation: Any) -> Iterator[core.Jaxpr]:
   """The programs inside an equation, each once."""
   for value in jax.tree.leaves(
@@ -62,36 +71,3 @@ def _inner(equation: Any) -> Iterator[core.Jaxpr]:
       yield value.jaxpr
     elif isinstance(value, core.Jaxpr):
       yield value
-
-
-def forward_flops(
-  model: ModelConfig, rows: int, tokens: int, patches: int, scored: int | None = None
-) -> float:
-  """Operations of a forward pass over `rows` of `tokens` and `patches`, causal attention counted in half.
-
-  Text, a layer: 2·T·(D·(2N + 2K)·H + 3·D·F) for its kernels and 2·T²·N·H for attention; vision alike, over M patches
-  without causality; the mergers; and 2·S·D·V for the scores of `scored` tokens (all of them, unless given).
-  """
-  return rows * (
-    _text(model, tokens)
-    + _vision(model, patches)
-    + 2 * (tokens if scored is None else scored) * model.text.hidden_size * model.text.vocab_size
-  )
-
-
-def _text(model: ModelConfig, T: int) -> float:
-  text = model.text
-  D, F, H = text.hidden_size, text.intermediate_size, text.head_dim
-  N, K = text.num_attention_heads, text.num_key_value_heads
-  kernels = D * (2 * N + 2 * K) * H + 3 * D * F
-  return text.num_hidden_layers * (2 * T * kernels + 2 * T * T * N * H)
-
-
-def _vision(model: ModelConfig, M: int) -> float:
-  vision = model.vision
-  D, F = vision.hidden_size, vision.intermediate_size
-  merged = D * vision.merge_unit
-  mergers = 1 + len(vision.deepstack_visual_indexes)
-  kernels = vision.depth * (4 * D * D + 2 * D * F) + vision.patch_dim * D
-  merge = mergers * (merged * merged + merged * vision.out_hidden_size) / vision.merge_unit
-  return 2 * M * (kernels + merge) + vision.depth * 4 * M * M * D

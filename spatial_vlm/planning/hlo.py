@@ -81,16 +81,16 @@ class Collective:
 
   def stands_in(self, scope: str) -> bool:
     """Whether it runs inside a loop of the scope of this name."""
-    return any(is_loop_of(scope, found) for found in self.scopes)
+    return any(is_loop_of(scope, found.partition("/body")[0]) for found in self.scopes)
 
 
 def is_loop_of(scope: str, path: str) -> bool:
-  """Whether a path of scopes leads into a loop of `scope`, forwards or backwards.
+  """Whether a path of scopes is that of a loop of `scope` itself, forwards or backwards.
 
-  >>> is_loop_of("chunks", "jit(f)/transpose(jvp(chunks))/while/body/add"), is_loop_of("chunks", "jit(f)/chunks/add")
-  (True, False)
+  >>> [is_loop_of("chunks", f"jit(f)/{path}") for path in ("jvp(chunks)/while", "jvp(chunks)/while/body/while")]
+  [True, False]
   """
-  return re.search(rf"\b{scope}\)*/while\b", path) is not None
+  return re.search(rf"\b{scope}\)*/while$", path) is not None
 
 
 class Hlo:
@@ -175,14 +175,7 @@ class Hlo:
     )
 
   def shape(self, computation: str, name: str) -> str:
-    return self._shapes[computation][name]
-
-  @functools.cached_property
-  def _shapes(self) -> dict[str, dict[str, str]]:
-    return {
-      computation: {op.name: op.shape for op in ops}
-      for computation, ops in self.computations.items()
-    }
+    return self._ops[computation][name].shape
 
   def memory_bytes(self) -> int:
     """Bytes that one chip reads from and writes to its HBM: results and operands of all operations outside fusions.
@@ -216,33 +209,63 @@ class Hlo:
     return sum(shape_bytes(shape, hbm=True) for shape in (op.shape, *shapes))
 
   def _fusion_traffic(self, fusion: Op, shapes: Sequence[str]) -> int:
-    ops = {op.name: op for op in self.computations[fusion.called[0]]}
-    total, in_place = 0, set()
-    for op in ops.values():
-      if op.opcode == "dynamic-update-slice":
-        in_place.add(_origin(ops, op.operands[0]))
-        total += 2 * shape_bytes(ops[op.operands[1]].shape)
-    users = defaultdict(list)
-    for op in ops.values():
-      for operand in op.operands:
-        users[operand].append(op)
-    for op in ops.values():
-      if op.opcode != "parameter" or op.name in in_place:
-        continue
-      whole = shapes[int(op.attributes)]
-      sliced = [user for user in users[op.name] if user.opcode in ("dynamic-slice", "gather")]
-      if sliced and len(sliced) == len(users[op.name]) and shape_bytes(whole, hbm=True):
-        total += sum(shape_bytes(user.shape) for user in sliced)
-      else:
-        total += shape_bytes(whole, hbm=True)
-    return total if in_place else total + shape_bytes(fusion.shape, hbm=True)
+    inside = fusion.called[0]
+    parameters = {
+      op.attributes: op.name for op in self.computations[inside] if op.opcode == "parameter"
+    }
+    read = sum(
+      self._read(inside, parameters[str(number)], whole)
+      for number, shape in enumerate(shapes)
+      if (whole := shape_bytes(shape, hbm=True))
+    )
+    written = shape_bytes(fusion.shape, hbm=True)
+    root = self.computations[inside][-1]
+    return read + min(written, self._written(inside, root.name))
 
+  def _read(self, computation: str, name: str, whole: int) -> int:
+    """Bytes that a fused computation reads of an array of `whole` bytes: of slices, what they take."""
+    total = 0
+    for user in self._users[computation][name]:
+      if user.opcode in ("dynamic-slice", "gather"):
+        total += shape_bytes(user.shape)
+      elif user.opcode == "bitcast":
+        total += self._read(computation, user.name, whole)
+      elif user.opcode == "fusion":
+        inside = user.called[0]
+        number = str(user.operands.index(name))
+        [parameter] = [
+          op.name
+          for op in self.computations[inside]
+          if op.opcode == "parameter" and op.attributes == number
+        ]
+        total += self._read(inside, parameter, whole)
+      elif user.opcode != "dynamic-update-slice" or name in user.operands[1:]:
+        return whole  # an array that is changed in place is not read
+    return min(total, whole)
 
-def _origin(ops: Mapping[str, Op], name: str) -> str:
-  """The operand that `name` is a view of."""
-  while ops[name].opcode in ("bitcast", "copy", "convert", "reshape"):
-    name = ops[name].operands[0]
-  return name
+  def _written(self, computation: str, name: str) -> int:
+    """Bytes that a fused computation writes as its result `name`: where it changes a slice in place, those of it."""
+    op = self._ops[computation][name]
+    if op.opcode == "dynamic-update-slice":
+      return shape_bytes(self.shape(computation, op.operands[1]))
+    if op.opcode == "fusion":
+      return self._written(op.called[0], self.computations[op.called[0]][-1].name)
+    if op.opcode in ("tuple", "bitcast"):
+      return sum(self._written(computation, operand) for operand in op.operands)
+    return shape_bytes(op.shape)
+
+  @functools.cached_property
+  def _ops(self) -> dict[str, dict[str, Op]]:
+    return {name: {op.name: op for op in ops} for name, ops in self.computations.items()}
+
+  @functools.cached_property
+  def _users(self) -> dict[str, dict[str, list[Op]]]:
+    users = {name: defaultdict(list) for name in self.computations}
+    for name, ops in self.computations.items():
+      for op in ops:
+        for operand in dict.fromkeys(op.operands):
+          users[name][operand].append(op)
+    return users
 
 
 def _attribute(op: Op, key: str) -> str:

@@ -15,6 +15,7 @@ from spatial_vlm.planning.chips import Chip, links
 from spatial_vlm.planning.hlo import Collective, Hlo
 from spatial_vlm.rollout import TOKENS
 
+PLATFORM = "tpu"
 LARGE = 10**8
 """Bytes of a collective that must not run for every token or chunk."""
 
@@ -104,7 +105,7 @@ def needs(program: Program, chip: Chip) -> Needs:
   )
   try:
     with jax.set_mesh(program.mesh):
-      compiled = program.traced.lower(lowering_platforms=("tpu",)).compile()
+      compiled = program.traced.lower(lowering_platforms=(PLATFORM,)).compile()
   except jax.errors.JaxRuntimeError as error:
     refusal = _refusal(str(error))
     return Needs(

@@ -1,0 +1,32 @@
+"""Shapes of inputs are those that the input pipeline gives."""
+
+import jax
+import numpy as np
+
+from spatial_vlm import sharding
+from spatial_vlm.planning.inputs import batch_shapes, prompt_shapes
+from spatial_vlm.policy import PromptShape, collate, encode_question
+from spatial_vlm.processor.chat import Processor, Size, collate_batch
+
+
+def test_they_are_those_of_real_rows(nano):
+  processor = Processor.from_folder(nano)
+  picture = np.zeros((64, 64, 3), np.uint8)
+  rows = [encode_question(processor, picture, "Is it red?") for _ in range(8)]
+  mesh = sharding.make_mesh({"fsdp": -1})
+  model = processor.model_config
+  batch = sharding.put_batch(mesh, collate_batch([[row] for row in rows], processor, Size(64, 64)))
+  shape = PromptShape(64, 64)
+  prompts = sharding.put_batch(mesh, collate(processor, rows, range(8), [1] * 8, shape))
+  for real, shapes in (
+    (batch, batch_shapes(mesh, model, 8, Size(64, 64))),
+    (prompts, prompt_shapes(mesh, model, 8, Size(64, 64))),
+  ):
+    assert jax.tree.structure(real) == jax.tree.structure(shapes)
+    for array, leaf in zip(jax.tree.leaves(real), jax.tree.leaves(shapes), strict=True):
+      assert (array.shape, array.dtype, array.sharding) == (leaf.shape, leaf.dtype, leaf.sharding)
+
+
+def test_rows_without_pictures(nano):
+  model = Processor.from_folder(nano).model_config
+  assert batch_shapes(sharding.make_mesh({"data": -1}), model, 8, Size(16, 0)).vision is None

@@ -1,0 +1,66 @@
+"""What is tried, and the order of what was found."""
+
+import types
+
+from spatial_vlm.planning.search import Candidate, Ranked, meshes, rank, search
+
+
+def result(fits, seconds=1.0, peak=1):
+  return types.SimpleNamespace(fits=fits, fastest_s=seconds, slowest_s=seconds, peak_bytes=peak)
+
+
+def test_meshes_cut_parameters_as_far_as_their_widths_go():
+  assert meshes(8, 1) == [(1, 1, 8, 1), (1, 1, 4, 2), (1, 1, 2, 4), (1, 1, 1, 8)]
+  assert meshes(512, 2)[:2] == [(2, 2, 128, 1), (2, 1, 128, 2)]
+  assert meshes(1, 1) == [(1, 1, 1, 1)]
+
+
+def test_each_mesh_gets_the_fewest_micro_batches_that_fit():
+  tried = []
+
+  def attempt(candidate):
+    tried.append(candidate)
+    return Ranked(candidate, [result(candidate.micro_batches >= 4 or candidate.remat == "full")])
+
+  found = list(search([(1, 1, 2, 1)], 16, ("dots", "full"), attempt))
+  assert [(c.remat, c.micro_batches) for c in tried] == [
+    *(("dots", count) for count in (1, 2, 4)),
+    ("full", 1),
+  ]
+  assert [ranked.fits for ranked in found] == [False, False, True, True]
+
+
+def test_meshes_that_rows_do_not_fill_are_left_out():
+  found = search(
+    [(1, 1, 32, 1), (1, 1, 16, 2)], 16, ("full",), lambda c: Ranked(c, [result(False)])
+  )
+  assert [(ranked.candidate.mesh, ranked.candidate.micro_batches) for ranked in found] == [
+    ((1, 1, 16, 2), 1)  # a row for each device: no micro-batch can be smaller
+  ]
+
+
+def test_fast_ones_that_fit_come_first():
+  def ranked(name, *needs):
+    return Ranked(Candidate((1, 1, 1, 1), 1, name), needs)
+
+  found = rank(
+    [
+      ranked("large", result(False, 0.0, peak=9)),
+      ranked("slow", result(True, 2.0), result(True, 3.0)),
+      ranked("small", result(False, 0.0, peak=3)),
+      ranked("half", result(True, 0.1), result(False, 0.1, peak=4)),
+      ranked("fast", result(True, 1.0)),
+    ]
+  )
+  assert [r.candidate.remat for r in found] == ["fast", "slow", "small", "large", "half"]
+
+
+def test_settings_are_leaves_of_a_config():
+  assert Candidate((2, 1, 4, 8), 3, "full").settings() == {
+    "mesh.slice": 2,
+    "mesh.data": 1,
+    "mesh.fsdp": 4,
+    "mesh.tensor": 8,
+    "micro_batches": 3,
+    "remat": "full",
+  }
