@@ -12,6 +12,7 @@ def config(**changes) -> OptimizerSettings:
   return OptimizerSettings(
     **dict(
       method="adamw",
+      moments="float32",
       learning_rate=0.01,
       schedule="cosine",
       warmup_steps=4,
@@ -125,7 +126,7 @@ def test_a_wrong_schedule_says_which_there_are():
     learning_rate_at(config(schedule="linear"), 0)
   with pytest.raises(ValueError, match="warmup_steps is 20 of total_steps 20"):
     make_optimizer(config(warmup_steps=20))
-  with pytest.raises(ValueError, match="'sgd'; choose one of adamw, muon"):
+  with pytest.raises(ValueError, match="'sgd'; choose one of adamw, muon, adafactor"):
     make_optimizer(config(method="sgd"))
 
 
