@@ -19,10 +19,9 @@ FLOORS = (
 
 FOLDERS = {
   "model": (
-    *("config", "trainable", "lora"),
+    *("config", "trainable", "lora", "stack"),
     "attention",
     "flash",
-    "stack",
     "vision",
     "text",
     "qwen3_vl",
