@@ -41,6 +41,9 @@ def tiny() -> ConfigDict:
       overlong_cache_tokens=8,
       temperature=1.0,
       chunk_tokens=8192,  # of each answer, whose logits are held at once
+      # What the backward pass finds of each layer: "offload" (its input, in the host's memory), "full" (its input),
+      # "context" (and what attention makes), "attention" (and queries, keys, values), "dots" (and all products with
+      # weights), "none" (everything); the rest is computed again.
       remat="dots",
       dtype="float32",  # of the computation; weights and updates are float32
       # Patterns of the paths of parameters that train; ("(text|head)/.*",) freezes the vision tower.

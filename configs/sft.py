@@ -50,6 +50,9 @@ def tiny() -> ConfigDict:
       batch_size=8,
       micro_batches=1,
       chunk_tokens=8192,  # positions whose logits are held at once
+      # What the backward pass finds of each layer: "offload" (its input, in the host's memory), "full" (its input),
+      # "context" (and what attention makes), "attention" (and queries, keys, values), "dots" (and all products with
+      # weights), "none" (everything); the rest is computed again.
       remat="dots",
       dtype="float32",  # of the computation; weights and updates are float32
       # Patterns of the paths of parameters that train; ("(text|head)/.*",) freezes the vision tower.

@@ -129,9 +129,9 @@ def stochastically_rounded(
 ) -> Float[Array, "..."]:
   """One of the two neighbours of each value of `x` (float32) in a narrower type, with the mean x.
 
-  Adds a random number to the bits that the type lacks, and cuts them off. Below the type's smallest normal number, where
-  it has fewer bits, numbers lie as far apart as just above it: the value is rounded there and moved back. Values must
-  lie within the type's range.
+  Adds a random number to the bits that the type lacks, and cuts them off. Below the type's smallest normal number its
+  numbers lie as far apart as just above it: the value is moved there, rounded, and moved back. Values must lie within
+  the type's range.
   """
   tiny = float(jnp.finfo(dtype).smallest_normal)
   moved = jnp.where(jnp.abs(x) < tiny, jnp.copysign(tiny, x), 0.0)

@@ -116,8 +116,8 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
 
 
 def _reduced_axis(field: str, shape: tuple[int, ...]) -> int:
-  """The axis of a parameter over which a field of the optimizer state has one value: of Adafactor's rows and columns, the
-  largest and the second largest, as optax chooses them; of the scales of moments in eight bits, the last."""
+  """The axis of a parameter that a field of the optimizer state lacks: Adafactor's rows the largest and its columns the
+  second largest, as optax chooses them; scales of moments in eight bits the last."""
   *_, second, largest = np.argsort(shape)
   return {"v_row": largest, "v_col": second}.get(field, len(shape) - 1)
 

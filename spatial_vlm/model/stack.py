@@ -21,8 +21,8 @@ Block = Callable[..., nnx.Module]
 """An NNX class made by `block(config, rngs=…, param_dtype=…)`."""
 
 LAYER_INPUT, QUERIES, KEYS, VALUES, CONTEXT = "layer_input", "queries", "keys", "values", "context"
-"""Names by which policies know arrays of a layer: what the layer reads, the products with the three weights of attention,
-and what attention makes of them."""
+"""Names by which policies know arrays of a layer: what the layer reads, the products with the three weights of
+attention, and what attention makes of them."""
 
 _POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {

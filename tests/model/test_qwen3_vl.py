@@ -237,7 +237,9 @@ def test_rematerialized_gradients_are_the_same(reference, make_case, policy):
 def test_unknown_remat_is_refused(reference, make_case):
   reference = reference("tiny")
   case = make_case(reference, ROWS["text only"])
-  with pytest.raises(ValueError, match="remat is 'all'; choose one of 'offload', 'full', 'context'"):
+  with pytest.raises(
+    ValueError, match="remat is 'all'; choose one of 'offload', 'full', 'context'"
+  ):
     qwen3_vl.forward(reference.params, reference.config, case.batch, remat="all")
 
 
