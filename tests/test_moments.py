@@ -82,17 +82,19 @@ def test_rounding_takes_a_neighbour_and_keeps_the_mean(dtype):
 
 @pytest.mark.parametrize("dtype", [FIRST, SECOND])
 def test_rows_in_eight_bits(dtype):
-  """Rows of any size come back to the type's precision, zero as zero, and what came back is stored without a change."""
+  """Rows of any size come back to the type's precision, zero as zero; what came back is stored again without a change,
+  whatever becomes of another value of its row."""
   rng = np.random.default_rng(1)
   scales = np.float32([1.0, 3e-30, 1e30, 0.7, 0.0])[:, None]
   x = np.float32(rng.uniform(0.25, 1, (5, 64)) * scales)
   x[:, 5] = 0.0
   first = moments.in_eight_bits(x, dtype, jax.random.key(0))
   assert first.codes.dtype == dtype and first.scale.shape == (5,)
-  found = np.asarray(moments.from_eight_bits(first))
+  found = np.array(moments.from_eight_bits(first))
   np.testing.assert_allclose(found, x, rtol=2.0 ** -jnp.finfo(dtype).nmant)
-  again = moments.in_eight_bits(found, dtype, jax.random.key(1))
-  np.testing.assert_array_equal(moments.from_eight_bits(again), found)
+  found[:, 0] *= 1.9
+  again = moments.from_eight_bits(moments.in_eight_bits(found, dtype, jax.random.key(1)))
+  np.testing.assert_array_equal(again[:, 1:], found[:, 1:])
 
 
 def test_a_second_moment_never_vanishes():
@@ -111,8 +113,8 @@ def test_what_is_not_finite_stays_so(dtype, wrong):
   params = {"kernel": jnp.ones((2, 8))}
   state = optimizer.init(params)
   gradient = {"kernel": jnp.ones((2, 8)).at[1, 3].set(wrong)}
-  for _ in range(2):
-    updates, state = optimizer.update(gradient, state, params)
+  _, state = optimizer.update(gradient, state, params)
+  updates, _ = optimizer.update(params, state, params)
   assert not np.isfinite(updates["kernel"][1, 3])
 
 
