@@ -41,8 +41,11 @@ def tiny() -> ConfigDict:
       overlong_cache_tokens=8,
       temperature=1.0,
       chunk_tokens=8192,  # of each answer, whose logits are held at once
+      # What the backward pass finds of each layer: "offload" (its input, in the host's memory), "full" (its input),
+      # "context" (and what attention makes), "attention" (and queries, keys, values), "dots" (and all products with
+      # weights), "none" (everything); the rest is computed again.
       remat="dots",
-      dtype="float32",  # of the computation; weights and optimizer are float32
+      dtype="float32",  # of the computation; weights and updates are float32
       # Patterns of the paths of parameters that train; ("(text|head)/.*",) freezes the vision tower.
       trainable=(".*",),
       lora=dict(
@@ -56,7 +59,10 @@ def tiny() -> ConfigDict:
       # (fsdp), every token would gather the whole model.
       sampling_mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
       optimizer=dict(
-        method="adamw",  # or "muon", which learns faster from scratch
+        # or "muon", which learns faster from scratch; "adafactor", which has next to no state, and no use for beta1,
+        # beta2 and eps
+        method="adamw",
+        moments="float32",  # as they are stored between updates; or "bfloat16", "float8"
         learning_rate=3e-4,
         schedule="cosine",
         warmup_steps=8,

@@ -50,8 +50,11 @@ def tiny() -> ConfigDict:
       batch_size=8,
       micro_batches=1,
       chunk_tokens=8192,  # positions whose logits are held at once
+      # What the backward pass finds of each layer: "offload" (its input, in the host's memory), "full" (its input),
+      # "context" (and what attention makes), "attention" (and queries, keys, values), "dots" (and all products with
+      # weights), "none" (everything); the rest is computed again.
       remat="dots",
-      dtype="float32",  # of the computation; weights and optimizer are float32
+      dtype="float32",  # of the computation; weights and updates are float32
       # Patterns of the paths of parameters that train; ("(text|head)/.*",) freezes the vision tower.
       trainable=(".*",),
       lora=dict(
@@ -62,7 +65,10 @@ def tiny() -> ConfigDict:
       ),
       mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
       optimizer=dict(
-        method="adamw",  # or "muon", which learns faster from scratch
+        # or "muon", which learns faster from scratch; "adafactor", which has next to no state, and no use for beta1,
+        # beta2 and eps
+        method="adamw",
+        moments="float32",  # as they are stored between updates; or "bfloat16", "float8"
         learning_rate=2e-3,
         schedule="cosine",
         warmup_steps=20,

@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up, as every training command uses them."""
+"""AdamW, Muon or Adafactor with warm-up, as every training command uses them."""
 
 import dataclasses
 import functools
@@ -13,7 +13,8 @@ import optax
 from jaxtyping import Array, ArrayLike, Float
 from optax.contrib import MuonDimensionNumbers, muon
 
-METHODS = ("adamw", "muon")
+from spatial_vlm.moments import stored
+
 SCHEDULES = ("cosine", "constant")
 
 MATRICES: tuple[tuple[str, MuonDimensionNumbers], ...] = (
@@ -27,13 +28,17 @@ last: a leading layer axis makes a stack of matrices."""
 _MUON_RMS = 0.4
 """Root mean square of Muon's update per unit of learning rate: twice what AdamW's comes to (arXiv 2502.16982)."""
 _MUON_MOMENTUM = 0.95
+_ADAFACTOR_RMS = 1.0
+"""Largest root mean square of an array's update per unit of learning rate (arXiv 1804.04235, d in Section 6)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-  """`method` and `schedule` name one of METHODS and of SCHEDULES; `total_steps` counts the updates of the run."""
+  """`method` and `schedule` name one of METHODS and of SCHEDULES; `moments` one of
+  `moments.DTYPES`; `total_steps` counts the updates of the run."""
 
   method: str
+  moments: str
   learning_rate: float
   schedule: str
   warmup_steps: int
@@ -72,19 +77,23 @@ def learning_rate_at(cfg: OptimizerSettings, step: ArrayLike) -> Float[Array, ""
 
 @functools.cache  # equal settings give the same object, so that a step compiled for it serves again
 def make_optimizer(cfg: OptimizerSettings) -> optax.GradientTransformation:
-  """Global-norm clipping to `clip_norm`, then the method: "adamw", or "muon", which learns faster from scratch.
+  """Global-norm clipping to `clip_norm`, then a method of METHODS.
 
-  AdamW: beta1, beta2, eps; matrices and embeddings decay (see `decays`). Muon (Jordan, 2024): momentum, made
-  orthogonal, for the matrices of MATRICES, which alone decay; Nesterov's Adam for everything else. Moments and
-  updates are float32 whatever the dtype of the parameters.
+  adamw       beta1, beta2, eps; matrices and embeddings decay (see `decays`)
+  muon        learns faster from scratch (Jordan, 2024): momentum, made orthogonal, for the matrices of MATRICES, which
+              alone decay; Nesterov's Adam (beta1, beta2, eps) for everything else
+  adafactor   keeps means of squared gradients over rows and over columns in place of moments (Shazeer and Stern, arXiv
+              1804.04235): no momentum, no scaling by the parameters, clipped updates, β̂₂ = 1 − t^−0.8; decays as adamw
 
-  Raises ValueError for another method, and as `learning_rate_at` does.
+  Updates are computed in float32 whatever the types of the parameters and of the stored `moments`.
+
+  Raises ValueError for another method or type of moments, and as `learning_rate_at` does.
   """
   learning_rate_at(cfg, 0)  # a wrong schedule is refused here, before anything compiles
   if cfg.method not in METHODS:
     raise ValueError(f"method is {cfg.method!r}; choose one of {', '.join(METHODS)}")
-  method = _adamw if cfg.method == "adamw" else _muon
-  return _in_float32(optax.chain(optax.clip_by_global_norm(cfg.clip_norm), method(cfg)))
+  method = optax.chain(optax.clip_by_global_norm(cfg.clip_norm), METHODS[cfg.method](cfg))
+  return _in_float32(stored(method, cfg.moments))
 
 
 def _adamw(cfg: OptimizerSettings) -> optax.GradientTransformation:
@@ -106,6 +115,18 @@ def _muon(cfg: OptimizerSettings) -> optax.GradientTransformation:
     adam_b2=cfg.beta2,
     muon_weight_dimension_numbers=_as_matrices,
   )
+
+
+def _adafactor(cfg: OptimizerSettings) -> optax.GradientTransformation:
+  return optax.chain(
+    optax.scale_by_factored_rms(),
+    optax.clip_by_block_rms(_ADAFACTOR_RMS),
+    optax.add_decayed_weights(cfg.weight_decay, mask=_decay_mask),
+    optax.scale_by_learning_rate(lambda step: learning_rate_at(cfg, step)),
+  )
+
+
+METHODS = {"adamw": _adamw, "muon": _muon, "adafactor": _adafactor}
 
 
 def _as_matrices(params):

@@ -11,6 +11,7 @@ they are used. Where it divides none, or cuts rows, it is dropped for that array
 saved.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -115,24 +116,29 @@ def param_shardings(mesh: Mesh, params: Params) -> Params:
 def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
   """Sharding of every array of a train state (or of its shapes).
 
-  The optimizer's moments lie as their parameter does; its counters and coefficients, and the step, on every device.
+  The optimizer's moments lie as their parameter does; scales of rows and means over an axis, as it does on the axes
+  that are left; counters, coefficients, placeholders and the step, on every device.
   """
   params = param_shardings(mesh, state.params)
   of_path = {
-    _name(path): (leaf.shape, sharding)
+    _name(path): (leaf.shape, sharding.spec)
     for (path, leaf), sharding in zip(
       jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(params), strict=True
     )
   }
 
   def optimizer_leaf(path, leaf):
-    if not leaf.shape or _name(path).endswith("/ns_coeffs"):  # of Muon's polynomial
-      return replicated(mesh)
     parts = _name(path).split("/")
-    for start in range(len(parts)):
-      shape, sharding = of_path.get("/".join(parts[start:]), (None, None))
-      if shape == leaf.shape:
-        return sharding
+    if leaf.shape in ((), (1,)) or parts[-1] == "ns_coeffs":  # of Muon's polynomial
+      return replicated(mesh)
+    # …/FIELD/PARAMETER or, in eight bits, …/FIELD/PARAMETER/codes and …/scale
+    for start, stop in itertools.product(range(1, len(parts)), (len(parts), -1)):
+      shape, spec = of_path.get("/".join(parts[start:stop]), ((), P()))
+      axes = list(itertools.zip_longest(shape, spec))
+      if leaf.ndim < len(shape):
+        del axes[_reduced_axis(parts[start - 1], shape)]
+      if leaf.shape == tuple(size for size, _ in axes):
+        return _fit(mesh, P(*(axis for _, axis in axes)), leaf.shape)
     raise ValueError(f"opt_state/{_name(path)} {leaf.shape} belongs to no parameter of its shape.")
 
   return TrainState(
@@ -140,6 +146,13 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
     params=params,
     opt_state=jax.tree_util.tree_map_with_path(optimizer_leaf, state.opt_state),
   )
+
+
+def _reduced_axis(field: str, shape: tuple[int, ...]) -> int:
+  """The axis of a parameter that a field of the optimizer state lacks: Adafactor's rows the largest and its columns the
+  second largest, as optax chooses them; scales of moments in eight bits the last."""
+  *_, second, largest = np.argsort(shape)
+  return {"v_row": largest, "v_col": second}.get(field, len(shape) - 1)
 
 
 def buffer_shardings(mesh: Mesh, state: DapoState) -> DapoState:

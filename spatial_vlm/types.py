@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
   WEIGHTS = 0
   ROLLOUT = 1
   ADAPTERS = 2
+  ROUNDING = 3
 
 
 @flax.struct.dataclass

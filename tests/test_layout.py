@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 FLOORS = (
   ("types", "config", "answers", "markdown", "part_files"),
-  ("optim", "sharding", "checkpoint", "metrics", "model", "processor", "objectives"),
+  ("moments", "optim", "sharding", "checkpoint", "metrics", "model", "processor", "objectives"),
   ("data", "rollout", "policy", "rewards", "synthesis", "reuse", "train", "evaluation", "planning"),
   ("commands", "cli"),
 )
@@ -19,10 +19,9 @@ FLOORS = (
 
 FOLDERS = {
   "model": (
-    *("config", "trainable", "lora"),
+    *("config", "trainable", "lora", "stack"),
     "attention",
     "flash",
-    "stack",
     "vision",
     "text",
     "qwen3_vl",

@@ -12,6 +12,7 @@ def config(**changes) -> OptimizerSettings:
   return OptimizerSettings(
     **dict(
       method="adamw",
+      moments="float32",
       learning_rate=0.01,
       schedule="cosine",
       warmup_steps=4,
@@ -125,7 +126,7 @@ def test_a_wrong_schedule_says_which_there_are():
     learning_rate_at(config(schedule="linear"), 0)
   with pytest.raises(ValueError, match="warmup_steps is 20 of total_steps 20"):
     make_optimizer(config(warmup_steps=20))
-  with pytest.raises(ValueError, match="'sgd'; choose one of adamw, muon"):
+  with pytest.raises(ValueError, match="'sgd'; choose one of adamw, muon, adafactor"):
     make_optimizer(config(method="sgd"))
 
 
@@ -188,6 +189,33 @@ def test_only_matrices_decay_under_muon():
   after = flat(train(config(method="muon"), params, zeros)[0])
   changed = {name for name, x in flat(params).items() if not np.array_equal(x, after[name])}
   assert changed == {"layers/q_proj/kernel"}
+
+
+def test_adafactor_equals_the_algorithm_of_the_paper():
+  """Algorithm 4 of arXiv 1804.04235 for each layer's matrix, without relative step sizes; Algorithm 5 for vectors."""
+  rng = np.random.default_rng(0)
+  shapes = {"mlp": {"kernel": (3, 128, 130), "bias": (3, 130)}}  # three layers in one array
+  params = {"mlp": {name: jnp.asarray(rng.normal(size=s)) for name, s in shapes["mlp"].items()}}
+  gradients = make_gradients(params, 5)
+  cfg = config(method="adafactor", clip_norm=1e9)
+  found, _ = train(cfg, params, gradients)
+  for name, expected in params["mlp"].items():
+    expected, rows, columns = np.asarray(expected, np.float64), 0.0, 0.0
+    for t, gradient in enumerate(gradients, 1):
+      g = np.asarray(gradient["mlp"][name], np.float64)
+      beta2 = 1 - t**-0.8
+      square = g**2 + 1e-30
+      if name == "kernel":
+        rows = beta2 * rows + (1 - beta2) * square.mean(axis=2, keepdims=True)
+        columns = beta2 * columns + (1 - beta2) * square.mean(axis=1, keepdims=True)
+        v = rows * columns / rows.mean(axis=1, keepdims=True)
+      else:
+        v = rows = beta2 * rows + (1 - beta2) * square
+      update = g / np.sqrt(v)
+      update /= max(1.0, np.sqrt(np.mean(update**2)))
+      decay = cfg.weight_decay * expected * (name == "kernel")
+      expected = expected - float(learning_rate_at(cfg, t - 1)) * (update + decay)
+    np.testing.assert_allclose(found["mlp"][name], expected, rtol=0, atol=3e-6, err_msg=name)
 
 
 def test_equal_settings_give_the_same_optimizer():

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from spatial_vlm import sharding
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.qwen3_vl import init_params
+from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.train.sft import SftSettings, accumulate, mean_gradient, sft_loss
 from spatial_vlm.types import Batch, TrainState, Vision
 
@@ -233,6 +234,78 @@ def test_optimizer_state_lies_as_its_parameters():
   assert any("tensor" in leaf.spec for leaf in jax.tree.leaves(placed.params))
   with pytest.raises(ValueError, match="opt_state/odd"):
     sharding.state_shardings(mesh, state.replace(opt_state={"odd": np.zeros((3, 5))}))
+
+
+def optimizer_specs(method, moments):
+  """Path in the optimizer's state -> (spec, shape) for the 8b model; every array in whole slices of its devices."""
+  optimizer = make_optimizer(
+    OptimizerSettings(method, moments, 1e-5, "constant", 1, 10, 1.0, 0.9, 0.95, 1e-8, 0.1, 1.0)
+  )
+  state = jax.eval_shape(
+    lambda params: TrainState(jax.numpy.int32(0), params, optimizer.init(params)), shapes_of("8b")
+  )
+  placed = sharding.state_shardings(sharding.make_mesh(SHAPES[1]), state)
+  found = {
+    name: (where.spec, leaves(state.opt_state)[name].shape)
+    for name, where in leaves(placed.opt_state).items()
+  }
+  whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
+  held = sum(
+    np.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+    for where, x in zip(
+      jax.tree.leaves(placed.opt_state), jax.tree.leaves(state.opt_state), strict=True
+    )
+  )
+  return found, whole, held
+
+
+def of(found, *parts):
+  """What the one path holds that ends in these parts."""
+  (value,) = (value for name, value in found.items() if name.endswith("/" + "/".join(parts)))
+  return value
+
+
+UP, O, SQUARE = (
+  "text/layers/mlp/up_proj/kernel",
+  "text/layers/attention/o_proj/kernel",
+  "vision/merger/fc1/kernel",
+)
+NORM = "text/layers/input_norm/scale"
+
+
+@pytest.mark.parametrize(("method", "moments"), [("adamw", "bfloat16"), ("muon", "float32")])
+def test_moments_lie_as_their_parameters(method, moments):
+  found, whole, held = optimizer_specs(method, moments)
+  assert of(found, "mu", UP) == (P(None, "fsdp", "tensor"), (36, 4096, 12288))
+  assert of(found, "mu", O) == (P(None, "tensor", None, "fsdp"), (36, 32, 128, 4096))
+  assert of(found, "mu", NORM) == (P(), (36, 4096))
+  assert held / (whole / 8) < 1.01
+
+
+@pytest.mark.parametrize("method", ["adamw", "muon"])
+def test_codes_lie_as_their_parameters_and_scales_without_the_last_axis(method):
+  found, whole, held = optimizer_specs(method, "float8")
+  assert of(found, "mu", UP, "codes") == (P(None, "fsdp", "tensor"), (36, 4096, 12288))
+  assert of(found, "mu", UP, "scale") == (P(None, "fsdp"), (36, 4096))
+  assert of(found, "mu", O, "scale") == (P(None, "tensor"), (36, 32, 128))
+  assert of(found, "mu", NORM, "scale") == (P(), (36,))
+  assert of(found, "nu", "text/embed/embedding", "codes")[0] == P("tensor", "fsdp")
+  assert of(found, "nu", "text/embed/embedding", "scale") == (P("tensor"), (151936,))
+  assert held / (whole / 8) < 1.05
+
+
+def test_adafactor_s_rows_and_columns_lie_as_what_is_left_of_their_parameters():
+  found, whole, _ = optimizer_specs("adafactor", "float8")
+  assert of(found, "v_row", UP) == (P(None, "fsdp"), (36, 4096))
+  assert of(found, "v_col", UP) == (P(None, "tensor"), (36, 12288))
+  assert of(found, "v_row", O) == (P(None, "tensor"), (36, 32, 128))
+  assert of(found, "v_col", O) == (P(None, "tensor", "fsdp"), (36, 32, 4096))
+  assert of(found, "v_row", SQUARE) == (P("fsdp"), (4608,))
+  assert of(found, "v_col", SQUARE) == (P("tensor"), (4608,))
+  assert of(found, "v_row", NORM) == (P(), (1,))
+  assert of(found, "v", NORM, "codes") == (P(), (36, 4096))
+  assert of(found, "v", UP, "codes") == (P(), (1,))
+  assert whole < 0.02 * 4 * sum(x.size for x in jax.tree.leaves(shapes_of("8b")))
 
 
 def make_batch(config, rows, tokens, rng):

@@ -10,7 +10,10 @@ import flax.struct
 import jax
 import numpy as np
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from spatial_vlm.model.stack import CONTEXT
 
 
 def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float[Array, "B T N H"]:
@@ -68,7 +71,7 @@ def plain_attention(
   grouped = _by_key_value_head(q, k)
   scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(_masked(scores, mask), axis=-1).astype(v.dtype)
-  return _by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v))
+  return checkpoint_name(_by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v)), CONTEXT)
 
 
 @flax.struct.dataclass

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -27,6 +28,7 @@ from spatial_vlm.model.attention import (
   plain_attention,
   visible,
 )
+from spatial_vlm.model.stack import CONTEXT
 
 Kernel = Callable[[Array, Array, Array, Array], Array]
 """(q [B T N H], k [B K T H], v [B K T H], segments [B T]) -> [B T N H]"""
@@ -109,6 +111,7 @@ def _splash_kernel(mask: splash.MultiHeadMask, block: int, interpret: bool) -> C
       block_kv_dq=block,
     ),
     interpret=interpret,
+    residual_checkpoint_name=CONTEXT,
   )
 
 
@@ -140,7 +143,7 @@ def cudnn_attention(
     is_causal=causal,
     implementation="cudnn",
   )
-  return mixed[:, :T, :, :H]
+  return checkpoint_name(mixed[:, :T, :, :H], CONTEXT)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from spatial_vlm.model.lora import merged
@@ -19,12 +20,35 @@ from spatial_vlm.types import Params
 Block = Callable[..., nnx.Module]
 """An NNX class made by `block(config, rngs=…, param_dtype=…)`."""
 
+LAYER_INPUT, QUERIES, KEYS, VALUES, CONTEXT = "layer_input", "queries", "keys", "values", "context"
+"""Names by which policies know arrays of a layer: what the layer reads, the products with the three weights of
+attention, and what attention makes of them."""
+
+_POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {
-  "none": jax.checkpoint_policies.everything_saveable,
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "offload": _POLICIES.save_and_offload_only_these_names(
+    names_which_can_be_saved=(),
+    names_which_can_be_offloaded=(LAYER_INPUT,),
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
+  "full": _POLICIES.nothing_saveable,
+  "context": _POLICIES.save_only_these_names(CONTEXT),
+  "attention": _POLICIES.save_only_these_names(QUERIES, KEYS, VALUES, CONTEXT),
+  "dots": _POLICIES.save_from_both_policies(
+    _POLICIES.dots_with_no_batch_dims_saveable, _POLICIES.save_only_these_names(CONTEXT)
+  ),
+  "none": _POLICIES.everything_saveable,
 }
-"""What the backward pass keeps of each layer: all; its input only; products with weights."""
+"""What the backward pass finds of each layer; it computes the rest again. From the least memory to the most:
+
+  offload     the layer's input, in the memory of the host
+  full        the layer's input
+  context     and what attention makes of it: the kernel (with splash attention) does not run again
+  attention   and its queries, keys and values
+  dots        and all other products with weights
+  none        everything
+"""
 
 
 def init_block(block: Block, config, key: Array, dtype: jnp.dtype) -> Params:
@@ -51,7 +75,7 @@ def _definition(block: Block, config) -> nnx.GraphDef:
 
 
 def rematerialized(function: Callable, policy: str) -> Callable:
-  """`function` whose backward pass recomputes what `policy` does not keep.
+  """`function` of (params, input), whose backward pass recomputes what `policy` does not keep.
 
   Raises:
     ValueError: `policy` is not one of REMAT_POLICIES.
@@ -60,5 +84,9 @@ def rematerialized(function: Callable, policy: str) -> Callable:
     raise ValueError(f"remat is {policy!r}; choose one of {', '.join(map(repr, REMAT_POLICIES))}.")
   if policy == "none":
     return function
+
+  def layer(params, h):
+    return function(params, checkpoint_name(h, LAYER_INPUT))
+
   # inside a scan nothing can be merged across the barrier that prevent_cse would put up
-  return jax.checkpoint(function, policy=REMAT_POLICIES[policy], prevent_cse=False)
+  return jax.checkpoint(layer, policy=REMAT_POLICIES[policy], prevent_cse=False)

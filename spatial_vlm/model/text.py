@@ -12,12 +12,21 @@ from typing import Any
 import jax
 from flax import nnx
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from spatial_vlm.model.attention import CacheBlock, mrope_angles, rotate
 from spatial_vlm.model.config import TextConfig
 from spatial_vlm.model.flash import attention, cached_attention_over_mesh
-from spatial_vlm.model.stack import bind, init_block, init_stack, rematerialized
+from spatial_vlm.model.stack import (
+  KEYS,
+  QUERIES,
+  VALUES,
+  bind,
+  init_block,
+  init_stack,
+  rematerialized,
+)
 from spatial_vlm.types import Params
 
 Attend = Callable[[Array, Array, Array], Array]
@@ -63,9 +72,13 @@ class TextAttention(nnx.Module):
     def in_rows(heads):
       return heads.reshape(B, T, *heads.shape[1:])
 
-    q = rotate(in_rows(self.q_norm(self.q_proj(x))), angles)
-    k = rotate(in_rows(self.k_norm(self.k_proj(x))), angles).swapaxes(1, 2)
-    v = in_rows(self.v_proj(x)).swapaxes(1, 2)
+    # named before norm and rotation, whose backward passes read them
+    q = checkpoint_name(self.q_proj(x), QUERIES)
+    k = checkpoint_name(self.k_proj(x), KEYS)
+    v = checkpoint_name(self.v_proj(x), VALUES)
+    q = rotate(in_rows(self.q_norm(q)), angles)
+    k = rotate(in_rows(self.k_norm(k)), angles).swapaxes(1, 2)
+    v = in_rows(v).swapaxes(1, 2)
     mixed = attend(q, k, v)
     return self.o_proj(mixed.reshape(B * T, *mixed.shape[2:])), (k, v)
 

@@ -10,12 +10,21 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from spatial_vlm.model.attention import axial_angles, rotate
 from spatial_vlm.model.config import LAYER_NORM_EPS, VISION_ROPE_THETA, VisionConfig
 from spatial_vlm.model.flash import attention
-from spatial_vlm.model.stack import bind, init_block, init_stack, rematerialized
+from spatial_vlm.model.stack import (
+  KEYS,
+  QUERIES,
+  VALUES,
+  bind,
+  init_block,
+  init_stack,
+  rematerialized,
+)
 from spatial_vlm.types import Params, Vision
 
 
@@ -78,9 +87,12 @@ class VisionAttention(nnx.Module):
     def in_rows(heads):
       return heads.reshape(B, M, *heads.shape[1:])
 
-    q = rotate(in_rows(self.q_proj(x)), angles)
-    k = rotate(in_rows(self.k_proj(x)), angles).swapaxes(1, 2)
-    v = in_rows(self.v_proj(x)).swapaxes(1, 2)
+    q = checkpoint_name(self.q_proj(x), QUERIES)
+    k = checkpoint_name(self.k_proj(x), KEYS)
+    v = checkpoint_name(self.v_proj(x), VALUES)
+    q = rotate(in_rows(q), angles)
+    k = rotate(in_rows(k), angles).swapaxes(1, 2)
+    v = in_rows(v).swapaxes(1, 2)
     mixed = attention(q, k, v, segments, causal=False)
     return self.out_proj(mixed.reshape(B * M, *mixed.shape[2:]))
 

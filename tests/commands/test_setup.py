@@ -62,7 +62,9 @@ def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
   half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), policy.params)
   adam = dict(method="adamw", beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
   constant = dict(learning_rate=1.0, schedule="constant", warmup_steps=0, final_fraction=1.0)
-  optimizer = make_optimizer(OptimizerSettings(**adam, **constant, total_steps=9))
+  optimizer = make_optimizer(
+    OptimizerSettings(**adam, **constant, moments="float32", total_steps=9)
+  )
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   state = setup.place_state(mesh, half, optimizer)
   expected = sharding.state_shardings(mesh, state)

@@ -111,7 +111,10 @@ def test_pretraining_resumes_too(tmp_path, run, sft_changes, outcome, stopped_at
     ({"log_steps": 4, "checkpoint_steps": 6}, "checkpoint_steps 6 is no multiple of log_steps 4"),
     ({"log_steps": 0}, "log_steps is 0"),
     ({"batch_size": 64, "epochs": 1}, "do not fill one batch"),
-    ({"remat": "some"}, "remat is 'some'; choose one of none, full, dots"),
+    (
+      {"remat": "some"},
+      "remat is 'some'; choose one of offload, full, context, attention, dots, none",
+    ),
     ({"dtype": "float8"}, "dtype is 'float8'; choose one of float32, bfloat16"),
     ({"optimizer.schedule": "linear"}, "schedule is 'linear'"),
     ({"optimizer.warmup_steps": 9}, "warmup_steps is 9"),

@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import PRESETS
+from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.model.weights import abstract_params
 
 ROWS = {
@@ -218,7 +219,13 @@ def test_every_parameter_learns(reference, make_case):
       assert np.abs(leaf).max(axis=-1).min() > 0, name
 
 
-@pytest.mark.parametrize("policy", ["full", pytest.param("dots", marks=pytest.mark.slow)])
+SLOW_POLICIES = sorted(REMAT_POLICIES.keys() - {"none", "offload"})
+
+
+@pytest.mark.parametrize(
+  "policy",
+  ["offload", *[pytest.param(policy, marks=pytest.mark.slow) for policy in SLOW_POLICIES]],
+)
 def test_rematerialized_gradients_are_the_same(reference, make_case, policy):
   reference = reference("tiny")
   case = make_case(reference, ROWS["images and text"], "left")
@@ -230,7 +237,9 @@ def test_rematerialized_gradients_are_the_same(reference, make_case, policy):
 def test_unknown_remat_is_refused(reference, make_case):
   reference = reference("tiny")
   case = make_case(reference, ROWS["text only"])
-  with pytest.raises(ValueError, match="remat is 'all'; choose one of 'none', 'full', 'dots'"):
+  with pytest.raises(
+    ValueError, match="remat is 'all'; choose one of 'offload', 'full', 'context'"
+  ):
     qwen3_vl.forward(reference.params, reference.config, case.batch, remat="all")
 
 

@@ -27,6 +27,7 @@ G, TOKENS = 4, 12
 OPTIMIZER = make_optimizer(
   OptimizerSettings(
     method="adamw",
+    moments="float32",
     learning_rate=3e-3,
     schedule="constant",
     warmup_steps=0,

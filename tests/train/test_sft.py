@@ -22,6 +22,7 @@ from spatial_vlm.train.sft import SftSettings, sft_loop, sft_loss, sft_step
 OPTIMIZER = make_optimizer(
   OptimizerSettings(
     method="adamw",
+    moments="float32",
     learning_rate=1e-3,
     schedule="cosine",
     warmup_steps=2,

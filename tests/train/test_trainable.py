@@ -29,6 +29,7 @@ DESCENT = optax.sgd(1.0)  # so that an update is the gradient
 ADAMW = make_optimizer(
   OptimizerSettings(
     method="adamw",
+    moments="float32",
     learning_rate=1e-3,
     schedule="constant",
     warmup_steps=1,
@@ -205,7 +206,9 @@ def test_with_the_vision_tower_frozen_the_others_move_as_in_full_training(
 @pytest.mark.parametrize("method", ["adamw", "muon"])
 def test_no_moment_exists_for_what_is_frozen(parts, patterns, method):
   trained, frozen = split(join(*parts), patterns)
-  settings = OptimizerSettings(method, 1e-3, "constant", 1, 10, 1.0, 0.9, 0.95, 1e-8, 0.1, 1.0)
+  settings = OptimizerSettings(
+    method, "float32", 1e-3, "constant", 1, 10, 1.0, 0.9, 0.95, 1e-8, 0.1, 1.0
+  )
   state = jax.eval_shape(lambda p: sft.init_state(p, make_optimizer(settings)), trained)
   names = [
     jax.tree_util.keystr(path, simple=True, separator="/")
