@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 FLOORS = (
   ("types", "config", "answers", "markdown", "part_files"),
-  ("optim", "sharding", "checkpoint", "metrics", "model", "processor", "objectives"),
+  ("hosts", "optim", "sharding", "checkpoint", "metrics", "model", "processor", "objectives"),
   ("data", "rollout", "policy", "rewards", "synthesis", "reuse", "train", "evaluation"),
   ("commands", "cli"),
 )

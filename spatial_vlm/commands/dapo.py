@@ -19,16 +19,17 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from spatial_vlm import metrics, sharding
+from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.asking import Asker, Row, greedy
 from spatial_vlm.commands.setup import (
-  HARMLESS,
   check_positive,
+  check_rows,
   check_training,
   load_policy,
   place_state,
   progress,
+  record_settings,
   settings_of,
   user_errors,
 )
@@ -39,7 +40,7 @@ from spatial_vlm.commands.subsets import (
   subset_of,
   write_trained,
 )
-from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data import split_guard
 from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import JsonlSource
@@ -54,11 +55,15 @@ from spatial_vlm.train import dapo
 from spatial_vlm.train.sft import computed_in
 from spatial_vlm.types import DapoState, Params, Prompts, Purpose, Rollout
 
+SEVERAL_HOSTS = True
+
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
     mesh = sharding.make_mesh(config.mesh)
+    for name in ("round_prompts", "validate_batch"):
+      check_rows(mesh, name, config[name])
     subset = subset_of(config, config.lora)
     policy = load_policy(config.checkpoint, mesh=mesh, subset=subset)
     trained, frozen = split_policy(mesh, policy.params, subset, config.seed)
@@ -74,7 +79,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     guard(config, read.source)
     prompts_at = training_prompts(config, policy, mesh, read)
     validate = validation(config, policy, automaton, mesh, frozen)
-    snapshot(config, workdir, HARMLESS)
+  record_settings(config, workdir)
   key = jax.random.fold_in(jax.random.key(config.seed), Purpose.ROLLOUT)
 
   def sample(params: Params, prompts: Prompts, cursor: int) -> Rollout:
@@ -112,11 +117,11 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       with user_errors():
         state, host = checkpoints.restore(state)
         check_base(host["base"], base["checksums"])
-        for number in host["left_out"]:
+        for number in own_left_out(host["left_out"]):
           read(number)  # reported and counted as if this start had met it
 
     def note():
-      return {"left_out": read.left_out, "base": base}
+      return {"left_out": hosts.gathered(read.left_out), "base": base}
 
     state = train(config, workdir, state, loop, validate, checkpoints, note)
   write_trained(workdir, base, policy.model, mesh, subset, state.train.params)
@@ -150,14 +155,17 @@ def train(
         report(config, batch, values, bar)
         started = time.perf_counter()
       event = int(state.cursor) // config.round_prompts + batch
-      if event % config.checkpoint_steps == 0 or batch == config.steps:
+      preempted = hosts.preempted(event)
+      if preempted or event % config.checkpoint_steps == 0 or batch == config.steps:
         checkpoints.save(event, state, note())
+      if preempted:
+        raise hosts.Preempted
   return state
 
 
 def report(config: Config, batch: int, values: dict[str, float], bar) -> None:
   groups = int(values["kept/groups"])
-  if groups < config.prompts:
+  if groups < config.prompts and not bar.disable:
     consequence = "the update took these" if groups else "no update was made"
     bar.write(
       f"batch {batch}: after {values['rounds']:.0f} rounds {groups} of {config.prompts} groups were neither all right "
@@ -198,11 +206,6 @@ def check(config: Config) -> None:
       f"{config.prompts} prompts cannot be cut into {config.minibatches} minibatches of {config.micro_batches} "
       "micro_batches; each must divide what it cuts"
     )
-  for name in ("round_prompts", "validate_batch"):
-    if config[name] % jax.process_count():
-      raise UsageError(
-        f"{name} is {config[name]}; it must be a multiple of the {jax.process_count()} processes that share it"
-      )
   updates = config.steps * config.minibatches
   if not 0 <= config.optimizer.warmup_steps < updates:
     raise UsageError(
@@ -267,6 +270,13 @@ def training_prompts(
     return ask(config, policy, mesh, [usable(order(id)) for id in ids], ids)
 
   return prompts_at
+
+
+def own_left_out(notes: Sequence[Sequence[int]]) -> Sequence[int]:
+  """Of the records that each process had left out, those that this one counts; all, if there were others then."""
+  if len(notes) == jax.process_count():
+    return notes[jax.process_index()]
+  return sorted({number for numbers in notes for number in numbers})
 
 
 def own_rows(count: int) -> range:
