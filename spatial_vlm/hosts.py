@@ -42,14 +42,16 @@ def together(coordinator: str | None, processes: int | None, process: int | None
   connect(coordinator, processes, process)
   try:
     yield
-  except SystemExit:
+  except Preempted:
+    if jax.process_index() == 0:
+      sys.stderr.write("\nsaved at SIGTERM; run the same command again to go on\n")
     raise
   except UsageErrorOfAll as error:
     if not alone() and jax.process_index() > 0:
       raise SystemExit(2) from error  # the first process shows it
     raise
   except BaseException as error:
-    if alone():
+    if alone() or isinstance(error, SystemExit):
       raise
     _end_at_once(error)
 

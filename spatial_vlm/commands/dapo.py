@@ -234,12 +234,8 @@ def place_run(mesh: Mesh, train, sample, prompts_at, settings: dapo.DapoSettings
   """A run that has drawn nothing yet, its buffer laid out over the mesh like a batch."""
   groups = jax.eval_shape(sample, train.params, prompts_at(0), 0)
   shapes = jax.eval_shape(lambda t: dapo.init_state(t, groups, settings), train)
-  shardings = jax.tree.map(lambda _: sharding.replicated(mesh), shapes)
-  shardings = shardings.replace(
-    train=jax.tree.map(lambda x: x.sharding, train),
-    buffer=sharding.batch_sharding(mesh, shapes.buffer),
-  )
-  return jax.jit(lambda t: dapo.init_state(t, groups, settings), out_shardings=shardings)(train)
+  where = dapo.state_shardings(mesh, shapes)
+  return jax.jit(lambda t: dapo.init_state(t, groups, settings), out_shardings=where)(train)
 
 
 def question_reader(config: Config, policy: Policy, mesh: Mesh, records: str) -> Reader:
