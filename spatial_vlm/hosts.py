@@ -121,12 +121,9 @@ def _connect_cluster() -> None:
 
 def launched_tasks() -> int:
   """How many processes Slurm or Open MPI has started with this one."""
-  slurm = {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS"} <= os.environ.keys()
-  return (
-    int(os.environ["SLURM_NTASKS" if slurm else "OMPI_COMM_WORLD_SIZE"])
-    if (slurm or "OMPI_COMM_WORLD_SIZE" in os.environ)
-    else 1
-  )
+  if {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS"} <= os.environ.keys():
+    return int(os.environ["SLURM_NTASKS"])
+  return int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
 
 
 def _initialize(**arguments: Any) -> None:
