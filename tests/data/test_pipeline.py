@@ -371,7 +371,7 @@ def processes(make_one, count):
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2), (2, 2)])
 def test_a_plan_is_taken_over_by_another_number_of_processes(before, after):
   def make_one(shard):
-    return follow(Numbers(9, unreadable=(1, 7)), max_bad_share=0.5, shard=shard)
+    return follow(Numbers(9, unreadable=(4, 7)), max_bad_share=0.5, shard=shard)
 
   states = processes(make_one, before)
   uninterrupted = make_one(Shard())
