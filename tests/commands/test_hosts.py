@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 from spatial_vlm import cli, metrics
 
-pytestmark = pytest.mark.slow  # processes that start jax and compile for eight devices
+# Processes that start jax and compile for eight devices.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PROCESSES, DEVICES = 2, 4
 MESH = {"mesh.data": 2, "mesh.fsdp": -1}
@@ -52,8 +53,12 @@ class Pod:
     ]
 
   def wait(self):
-    """The exit codes."""
-    return [process.wait(timeout=400) for process in self.processes]
+    """The exit codes; nothing goes on running behind a test that fails."""
+    try:
+      return [process.wait(timeout=400) for process in self.processes]
+    finally:
+      for process in self.processes:
+        process.kill()
 
   def finish(self):
     assert self.wait() == [0] * PROCESSES, self.log.read_text()[-3000:]
@@ -164,16 +169,24 @@ def dapo_pod(dapo_changes):
   return {**dapo_changes, **MESH, **fewer, "remat": "none"}
 
 
-def test_dapo_of_two_processes(dapo_pod, run, tmp_path, outcome):
-  """They draw and learn what one process does; and the same once more behind their first round."""
-  whole, again, one = (tmp_path / name for name in ("whole", "again", "one"))
-  Pod("dapo", whole, dapo_pod).finish()
-  assert run("dapo", one, dapo_pod, devices=PROCESSES * DEVICES).code == 0
-  assert_close(whole, one)
-  shutil.copytree(whole, again)
-  shutil.rmtree(again / "export")
-  for checkpoint in (again / "checkpoints").iterdir():
+@pytest.fixture(scope="module")
+def dapo_uninterrupted(dapo_pod, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("pod") / "dapo"
+  Pod("dapo", workdir, dapo_pod).finish()
+  return workdir
+
+
+def test_dapo_draws_and_learns_what_one_process_does(dapo_uninterrupted, run, dapo_pod, tmp_path):
+  assert run("dapo", tmp_path, dapo_pod, devices=PROCESSES * DEVICES).code == 0
+  assert_close(dapo_uninterrupted, tmp_path)
+
+
+def test_dapo_goes_on_behind_a_round(dapo_uninterrupted, dapo_pod, tmp_path, outcome):
+  """As after a kill in the first batch: all that was written later is gone."""
+  workdir = shutil.copytree(dapo_uninterrupted, tmp_path / "again")
+  shutil.rmtree(workdir / "export")
+  for checkpoint in (workdir / "checkpoints").iterdir():
     if checkpoint.name != "1":
       shutil.rmtree(checkpoint)
-  Pod("dapo", again, dapo_pod).finish()
-  assert outcome(again) == outcome(whole)
+  Pod("dapo", workdir, dapo_pod).finish()
+  assert outcome(workdir) == outcome(dapo_uninterrupted)
