@@ -7,6 +7,7 @@ A command is a module of `spatial_vlm.commands` with
   arguments(parser)              optional: adds the command's own arguments (argparse)
   CONFIG                         optional: the default of --config, where it is that of another command
   FILES_MAY_BE_MISSING           optional: True where leaves that name files may be left out
+  SEVERAL_HOSTS                  optional: its processes on several hosts work together (`hosts`)
 """
 
 import argparse
@@ -98,7 +99,17 @@ def _dispatch(argv: list[str]) -> None:
   workdir = epath.Path(args.workdir).expanduser()
   if workdir.exists() and not workdir.is_dir():
     raise config_lib.UsageError(f"--workdir {workdir} is a file; give a folder")
-  command.run(config, workdir, args)
+  from spatial_vlm import hosts  # with jax, which the help does without
+
+  if hasattr(command, "SEVERAL_HOSTS"):
+    with hosts.together(args.coordinator, args.processes, args.process):
+      command.run(config, workdir, args)
+  elif (tasks := hosts.launched_tasks()) > 1:
+    raise config_lib.UsageError(
+      f"{name} was started {tasks} times, and is work for one process: start it without srun and mpirun, or with -n 1"
+    )
+  else:
+    command.run(config, workdir, args)
 
 
 def _parser(name: str, command: ModuleType) -> _Parser:
@@ -120,6 +131,18 @@ def _parser(name: str, command: ModuleType) -> _Parser:
     metavar="DIR",
     help="folder or gs:// address for everything the command writes (default: %(default)s)",
   )
+  if hasattr(command, "SEVERAL_HOSTS"):
+    group = parser.add_argument_group(
+      "several processes",
+      "found on TPU hosts, under Slurm and Open MPI; elsewhere each is told all three",
+    )
+    group.add_argument(
+      "--coordinator", metavar="HOST:PORT", help="where process 0 runs, a free port there"
+    )
+    group.add_argument(
+      "--processes", type=int, metavar="N", help="how many there are; 1 alone: look for no other"
+    )
+    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
   if hasattr(command, "arguments"):
     command.arguments(parser)
   return parser

@@ -50,6 +50,10 @@ class UsageError(ValueError):
   """An error that its user can mend: the command line shows the message alone, without a traceback."""
 
 
+class UsageErrorOfAll(UsageError):
+  """One that all processes of a run raise, where there are several: the first shows it."""
+
+
 class Config(config_dict.ConfigDict):
   """A ConfigDict that remembers which of its leaves were read (see `unread`)."""
 

@@ -5,12 +5,13 @@ import math
 from collections.abc import Mapping
 from typing import IO, Any, Self
 
+import jax
 import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array
 from tensorboardX import SummaryWriter
 
-from spatial_vlm.config import UsageError
+from spatial_vlm.config import UsageErrorOfAll
 from spatial_vlm.part_files import next_part, parts
 
 Sums = dict[str, tuple[Array, Array]]
@@ -51,8 +52,9 @@ class MetricsWriter:
   """Writes the metrics of one start of a run: metrics/part-NNNNN.jsonl and TensorBoard events.
 
   Every start writes its own part, made with its first record and never touched by another start;
-  `read_metrics` joins the parts. Each record is flushed, so a killed process loses none. Write a
-  step before saving its checkpoint: a run that goes on from there does not write the step again.
+  `read_metrics` joins the parts. Of several processes, which all have the same values, the first
+  writes. Each record is flushed, so a killed process loses none. Write a step before saving its
+  checkpoint: a run that goes on from there does not write the step again.
 
     with MetricsWriter(workdir) as writer:
       writer.write(step, {"loss": 0.7, "time/step_s": 0.3})
@@ -71,17 +73,19 @@ class MetricsWriter:
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one record; clock readings go under names that start with `time/`.
 
-    Several records of one step are one for `read_metrics`. Raises UsageError, naming
+    Several records of one step are one for `read_metrics`. Raises UsageErrorOfAll, naming
     metrics and step, for NaN or infinity.
     """
     values = {name: float(value) for name, value in values.items()}
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if bad:
       named = ", ".join(f"{name} = {value}" for name, value in bad.items())
-      raise UsageError(
+      raise UsageErrorOfAll(
         f"{named} at step {step}; metrics must be finite. Training has diverged: start anew in another "
         "--workdir with a lower learning rate or clipping norm (`export` gives the last checkpoint's weights)"
       )
+    if jax.process_index() > 0:
+      return
     if self._outputs is None:
       self._outputs = self._open(step)
     part, events = self._outputs

@@ -24,7 +24,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spatial_vlm.optim import as_matrix
-from spatial_vlm.types import DapoState, Params, TrainState
+from spatial_vlm.types import Params, TrainState
 
 P = PartitionSpec
 AXES = ("slice", "data", "fsdp", "tensor")
@@ -155,20 +155,33 @@ def _reduced_axis(field: str, shape: tuple[int, ...]) -> int:
   return {"v_row": largest, "v_col": second}.get(field, len(shape) - 1)
 
 
-def buffer_shardings(mesh: Mesh, state: DapoState) -> DapoState:
-  """Sharding of everything in a DAPO state but its train state, which is None: the buffer lies like a batch."""
-  shardings = jax.tree.map(lambda _: replicated(mesh), state)
-  return shardings.replace(buffer=batch_sharding(mesh, state.buffer))
-
-
 def batch_sharding(mesh: Mesh, batch: Any) -> Any:
   """Sharding of every array of a batch, prompts or rollout (or of its shapes): rows over data × fsdp."""
   return jax.tree.map(lambda leaf: _fit(mesh, P(ROWS) if leaf.shape else P(), leaf.shape), batch)
 
 
+def process_block(mesh: Mesh) -> tuple[int, int]:
+  """(index, count): of the rows of a batch, cut into `count` equal blocks, this process's devices hold one.
+
+  Processes whose devices share heads and hidden units hold, and read, the same rows. Raises ValueError for a mesh that
+  scatters a process's rows over the batch.
+  """
+  parts = _count(mesh, ROWS)
+  where = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((parts,))
+  held = sorted({row for (rows,) in where.values() for row in range(parts)[rows]})
+  first, size = held[0], len(held)
+  if held != [*range(first, first + size)] or first % size or parts % size:
+    raise ValueError(
+      f"mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {held} of {parts} of a batch; it can read "
+      "only a block: choose axes slice, data and fsdp that the processes cut evenly"
+    )
+  return first // size, parts // size
+
+
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-  """This process's rows of a batch (NumPy) as arrays of the whole batch on the mesh; None leaves stay."""
-  count = jax.process_count()
+  """This process's rows of a batch (NumPy, its `process_block`) as arrays of the whole batch on the mesh; None leaves
+  stay."""
+  _, count = process_block(mesh)
 
   def put(leaf):
     shape = (leaf.shape[0] * count, *leaf.shape[1:])

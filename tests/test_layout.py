@@ -11,7 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 FLOORS = (
   ("types", "config", "answers", "markdown", "part_files"),
-  ("moments", "optim", "sharding", "checkpoint", "metrics", "model", "processor", "objectives"),
+  (
+    *("hosts", "moments", "optim", "sharding", "checkpoint", "metrics"),
+    *("model", "processor", "objectives"),
+  ),
   ("data", "rollout", "policy", "rewards", "synthesis", "reuse", "train", "evaluation", "planning"),
   ("commands", "cli"),
 )

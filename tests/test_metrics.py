@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from spatial_vlm import metrics
-from spatial_vlm.config import UsageError
+from spatial_vlm.config import UsageError, UsageErrorOfAll
 from spatial_vlm.metrics import MetricsWriter, read_metrics
 
 
@@ -145,3 +145,13 @@ def test_tensorboard_gets_the_same(tmp_path):
     (2, "loss", pytest.approx(1 / 3)),
     (2, "time/step_s", 2.0),
   ]
+
+
+def test_of_several_processes_the_first_writes_and_all_find_what_is_not_finite(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  record(tmp_path, range(3))
+  assert not list(tmp_path.iterdir())
+  with MetricsWriter(tmp_path) as writer, pytest.raises(UsageErrorOfAll, match="loss = nan"):
+    writer.write(1, {"loss": float("nan")})

@@ -397,6 +397,40 @@ def test_every_mesh_gives_the_unsharded_loss_and_gradients(shape):
     )
 
 
+@pytest.mark.parametrize(
+  ("shape", "block"),
+  [
+    ({"data": 8}, (1, 2)),
+    ({"data": 2, "tensor": 4}, (1, 2)),
+    ({"data": 1, "fsdp": 2, "tensor": 4}, (1, 2)),
+    ({"tensor": 8}, (0, 1)),  # both processes hold all rows
+    ({"fsdp": 1, "data": 1, "slice": 1, "tensor": -1}, (0, 1)),
+  ],
+)
+def test_a_process_holds_a_block_of_rows(monkeypatch, shape, block):
+  """As if the last four of the eight devices were those of this process."""
+  mesh = sharding.make_mesh(shape)
+  assert sharding.process_block(mesh) == (0, 1)  # alone
+  own_devices(monkeypatch, range(4, 8))
+  assert sharding.process_block(mesh) == block
+
+
+def test_scattered_rows_are_refused(monkeypatch):
+  mesh = sharding.make_mesh({"data": 8})
+  own_devices(monkeypatch, (0, 1, 4, 5))
+  with pytest.raises(ValueError, match=r"the parts \[0, 1, 4, 5\] of 8"):
+    sharding.process_block(mesh)
+
+
+def own_devices(monkeypatch, ids):
+  whole = NamedSharding.devices_indices_map
+  monkeypatch.setattr(
+    NamedSharding,
+    "addressable_devices_indices_map",
+    lambda where, shape: {d: i for d, i in whole(where, shape).items() if d.id in ids},
+  )
+
+
 def test_put_batch_keeps_values_and_missing_images():
   mesh = sharding.make_mesh(SHAPES[0])
   tokens = np.arange(24, dtype=np.int32).reshape(8, 3)

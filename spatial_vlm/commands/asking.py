@@ -92,7 +92,13 @@ def laid_out(policy: Policy, mesh: Mesh) -> Policy:
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:
-  """Raises UsageError for batches that the devices cannot share out, or that cannot be in flight together."""
+  """Raises UsageError for batches that the devices cannot share out, or that cannot be in flight together; and where
+  other processes would ask the same."""
+  if jax.process_count() > 1:
+    raise UsageError(
+      f"{jax.process_count()} processes see each other's devices here; questions are asked by one: use a machine that "
+      "is not part of a larger TPU slice, or start one process"
+    )
   parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
   if config.batch_size % parts:
     raise UsageError(

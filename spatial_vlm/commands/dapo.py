@@ -10,6 +10,7 @@ the middle of collecting a batch. What trains is told as in `sft`: all of it, a 
 
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,16 +20,16 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from spatial_vlm import metrics, sharding
+from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.asking import Asker, Row, greedy
 from spatial_vlm.commands.setup import (
-  HARMLESS,
   check_positive,
   check_training,
   load_policy,
   place_state,
   progress,
+  record_settings,
   settings_of,
   user_errors,
 )
@@ -39,7 +40,7 @@ from spatial_vlm.commands.subsets import (
   subset_of,
   write_trained,
 )
-from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data import split_guard
 from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import JsonlSource
@@ -51,12 +52,15 @@ from spatial_vlm.rewards import AnswerAutomaton, answer_automaton, is_correct, v
 from spatial_vlm.train import dapo
 from spatial_vlm.types import DapoState, Params, Prompts, Purpose, Rollout, TrainState
 
+SEVERAL_HOSTS = True
+
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
     mesh = sharding.make_mesh(config.mesh)
     sampling_mesh = sharding.cut_anew(mesh, config.sampling_mesh)
+    check_blocks(config, sampling_mesh)
     subset = subset_of(config, config.lora)
     policy = load_policy(config.checkpoint, mesh=mesh, subset=subset)
     trained, frozen = split_policy(mesh, policy.params, subset, config.seed)
@@ -73,7 +77,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     prompts_at = training_prompts(config, policy, sampling_mesh, read)
     to_sample = sampler(config, sampling_mesh, trained, frozen)
     validate = validation(config, policy, automaton, sampling_mesh, to_sample)
-    snapshot(config, workdir, HARMLESS)
+  record_settings(config, workdir)
   key = jax.random.fold_in(jax.random.key(config.seed), Purpose.ROLLOUT)
   groups_of = functools.partial(
     dapo.sample_groups,
@@ -115,11 +119,11 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       with user_errors():
         state, host = checkpoints.restore(state)
         check_base(host["base"], base["checksums"])
-        for number in host["left_out"]:
+        for number in own_left_out(host["left_out"]):
           read(number)  # reported and counted as if this start had met it
 
     def note():
-      return {"left_out": read.left_out, "base": base}
+      return {"left_out": hosts.gathered(read.left_out), "base": base}
 
     state = train(config, workdir, state, loop, validate, checkpoints, note)
   write_trained(workdir, base, policy.model, mesh, subset, state.train.params)
@@ -153,14 +157,17 @@ def train(
         report(config, batch, values, bar)
         started = time.perf_counter()
       event = int(state.cursor) // config.round_prompts + batch
-      if event % config.checkpoint_steps == 0 or batch == config.steps:
+      preempted = hosts.preempted(event)
+      if preempted or event % config.checkpoint_steps == 0 or batch == config.steps:
         checkpoints.save(event, state, note())
+      if preempted:
+        raise hosts.Preempted
   return state
 
 
 def report(config: Config, batch: int, values: dict[str, float], bar) -> None:
   groups = int(values["kept/groups"])
-  if groups < config.prompts:
+  if groups < config.prompts and not bar.disable:
     consequence = "the update took these" if groups else "no update was made"
     bar.write(
       f"batch {batch}: after {values['rounds']:.0f} rounds {groups} of {config.prompts} groups were neither all right "
@@ -201,11 +208,6 @@ def check(config: Config) -> None:
       f"{config.prompts} prompts cannot be cut into {config.minibatches} minibatches of {config.micro_batches} "
       "micro_batches; each must divide what it cuts"
     )
-  for name in ("round_prompts", "validate_batch"):
-    if config[name] % jax.process_count():
-      raise UsageError(
-        f"{name} is {config[name]}; it must be a multiple of the {jax.process_count()} processes that share it"
-      )
   updates = config.steps * config.minibatches
   if not 0 <= config.optimizer.warmup_steps < updates:
     raise UsageError(
@@ -223,6 +225,17 @@ def check(config: Config) -> None:
     )
 
 
+def check_blocks(config: Config, mesh: Mesh) -> None:
+  """Raises UsageError unless every process can read the block of prompts that its devices sample answers to."""
+  _, blocks = sharding.process_block(mesh)
+  parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
+  for name in ("round_prompts", "validate_batch"):
+    if blocks > 1 and config[name] % parts:
+      raise UsageError(
+        f"{name} is {config[name]}; it must be a multiple of sampling_mesh.slice × data × fsdp = {parts}"
+      )
+
+
 def guard(config: Config, source: JsonlSource) -> None:
   """Raises UsageError when a training record is one that is validated or evaluated on."""
   for file in filter(None, (config.data.validation, config.data.evaluation)):
@@ -238,11 +251,12 @@ def place_run(
   `train` becomes part of it without a copy.
   """
 
-  def rest():
-    return dapo.init_state(None, groups, settings)
-
-  shardings = sharding.buffer_shardings(mesh, jax.eval_shape(rest))
-  return jax.jit(rest, out_shardings=shardings)().replace(train=train)
+  shapes = jax.eval_shape(lambda t: dapo.init_state(t, groups, settings), train)
+  rest = jax.jit(
+    lambda: dapo.init_state(None, groups, settings),
+    out_shardings=dapo.state_shardings(mesh, shapes).replace(train=None),
+  )
+  return rest().replace(train=train)
 
 
 def sampler(
@@ -283,16 +297,24 @@ def training_prompts(
     return next(found for found in following if found is not None)
 
   def prompts_at(cursor: int) -> Prompts:
-    ids = [cursor + i for i in own_rows(config.round_prompts)]
+    ids = [cursor + i for i in own_rows(mesh, config.round_prompts)]
     return ask(config, policy, mesh, [usable(order(id)) for id in ids], ids)
 
   return prompts_at
 
 
-def own_rows(count: int) -> range:
+def own_left_out(notes: Sequence[Sequence[int]]) -> Sequence[int]:
+  """Of the records that each process had left out, those that this one counts; all, if there were others then."""
+  if len(notes) == jax.process_count():
+    return notes[jax.process_index()]
+  return sorted({number for numbers in notes for number in numbers})
+
+
+def own_rows(mesh: Mesh, count: int) -> range:
   """Of `count` rows of a batch, those that this process reads."""
-  rows = count // jax.process_count()
-  return range(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+  index, blocks = sharding.process_block(mesh)
+  rows = count // blocks
+  return range(index * rows, (index + 1) * rows)
 
 
 def ask(
@@ -322,8 +344,9 @@ def validation(
       f"{len(questions)} validation records do not fill one batch; validate_batch is {size}: lower it, or raise "
       "validate_prompts"
     )
+  own = own_rows(mesh, size)
   batches = [
-    ask(config, policy, mesh, [questions[start + i] for i in own_rows(size)], own_rows(size))
+    ask(config, policy, mesh, [questions[start + i] for i in own], own)
     for start in range(0, count, size)
   ]
 

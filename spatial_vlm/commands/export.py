@@ -32,6 +32,8 @@ from spatial_vlm.model.trainable import leaves, tree_of
 from spatial_vlm.model.weights import stream_checkpoint
 from spatial_vlm.processor.chat import Processor
 
+SEVERAL_HOSTS = True
+
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   check(config)
@@ -82,7 +84,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       copy_processor(workdir, source)
       leaf_at = with_base(restored, checkpoints.host()["base"], mesh, model, subset)
       stream_checkpoint(workdir, model, leaf_at, config.dtype, config.max_file_bytes)
-  print(f"checkpoint {step} of {run_folder} is in {workdir}")
+  if jax.process_index() == 0:
+    print(f"checkpoint {step} of {run_folder} is in {workdir}")
 
 
 def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:

@@ -106,9 +106,9 @@ def dapo_programs(
     functools.partial(dapo.sample_groups, model=model, settings=settings),
     *(params, prompts, key, automaton, banned),
   )
-  rest = jax.eval_shape(lambda: dapo.init_state(None, groups, settings))
-  rest = placed(rest, sharding.buffer_shardings(mesh, rest))
-  state: DapoState = rest.replace(train=train)
+  state = jax.eval_shape(lambda t: dapo.init_state(t, groups, settings), train)
+  state: DapoState = placed(state, dapo.state_shardings(mesh, state))
+  rest = state.replace(train=None)
   update = functools.partial(
     dapo.update.trace, state, banned, frozen, model=model, optimizer=optimizer
   )

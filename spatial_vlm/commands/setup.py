@@ -13,8 +13,8 @@ from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from spatial_vlm import sharding
-from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError
+from spatial_vlm import hosts, sharding
+from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError, snapshot
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.model.stack import REMAT_POLICIES
@@ -161,8 +161,52 @@ def check_positive(config: Config, *names: str) -> None:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-  """Around what a command does before its work begins: what is refused there, its user can mend."""
+  """Around what a command does before its work begins: what is refused there, its user can mend.
+
+  Of several processes, which all come here, what is refused to one ends all.
+  """
+  message, cause = None, None
   try:
     yield
   except (ValueError, OSError, ImportError) as error:
-    raise UsageError(str(error)) from error
+    message, cause = str(error), error
+  if refused := hosts.error_of_any(message):
+    raise refused from cause
+
+
+def record_settings(config: Config, workdir: epath.Path) -> None:
+  """`config.snapshot` of a training run: the first process writes, the others are checked against what it wrote."""
+  first = jax.process_index() == 0
+  with user_errors():
+    if first:
+      snapshot(config, workdir, HARMLESS)
+  with user_errors():
+    if not first and not (workdir / "config.json").exists():
+      raise UsageError(
+        f"{workdir} lacks the config.json that process 0 has written; --workdir must be a folder that all hosts share,"
+        " e.g. on gs://"
+      )
+    if not first:
+      snapshot(config, workdir, HARMLESS)
+
+
+def check_rows(mesh: Mesh, name: str, rows: int) -> None:
+  """Raises UsageError unless the mesh gives every process the rows of a batch that it reads: a block of its own."""
+  count = jax.process_count()
+  if rows % count:
+    raise UsageError(
+      f"{name} is {rows}; it must be a multiple of the {count} processes that share it"
+    )
+  shape, index = (rows,), jax.process_index()
+  where = sharding.batch_sharding(mesh, jax.ShapeDtypeStruct(shape, np.int32))
+  held = {
+    row
+    for rows_of in where.addressable_devices_indices_map(shape).values()
+    for row in range(rows)[rows_of[0]]
+  }
+  if held != {*range(index * rows // count, (index + 1) * rows // count)}:
+    parts = " × ".join(f"mesh.{axis} {mesh.shape[axis]}" for axis in sharding.ROWS)
+    raise UsageError(
+      f"{name} is {rows} and {parts}; these axes must cut a batch into as many parts as there are processes, {count}, "
+      "or a multiple: raise one of them, or the batch"
+    )

@@ -28,15 +28,16 @@ import grain
 import jax
 import numpy as np
 
-from spatial_vlm import metrics, sharding
+from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.setup import (
-  HARMLESS,
   check_positive,
+  check_rows,
   check_training,
   load_policy,
   place_state,
   progress,
+  record_settings,
   settings_of,
   user_errors,
 )
@@ -47,7 +48,7 @@ from spatial_vlm.commands.subsets import (
   subset_of,
   write_trained,
 )
-from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data import batch_plan, pipeline, split_guard
 from spatial_vlm.data.batch_plan import ARRANGEMENTS
 from spatial_vlm.data.conversations import ConversationSource
@@ -61,11 +62,14 @@ from spatial_vlm.synthesis.scene_teacher import pretrain_messages
 from spatial_vlm.train.sft import SftSettings, sft_loop, sft_step
 from spatial_vlm.types import Params
 
+SEVERAL_HOSTS = True
+
 
 def run(config: Config, workdir, args) -> None:
   with user_errors():
     check(config)
     mesh = sharding.make_mesh(config.mesh)
+    check_rows(mesh, "batch_size", config.batch_size)
     subset = subset_of(config, config.lora)
     scratch_seed = config.seed if config.from_scratch else None
     policy = load_policy(config.checkpoint, scratch_seed, mesh, subset)
@@ -77,7 +81,7 @@ def run(config: Config, workdir, args) -> None:
       settings_of(OptimizerSettings, config.optimizer, total_steps=total_steps)
     )
     settings = settings_of(SftSettings, config)
-    snapshot(config, workdir, HARMLESS)
+  record_settings(config, workdir)
   state = place_state(mesh, trained, optimizer)
   base = base_note(config, frozen)
   step = functools.partial(
@@ -91,7 +95,7 @@ def run(config: Config, workdir, args) -> None:
       with user_errors():
         state, host = checkpoints.restore(state)
         check_base(host["base"], base["checksums"])
-      batches.set_state(host["batches"])
+        batches.set_state(pipeline.own_state(host["batches"], this_process()))
     first = int(state.step)
     rows = (sharding.put_batch(mesh, batch) for batch in batches)
     with (
@@ -99,6 +103,7 @@ def run(config: Config, workdir, args) -> None:
       progress(workdir.name, first, total_steps) as bar,
     ):
       sums: metrics.Sums = {}
+      preempted = False
       updates = sft_loop(state, rows, step, total_steps - first)
       for number, (state, of_step) in enumerate(updates, first + 1):
         sums = metrics.add(sums, of_step)
@@ -107,9 +112,14 @@ def run(config: Config, workdir, args) -> None:
           writer.write(number, values)
           bar.set_postfix(loss=f"{values['loss']:.3f}")
           sums = {}
-        if number % config.checkpoint_steps == 0 or number == total_steps:
-          checkpoints.save(number, state, {"batches": batches.get_state(), "base": base})
+        preempted |= hosts.preempted(number)
+        ends_early = preempted and number % config.log_steps == 0  # a resumed run logs the same
+        if ends_early or number % config.checkpoint_steps == 0 or number == total_steps:
+          read_to = hosts.gathered(batches.get_state())
+          checkpoints.save(number, state, {"batches": read_to, "base": base})
         bar.update()
+        if ends_early:
+          raise hosts.Preempted
   report(data)
   write_trained(workdir, base, policy.model, mesh, subset, state.params)
 
@@ -275,7 +285,14 @@ def this_process() -> pipeline.Shard:
 
 def report(data: Data) -> None:
   """What was left out of each file, and how much of the batches was padding."""
-  bad = [*data.bad, *pipeline.left_out(data.batches.get_state()).values()]
+  met = {
+    n: bad
+    for state in hosts.gathered(data.batches.get_state())
+    for n, bad in pipeline.left_out(state).items()
+  }
+  if jax.process_index() > 0:
+    return
+  bad = [*data.bad, *met.values()]
   for file, count in collections.Counter(record.file for record in bad).items():
     print(f"{count} records of {file} were left out; the log says which and why")
   if shares := metrics.means(data.padding):

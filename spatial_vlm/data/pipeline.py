@@ -195,9 +195,36 @@ def num_batches(records: int, batch_size: int, epochs: int) -> int:
 
 def left_out(state: dict[str, Any]) -> dict[int, BadRecord]:
   """The broken records that this process has met, by number, from `get_state()` of `batches(…)` or `planned(…)`."""
+  return _bad_from_json(_tallied(state)["bad"])
+
+
+def own_state(states: Sequence[dict[str, Any]], shard: Shard) -> dict[str, Any]:
+  """The state from which this process goes on; `states` are those of all processes of the run that took them.
+
+  Where the number of processes has changed, each goes on behind the batch that all had received, and counts every
+  record that one of them left out. Raises ValueError where `batches(…)` left records out, since the next ones came
+  in their places: what each process has read then depends on how many there are.
+  """
+  if len(states) == shard.count:
+    return states[shard.index]
+  bad = {number: record for state in states for number, record in _tallied(state)["bad"].items()}
+  state = copy.deepcopy(states[0])
+  tallied = _tallied(state)
+  if bad and tallied is not state:
+    raise ValueError(
+      f"{len(states)} processes have read this far and left out {len(bad)} broken records; {shard.count} cannot read "
+      f"on in their place: start {len(states)}, or begin anew in another --workdir"
+    )
+  tallied["bad"] = bad
+  tallied["parent"]["next_index"] = tallied["parent"]["next_index"] * len(states) // shard.count
+  return state
+
+
+def _tallied(state: dict[str, Any]) -> dict[str, Any]:
+  """The part of an iterator's state that tells what was left out."""
   while "bad" not in state:
     state = state["parent"]
-  return _bad_from_json(state["bad"])
+  return state
 
 
 def ordered(

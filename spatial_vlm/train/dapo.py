@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from spatial_vlm import metrics
+from spatial_vlm import metrics, sharding
 from spatial_vlm.metrics import Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
@@ -31,6 +32,7 @@ from spatial_vlm.train.sft import (
   computed_in,
   cut_rows,
   join_rows,
+  laid_out,
   mean_gradient,
 )
 from spatial_vlm.types import Batch, DapoState, Params, Prompts, Rollout, TrainState
@@ -164,13 +166,14 @@ def collect(state: DapoState, rollout: Rollout, *, settings: DapoSettings) -> Da
   slot = jnp.where(keep, slot, settings.prompts)  # out of range: left out
   put = functools.partial(jax.tree.map, lambda kept, new: kept.at[slot].set(new, mode="drop"))
   kept = state.filled + jnp.sum(keep, dtype=jnp.int32)
-  return state.replace(
+  state = state.replace(
     cursor=state.cursor + keep.size,
     rounds=state.rounds + 1,
     buffer=put(state.buffer, rollout),
     filled=jnp.minimum(kept, settings.prompts),
     sampled=metrics.add(state.sampled, sampling_statistics(rollout)),
   )
+  return laid_out(state, state_shardings)
 
 
 def completion_batch(rollout: Rollout) -> Batch:
@@ -318,13 +321,14 @@ def update(
   once = jnp.ones((), jnp.int32)
   sums["rounds"] = (state.rounds.astype(jnp.float32), once)
   sums["kept/groups"] = (state.filled.astype(jnp.float32), once)
-  return state.replace(
+  state = state.replace(
     train=train,
     batches=state.batches + 1,
     rounds=jnp.zeros_like(state.rounds),
     filled=jnp.zeros_like(state.filled),
     sampled=no_sums(SAMPLED_SUMS),
-  ), sums
+  )
+  return laid_out(state, state_shardings), sums
 
 
 def init_state(train: TrainState, rollout: Rollout, settings: DapoSettings) -> DapoState:
@@ -341,6 +345,15 @@ def init_state(train: TrainState, rollout: Rollout, settings: DapoSettings) -> D
     buffer=empty_buffer(rollout, settings.prompts),
     filled=zero(),
     sampled=no_sums(SAMPLED_SUMS),
+  )
+
+
+def state_shardings(mesh: Mesh | AbstractMesh, state: DapoState) -> DapoState:
+  """Sharding of every array of a run's state (or of its shapes): the buffer lies like a batch."""
+  where = jax.tree.map(lambda _: sharding.replicated(mesh), state)
+  return where.replace(
+    train=sharding.state_shardings(mesh, state.train),
+    buffer=sharding.batch_sharding(mesh, state.buffer),
   )
 
 

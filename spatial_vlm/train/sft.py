@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from spatial_vlm import metrics
+from spatial_vlm import metrics, sharding
 from spatial_vlm.metrics import Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
@@ -107,6 +107,16 @@ def apply_gradient(
   return TrainState(step=state.step + 1, params=params, opt_state=opt_state)
 
 
+def laid_out(state, shardings: Callable):
+  """The state over the mesh in use as `shardings(mesh, state)` says: where it lay before the update.
+
+  Left to the compiler, it would lie otherwise after the first update of every start, and the next one be compiled
+  anew: by another program than that of a run that goes on, which may round differently.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return state if mesh.empty else jax.lax.with_sharding_constraint(state, shardings(mesh, state))
+
+
 @functools.partial(
   jax.jit, static_argnames=("model", "optimizer", "settings"), donate_argnames="state"
 )
@@ -131,7 +141,8 @@ def sft_step(
   one = jnp.ones((), jnp.int32)
   sums["grad_norm"] = (optax.tree.norm(grads), one)
   sums["target_tokens"] = (sums["loss"][1], one)
-  return apply_gradient(state, grads, optimizer), sums | padding(batch)
+  state = laid_out(apply_gradient(state, grads, optimizer), sharding.state_shardings)
+  return state, sums | padding(batch)
 
 
 def padding(batch: Batch) -> Sums:

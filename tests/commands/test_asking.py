@@ -12,6 +12,7 @@ from spatial_vlm import sharding
 from spatial_vlm.commands import asking
 from spatial_vlm.commands.asking import Asker, PromptShape
 from spatial_vlm.commands.setup import load_policy
+from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import (
   BadRecord,
   BadRecordError,
@@ -184,3 +185,9 @@ def prediction(id):
   return Prediction(
     id=id, label=1, verdict=1, boxes_true={}, generated_tokens=1, prompt_tokens=1, **words
   )
+
+
+def test_several_processes_are_refused(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 4)
+  with pytest.raises(UsageError, match="4 processes see each other's devices"):
+    asking.check_batch(None, None)

@@ -2,6 +2,7 @@
 
 import logging
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -197,3 +198,10 @@ def test_torn_pictures_count_and_may_be_too_many(run, dapo_changes, broken, tmp_
 def test_ten_kills_leave_no_trace(after_ten_kills, dapo_changes):
   whole, killed = after_ten_kills("dapo", {**dapo_changes, "steps": 25})
   assert killed == whole and "export/model.safetensors" in whole and len(whole["metrics"]) == 26
+
+
+def test_records_left_out_are_counted_by_the_process_that_met_them(monkeypatch):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  assert command.own_left_out([[3, 5], [7]]) == [7]
+  assert command.own_left_out([[3, 5], [7], [5]]) == [3, 5, 7]

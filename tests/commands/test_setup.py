@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
+from ml_collections import ConfigDict
 
 from spatial_vlm import sharding
 from spatial_vlm.commands import setup
-from spatial_vlm.config import PACKAGE_FOLDER, UsageError
+from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError
 from spatial_vlm.model.weights import read_checkpoint
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
 
@@ -113,3 +114,49 @@ def test_a_usage_error_stays_the_same():
   with pytest.raises(UsageError) as found, setup.user_errors():
     raise error
   assert str(found.value) == "x"
+
+
+def test_the_first_process_records_the_settings_and_the_others_are_checked(tmp_path, monkeypatch):
+  workdir, config = epath.Path(tmp_path / "run"), Config(ConfigDict({"seed": 1, "keep_dirs": 2}))
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  with pytest.raises(UsageError, match="a folder that all hosts share"):
+    setup.record_settings(config, workdir)
+  assert not workdir.exists()
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, "process_index", lambda: 0)
+    setup.record_settings(config, workdir)
+  before = (workdir / "config.json").read_text()
+  setup.record_settings(Config(ConfigDict({"seed": 1, "keep_dirs": 3})), workdir)
+  with pytest.raises(UsageError, match="seed: 1 → 2"):
+    setup.record_settings(Config(ConfigDict({"seed": 2, "keep_dirs": 2})), workdir)
+  assert (workdir / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+  ("mesh", "rows", "message"),
+  [
+    ((1, 2, 4, 1), 8, None),
+    ((1, 2, 2, 2), 12, None),
+    ((1, 1, 2, 4), 8, None),
+    ((1, 8, 1, 1), 9, "batch_size is 9; it must be a multiple of the 2 processes that share it"),
+    ((1, 1, 1, 8), 8, "must cut a batch into as many parts as there are processes, 2"),
+    ((1, 8, 1, 1), 12, "batch_size is 12 and mesh.slice 1 × mesh.data 8 × mesh.fsdp 1"),
+  ],
+)
+def test_each_process_reads_rows_that_its_devices_hold(monkeypatch, mesh, rows, message):
+  """As if the first four of the eight devices were those of this process."""
+  mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True)))
+  setup.check_rows(mesh, "batch_size", rows)  # alone
+  own = {device: device.id < 4 for device in jax.devices()}
+  whole = jax.sharding.NamedSharding.devices_indices_map
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+    jax.sharding.NamedSharding,
+    "addressable_devices_indices_map",
+    lambda where, shape: {d: i for d, i in whole(where, shape).items() if own[d]},
+  )
+  if message is None:
+    setup.check_rows(mesh, "batch_size", rows)
+  else:
+    with pytest.raises(UsageError, match=message):
+      setup.check_rows(mesh, "batch_size", rows)

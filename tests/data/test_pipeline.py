@@ -14,6 +14,7 @@ from spatial_vlm.data.pipeline import (
   left_out,
   num_batches,
   ordered,
+  own_state,
   planned,
   prompt_order,
   survey,
@@ -357,3 +358,46 @@ def test_a_survey_looks_at_every_record_and_keeps_the_broken_apart(workers):
   }
   with pytest.raises(TooManyBadRecords, match="2 of 8 records"):
     survey(Numbers(8, unreadable=(5,)), look, workers=workers, max_bad_share=0.2)
+
+
+def processes(make_one, count):
+  """(iterators, states) of as many processes after two batches."""
+  iterators = [make_one(Shard(index, count)) for index in range(count)]
+  for iterator in iterators:
+    next(iterator), next(iterator)
+  return [json.loads(json.dumps(iterator.get_state())) for iterator in iterators]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2), (2, 2)])
+def test_a_plan_is_taken_over_by_another_number_of_processes(before, after):
+  def make_one(shard):
+    return follow(Numbers(9, unreadable=(4, 7)), max_bad_share=0.5, shard=shard)
+
+  states = processes(make_one, before)
+  uninterrupted = make_one(Shard())
+  *_, expected = uninterrupted
+  rows = []
+  for index in range(after):
+    iterator = make_one(Shard(index, after))
+    iterator.set_state(own_state(states, Shard(index, after)))
+    (batch,) = iterator
+    rows += batch[1]
+    if after != before:
+      assert left_out(iterator.get_state()) == left_out(uninterrupted.get_state())
+  assert rows == expected[1]
+
+
+def test_a_stream_is_taken_over_unless_records_were_made_up_for():
+  def make_one(shard):
+    return make(Numbers(32), shard=shard)
+
+  state = own_state(processes(make_one, 2), Shard())
+  iterator = make_one(Shard())
+  iterator.set_state(state)
+  assert numbers(iterator, 2) == numbers(make_one(Shard()), 4)[2:]
+  broken = processes(
+    lambda shard: make(Numbers(32, range(0, 32, 2)), max_bad_share=1, shard=shard), 2
+  )
+  assert own_state(broken, Shard(1, 2)) == broken[1]
+  with pytest.raises(ValueError, match="2 processes have read this far and left out"):
+    own_state(broken, Shard())

@@ -467,8 +467,11 @@ def test_sharded_update_equals_the_unsharded(policy, informative, settings):
     train=jax.device_put(state.train, sharding.state_shardings(mesh, state.train)),
     buffer=sharding.put_batch(mesh, jax.device_get(state.buffer)),
   )
-  state = dapo.collect(state, sharding.put_batch(mesh, informative), settings=settings)
-  found, sums = update(state, policy, settings)
+  where = dapo.state_shardings(mesh, state)
+  with jax.set_mesh(mesh):
+    state = dapo.collect(state, sharding.put_batch(mesh, informative), settings=settings)
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == where
+    found, sums = update(state, policy, settings)
   assert_close(found.train, expected.train)
   assert_means_close(sums, expected_sums)
 

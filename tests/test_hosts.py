@@ -1,0 +1,192 @@
+"""Several processes: how they find each other and end together; `tests/commands/test_hosts.py` starts some."""
+
+import logging
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+from spatial_vlm import cli, hosts
+from spatial_vlm.config import UsageError, UsageErrorOfAll
+
+LAUNCHERS = ("SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+SLURM = {"SLURM_STEP_NODELIST": "node[1-4]", "SLURM_PROCID": "2", "SLURM_NTASKS": "4"}
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+  for name in LAUNCHERS:
+    monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def initialize(monkeypatch):
+  """In place of jax.distributed.initialize."""
+  called = mock.Mock()
+  monkeypatch.setattr(jax.distributed, "initialize", called)
+  return called
+
+
+@pytest.fixture
+def one_of_two(monkeypatch):
+  """This process as the second of two, of which the first has nothing to say."""
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.setattr(hosts, "gathered", lambda value: [None, value])
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (("--coordinator=h:1",), "--processes, --process missing: several processes need"),
+    (("--processes=2",), "--coordinator, --process missing"),
+    (("--processes=1", "--process=0"), "--coordinator missing"),
+    (("--coordinator=h:1", "--processes=2", "--process=2"), "numbered from 0 to 1"),
+    (("--coordinator=h:1", "--processes=0", "--process=0"), "--processes 0"),
+    (("--coordinator=h", "--processes=2", "--process=1"), "e.g. 10.0.0.2:8476"),
+    (("--coordinator=h:port", "--processes=2", "--process=1"), "--coordinator is 'h:port'"),
+    (("--processes=two",), "invalid int value: 'two'"),
+  ],
+)
+def test_wrong_options_are_refused_on_one_line(initialize, capsys, tmp_path, arguments, message):
+  assert cli.main(["sft", "--workdir", str(tmp_path / "run"), *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+  assert not initialize.called and not (tmp_path / "run").exists()
+
+
+def test_told_processes_look_for_no_cluster(initialize, monkeypatch):
+  monkeypatch.setenv("SLURM_NTASKS", "4")
+  hosts.connect("10.0.0.2:8476", 2, 0)
+  arguments = initialize.call_args.kwargs
+  assert arguments["coordinator_address"] == "10.0.0.2:8476"
+  assert (arguments["num_processes"], arguments["process_id"]) == (2, 0)
+  assert arguments["cluster_detection_method"] == "deactivate"
+
+
+@pytest.mark.parametrize(
+  ("environment", "tasks"),
+  [
+    ({}, 1),
+    (SLURM, 4),
+    ({**SLURM, "SLURM_NTASKS": "1"}, 1),
+    ({"SLURM_NTASKS": "4"}, 1),  # an allocation, in which this process was not started by srun
+    ({"OMPI_COMM_WORLD_SIZE": "3"}, 3),
+  ],
+)
+def test_launchers_are_joined_where_they_started_several(
+  initialize, monkeypatch, environment, tasks
+):
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  assert hosts.launched_tasks() == tasks
+  hosts.connect(None, None, None)
+  assert initialize.called == (tasks > 1)
+  initialize.reset_mock()
+  hosts.connect(None, 1, None)
+  assert not initialize.called
+
+
+@pytest.fixture
+def tpu_host():
+  before = jax.config.jax_platforms
+  jax.config.update("jax_platforms", "tpu,cpu")
+  yield
+  jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize(
+  "reason",
+  [
+    ValueError("coordinator_address should be defined."),
+    ConnectionError("no metadata server"),
+    RuntimeError("must be called before any JAX calls"),
+  ],
+)
+def test_a_tpu_host_without_others_works_alone(initialize, tpu_host, caplog, reason):
+  initialize.side_effect = reason
+  with caplog.at_level(logging.INFO):
+    hosts.connect(None, None, None)
+  assert initialize.called and str(reason) in caplog.text
+
+
+def test_a_tpu_host_whose_others_do_not_answer_stops(initialize, tpu_host):
+  initialize.side_effect = jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+  with pytest.raises(UsageError, match="do not answer: DEADLINE_EXCEEDED"):
+    hosts.connect(None, None, None)
+
+
+def test_what_is_not_for_several_processes_is_not_started_by_them(monkeypatch, capsys, tmp_path):
+  for name, value in SLURM.items():
+    monkeypatch.setenv(name, value)
+  assert cli.main(["evaluate", "--workdir", str(tmp_path / "run")]) == 2
+  assert "evaluate was started 4 times" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()
+
+
+def test_one_process_gathers_what_it_has():
+  assert hosts.gathered({"a": [1]}) == [{"a": [1]}]
+  assert hosts.error_of_any(None) is None
+  assert str(hosts.error_of_any("no file")) == "no file"
+
+
+def test_bytes_of_every_process_are_gathered(monkeypatch):
+  """As if the other process had the same: two copies of what each gives."""
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  twice = mock.Mock(side_effect=lambda value: np.stack([value, value]))
+  monkeypatch.setattr(hosts.multihost_utils, "process_allgather", twice)
+  value = {"left_out": [3, 4], "text": "Größe"}
+  assert hosts.gathered(value) == [value, value]
+  (room,) = twice.call_args.args
+  assert room.size & (room.size - 1) == 0
+
+
+@pytest.mark.parametrize(
+  ("messages", "text"),
+  [
+    ([None, None], None),
+    (["no file", "no file"], "no file"),
+    ([None, "no file"], "process 1 of 2: no file"),
+    (["too few", "no file"], "process 0 of 2: too few"),
+  ],
+)
+def test_what_one_is_refused_all_raise(monkeypatch, messages, text):
+  monkeypatch.setattr(hosts, "gathered", lambda value: messages)
+  error = hosts.error_of_any(messages[0])
+  assert (error and str(error)) == text
+
+
+def test_what_all_raise_the_first_shows(one_of_two, initialize):
+  with pytest.raises(SystemExit) as stop, hosts.together("h:1", 2, 1):
+    raise UsageErrorOfAll("no file")
+  assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+  ("error", "status", "text"),
+  [
+    (UsageError("torn.png"), 2, "spatial-vlm: process 1 of 2: torn.png\n"),
+    (KeyboardInterrupt(), 130, "spatial-vlm: process 1 of 2: stopped\n"),
+    (KeyError("bug"), 1, "Traceback"),
+  ],
+)
+def test_what_one_meets_ends_it_without_waiting_for_the_others(
+  one_of_two, monkeypatch, capsys, error, status, text
+):
+  class Ended(BaseException):
+    pass
+
+  monkeypatch.setattr(hosts.os, "_exit", mock.Mock(side_effect=Ended))
+  with pytest.raises(Ended), hosts.together("h:1", 2, 1):
+    raise error
+  hosts.os._exit.assert_called_once_with(status)
+  assert text in capsys.readouterr().err
+
+
+def test_alone_errors_pass_as_they_are():
+  for error in (UsageError("x"), UsageErrorOfAll("y"), KeyboardInterrupt(), KeyError("bug")):
+    with pytest.raises(type(error)), hosts.together(None, None, None):
+      raise error
