@@ -134,13 +134,20 @@ def _name(path: Any) -> str:
 
 
 def _lookup(name: str) -> PartitionSpec:
-  """The row of the table; a low-rank pair (`model.lora`) lies as its kernel does on the axes they share."""
+  """The row of the table; a low-rank pair (`model.lora`) and a kernel in int8 with its scales (`model.int8`) lie as
+  the kernel does on the axes they share."""
   owner, _, leaf = name.rpartition("/")
-  if leaf not in ("lora_a", "lora_b", "lora_scale"):
+  if leaf not in ("lora_a", "lora_b", "lora_scale", "kernel_int8", "kernel_scale"):
     return _row(name)
   kernel = f"{owner}/kernel"
   _, inputs, outputs = as_matrix(kernel, _row(kernel))
-  specs = {"lora_a": P(*inputs, None), "lora_b": P(None, *outputs), "lora_scale": P()}
+  specs = {
+    "lora_a": P(*inputs, None),
+    "lora_b": P(None, *outputs),
+    "lora_scale": P(),
+    "kernel_int8": _row(kernel),
+    "kernel_scale": P(*(None for _ in inputs), *outputs),
+  }
   return specs[leaf]
 
 

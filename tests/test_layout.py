@@ -19,7 +19,7 @@ FLOORS = (
 
 FOLDERS = {
   "model": (
-    *("config", "trainable", "lora"),
+    *("config", "trainable", "int8", "lora"),
     "attention",
     "flash",
     "stack",

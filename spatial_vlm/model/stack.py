@@ -13,7 +13,7 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array
 
-from spatial_vlm.model.lora import merged
+from spatial_vlm.model.lora import effective
 from spatial_vlm.types import Params
 
 Block = Callable[..., nnx.Module]
@@ -40,9 +40,9 @@ def init_stack(block: Block, config, layers: int, key: Array, dtype: jnp.dtype) 
 
 
 def bind(block: Block, config, params: Params) -> Any:
-  """The block with these parameters: `bind(TextLayer, config, layer)(h, …)`. Low-rank pairs among them are added to
-  their kernels."""
-  return nnx.merge(_definition(block, config), merged(params))
+  """The block with these parameters: `bind(TextLayer, config, layer)(h, …)`. Kernels are made of what holds
+  them: int8 and scales, low-rank pairs."""
+  return nnx.merge(_definition(block, config), effective(params))
 
 
 @functools.cache

@@ -99,7 +99,8 @@ def sample_groups(
 ) -> Rollout:
   """G answers to every prompt with their verdicts; advantages are still zero.
 
-  Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to.
+  Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to. Where
+  these are in int8, there is no room for it: each token makes the kernels anew, layer by layer.
   """
   completions = generate(
     merged(computed_in(settings.dtype, join(params, frozen))),

@@ -22,7 +22,7 @@ from spatial_vlm.types import Rollout
 
 RANK, ALPHA = 3, 6.0
 LORA = Subset(
-  (".*/lora_[ab]",), RANK, ALPHA, ("(text/layers|vision/blocks)/.*_proj/kernel",), "float32"
+  (".*/lora_[ab]",), RANK, ALPHA, ("(text/layers|vision/blocks)/.*_proj/kernel",), "float32", False
 )
 SETTINGS = SftSettings(micro_batches=2, chunk_tokens=4096, remat="full", dtype="float32")
 DESCENT = optax.sgd(1.0)  # so that an update is the gradient
@@ -231,7 +231,7 @@ def test_full_training_is_the_program_that_it_was(policy, batch, monkeypatch):
 
   found = program()
   monkeypatch.setattr(sft, "join", lambda trained, frozen: trained)
-  monkeypatch.setattr(stack, "merged", lambda params: params)
+  monkeypatch.setattr(stack, "effective", lambda params: params)
   assert found == program()
 
 
