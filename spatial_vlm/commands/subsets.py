@@ -124,9 +124,7 @@ def with_base(
   """Path -> the weight after training, or what its kernel is made of: from `trained_at`, or from the files of the base
   (`base_note`), which are refused if they are no longer what the run began with. Weights that the run held in a
   narrower type are as in the files; those that it held in int8 are so here."""
-  trained, frozen = (
-    leaves(part) for part in parts_of(master_shapes(mesh, model, subset), subset)
-  )
+  trained, frozen = (leaves(part) for part in parts_of(master_shapes(mesh, model, subset), subset))
   checkpoint = open_checkpoint(find_folder(base["folder"])) if frozen else None
 
   def leaf_at(path: str) -> jax.Array:

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
-from spatial_vlm.model.trainable import Subset, leaves, tree_of, trains
+from spatial_vlm.model.trainable import Subset, leaves, trains, tree_of
 from spatial_vlm.optim import as_matrix, matrix_axes
 from spatial_vlm.types import Params
 
@@ -57,7 +57,8 @@ def quantizes(path: str, subset: Subset) -> bool:
 
 
 def held(shapes: Params, subset: Subset) -> Params:
-  """Shapes of all parameters -> shapes and types as a run holds them: float32 what trains, the rest as `subset` says."""
+  """Shapes of all parameters -> shapes and types as a run holds them: what trains in float32, the rest as told by
+  `subset`."""
   result = {}
   for path, leaf in leaves(shapes).items():
     if quantizes(path, subset):

@@ -3,10 +3,10 @@
 A pair stands in the tree beside its kernel, as `lora_a` […, in, r], `lora_b` […, r, out] and the constant
 `lora_scale` […] = α/r, where in and out are the kernel's own axes (heads and their width are two) and … is the layer
 axis of a stack. The modules know nothing of it: `stack.bind`, where the parameters of a layer meet its module, calls
-`effective`. So one layer's W' exists at a time, inside what is rematerialised: W' of all layers would be another copy of
-the model. The price is that the backward pass makes the gradient of W' (one layer's) on its way to those of A and B.
+`effective`. So one layer's W' exists at a time, inside what is rematerialised: W' of all layers would be another copy
+of the model. The price is that the backward pass makes the gradient of W' (one layer's) on its way to those of A and B.
 Training, sampling and the exported weights see the same W', rounded once to the type of W. Where W is held in int8
-(`model.int8`), it is the dequantized one.
+(`model.int8`), it is what its int8 and scales multiply to.
 """
 
 import math

@@ -52,10 +52,10 @@ class CheckpointFolder:
   def read(self, wanted: Params) -> Params:
     """The parameters as `wanted` describes them, a tree of `jax.ShapeDtypeStruct` with the shapes of `shapes`.
 
-    A kernel may be wanted in int8, as `model.int8.held` describes it; its files are then read twice, once for the
-    scales, which are of whole rows whatever part of them is held here. A leaf with a sharding becomes an array of the whole mesh: this process reads what its own devices hold of it, once.
-    One without becomes a NumPy array. Values are cast to the leaf's dtype. Held beside the result: one leaf's slices,
-    and a block of a file.
+    A leaf with a sharding becomes an array of the whole mesh: this process reads what its own devices hold of it, once.
+    One without becomes a NumPy array. Values are cast to the leaf's dtype. A kernel may be wanted in int8, as
+    `model.int8.held` describes it: it is quantized on the host, by whole rows, whatever part of them is held here, and
+    its files are read twice, once for the scales. Held beside the result: one leaf's slices, and a block of a file.
     """
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf: self._leaf(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
@@ -290,9 +290,7 @@ def _on_host(
 def _picker(dtype: np.dtype, sharding: NamedSharding | None) -> Callable[..., jax.Array]:
   def pick(leaf, layer: ArrayLike | None):
     if layer is not None:
-      leaf = jax.tree.map(
-        lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), leaf
-      )
+      leaf = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), leaf)
     kernel = effective(leaf)["kernel"] if isinstance(leaf, dict) else leaf
     return kernel.astype(dtype)
 
