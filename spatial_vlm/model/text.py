@@ -166,9 +166,9 @@ def run_layers(
   attend = functools.partial(attention, segments=segments, causal=True)
 
   def with_visual(h, number):
-    if deepstack is None:
+    features, slots = deepstack or ((), None)
+    if not len(features):
       return h
-    features, slots = deepstack
     return jax.lax.cond(
       number < len(features),
       lambda h: h + place(features[number], slots).reshape(h.shape),

@@ -15,7 +15,7 @@ from spatial_vlm.model import int8
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.int8 import dequantized, quantized_rows, row_scales
 from spatial_vlm.model.lora import beside
-from spatial_vlm.model.trainable import Subset, leaves
+from spatial_vlm.model.trainable import Subset, leaves, split
 from spatial_vlm.model.weights import abstract_params, read_checkpoint
 from spatial_vlm.optim import as_matrix
 
@@ -122,9 +122,12 @@ def test_bytes_of_a_frozen_model(preset, bfloat16_gib, int8_gib):
     assert sum(x.size * x.dtype.itemsize for x in held) / 2**30 == pytest.approx(gib, abs=0.006)
 
 
-def test_what_trains_is_not_quantized():
+def test_what_trains_is_not_quantized_and_what_is_quantized_does_not_train():
   subset = Subset(("vision/.*", ".*scale"), 0, 1.0, (), "bfloat16", True)
-  held = leaves(int8.held(abstract_params(PRESETS["tiny"]), subset))
+  shapes = int8.held(abstract_params(PRESETS["tiny"]), subset)
+  held, (trained, _) = leaves(shapes), split(shapes, subset.trainable)
+  assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(trained))
+  assert not any("kernel_" in path for path in leaves(trained))
   assert held["vision/merger/fc1/kernel"].dtype == "float32"
   assert held["text/layers/attention/q_norm/scale"].dtype == "float32"
   assert held["text/layers/mlp/up_proj/kernel_int8"].dtype == "int8"
