@@ -48,6 +48,7 @@ def tiny() -> ConfigDict:
       dtype="float32",  # of the computation; weights and updates are float32
       # Patterns of the paths of parameters that train; ("(text|head)/.*",) freezes the vision tower.
       trainable=(".*",),
+      frozen_int8=False,  # hold the kernels that do not train in 8 bits, half of bfloat16
       lora=dict(
         rank=0,  # of pairs beside frozen kernels, with trainable=(".*/lora_[ab]",); 0: no pairs
         alpha=32.0,  # their product counts alpha / rank times

@@ -172,8 +172,8 @@ def process_block(mesh: Mesh) -> tuple[int, int]:
   first, size = held[0], len(held)
   if held != [*range(first, first + size)] or first % size or parts % size:
     raise ValueError(
-      f"mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {held} of {parts} of a batch; it can read "
-      "only a block: choose axes slice, data and fsdp that the processes cut evenly"
+      f"mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {held} of {parts} of a batch; it can "
+      "read only a block: choose axes slice, data and fsdp that the processes cut evenly"
     )
   return first // size, parts // size
 
@@ -200,13 +200,20 @@ def _name(path: Any) -> str:
 
 
 def _lookup(name: str) -> PartitionSpec:
-  """The row of the table; a low-rank pair (`model.lora`) lies as its kernel does on the axes they share."""
+  """The row of the table; a low-rank pair (`model.lora`) and a kernel in int8 with its scales (`model.int8`) lie as
+  the kernel does on the axes they share."""
   owner, _, leaf = name.rpartition("/")
-  if leaf not in ("lora_a", "lora_b", "lora_scale"):
+  if leaf not in ("lora_a", "lora_b", "lora_scale", "kernel_int8", "kernel_scale"):
     return _row(name)
   kernel = f"{owner}/kernel"
   _, inputs, outputs = as_matrix(kernel, _row(kernel))
-  specs = {"lora_a": P(*inputs, None), "lora_b": P(None, *outputs), "lora_scale": P()}
+  specs = {
+    "lora_a": P(*inputs, None),
+    "lora_b": P(None, *outputs),
+    "lora_scale": P(),
+    "kernel_int8": _row(kernel),
+    "kernel_scale": P(*(None for _ in inputs), *outputs),
+  }
   return specs[leaf]
 
 

@@ -22,7 +22,7 @@ FLOORS = (
 
 FOLDERS = {
   "model": (
-    *("config", "trainable", "lora", "stack"),
+    *("config", "trainable", "int8", "lora", "stack"),
     "attention",
     "flash",
     "vision",

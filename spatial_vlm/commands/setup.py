@@ -16,9 +16,10 @@ from tqdm import tqdm
 from spatial_vlm import hosts, sharding
 from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError, snapshot
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.model.int8 import held
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.model.stack import REMAT_POLICIES
-from spatial_vlm.model.trainable import EVERYTHING, Subset, leaves, trains, tree_of
+from spatial_vlm.model.trainable import EVERYTHING, Subset, leaves, tree_of
 from spatial_vlm.model.weights import abstract_params, open_checkpoint
 from spatial_vlm.policy import Policy
 from spatial_vlm.processor.chat import Processor
@@ -66,19 +67,18 @@ def load_policy(
 
 def master_shapes(mesh: Mesh, model: ModelConfig, subset: Subset = EVERYTHING) -> Params:
   """The weights as they are held to train, laid out over the mesh, as `jax.ShapeDtypeStruct`s: float32, but for those
-  that are frozen."""
-  shapes = abstract_params(model)
-  where = leaves(sharding.param_shardings(mesh, shapes))
-  return tree_of(
-    {
-      path: jax.ShapeDtypeStruct(
-        leaf.shape,
-        leaf.dtype if trains(path, subset.trainable) else subset.frozen_dtype,
-        sharding=where[path],
-      )
-      for path, leaf in leaves(shapes).items()
-      if leaf.size  # a model without DeepStack has stacks of no layer, which no file holds
-    }
+  that are frozen (`model.int8.held`)."""
+  shapes = leaves(held(abstract_params(model), subset))
+  # a model without DeepStack has stacks of no layer, which no file holds
+  return over_mesh(mesh, tree_of({path: leaf for path, leaf in shapes.items() if leaf.size}))
+
+
+def over_mesh(mesh: Mesh, shapes: Params) -> Params:
+  """Shapes of parameters, laid out over the mesh."""
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+    shapes,
+    sharding.param_shardings(mesh, shapes),
   )
 
 

@@ -5,15 +5,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from spatial_vlm import sharding
-from spatial_vlm.commands.setup import copy_processor, find_folder, master_shapes
+from spatial_vlm.commands.setup import copy_processor, find_folder, master_shapes, over_mesh
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.model.adapter_file import write_adapter
 from spatial_vlm.model.config import ModelConfig
-from spatial_vlm.model.lora import merged_at, new_pairs
+from spatial_vlm.model.int8 import PARTS, dequantized
+from spatial_vlm.model.lora import new_pairs, parts_at
 from spatial_vlm.model.trainable import Subset, checksums, join, leaves, split, tree_of
 from spatial_vlm.model.weights import MAX_FILE_BYTES, open_checkpoint, stream_checkpoint
 from spatial_vlm.types import Params, Purpose
@@ -39,21 +41,29 @@ def subset_of(config: Mapping[str, Any], lora: Mapping[str, Any]) -> Subset:
     alpha=lora["alpha"],
     targets=tuple(lora["targets"]),
     frozen_dtype=config["dtype"],
+    frozen_int8=config["frozen_int8"],
   )
 
 
 def parts_of(shapes: Params, subset: Subset) -> tuple[Params, Params]:
   """Shapes of what trains, pairs included, and of what is frozen. Raises ValueError for patterns that do not fit."""
-  pairs = jax.eval_shape(lambda: new_pairs(shapes, subset, jax.random.key(0)))
+  kernels = jax.eval_shape(dequantized, shapes)
+  pairs = jax.eval_shape(lambda: new_pairs(kernels, subset, jax.random.key(0)))
   return split(join(shapes, pairs), subset.trainable)
 
 
 def split_policy(mesh: Mesh, params: Params, subset: Subset, seed: int) -> tuple[Params, Params]:
-  """(trained, frozen) of a loaded policy, with fresh pairs. Raises ValueError for patterns that do not fit."""
+  """(trained, frozen) of a loaded policy, with fresh pairs. Raises ValueError for patterns that do not fit, and where
+  no kernel is in int8 that should be."""
+  if subset.frozen_int8 and not any(path.endswith(PARTS[0]) for path in leaves(params)):
+    raise ValueError(
+      f"frozen_int8 is True, but trainable {subset.trainable} freezes no kernel; leave it out, or train low-rank pairs"
+      " alone: trainable=('.*/lora_[ab]',) and lora.rank=16"
+    )
   if not subset.rank:
     return split(params, subset.trainable)
   key = jax.random.fold_in(jax.random.key(seed), Purpose.ADAPTERS)
-  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+  shapes = jax.eval_shape(dequantized, params)
   where = sharding.param_shardings(
     mesh, jax.eval_shape(lambda k: new_pairs(shapes, subset, k), key)
   )
@@ -100,12 +110,8 @@ def is_pair(path: str) -> bool:
 
 def trained_shapes(mesh: Mesh, model: ModelConfig, subset: Subset) -> Params:
   """What trains, float32 and laid out over the mesh. Raises ValueError for patterns that do not fit the model."""
-  trained, _ = parts_of(master_shapes(mesh, model), subset)
-  return jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-    trained,
-    sharding.param_shardings(mesh, trained),
-  )
+  trained, _ = parts_of(master_shapes(mesh, model, subset), subset)
+  return over_mesh(mesh, trained)
 
 
 def with_base(
@@ -114,19 +120,22 @@ def with_base(
   mesh: Mesh,
   model: ModelConfig,
   subset: Subset,
-) -> Callable[[str], jax.Array]:
-  """Path -> the weight after training, pairs merged: from `trained_at`, or from the files of the base (`base_note`),
-  which are refused if they are no longer what the run began with."""
-  shapes = master_shapes(mesh, model)
-  trained, frozen = (leaves(part) for part in parts_of(shapes, subset))
+) -> Callable[[str], jax.Array | Params]:
+  """Path -> the weight after training, or what its kernel is made of: from `trained_at`, or from the files of the base
+  (`base_note`), which are refused if they are no longer what the run began with. Weights that the run held in a
+  narrower type are as in the files; those that it held in int8 are so here."""
+  trained, frozen = (leaves(part) for part in parts_of(master_shapes(mesh, model, subset), subset))
   checkpoint = open_checkpoint(find_folder(base["folder"])) if frozen else None
 
   def leaf_at(path: str) -> jax.Array:
     if path in trained:
       return trained_at(path)
     assert checkpoint is not None
-    leaf = leaves(checkpoint.read(tree_of({path: frozen[path]})))[path]
-    check_base(base, checksums({path: leaf.astype(subset.frozen_dtype)}))
+    held = frozen[path]
+    dtype = held.dtype if path.endswith(PARTS[0]) else np.float32
+    wanted = jax.ShapeDtypeStruct(held.shape, dtype, sharding=held.sharding)
+    leaf = leaves(checkpoint.read(tree_of({path: wanted})))[path]
+    check_base(base, checksums({path: leaf.astype(held.dtype)}))
     return leaf
 
-  return lambda path: merged_at(leaf_at, subset, path)
+  return lambda path: parts_at(leaf_at, subset, path)

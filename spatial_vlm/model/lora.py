@@ -3,9 +3,10 @@
 A pair stands in the tree beside its kernel, as `lora_a` […, in, r], `lora_b` […, r, out] and the constant
 `lora_scale` […] = α/r, where in and out are the kernel's own axes (heads and their width are two) and … is the layer
 axis of a stack. The modules know nothing of it: `stack.bind`, where the parameters of a layer meet its module, calls
-`merged`. So one layer's W' exists at a time, inside what is rematerialised: W' of all layers would be another copy of
-the model. The price is that the backward pass makes the gradient of W' (one layer's) on its way to those of A and B.
-Training, sampling and the exported weights see the same W', rounded once to the type of W.
+`effective`. So one layer's W' exists at a time, inside what is rematerialised: W' of all layers would be another copy
+of the model. The price is that the backward pass makes the gradient of W' (one layer's) on its way to those of A and B.
+Training, sampling and the exported weights see the same W', rounded once to the type of W. Where W is held in int8
+(`model.int8`), it is what its int8 and scales multiply to.
 """
 
 import math
@@ -14,8 +15,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from spatial_vlm.model.int8 import PARTS, dequantized, quantizes
 from spatial_vlm.model.trainable import Subset, fits, join, leaves, trains, tree_of
 from spatial_vlm.optim import as_matrix, matrix_axes
 from spatial_vlm.types import Params
@@ -87,11 +90,17 @@ def merged_kernel(
 
 
 def merged(params: Params) -> Params:
-  """The parameters with every pair added to its kernel and taken out; as they are where there are none."""
-  if "lora_a" in params:
+  """The parameters with every pair added to its kernel and taken out; as they are where there are none. Pairs beside
+  kernels in int8 stay."""
+  if "lora_a" in params and "kernel" in params:
     others = {name: leaf for name, leaf in params.items() if name not in (*PAIR, "kernel")}
     return others | {"kernel": merged_kernel(params["kernel"], *(params[name] for name in PAIR))}
   return {name: merged(of) if isinstance(of, dict) else of for name, of in params.items()}
+
+
+def effective(params: Params) -> Params:
+  """The parameters as modules read them: kernels out of int8, pairs added to them."""
+  return merged(dequantized(params))
 
 
 def unmerged(params: Params, pairs: Params) -> Params:
@@ -102,12 +111,16 @@ def unmerged(params: Params, pairs: Params) -> Params:
   return join(merged(join(params, tree_of(negative))), pairs)
 
 
-def merged_at(leaf_at: Callable[[str], Array], subset: Subset, path: str) -> Array:
-  """The leaf of `merged` at one path, from leaves that are made one after the other by `leaf_at`."""
-  leaf = leaf_at(path)
-  if not subset.rank or not fits(path, subset.targets):
-    return leaf
-  leading, _, _ = as_matrix(path, leaf.shape)
-  scale = jnp.full(leading, subset.alpha / subset.rank)
-  halves = (leaf_at(beside(path, half)) for half in ("lora_a", "lora_b"))
-  return jax.jit(merged_kernel)(leaf, *halves, scale)
+def parts_at(leaf_at: Callable[[str], Array], subset: Subset, path: str) -> Array | Params:
+  """The parameter at `path`, or, where `effective` makes it of several, a dict of them; from leaves that are made one
+  after the other by `leaf_at`."""
+  is_target = subset.rank > 0 and fits(path, subset.targets)
+  if not is_target and not quantizes(path, subset):
+    return leaf_at(path)
+  names = PARTS if quantizes(path, subset) else ("kernel",)
+  parts = {name: leaf_at(beside(path, name)) for name in names}
+  if is_target:
+    parts |= {half: leaf_at(beside(path, half)) for half in ("lora_a", "lora_b")}
+    leading, _, _ = as_matrix(path, parts[names[0]].shape)
+    parts["lora_scale"] = np.full(leading, subset.alpha / subset.rank, np.float32)
+  return parts

@@ -172,28 +172,27 @@ def run_layers(
   """
   angles = text_angles(config, positions)
   attend = functools.partial(attention, segments=segments, causal=True)
-  layer = rematerialized(lambda p, h: bind(TextLayer, config, p)(h, angles, attend), remat)
+
+  def with_visual(h, number):
+    features, slots = deepstack or ((), None)
+    if not len(features):
+      return h
+    return jax.lax.cond(
+      number < len(features),
+      lambda h: h + place(features[number], slots).reshape(h.shape),
+      lambda h: h,
+      h,
+    )
+
+  def layer(params, number, h):
+    h, keys_values = bind(TextLayer, config, params)(h, angles, attend)
+    return with_visual(h, number), keys_values if keep_cache else None
+
+  # One scan over the whole stacks: a part of them would be a copy, which frozen weights leave no room for.
+  layer = rematerialized(layer, remat)
+  numbers = jnp.arange(config.num_hidden_layers)
   rows, h = h.shape, h.reshape(-1, h.shape[-1])
-
-  def step(h, params):
-    h, keys_values = layer(params, h)
-    return h, keys_values if keep_cache else None
-
-  if deepstack is None:
-    h, kept = jax.lax.scan(step, h, layers)
-    return h.reshape(rows), kept
-  features, slots = deepstack
-
-  def step_with_visual(h, params_and_visual):
-    params, visual = params_and_visual
-    h, kept = step(h, params)
-    return h + place(visual, slots).reshape(h.shape), kept
-
-  n = len(features)
-  first, rest = jax.tree.map(lambda x: x[:n], layers), jax.tree.map(lambda x: x[n:], layers)
-  h, kept_first = jax.lax.scan(step_with_visual, h, (first, features))
-  h, kept_rest = jax.lax.scan(step, h, rest)
-  kept = jax.tree.map(lambda *kept: jnp.concatenate(kept), kept_first, kept_rest)
+  h, kept = jax.lax.scan(lambda h, of_layer: layer(*of_layer, h), h, (layers, numbers))
   return h.reshape(rows), kept
 
 

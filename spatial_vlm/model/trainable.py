@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Shaped, UInt32
 
 from spatial_vlm.types import Params
 
@@ -26,7 +26,8 @@ class Subset:
 
   trainable: regular expressions, one of which fits the path of a parameter in full if it trains;
   rank: r, columns of the low-rank pairs (`model.lora`) beside the kernels whose paths `targets` fit; 0: no pairs;
-  alpha: α, the pairs' product counts α/r times; frozen_dtype: type in which everything else is held.
+  alpha: α, the pairs' product counts α/r times; frozen_dtype: type in which everything else is held, but for kernels
+  with `frozen_int8` (`model.int8`).
   """
 
   trainable: tuple[str, ...]
@@ -34,9 +35,15 @@ class Subset:
   alpha: float
   targets: tuple[str, ...]
   frozen_dtype: str
+  frozen_int8: bool
 
 
-EVERYTHING = Subset(trainable=(".*",), rank=0, alpha=1.0, targets=(), frozen_dtype="float32")
+EVERYTHING = Subset(
+  trainable=(".*",), rank=0, alpha=1.0, targets=(), frozen_dtype="float32", frozen_int8=False
+)
+
+CONSTANTS = ("lora_scale", "kernel_int8", "kernel_scale")
+"""Names of what no pattern reaches: α/r of low-rank pairs, and quantized kernels."""
 
 
 def leaves(params: Params) -> dict[str, Array]:
@@ -56,8 +63,8 @@ def fits(path: str, patterns: Sequence[str]) -> bool:
 
 
 def trains(path: str, patterns: Sequence[str]) -> bool:
-  """Whether the parameter trains; α/r of a low-rank pair is a constant, which no pattern reaches."""
-  return not path.endswith("/lora_scale") and fits(path, patterns)
+  """Whether the parameter trains."""
+  return path.rpartition("/")[2] not in CONSTANTS and fits(path, patterns)
 
 
 def split(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
@@ -96,7 +103,7 @@ def _checksums(flat: dict[str, Array]) -> dict[str, Array]:
   return {path: _checksum(leaf) for path, leaf in flat.items()}
 
 
-def _checksum(leaf: Float[Array, "..."]) -> UInt32[Array, ""]:
+def _checksum(leaf: Shaped[Array, "..."]) -> UInt32[Array, ""]:
   bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
   index = jnp.zeros(leaf.shape, jnp.uint32)
   for axis in range(leaf.ndim):

@@ -20,6 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, DTypeLike
 
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.model.int8 import source_of
+from spatial_vlm.model.lora import effective
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.model.safetensors_folder import (
   DTYPES,
@@ -51,8 +53,9 @@ class CheckpointFolder:
     """The parameters as `wanted` describes them, a tree of `jax.ShapeDtypeStruct` with the shapes of `shapes`.
 
     A leaf with a sharding becomes an array of the whole mesh: this process reads what its own devices hold of it, once.
-    One without becomes a NumPy array. Values are cast to the leaf's dtype. Held beside the result: one leaf's slices,
-    and a block of a file.
+    One without becomes a NumPy array. Values are cast to the leaf's dtype. A kernel may be wanted in int8, as
+    `model.int8.held` describes it: it is quantized on the host, by whole rows, whatever part of them is held here, and
+    its files are read twice, once for the scales. Held beside the result: one leaf's slices, and a block of a file.
     """
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf: self._leaf(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
@@ -88,7 +91,8 @@ class CheckpointFolder:
     self, path: str, leaf: jax.ShapeDtypeStruct, indices: Sequence[Index]
   ) -> list[np.ndarray]:
     """Parts of the parameter at `path` ("text/embed/embedding"), cast to `leaf.dtype`; each file range is read once."""
-    tensor, part = places(self.config)[path]
+    source, made = source_of(path)
+    tensor, part = places(self.config)[source]
     boxes = [box_of(tensor, part, leaf.shape, index) for index in indices]
     result = [np.empty(box.shape, leaf.dtype) for box in boxes]
     matrices = [box.as_matrices(array) for box, array in zip(boxes, result, strict=True)]
@@ -103,6 +107,7 @@ class CheckpointFolder:
       if not takers:
         continue
       for first, block in row_blocks(self.stored[name], rows):
+        block = made(block)
         for box, matrix in takers:
           box.take(first, block, matrix)
     return result
@@ -201,11 +206,12 @@ def write_checkpoint(
 def stream_checkpoint(
   folder: epath.PathLike,
   config: ModelConfig,
-  leaf_at: Callable[[str], np.ndarray | jax.Array],
+  leaf_at: Callable[[str], np.ndarray | jax.Array | Params],
   dtype: DTypeLike,
   max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-  """`write_checkpoint` of parameters that are made one after the other: `leaf_at(path)` gives the array at a path.
+  """`write_checkpoint` of parameters that are made one after the other: `leaf_at(path)` gives the array at a path, or
+  the arrays that a kernel is made of (`model.lora.parts_at`), layer by layer.
 
   One tensor at a time is on the host. A tied head is not stored twice. Weights that were in `folder`, which may be
   remote (gs://), are replaced.
@@ -244,15 +250,16 @@ def planned(config: ModelConfig, dtype: np.dtype) -> list[Planned]:
 
 
 def _streamed(
-  config: ModelConfig, leaf_at: Callable[[str], np.ndarray | jax.Array], dtype: np.dtype
+  config: ModelConfig, leaf_at: Callable[[str], np.ndarray | jax.Array | Params], dtype: np.dtype
 ) -> Iterator[np.ndarray]:
   """The tensors of the checkpoint, in the order of the table."""
   for tensor in tensors(config):
     leaves = [leaf_at(path) for path in tensor.paths]
-    layers = range(leaves[0].shape[0]) if tensor.is_stacked else [None]
+    stacked = jax.tree.leaves(leaves)[0]
+    layers = range(len(stacked)) if tensor.is_stacked else [None]
     for layer in layers:
       yield _joined(tensor, [_on_host(leaf, layer, dtype) for leaf in leaves])
-    del leaves  # before the next ones are made
+    del leaves, stacked  # before the next ones are made
 
 
 def _joined(tensor: Tensor, parts: list[np.ndarray]) -> np.ndarray:
@@ -265,13 +272,16 @@ def _joined(tensor: Tensor, parts: list[np.ndarray]) -> np.ndarray:
   return (rows[0] if len(rows) == 1 else np.concatenate(rows)).reshape(tensor.shape)
 
 
-def _on_host(leaf: np.ndarray | jax.Array, layer: int | None, dtype: np.dtype) -> np.ndarray:
+def _on_host(
+  leaf: np.ndarray | jax.Array | Params, layer: int | None, dtype: np.dtype
+) -> np.ndarray:
   """A layer of a stack (or the whole array), cast, in the memory of this process wherever it lies."""
   if isinstance(leaf, np.ndarray):
     return (leaf if layer is None else leaf[layer]).astype(dtype, copy=False)
   # a new array, since an array keeps the host's copy that was once made of it
+  array = jax.tree.leaves(leaf)[0]
   everywhere = (
-    None if leaf.is_fully_addressable else NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    None if array.is_fully_addressable else NamedSharding(array.sharding.mesh, PartitionSpec())
   )
   return np.asarray(_picker(dtype, everywhere)(leaf, layer))
 
@@ -280,8 +290,9 @@ def _on_host(leaf: np.ndarray | jax.Array, layer: int | None, dtype: np.dtype) -
 def _picker(dtype: np.dtype, sharding: NamedSharding | None) -> Callable[..., jax.Array]:
   def pick(leaf, layer: ArrayLike | None):
     if layer is not None:
-      leaf = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
-    return leaf.astype(dtype)
+      leaf = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), leaf)
+    kernel = effective(leaf)["kernel"] if isinstance(leaf, dict) else leaf
+    return kernel.astype(dtype)
 
   return jax.jit(pick, out_shardings=sharding)
 

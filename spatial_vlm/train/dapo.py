@@ -90,7 +90,8 @@ def no_sums(names: tuple[str, ...]) -> Sums:
 def sampling_params(params: Params, frozen: Params, dtype: str) -> Params:
   """The parameters as answers are sampled from them, for a whole round.
 
-  Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to.
+  Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to. Where
+  these are in int8, there is no room for it: each token makes the kernels anew, layer by layer.
   """
   return merged(computed_in(dtype, join(params, frozen)))
 

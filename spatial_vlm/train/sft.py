@@ -38,8 +38,9 @@ class SftSettings:
 
 
 def computed_in(dtype: str, params: Params) -> Params:
-  """The parameters as the computation sees them; activations take their dtype."""
-  return jax.tree.map(lambda p: p.astype(dtype), params)
+  """The parameters as the computation sees them; activations take their dtype. Kernels in int8 take that of their
+  scales, layer by layer (`model.int8`)."""
+  return jax.tree.map(lambda p: p if p.dtype == jnp.int8 else p.astype(dtype), params)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

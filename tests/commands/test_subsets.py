@@ -3,14 +3,17 @@
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file, save_file
 
 from spatial_vlm.checkpoint import Checkpoints
 
 PAIRS = {"trainable": "('.*/lora_[ab]',)", "lora.rank": 4, "lora.alpha": 8.0}
 ALL_BUT_VISION = {"trainable": "('(text|head)/.*',)"}
+IN_INT8 = {**PAIRS, "frozen_int8": True}
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +27,10 @@ def weights(folder):
   return load_file(folder / "model.safetensors")
 
 
-def adapted(base, adapter):
-  """The base's tensors with an adapter's products added, as PEFT merges them."""
+def adapted(tensors, adapter):
+  """The tensors of a base with an adapter's products added, as PEFT merges them."""
   told = json.loads((adapter / "adapter_config.json").read_text())
-  stored, result = load_file(adapter / "adapter_model.safetensors"), weights(base)
+  stored, result = load_file(adapter / "adapter_model.safetensors"), dict(tensors)
   for module in told["target_modules"]:
     a, b = (stored.pop(f"base_model.model.{module}.lora_{half}.weight") for half in "AB")
     result[f"{module}.weight"] = result[f"{module}.weight"] + told["lora_alpha"] / told["r"] * b @ a
@@ -36,7 +39,7 @@ def adapted(base, adapter):
 
 
 def test_the_export_is_the_base_with_the_adapter_merged(finished, nano):
-  expected, found = adapted(nano, finished / "adapter"), weights(finished / "export")
+  expected, found = adapted(weights(nano), finished / "adapter"), weights(finished / "export")
   assert found.keys() == expected.keys()
   before = weights(nano)
   for name, value in found.items():
@@ -77,6 +80,43 @@ def test_an_interrupted_run_ends_like_the_uninterrupted(
     run("sft", tmp_path / "parts", changes)
   assert run("sft", tmp_path / "parts", changes).code == 0
   assert outcome(tmp_path / "parts") == outcome(whole)
+
+
+def in_int8(tensors):
+  """The matrices [out, in] of a folder's layers, mergers and patches, each row as whole steps of its largest / 127."""
+  result = dict(tensors)
+  for name, value in tensors.items():
+    if value.ndim > 1 and "embed_tokens" not in name and "pos_embed" not in name:
+      rows = value.reshape(len(value), -1)
+      step = (np.abs(rows).max(axis=1, keepdims=True) / 127).astype(ml_dtypes.bfloat16)
+      step = step.astype(np.float32)
+      result[name] = (np.rint(rows / step) * step).reshape(value.shape)
+  return result
+
+
+def test_over_a_base_in_int8_what_was_trained_is_written(
+  tmp_path, run, sft_changes, outcome, before_saving
+):
+  """Pairs over the base as it was held; interrupted or not; by `export` too."""
+  changes = {**sft_changes, **IN_INT8}
+  assert run("sft", tmp_path / "whole", changes).code == 0
+  base = in_int8(weights(sft_changes["checkpoint"]))
+  expected = adapted(base, tmp_path / "whole" / "adapter")
+  found = weights(tmp_path / "whole" / "export")
+  assert found.keys() == expected.keys()
+  for name, value in found.items():
+    np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-6, err_msg=name)
+  loaded = transformers.Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "whole/export")
+  assert all(np.array_equal(loaded.state_dict()[name], found[name]) for name in found)
+  with before_saving(4):
+    run("sft", tmp_path / "parts", changes)
+  assert run("export", tmp_path / "early", {"run": tmp_path / "parts"}).code == 0
+  assert run("sft", tmp_path / "parts", changes).code == 0
+  assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+  early = weights(tmp_path / "early")
+  for name, value in base.items():
+    is_target = ".layers." in name and "_proj." in name
+    assert np.allclose(early[name], value, rtol=0, atol=1e-7) != is_target, name
 
 
 def test_export_writes_merged_weights_or_the_adapter_alone(finished, run, tmp_path):
@@ -124,6 +164,7 @@ def test_another_base_is_refused(run, sft_changes, before_saving, nano, tmp_path
     ({"lora.rank": -1}, "lora.rank is -1"),
     ({"lora.alpha": 0.0}, "lora.alpha 0.0"),
     ({**PAIRS, "lora.targets": "('text/embed/.*',)"}, "only kernels can have pairs"),
+    ({"frozen_int8": True}, "frozen_int8 is True, but trainable ('.*',) freezes no kernel"),
     ({**PAIRS, "from_scratch": True}, "weights that from_scratch draws"),
   ],
 )
@@ -146,7 +187,7 @@ def test_dapo_aligns_by_pairs(run, dapo_changes, outcome, before_saving, tmp_pat
     run("dapo", tmp_path / "parts", changes)
   assert run("dapo", tmp_path / "parts", changes).code == 0
   assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
-  expected = adapted(dapo_changes["checkpoint"], tmp_path / "whole" / "adapter")
+  expected = adapted(weights(dapo_changes["checkpoint"]), tmp_path / "whole" / "adapter")
   found, before = weights(tmp_path / "whole" / "export"), weights(dapo_changes["checkpoint"])
   assert any(not np.array_equal(found[name], before[name]) for name in found)
   for name, value in found.items():

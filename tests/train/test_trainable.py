@@ -1,5 +1,6 @@
 """Updates of a part of the parameters: the same gradient as in full training, and nothing kept for the rest."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from spatial_vlm import sharding
 from spatial_vlm.commands.setup import load_policy
 from spatial_vlm.data import prompts
 from spatial_vlm.data.scenes import SceneSource
-from spatial_vlm.model import lora, stack, trainable
+from spatial_vlm.model import int8, lora, stack, trainable
 from spatial_vlm.model.trainable import Subset, join, leaves, split
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.policy import encode_question
@@ -22,7 +24,7 @@ from spatial_vlm.types import Rollout
 
 RANK, ALPHA = 3, 6.0
 LORA = Subset(
-  (".*/lora_[ab]",), RANK, ALPHA, ("(text/layers|vision/blocks)/.*_proj/kernel",), "float32"
+  (".*/lora_[ab]",), RANK, ALPHA, ("(text/layers|vision/blocks)/.*_proj/kernel",), "float32", False
 )
 SETTINGS = SftSettings(micro_batches=2, chunk_tokens=4096, remat="full", dtype="float32")
 DESCENT = optax.sgd(1.0)  # so that an update is the gradient
@@ -189,6 +191,29 @@ def test_an_update_of_dapo_is_projected_too(policy, parts, rollout):
   assert_projected(leaves(parts[0]), gradient, descent(*parts, update))
 
 
+@pytest.fixture(scope="module")
+def in_int8(nano, parts):
+  """The frozen ones of `parts`, their kernels in int8."""
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+  subset = dataclasses.replace(LORA, frozen_int8=True)
+  params = load_policy(str(nano), mesh=mesh, subset=subset).params
+  return join(params, split(parts[1], (".*/kernel", ".*/bias", ".*/scale", ".*/embedding"))[1])
+
+
+def test_a_step_over_kernels_in_int8_is_that_over_what_they_hold(policy, batch, parts, in_int8):
+  trained, frozen = parts
+  made = int8.dequantized(in_int8)
+  assert leaves(made).keys() == leaves(frozen).keys()
+  found, expected, before = (
+    descent(trained, base, lambda *s: sft_update(policy, batch, *s))
+    for base in (in_int8, made, frozen)
+  )
+  assert found.keys() == leaves(trained).keys()
+  for path, gradient in found.items():
+    close(gradient, expected[path], path)
+  assert any(np.abs(found[path] - before[path]).max() > 1e-4 for path in found)
+
+
 def test_with_the_vision_tower_frozen_the_others_move_as_in_full_training(
   policy, batch, full_gradient
 ):
@@ -234,8 +259,21 @@ def test_full_training_is_the_program_that_it_was(policy, batch, monkeypatch):
 
   found = program()
   monkeypatch.setattr(sft, "join", lambda trained, frozen: trained)
-  monkeypatch.setattr(stack, "merged", lambda params: params)
+  monkeypatch.setattr(stack, "effective", lambda params: params)
   assert found == program()
+
+
+def test_sampling_makes_no_copy_of_kernels_in_int8(parts, in_int8):
+  trained, _ = parts
+  found = dapo.sampling_params(trained, in_int8, "bfloat16")
+  assert not any(path.endswith("/kernel") for path in leaves(found))
+  made = leaves(lora.effective(found))
+  expected = leaves(lora.merged(join(trained, int8.dequantized(in_int8))))
+  assert made.keys() == expected.keys()
+  for path, leaf in made.items():
+    assert leaf.dtype == "bfloat16"
+    difference = np.asarray(leaf, np.float32) - np.asarray(expected[path])
+    assert np.abs(difference).max() <= 0.02, path
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.02)])
