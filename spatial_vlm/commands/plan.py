@@ -207,7 +207,7 @@ def advice(config: Config, found: Needs, where: Where) -> list[str]:
 
 def rows_at_once(config: Config) -> int:
   """Rows of a micro-batch of the training step."""
-  return rows_of_update(config) // config.micro_batches
+  return rows_of_update(config) // int(config.micro_batches)
 
 
 def rows_of_update(config: Config) -> int:

@@ -184,7 +184,8 @@ def run_layers(
       h,
     )
 
-  def layer(params, number, h):
+  def layer(params_and_number, h):
+    params, number = params_and_number
     h, keys_values = bind(TextLayer, config, params)(h, angles, attend)
     return with_visual(h, number), keys_values if keep_cache else None
 
@@ -192,7 +193,7 @@ def run_layers(
   layer = rematerialized(layer, remat)
   numbers = jnp.arange(config.num_hidden_layers)
   rows, h = h.shape, h.reshape(-1, h.shape[-1])
-  h, kept = jax.lax.scan(lambda h, of_layer: layer(*of_layer, h), h, (layers, numbers))
+  h, kept = jax.lax.scan(lambda h, of_layer: layer(of_layer, h), h, (layers, numbers))
   return h.reshape(rows), kept
 
 

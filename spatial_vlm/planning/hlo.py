@@ -259,7 +259,7 @@ class Hlo:
     return {name: {op.name: op for op in ops} for name, ops in self.computations.items()}
 
   @functools.cached_property
-  def _users(self) -> dict[str, dict[str, list[Op]]]:
+  def _users(self) -> Mapping[str, Mapping[str, list[Op]]]:
     users = {name: defaultdict(list) for name in self.computations}
     for name, ops in self.computations.items():
       for op in ops:
