@@ -180,15 +180,19 @@ def test_an_adapter_of_a_run_without_pairs_is_refused(run, sft_changes, tmp_path
   assert "parameters that are no low-rank pairs" in capsys.readouterr().err
 
 
-def test_dapo_aligns_by_pairs(run, dapo_changes, outcome, before_saving, tmp_path):
-  changes = {**dapo_changes, **PAIRS}
+@pytest.mark.parametrize(
+  ("part", "held"), [(PAIRS, dict), pytest.param(IN_INT8, in_int8, marks=pytest.mark.slow)]
+)
+def test_dapo_aligns_by_pairs(run, dapo_changes, outcome, before_saving, tmp_path, part, held):
+  changes = {**dapo_changes, **part}
   assert run("dapo", tmp_path / "whole", changes).code == 0
   with before_saving(3):
     run("dapo", tmp_path / "parts", changes)
   assert run("dapo", tmp_path / "parts", changes).code == 0
   assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
-  expected = adapted(weights(dapo_changes["checkpoint"]), tmp_path / "whole" / "adapter")
-  found, before = weights(tmp_path / "whole" / "export"), weights(dapo_changes["checkpoint"])
+  before = held(weights(dapo_changes["checkpoint"]))
+  expected = adapted(before, tmp_path / "whole" / "adapter")
+  found = weights(tmp_path / "whole" / "export")
   assert any(not np.array_equal(found[name], before[name]) for name in found)
   for name, value in found.items():
     np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-6)
