@@ -93,8 +93,8 @@ def qwen3_vl_8b() -> ConfigDict:
   config.steps = 150
   config.prompts = 512
   config.samples = 16
-  config.round_prompts = 512
-  config.max_rounds = 10
+  config.round_prompts = 64  # as many as 32 chips of v5e have room for, beside what they train
+  config.max_rounds = 80
   config.minibatches = 16
   config.micro_batches = 8
   config.max_tokens = 1024

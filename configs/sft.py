@@ -132,8 +132,7 @@ def qwen3_vl_8b() -> ConfigDict:
   # are in the data: the scarcer of the two fills the rows, and all that is left of the other is padding.
   config.data.shapes = ((2048, 3712),)
   config.data.workers = 4
-  config.batch_size = 32
-  config.micro_batches = 4
+  config.batch_size = 32  # a row for each of 32 chips
   config.chunk_tokens = 1024
   config.remat = "full"
   config.dtype = "bfloat16"

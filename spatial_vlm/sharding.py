@@ -155,9 +155,17 @@ def _reduced_axis(field: str, shape: tuple[int, ...]) -> int:
   return {"v_row": largest, "v_col": second}.get(field, len(shape) - 1)
 
 
-def batch_sharding(mesh: Mesh, batch: Any) -> Any:
+def batch_sharding(mesh: Mesh | AbstractMesh, batch: Any) -> Any:
   """Sharding of every array of a batch, prompts or rollout (or of its shapes): rows over data × fsdp."""
   return jax.tree.map(lambda leaf: _fit(mesh, P(ROWS) if leaf.shape else P(), leaf.shape), batch)
+
+
+def spread(batch: Any) -> Any:
+  """The arrays, their rows cut over the mesh that `jax.set_mesh` has set, if any: within a program."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return (
+    batch if mesh.empty else jax.lax.with_sharding_constraint(batch, batch_sharding(mesh, batch))
+  )
 
 
 def process_block(mesh: Mesh) -> tuple[int, int]:

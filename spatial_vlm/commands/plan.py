@@ -5,7 +5,7 @@ Compiles the very programs that the command of a config would run (the step of `
 bounds on the time of a step. WORKDIR/plan.json has all figures. Needs libtpu (the extra `plan`), and about a minute a
 program on two cores; a second start compiles only what has changed.
 
-  spatial-vlm plan --config configs/sft.py:8b --topology v5e:8x8
+  spatial-vlm plan --config configs/sft.py:8b --topology v5e:4x8
   spatial-vlm plan --config configs/dapo.py:8b --topology v5p:4x4x4 --slices 2 --config.mesh.slice=2
   spatial-vlm plan --config configs/sft.py:8b --topology v6e:8x8 --search    # ranks meshes, micro-batches, remat
   spatial-vlm plan --config configs/sft.py:8b --model 4b --topology v5e:1x1 --config.lora.rank=16 \\
@@ -48,8 +48,8 @@ FILES_MAY_BE_MISSING = True
 def arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--topology",
-    default="v5e:8x8",
-    help="TPU version and grid of chips of a slice, e.g. v5e:8x8, v5p:4x4x4, v6e:1x1 (default: %(default)s)",
+    default="v5e:4x8",
+    help="TPU version and grid of chips of a slice, e.g. v5e:4x8, v5p:4x4x4, v6e:1x1 (default: %(default)s)",
   )
   parser.add_argument(
     "--slices", type=int, default=1, help="slices of that grid (default: %(default)s)"
@@ -78,7 +78,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     model = model_of(config, args.model)
     chip, devices = topology_devices(args.topology, args.slices)
   where = Where(workdir, args.topology, args.slices, model, chip, devices)
-  print(f"{args.config} on {len(devices)} × {chip.name} ({args.topology}, {args.slices} slices)\n")
+  print(f"{args.config} on {len(devices)} chips ({args.slices} × {args.topology})\n")
   found = best(config, where) if args.search else planned(config, where)
   more = {
     "config": args.config,

@@ -212,7 +212,9 @@ def answer_logprobs(
   """log π_θ and entropy of every token of every answer (R = B·G rows), over the ids that may be sampled."""
   length = rollout.tokens.shape[-1]
   params = computed_in(settings.dtype, params)
-  batch = completion_batch(rollout)
+  batch = sharding.spread(
+    completion_batch(rollout)
+  )  # fewer groups than devices may have rows for all
   hidden = qwen3_vl.forward(params, model, batch, settings.remat)
   answer = slice(
     -length - 1, None
