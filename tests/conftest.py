@@ -11,6 +11,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# Two processes compile for TPUs at a time, on a machine without one.
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["TPU_ACCELERATOR_TYPE"] = "v5e-1"
+os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import hypothesis  # noqa: E402
@@ -132,3 +137,12 @@ def taught(tmp_path_factory, nano, scenes_folder, on_devices):
   with on_devices(1):
     assert cli.main(["sft", "--workdir", str(workdir), *settings]) == 0
   return workdir / "export"
+
+
+@pytest.fixture(scope="session")
+def v5e():
+  """Four chips that are not there, to compile for."""
+  from spatial_vlm.planning.chips import topology_devices
+
+  pytest.importorskip("libtpu")
+  return topology_devices("v5e:2x2", 1)[1]

@@ -1,7 +1,6 @@
 """Moments in fewer bits: rounding keeps the mean, training follows float32, resumed runs equal uninterrupted ones."""
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
@@ -309,13 +307,9 @@ def test_another_type_is_refused():
 
 @pytest.mark.tpu
 @pytest.mark.parametrize("dtype", moments.DTYPES)
-def test_on_a_tpu_no_moment_exists_in_float32(dtype):
+def test_on_a_tpu_no_moment_exists_in_float32(v5e, dtype):
   """An update of eight arrays of 32 MiB holds less than a third of one of them beside what it reads and writes."""
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  pytest.importorskip("libtpu")
-  devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-  chip = SingleDeviceSharding(devices[0])
+  chip = SingleDeviceSharding(v5e[0])
   optimizer = make_optimizer(settings(moments=dtype))
   params = {f"{i}": {"kernel": jax.ShapeDtypeStruct((2048, 4096), jnp.float32)} for i in range(8)}
   arguments = jax.tree.map(

@@ -206,8 +206,9 @@ def advice(config: Config, found: Needs, where: Where) -> list[str]:
 
 
 def rows_at_once(config: Config) -> int:
-  """Rows of a micro-batch of the training step."""
-  return rows_of_update(config) // int(config.micro_batches)
+  """Rows of a micro-batch of the training step; of `dapo`, answers."""
+  samples = config.samples if "samples" in config else 1
+  return rows_of_update(config) // int(config.micro_batches) * samples
 
 
 def rows_of_update(config: Config) -> int:

@@ -1,6 +1,5 @@
 """Attention against an oracle, its kernels against the formula, and which of them each platform gets."""
 
-import os
 from functools import partial
 
 import jax
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from jax import numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -184,14 +182,6 @@ def test_the_platform_that_is_compiled_for_chooses(monkeypatch, platform, dtype,
   traced = jax.jit(partial(with_gradients, attend)).trace(*arrays)
   program = traced.lower(lowering_platforms=(platform,)).as_text()
   assert {call for call in (SPLASH, CUDNN) if call in program} == expected
-
-
-@pytest.fixture(scope="module")
-def v5e():
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  pytest.importorskip("libtpu")
-  return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 
 
 def compiled_for(devices, shape, attend, B, T, N, K, H, causal):

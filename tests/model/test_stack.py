@@ -1,13 +1,11 @@
 """What each policy of rematerialisation keeps, exactly; and that nothing but memory depends on it."""
 
 import dataclasses
-import os
 from functools import partial
 
 import jax
 import pytest
 from jax import numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -92,14 +90,6 @@ def test_offload_moves_the_layers_inputs_and_nothing_else(run):
   depth = c.num_hidden_layers if run is run_text else c.depth
   assert memories.pop("offload") == [(depth, B * T, c.hidden_size)]
   assert not any(memories.values())
-
-
-@pytest.fixture(scope="module")
-def v5e():
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  pytest.importorskip("libtpu")
-  return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 
 
 @pytest.mark.tpu
