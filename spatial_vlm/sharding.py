@@ -269,7 +269,9 @@ def _count(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
 
 
 def _named(mesh: Mesh, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
-  entries = [of_dim[0] if len(of_dim) == 1 else of_dim or None for of_dim in axes]
+  """Without axes of one device, which cut nothing: so does the compiler write it, and equal shardings compare equal."""
+  cutting = [tuple(axis for axis in of_dim if mesh.shape[axis] > 1) for of_dim in axes]
+  entries = [of_dim[0] if len(of_dim) == 1 else of_dim or None for of_dim in cutting]
   while entries and entries[-1] is None:
     entries.pop()
   return NamedSharding(mesh, P(*entries))

@@ -119,7 +119,7 @@ def test_restored_on_another_mesh(tmp_path):
     restored, _ = checkpoints.restore(target)
   assert bits(restored) == bits(state)
   kernel = restored.params["text"]["layers"]["mlp"]["up_proj"]["kernel"]
-  assert kernel.sharding.mesh == four and kernel.sharding.spec == P(None, "fsdp", "tensor")
+  assert kernel.sharding.mesh == four and kernel.sharding.spec == P(None, None, "tensor")
   with Checkpoints(tmp_path) as checkpoints:
     restored, _ = checkpoints.restore(abstract(state))
   assert {len(leaf.devices()) for leaf in jax.tree.leaves(restored)} == {1}

@@ -95,7 +95,7 @@ def test_last_of_a_repeated_option_wins(paint):
 @pytest.mark.parametrize(
   ("argv", "message"),
   [
-    (["pant"], "unknown command 'pant'; did you mean paint?"),
+    (["paimt"], "unknown command 'paimt'; did you mean paint?"),
     (["--config.steps=1"], "unknown command '--config.steps=1'; there are demo, scenes"),
     (["paint"], "required: photo; see spatial-vlm paint --help"),
     (["paint", "a", "b"], "'b' is one argument too many; see spatial-vlm paint --help"),
@@ -164,7 +164,7 @@ def test_every_command_keeps_the_protocol(name):
   assert summary.endswith(".") and len(summary) <= 100
   module = __import__(cli.COMMANDS[name], fromlist=["run"])
   assert callable(module.run)
-  config_lib.read_preset(f"configs/{name}.py:tiny")
+  config_lib.read_preset(getattr(module, "CONFIG", f"configs/{name}.py:tiny"))
 
 
 def test_help_needs_no_heavy_library():

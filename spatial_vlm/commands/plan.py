@@ -207,7 +207,7 @@ def advice(config: Config, found: Needs, where: Where) -> list[str]:
 
 def rows_at_once(config: Config) -> int:
   """Rows of a micro-batch of the training step; of `dapo`, answers."""
-  samples = config.samples if "samples" in config else 1
+  samples = int(config.samples) if "samples" in config else 1
   return rows_of_update(config) // int(config.micro_batches) * samples
 
 

@@ -56,7 +56,6 @@ class Needs:
   chip: str
   chips: int
   fits: bool
-  refusal: str
   peak_bytes: int
   held_bytes: Mapping[str, int]
   cache_bytes: int
@@ -91,7 +90,7 @@ class Needs:
 
 def needs(program: Program, chip: Chip) -> Needs:
   """Compiles the program and reads off what it needs. A program that is too large for the chip is refused by the
-  compiler: then its refusal and its size are all that is known."""
+  compiler: then its size is all that is known."""
   held = {name: bytes_of_a_chip(tree) for name, tree in {**program.held, **program.beside}.items()}
   beside = sum(map(bytes_of_a_chip, program.beside.values()))
   common = dict(
@@ -107,12 +106,10 @@ def needs(program: Program, chip: Chip) -> Needs:
     with jax.set_mesh(program.mesh):
       compiled = program.traced.lower(lowering_platforms=(PLATFORM,)).compile()
   except jax.errors.JaxRuntimeError as error:
-    refusal = _refusal(str(error))
     return Needs(
       **common,
       fits=False,
-      refusal=refusal,
-      peak_bytes=_size_in(refusal) + beside,
+      peak_bytes=_refused_bytes(str(error)) + beside,
       lost_donation_bytes=0,
       memory_bytes=0,
       collectives={},
@@ -126,7 +123,6 @@ def needs(program: Program, chip: Chip) -> Needs:
   return Needs(
     **common,
     fits=peak <= chip.hbm_bytes,
-    refusal="",
     peak_bytes=peak,
     lost_donation_bytes=max(0, program.donated - stats.alias_size_in_bytes),
     memory_bytes=memory,
@@ -176,21 +172,21 @@ def roofline(
   return seconds
 
 
-def _refusal(message: str) -> str:
-  """The compiler's words on what does not fit. Any other error is raised again."""
-  found = re.search(
-    r"Used [\d.]+[KMGT]? of [\d.]+[KMGT]? hbm[^.]*\.(?: Exceeded[^.]*\.\d+[KMGT]?\.?)?", message
-  )
-  if found is None:
-    raise ValueError(f"the program does not compile: {message.splitlines()[0]}")
-  return found[0]
+SIZES = (
+  r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
+  r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM",
+)
+"""How the compiler says what a program that is too large would need."""
 
 
-def _size_in(refusal: str) -> int:
-  """Bytes of "Used 17.46G of 15.75G hbm".
+def _refused_bytes(message: str) -> int:
+  """What a program that is too large needs, in the compiler's words. Any other error is raised again.
 
-  >>> _size_in("Used 2.5K of 15.75G hbm.")
+  >>> _refused_bytes("RESOURCE_EXHAUSTED: … Used 2.5K of 15.75G hbm. Exceeded hbm capacity …")
   2560
   """
-  amount, unit = re.match(r"Used ([\d.]+)([KMGT]?)", refusal).groups()
-  return round(float(amount) * 1024 ** " KMGT".index(unit or " "))
+  for pattern in SIZES:
+    if found := re.search(pattern, message):
+      amount, unit = found.groups()
+      return round(float(amount) * 1024 ** " KMGT".index(unit or " "))
+  raise ValueError(f"the program does not compile: {message.splitlines()[0]}")

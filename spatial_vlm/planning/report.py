@@ -26,9 +26,8 @@ def memory_table(needs: Needs, chip: Chip) -> str:
   rows = [(name, _gib(size)) for name, size in held.items()]
   if needs.cache_bytes:
     rows.append(("keys and values (estimate)", _gib(needs.cache_bytes)))
-  if needs.peak_bytes:
-    rows.append(("activations and other temporaries", _gib(max(rest, 0))))
-    rows.append(("at most at a time", f"{_gib(needs.peak_bytes)} of {_gib(chip.hbm_bytes)}"))
+  rows.append(("activations and other temporaries", _gib(max(rest, 0))))
+  rows.append(("at most at a time", f"{_gib(needs.peak_bytes)} of {_gib(chip.hbm_bytes)}"))
   return markdown_table(("memory of a chip", "GiB"), rows)
 
 

@@ -115,7 +115,7 @@ def test_files_of_transformers_are_read(reference, in_parts):
   jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize("shape", [(1, 1, 8, 1), (1, 2, 2, 2), (1, 1, 1, 8)])
 def test_arrays_over_a_mesh_are_those_of_the_whole(in_parts, shape):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   checkpoint = open_checkpoint(in_parts)
@@ -199,7 +199,7 @@ def test_one_device_reads_its_rows_alone(reference, bucket, path, share):
   checkpoint = open_checkpoint(folder)
   mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
   leaf = paths_and_leaves(cut_over(mesh, checkpoint.shapes, np.float32))[path]
-  device = mesh.devices[0, 2, 1]
+  device = mesh.devices[0, 0, 2, 1]
   count.clear()
   (part,) = checkpoint.on_devices(
     path, leaf, {device: leaf.sharding.devices_indices_map(leaf.shape)[device]}

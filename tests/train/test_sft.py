@@ -293,7 +293,7 @@ def test_packing_changes_neither_loss_nor_gradient(policy, conversations):
   expected, (total, count) = gradient(policy, singles)
   found, (found_total, found_count) = gradient(policy, packed)
   assert found_count == count == sum(row.targets.sum() for row in conversations)
-  np.testing.assert_allclose(found_total, total, rtol=0, atol=1e-4)  # of about 1e3: a sum
+  np.testing.assert_allclose(found_total, total, rtol=1e-6)  # sums over rows of other lengths
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
   assert max(float(np.abs(x).max()) for x in jax.tree.leaves(expected)) > 0.01
 
