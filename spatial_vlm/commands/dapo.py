@@ -87,9 +87,13 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     settings=settings,
   )
 
+  with jax.set_mesh(sampling_mesh):
+    groups = jax.eval_shape(groups_of, jax.eval_shape(to_sample, trained), prompts_at(0), key)
+  to_train = jax.jit(lambda x: x, out_shardings=sharding.batch_sharding(mesh, groups))
+
   def sample(params: Params, prompts: Prompts, cursor: int) -> Rollout:
     with jax.set_mesh(sampling_mesh):
-      return groups_of(to_sample(params), prompts, jax.random.fold_in(key, cursor))
+      return to_train(groups_of(to_sample(params), prompts, jax.random.fold_in(key, cursor)))
 
   state = place_state(mesh, trained, optimizer)
   base = base_note(config, frozen)
@@ -113,7 +117,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     jax.set_mesh(mesh),  # for kernels, which are cut for it by hand
     Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
   ):
-    groups = jax.eval_shape(groups_of, jax.eval_shape(to_sample, trained), prompts_at(0), key)
     state = place_run(mesh, state, groups, settings)
     if checkpoints.latest() is not None:
       with user_errors():

@@ -79,7 +79,9 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     chip, devices = topology_devices(args.topology, args.slices)
   where = Where(workdir, args.topology, args.slices, model, chip, devices)
   print(f"{args.config} on {len(devices)} chips ({args.slices} × {args.topology})\n")
-  found = best(config, where) if args.search else planned(config, where)
+  if args.search:
+    config = best(config, where)
+  found = planned(config, where)
   more = {
     "config": args.config,
     "topology": args.topology,
@@ -120,8 +122,10 @@ def model_of(config: Config, name: str | None) -> ModelConfig:
 def planned(config: Config, where: Where) -> list[Needs]:
   """What the programs of the config need, from an earlier start if nothing has changed since."""
   file = where.workdir / "programs" / f"{fingerprint(config, where)}.json"
-  if file.exists():
+  try:
     return [Needs(**needs) for needs in json.loads(file.read_text())]
+  except (FileNotFoundError, json.JSONDecodeError):
+    pass  # not compiled yet, or killed while it was written
   with user_errors():
     mesh = sharding.make_mesh(config.mesh, where.devices)
     traced = programs(config, where.model, mesh)
@@ -147,18 +151,14 @@ def fingerprint(config: Config, where: Where) -> str:
   return digest.hexdigest()[:16]
 
 
-def best(config: Config, where: Where) -> list[Needs]:
-  """Tries candidates, shows them in order, and returns what the first of them needs."""
+def best(config: Config, where: Where) -> Config:
+  """Tries candidates, shows them in order, and returns the config with the settings of the first."""
   rows = rows_of_update(config)
   shapes = meshes(len(where.devices), where.slices)
 
   def attempt(candidate: Candidate) -> Ranked:
-    changed = config.copy_and_resolve_references()
-    for name, value in candidate.settings().items():
-      group, _, leaf = name.rpartition(".")
-      (changed[group] if group else changed)[leaf] = value
     bar.set_postfix_str(" ".join(map(str, candidate.settings().values())))
-    return Ranked(candidate, planned(Config(changed), where))
+    return Ranked(candidate, planned(changed(config, candidate), where))
 
   found = []
   most = len(shapes) * len(REMAT_POLICIES)
@@ -176,7 +176,16 @@ def best(config: Config, where: Where) -> list[Needs]:
   settings = found[0].candidate.settings()
   print("the first: " + " ".join(f"--config.{name}={value}" for name, value in settings.items()))
   print()
-  return list(found[0].needs)
+  return changed(config, found[0].candidate)
+
+
+def changed(config: Config, candidate: Candidate) -> Config:
+  """The config with the candidate's settings."""
+  result = config.copy_and_resolve_references()
+  for name, value in candidate.settings().items():
+    group, _, leaf = name.rpartition(".")
+    (result[group] if group else result)[leaf] = value
+  return Config(result)
 
 
 def advice(config: Config, found: Needs, where: Where) -> list[str]:

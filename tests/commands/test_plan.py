@@ -158,11 +158,27 @@ def test_what_is_too_large_is_refused_with_its_size(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_slices_exchange_over_the_network_between_them(tmp_path):
+  pytest.importorskip("libtpu")
+  arguments = ["plan", "--config", "configs/sft.py:tiny", "--model", "tiny", "--slices", "2"]
+  arguments += ["--topology", "v5e:2x2", "--workdir", str(tmp_path), "--config.mesh.slice=2"]
+  assert cli.main(arguments) == 0
+  [program] = json.loads((tmp_path / "plan.json").read_text())["programs"]
+  assert program["chips"] == 8
+  assert program["collectives"]["slice"]["send"] > 0 and program["seconds"]["network slice"] > 0
+
+
+@pytest.mark.slow
 def test_search_ranks_what_fits(tmp_path, capsys):
   pytest.importorskip("libtpu")
   arguments = ["plan", "--config", "configs/sft.py:tiny", "--model", "tiny", "--search"]
-  arguments += ["--topology", "v5e:1x1", "--workdir", str(tmp_path), "--config.shapes=((88, 64),)"]
-  arguments[-1] = "--config.data.shapes=((88, 64),)"
+  arguments += [
+    "--topology",
+    "v5e:1x1",
+    "--workdir",
+    str(tmp_path),
+    "--config.data.shapes=((88, 64),)",
+  ]
   assert cli.main(arguments) == 0
   shown = capsys.readouterr().out
   assert shown.count(" fits |") == len(plan.REMAT_POLICIES)
