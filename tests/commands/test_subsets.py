@@ -94,6 +94,7 @@ def in_int8(tensors):
   return result
 
 
+@pytest.mark.slow
 def test_over_a_base_in_int8_what_was_trained_is_written(
   tmp_path, run, sft_changes, outcome, before_saving
 ):
