@@ -73,10 +73,8 @@ def time_table(needs: Needs, chip: Chip) -> str:
 def verdict(needs: Needs, chip: Chip) -> str:
   """One line: whether it fits."""
   if not needs.fits:
-    used = f"needs {_gib(needs.peak_bytes)} GiB" if needs.peak_bytes else "needs more"
-    return (
-      f"{needs.program} does not fit: it {used} of the {_gib(chip.hbm_bytes)} GiB of a {chip.name}."
-    )
+    sizes = f"{_gib(needs.peak_bytes)} GiB of the {_gib(chip.hbm_bytes)} GiB"
+    return f"{needs.program} does not fit: it needs {sizes} of a {chip.name}."
   spare = chip.hbm_bytes - needs.peak_bytes
   return f"{needs.program} fits, with {_gib(spare)} GiB of {_gib(chip.hbm_bytes)} to spare."
 

@@ -59,7 +59,9 @@ def test_traffic_and_bounds(found):
 def test_verdict(found):
   assert verdict(found, CHIP) == "sampling fits, with 6.00 GiB of 16.00 to spare."
   large = dataclasses.replace(found, fits=False, peak_bytes=20 * GIB)
-  assert verdict(large, CHIP) == "sampling does not fit: it needs 20.00 GiB of the 16.00 GiB of a toy."
+  assert (
+    verdict(large, CHIP) == "sampling does not fit: it needs 20.00 GiB of the 16.00 GiB of a toy."
+  )
 
 
 def test_json_has_all_figures(found):
