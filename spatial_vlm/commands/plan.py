@@ -6,7 +6,7 @@ bounds on the time of a step. WORKDIR/plan.json has all figures. Needs libtpu (t
 program on two cores; a second start compiles only what has changed.
 
   spatial-vlm plan --config configs/sft.py:8b --topology v5e:4x8
-  spatial-vlm plan --config configs/dapo.py:8b --topology v5p:4x4x4 --slices 2 --config.mesh.slice=2
+  spatial-vlm plan --config configs/sft.py:8b --topology v5p:2x2x4 --slices 2 --config.mesh.slice=2
   spatial-vlm plan --config configs/sft.py:8b --topology v6e:8x8 --search    # ranks meshes, micro-batches, remat
   spatial-vlm plan --config configs/sft.py:8b --model 4b --topology v5e:1x1 --config.lora.rank=16 \\
     --config.trainable="('.*/lora_[ab]',)" --config.batch_size=1 --config.micro_batches=1
