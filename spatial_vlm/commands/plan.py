@@ -20,7 +20,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,8 +79,12 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     chip, devices = topology_devices(args.topology, args.slices)
   where = Where(workdir, args.topology, args.slices, model, chip, devices)
   print(f"{args.config} on {len(devices)} chips ({args.slices} × {args.topology})\n")
-  if args.search:
-    config = best(config, where)
+  tried = candidates(config, where) if args.search else []
+  if tried:
+    print(ranking(tried, chip))
+    settings = tried[0].candidate.settings()
+    config = changed(config, settings)
+    print("\nthe first:", *(f"--config.{name}={value}" for name, value in settings.items()), "\n")
   found = planned(config, where)
   more = {
     "config": args.config,
@@ -89,7 +93,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     "versions": versions() | {"libtpu": importlib.metadata.version("libtpu")},
   }
   workdir.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(as_json(found, chip, **more), indent=2)
+  text = json.dumps(as_json(found, tried, chip, **more), indent=2)
   (workdir / "plan.json").write_text(text + "\n")
   for of_program in found:
     print(tables(of_program, chip))
@@ -151,14 +155,14 @@ def fingerprint(config: Config, where: Where) -> str:
   return digest.hexdigest()[:16]
 
 
-def best(config: Config, where: Where) -> Config:
-  """Tries candidates, shows them in order, and returns the config with the settings of the first."""
+def candidates(config: Config, where: Where) -> list[Ranked]:
+  """What meshes, micro-batches and policies of rematerialisation need, in order."""
   rows = rows_of_update(config)
   shapes = meshes(len(where.devices), where.slices)
 
   def attempt(candidate: Candidate) -> Ranked:
     bar.set_postfix_str(" ".join(map(str, candidate.settings().values())))
-    return Ranked(candidate, planned(changed(config, candidate), where))
+    return Ranked(candidate, planned(changed(config, candidate.settings()), where))
 
   found = []
   most = len(shapes) * len(REMAT_POLICIES)
@@ -171,18 +175,13 @@ def best(config: Config, where: Where) -> Config:
       f"{rows} rows of an update cannot be shared out by any mesh of {len(where.devices)} chips; raise "
       "batch_size (or prompts) to a multiple of them"
     )
-  found = rank(found)
-  print(ranking(found, where.chip) + "\n")
-  settings = found[0].candidate.settings()
-  print("the first: " + " ".join(f"--config.{name}={value}" for name, value in settings.items()))
-  print()
-  return changed(config, found[0].candidate)
+  return rank(found)
 
 
-def changed(config: Config, candidate: Candidate) -> Config:
-  """The config with the candidate's settings."""
+def changed(config: Config, settings: Mapping[str, Any]) -> Config:
+  """The config with other values of some leaves, named from its root."""
   result = config.copy_and_resolve_references()
-  for name, value in candidate.settings().items():
+  for name, value in settings.items():
     group, _, leaf = name.rpartition(".")
     (result[group] if group else result)[leaf] = value
   return Config(result)

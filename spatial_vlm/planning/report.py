@@ -79,11 +79,18 @@ def verdict(needs: Needs, chip: Chip) -> str:
   return f"{needs.program} fits, with {_gib(spare)} GiB of {_gib(chip.hbm_bytes)} to spare."
 
 
-def as_json(needs: Sequence[Needs], chip: Chip, **more: Any) -> dict[str, Any]:
-  """All figures, in bytes, operations and seconds."""
+def as_json(
+  needs: Sequence[Needs], found: Sequence[Ranked], chip: Chip, **more: Any
+) -> dict[str, Any]:
+  """All figures, in bytes, operations and seconds; `found` are the candidates of a search, in order."""
   return {
     **more,
     "chip": dataclasses.asdict(chip),
+    "ranking": [
+      ranked.candidate.settings()
+      | {name: getattr(ranked, name) for name in ("fits", "peak_bytes", "fastest_s", "slowest_s")}
+      for ranked in found
+    ],
     "programs": [
       dataclasses.asdict(program)
       | {
@@ -103,7 +110,7 @@ def ranking(found: Sequence[Ranked], chip: Chip) -> str:
     (
       str(place),
       *(str(setting) for setting in ranked.candidate.settings().values()),
-      _gib(max(needs.peak_bytes for needs in ranked.needs)),
+      _gib(ranked.peak_bytes),
       f"{ranked.fastest_s * 1e3:.0f}–{ranked.slowest_s * 1e3:.0f}" if ranked.fits else "–",
       "fits" if ranked.fits else "does not fit",
     )

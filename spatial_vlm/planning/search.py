@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from spatial_vlm.planning.program import Needs
+from spatial_vlm.sharding import AXES
 
 MOST_TENSOR = 16
 """Devices that share the heads and hidden units of a layer: with more, they mostly talk."""
@@ -19,14 +20,13 @@ class Candidate:
   """Settings of a training command that change what it needs, not what it computes."""
 
   mesh: tuple[int, int, int, int]
-  """slice, data, fsdp, tensor"""
+  """Sizes of AXES."""
   micro_batches: int
   remat: str
 
   def settings(self) -> dict[str, Any]:
     """As leaves of a config."""
-    axes = ("slice", "data", "fsdp", "tensor")
-    mesh = {f"mesh.{axis}": size for axis, size in zip(axes, self.mesh, strict=True)}
+    mesh = {f"mesh.{axis}": size for axis, size in zip(AXES, self.mesh, strict=True)}
     return {**mesh, "micro_batches": self.micro_batches, "remat": self.remat}
 
 
@@ -40,6 +40,10 @@ class Ranked:
   @property
   def fits(self) -> bool:
     return all(needs.fits for needs in self.needs)
+
+  @property
+  def peak_bytes(self) -> int:
+    return max(needs.peak_bytes for needs in self.needs)
 
   @property
   def fastest_s(self) -> float:
@@ -94,6 +98,6 @@ def rank(found: Iterable[Ranked]) -> list[Ranked]:
     key=lambda ranked: (
       not ranked.fits,
       ranked.fastest_s + ranked.slowest_s,
-      max(needs.peak_bytes for needs in ranked.needs),
+      ranked.peak_bytes,
     ),
   )

@@ -65,7 +65,7 @@ def test_verdict(found):
 
 
 def test_json_has_all_figures(found):
-  written = json.loads(json.dumps(as_json([found], CHIP, topology="toy:2x2")))
+  written = json.loads(json.dumps(as_json([found], [], CHIP, topology="toy:2x2")))
   [program] = written["programs"]
   assert written["topology"] == "toy:2x2" and written["chip"]["hbm_bytes"] == 16 * GIB
   assert program["collective_bytes"] == 3 * 10**9 + 10**6
