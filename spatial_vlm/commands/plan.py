@@ -32,13 +32,12 @@ from spatial_vlm.commands.programs import programs
 from spatial_vlm.commands.setup import find_folder, user_errors
 from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError, leaves, versions
 from spatial_vlm.model.config import PRESETS, ModelConfig
-from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.model.weights import CONFIG_FILE
 from spatial_vlm.objectives.cross_entropy import CHUNKS
 from spatial_vlm.planning.chips import GIB, Chip, topology_devices
 from spatial_vlm.planning.program import LARGE, Needs, needs
 from spatial_vlm.planning.report import as_json, ranking, tables
-from spatial_vlm.planning.search import Candidate, Ranked, meshes, rank, search
+from spatial_vlm.planning.search import REMAT, Candidate, Ranked, meshes, rank, search
 from spatial_vlm.rollout import TOKENS
 
 CONFIG = "configs/sft.py:8b"
@@ -165,9 +164,9 @@ def candidates(config: Config, where: Where) -> list[Ranked]:
     return Ranked(candidate, planned(changed(config, candidate.settings()), where))
 
   found = []
-  most = len(shapes) * len(REMAT_POLICIES)
+  most = len(shapes) * len(REMAT)
   with tqdm(desc="searching", unit="candidate", total=most) as bar:
-    for ranked in search(shapes, rows, tuple(REMAT_POLICIES), attempt):
+    for ranked in search(shapes, rows, attempt):
       found.append(ranked)
       bar.update(ranked.fits)
   if not found:
@@ -241,8 +240,10 @@ def to_shrink(config: Config, found: Needs, where: Where) -> list[str]:
       "samples or max_tokens"
     )
     return lines
-  if config.remat != "full":
-    lines.append(f"remat is {config.remat}: full keeps the least")
+  if config.remat not in ("full", "offload"):
+    lines.append(
+      f"remat is {config.remat}: full keeps the least, and offload puts that into the host's memory"
+    )
   parts = math.prod(
     size
     for axis, size in sharding.make_mesh(config.mesh, where.devices).shape.items()

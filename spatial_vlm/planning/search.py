@@ -9,6 +9,8 @@ from typing import Any
 from spatial_vlm.planning.program import Needs
 from spatial_vlm.sharding import AXES
 
+REMAT = ("dots", "attention", "context", "full")
+"""Policies that are tried. "none" hardly ever fits; "offload" takes minutes to compile, and is for what nothing else fits."""
 MOST_TENSOR = 16
 """Devices that share the heads and hidden units of a layer: with more, they mostly talk."""
 MOST_FSDP = 128
@@ -71,14 +73,13 @@ def meshes(chips: int, slices: int) -> list[tuple[int, int, int, int]]:
 def search(
   shapes: Iterable[tuple[int, int, int, int]],
   rows: int,
-  remat: Sequence[str],
   attempt: Callable[[Candidate], Ranked],
 ) -> Iterator[Ranked]:
   """Every mesh with every policy, each with the fewest micro-batches that fit: more would only take longer.
 
   `rows`: of an update; a mesh that cannot give every device a whole share of them is left out.
   """
-  for mesh, policy in itertools.product(shapes, remat):
+  for mesh, policy in itertools.product(shapes, REMAT):
     shares = math.prod(mesh[:3])
     if rows % shares:
       continue

@@ -181,10 +181,10 @@ def test_search_ranks_what_fits(tmp_path, capsys):
   ]
   assert cli.main(arguments) == 0
   shown = capsys.readouterr().out
-  assert shown.count(" fits |") == len(plan.REMAT_POLICIES)
+  assert shown.count(" fits |") == len(plan.REMAT)
   assert "the first: --config.mesh.slice=1 --config.mesh.data=1" in shown
   written = json.loads((tmp_path / "plan.json").read_text())
-  assert {row["remat"] for row in written["ranking"]} == {*plan.REMAT_POLICIES}
+  assert {row["remat"] for row in written["ranking"]} == {*plan.REMAT}
   bounds = [row["fastest_s"] + row["slowest_s"] for row in written["ranking"]]
   assert bounds == sorted(bounds) and written["programs"][0]["slowest_s"] > 0
 
