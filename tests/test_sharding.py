@@ -385,7 +385,7 @@ def test_every_mesh_gives_the_unsharded_loss_and_gradients(shape):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   on_mesh = jax.device_put(params, sharding.param_shardings(mesh, params))
   rows = sharding.put_batch(mesh, batch)
-  assert len({tuple(part.index) for part in rows.tokens.addressable_shards}) == np.prod(shape[:3])
+  assert len({str(part.index) for part in rows.tokens.addressable_shards}) == np.prod(shape[:3])
   with jax.set_mesh(mesh):
     grads_mesh, (total_mesh, count_mesh) = gradient(on_mesh, rows)
   assert count_mesh == count

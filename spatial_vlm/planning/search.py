@@ -10,7 +10,7 @@ from spatial_vlm.planning.program import Needs
 from spatial_vlm.sharding import AXES
 
 REMAT = ("dots", "attention", "context", "full")
-"""Policies that are tried: "none" hardly ever fits; "offload" takes minutes to compile, for what does not fit otherwise."""
+"""Policies that are tried: "none" hardly ever fits, "offload" takes minutes to compile."""
 MOST_TENSOR = 16
 """Devices that share the heads and hidden units of a layer: with more, they mostly talk."""
 MOST_FSDP = 128
