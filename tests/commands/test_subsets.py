@@ -63,7 +63,7 @@ def test_a_checkpoint_holds_what_trains_and_tells_of_the_base(finished, nano):
   assert base["folder"] == str(nano) and "text/embed/embedding" in base["checksums"]
 
 
-@pytest.mark.parametrize("part", [PAIRS, ALL_BUT_VISION])
+@pytest.mark.parametrize("part", [PAIRS, pytest.param(ALL_BUT_VISION, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_like_the_uninterrupted(
   tmp_path, finished, run, sft_changes, outcome, before_saving, part
 ):

@@ -268,6 +268,7 @@ PACKED = [[0, 1, 2], [], [3, 4]]
 """Numbers of the conversations in each row."""
 
 
+@pytest.mark.slow
 def test_packed_conversations_have_the_logits_they_have_alone(policy, conversations):
   packed = in_rows(policy, [[conversations[i] for i in row] for row in PACKED])
   logits = qwen3_vl.logits(
