@@ -224,7 +224,7 @@ slow, tpu = pytest.mark.slow, pytest.mark.tpu
   [
     pytest.param("2b", "v5e:1x1", (), 7.0, marks=tpu),
     pytest.param("4b", "v5e:1x1", (), 12.5, marks=tpu),
-    pytest.param("8b", "v5e:1x1", ("frozen_int8=true",), 14.2, marks=slow),
+    pytest.param("8b", "v5e:1x1", ("frozen_int8=true",), 14.2, marks=tpu),
     pytest.param("8b", "v6e:1x1", (), 22.5, marks=tpu),
     pytest.param("8b", "v5e:1x1", (), None, marks=slow),  # in bfloat16 it does not fit
   ],
