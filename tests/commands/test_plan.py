@@ -140,7 +140,9 @@ def test_both_programs_of_dapo_are_compiled_once(tmp_path, capsys, monkeypatch):
   assert [program["program"] for program in written["programs"]] == ["sampling", "DAPO update"]
   for program in written["programs"]:
     assert 0 < program["fastest_s"] <= program["slowest_s"] and 0 < program["mfu"][0] <= 1
-    assert program["lost_donation_bytes"] == 0 and program["collective_bytes"] > 0
+    assert program["lost_donation_bytes"] == 0
+  sampling, update = (program["collective_bytes"] for program in written["programs"])
+  assert update > 1e6 > sampling  # each chip answers its own questions
   monkeypatch.setattr(plan, "needs", lambda *_: pytest.fail("compiled again"))
   assert cli.main(arguments) == 0
   assert capsys.readouterr().out == first
