@@ -448,7 +448,8 @@ def test_what_an_earlier_batch_left_in_the_buffer_is_not_seen(policy, informativ
   assert_close(again.train, expected.train)
 
 
-@pytest.mark.parametrize("micro_batches", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batches", [2, 4])
 def test_micro_batches_do_not_change_the_update(policy, informative, settings, micro_batches):
   expected, expected_sums = update(collected(policy, informative, settings), policy, settings)
   cut = change(settings, micro_batches=micro_batches)

@@ -175,6 +175,7 @@ def rollout(policy):
   )
 
 
+@pytest.mark.slow
 def test_an_update_of_dapo_is_projected_too(policy, parts, rollout):
   settings = dapo_settings("float32")
 
