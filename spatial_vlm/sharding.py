@@ -174,7 +174,7 @@ def process_block(mesh: Mesh) -> tuple[int, int]:
   Processes whose devices share heads and hidden units hold, and read, the same rows. Raises ValueError for a mesh that
   scatters a process's rows over the batch.
   """
-  parts = _count(mesh, ROWS)
+  parts = count_parts(mesh, ROWS)
   where = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((parts,))
   held = sorted({row for (rows,) in where.values() for row in range(parts)[rows]})
   first, size = held[0], len(held)
@@ -196,6 +196,15 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.make_array_from_process_local_data(_fit(mesh, P(ROWS), shape), leaf, shape)
 
   return jax.tree.map(put, batch)
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+  """A tree of `jax.ShapeDtypeStruct`s with the shapes and types of `shapes` (or of arrays), and these shardings."""
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+    shapes,
+    shardings,
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -252,7 +261,7 @@ def _fit_parameter(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> N
   kept = [dividing(_axes(entry), mesh, size) for entry, size in zip(spec, sizes, strict=True)]
   wanted = {axis for entry in spec for axis in _axes(entry)}
   for axis in sorted(wanted.difference(*kept)):
-    left = [size // _count(mesh, axes) for size, axes in zip(sizes, kept, strict=True)]
+    left = [size // count_parts(mesh, axes) for size, axes in zip(sizes, kept, strict=True)]
     if room := [i for i, size in enumerate(left) if size % mesh.shape[axis] == 0]:
       place = max(room, key=left.__getitem__)
       kept[place] = (*kept[place], axis)
@@ -263,7 +272,7 @@ def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
   return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def _count(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
+def count_parts(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
   """Parts that the axes cut a dimension into."""
   return math.prod(mesh.shape[axis] for axis in axes)
 
@@ -279,6 +288,6 @@ def _named(mesh: Mesh, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
 
 def dividing(axes: tuple[str, ...], mesh: Mesh | AbstractMesh, size: int) -> tuple[str, ...]:
   """The axes, without the last ones if together they do not divide `size`."""
-  while size % _count(mesh, axes):
+  while size % count_parts(mesh, axes):
     axes = axes[:-1]
   return axes

@@ -1,7 +1,6 @@
 """Putting questions to a policy: prompts of one fixed shape in, written answers out."""
 
 import collections
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -99,7 +98,7 @@ def check_batch(config: Config, mesh: Mesh) -> None:
       f"{jax.process_count()} processes see each other's devices here; questions are asked by one: use a machine that "
       "is not part of a larger TPU slice, or start one process"
     )
-  parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
+  parts = sharding.count_parts(mesh, sharding.ROWS)
   if config.batch_size % parts:
     raise UsageError(
       f"batch_size is {config.batch_size}; it must be a multiple of mesh.slice × mesh.data × mesh.fsdp = {parts}, "

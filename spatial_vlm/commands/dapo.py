@@ -10,7 +10,6 @@ the middle of collecting a batch. What trains is told as in `sft`: all of it, a 
 
 import functools
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -231,7 +230,7 @@ def check(config: Config) -> None:
 def check_blocks(config: Config, mesh: Mesh) -> None:
   """Raises UsageError unless every process can read the block of prompts that its devices sample answers to."""
   _, blocks = sharding.process_block(mesh)
-  parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
+  parts = sharding.count_parts(mesh, sharding.ROWS)
   for name in ("round_prompts", "validate_batch"):
     if blocks > 1 and config[name] % parts:
       raise UsageError(

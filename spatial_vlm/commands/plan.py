@@ -193,8 +193,8 @@ def advice(config: Config, found: Needs, where: Where) -> list[str]:
   shape = config.sampling_mesh if sampling else config.mesh
   mesh = sharding.make_mesh(shape, where.devices)
   rows = config.round_prompts if sampling else rows_at_once(config)
-  parts = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
-  used = math.prod(mesh.shape[axis] for axis in sharding.dividing(sharding.ROWS, mesh, rows))
+  parts = sharding.count_parts(mesh, sharding.ROWS)
+  used = sharding.count_parts(mesh, sharding.dividing(sharding.ROWS, mesh, rows))
   if used < parts:
     lines.append(
       f"{rows} rows at a time lie on {used} of {parts} groups of chips, the others do the same work again: make them a "
@@ -244,11 +244,7 @@ def to_shrink(config: Config, found: Needs, where: Where) -> list[str]:
     lines.append(
       f"remat is {config.remat}: full keeps the least, and offload puts that into the host's memory"
     )
-  parts = math.prod(
-    size
-    for axis, size in sharding.make_mesh(config.mesh, where.devices).shape.items()
-    if axis != "tensor"
-  )
+  parts = sharding.count_parts(sharding.make_mesh(config.mesh, where.devices), sharding.ROWS)
   if rows_at_once(config) > parts:
     lines.append(
       f"a chip computes {rows_at_once(config) // parts} rows at a time: raise micro_batches from {config.micro_batches}"

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from spatial_vlm import sharding
 from spatial_vlm.commands.dapo import check as check_dapo
-from spatial_vlm.commands.setup import master_shapes, settings_of
+from spatial_vlm.commands.setup import master_shapes, over_mesh, settings_of
 from spatial_vlm.commands.sft import check as check_sft
 from spatial_vlm.commands.subsets import parts_of, subset_of
 from spatial_vlm.config import Config
@@ -21,7 +21,7 @@ from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.optim import OptimizerSettings, make_optimizer
 from spatial_vlm.planning.flops import traced_flops
-from spatial_vlm.planning.inputs import batch_shapes, placed, prompt_shapes
+from spatial_vlm.planning.inputs import batch_shapes, prompt_shapes
 from spatial_vlm.planning.program import Program, bytes_of_a_chip
 from spatial_vlm.processor.chat import Size
 from spatial_vlm.rewards import answer_automaton
@@ -48,7 +48,7 @@ def parts(config: Config, model: ModelConfig, mesh: Mesh) -> tuple[Params, Param
   """Shapes of what trains and of what is frozen, over the mesh."""
   subset = subset_of(config, config.lora)
   both = parts_of(master_shapes(mesh, model, subset), subset)
-  trained, frozen = (placed(part, sharding.param_shardings(mesh, part)) for part in both)
+  trained, frozen = (over_mesh(mesh, part) for part in both)
   return trained, frozen
 
 
@@ -56,7 +56,7 @@ def train_state(config: Config, mesh: Mesh, trained: Params) -> TrainState:
   """Shapes of a fresh train state, over the mesh."""
   optimizer = optimizer_of(config)
   shapes = jax.eval_shape(lambda p: sft.init_state(p, optimizer), trained)
-  return placed(shapes, sharding.state_shardings(mesh, shapes))
+  return sharding.placed(shapes, sharding.state_shardings(mesh, shapes))
 
 
 def sft_program(
@@ -94,8 +94,7 @@ def dapo_programs(
   banned = jax.ShapeDtypeStruct((words,), jnp.bool_, sharding=sharding.replicated(sampling_mesh))
   automaton = jax.eval_shape(lambda: answer_automaton([b""] * words, eos_id=0))
   make = functools.partial(dapo.sampling_params, dtype=config.dtype)
-  params = jax.eval_shape(make, train.params, frozen)
-  params = placed(params, sharding.param_shardings(sampling_mesh, params))
+  params = over_mesh(sampling_mesh, jax.eval_shape(make, train.params, frozen))
   key = jax.eval_shape(lambda: jax.random.key(0))
   sample = functools.partial(
     *(dapo.sample_groups.trace, params, prompts, key, automaton, banned),
@@ -107,7 +106,7 @@ def dapo_programs(
     *(params, prompts, key, automaton, banned),
   )
   state = jax.eval_shape(lambda t: dapo.init_state(t, groups, settings), train)
-  state: DapoState = placed(state, dapo.state_shardings(mesh, state))
+  state: DapoState = sharding.placed(state, dapo.state_shardings(mesh, state))
   rest = state.replace(train=None)
   update = functools.partial(
     dapo.update.trace, state, banned, frozen, model=model, optimizer=optimizer
@@ -185,4 +184,4 @@ def cache_bytes(
   total = sum(
     leaf.size * leaf.dtype.itemsize for block in cache.blocks for leaf in (block.keys, block.values)
   )
-  return total // math.prod(mesh.shape[axis] for axis in axes)
+  return total // sharding.count_parts(mesh, axes)

@@ -75,11 +75,7 @@ def master_shapes(mesh: Mesh, model: ModelConfig, subset: Subset = EVERYTHING) -
 
 def over_mesh(mesh: Mesh, shapes: Params) -> Params:
   """Shapes of parameters, laid out over the mesh."""
-  return jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-    shapes,
-    sharding.param_shardings(mesh, shapes),
-  )
+  return sharding.placed(shapes, sharding.param_shardings(mesh, shapes))
 
 
 PROCESSOR_FILES = (

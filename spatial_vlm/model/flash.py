@@ -170,7 +170,7 @@ def over_mesh(
     return kernel(q, k, v, segments)
   rows = sharding.dividing(sharding.ROWS, mesh, len(q))
   heads = sharding.dividing(("tensor",), mesh, q.shape[2])
-  copies = math.lcm(k.shape[1], math.prod(mesh.shape[axis] for axis in heads)) // k.shape[1]
+  copies = math.lcm(k.shape[1], sharding.count_parts(mesh, heads)) // k.shape[1]
   k, v = (jnp.repeat(x, copies, axis=1) for x in (k, v))
   return jax.shard_map(
     kernel,

@@ -1,7 +1,5 @@
 """Shapes of what a program reads, as the input pipeline would hand it over the mesh."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -22,7 +20,7 @@ def batch_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Batch
     positions=_ints(*tokens, 3),
     vision=_vision(model, rows, size.patches),
   )
-  return placed(batch, sharding.batch_sharding(mesh, batch))
+  return sharding.placed(batch, sharding.batch_sharding(mesh, batch))
 
 
 def prompt_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Prompts:
@@ -36,16 +34,7 @@ def prompt_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Prom
     vision=_vision(model, rows, size.patches),
     label=_ints(rows),
   )
-  return placed(prompts, sharding.batch_sharding(mesh, prompts))
-
-
-def placed(shapes: Any, shardings: Any) -> Any:
-  """The shapes with these shardings."""
-  return jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-    shapes,
-    shardings,
-  )
+  return sharding.placed(prompts, sharding.batch_sharding(mesh, prompts))
 
 
 def _vision(model: ModelConfig, rows: int, patches: int) -> Vision | None:
