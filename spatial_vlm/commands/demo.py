@@ -102,7 +102,7 @@ def one_by_one(before: list[Stage], measured: list[Stage], questions: int) -> li
   return timed
 
 
-WORD = {"max_tokens": 16}
+WORD = {"max_new_tokens": 16}
 """Room for an answer that is one word."""
 PART = {"limit": 1000}
 """Enough to see whether the full chain is unlearnt."""
