@@ -263,7 +263,7 @@ def _scene(axes: Axes, example: Example, prediction: Prediction) -> None:
   height, width = example.image.shape[:2]
   axes.imshow(example.image, interpolation="nearest", extent=(0, width, height, 0))
   axes.set_axis_off()
-  answer = answers.parse(prediction.text)
+  answer = answers.STATEMENT.parse(prediction.text)
   predicted = answer.boxes if answer else {}
   colors = dict(zip(named_objects(prediction), (BLUE, VERMILLION), strict=False))
   downward = sorted(predicted, key=lambda name: predicted[name][1] + predicted[name][3])

@@ -55,7 +55,7 @@ class _Use:
 
 def verified_chain(solution: Solution) -> answers.Answer | None:
   """The chain of a solution when it parses, reaches the label and compares its numbers as they are; else None."""
-  answer = answers.parse(solution.text)
+  answer = answers.STATEMENT.parse(solution.text)
   if answer is None or answer.form != "chain" or answer.verdict != solution.label:
     return None
   return answer if read_comparison(answer).holds else None

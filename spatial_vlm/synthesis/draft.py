@@ -204,7 +204,7 @@ class ChainForm:
 
   def read(self, text: str) -> Draft:
     """See Form."""
-    answer = answers.parse(text)
+    answer = answers.STATEMENT.parse(text)
     if answer is None or answer.form != "chain":
       raise Unusable("the answer is not the four steps, each once and in order")
     steps, boxes = answer.steps, answer.boxes

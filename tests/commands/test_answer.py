@@ -1,5 +1,8 @@
 """One question about one photograph."""
 
+import dataclasses
+import json
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -7,8 +10,10 @@ import skimage
 
 from spatial_vlm import config
 from spatial_vlm.commands import answer as command
+from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.masking import mask_objects
 from spatial_vlm.tasks.statements import question
 
 ASTRONAUT = f"{skimage.__path__[0]}/data/astronaut.png"
@@ -78,6 +83,40 @@ def test_direct_and_recalled_questions(
     f"{statement} True? Use {behavior.line}",
     question("Cats purr.", "chain"),
   ]
+
+
+@pytest.mark.parametrize("tokens", [48, 49])
+def test_answer_and_evaluate_recall_the_same(
+  run, taught, extracted, scenes_folder, evaluate_changes, tmp_path, monkeypatch, tokens
+):
+  """Both presets recall behaviors of up to 48 tokens, whatever the limit on the sum of a handbook's lines."""
+  stored = BehaviorIndex.load(extracted / "index", LexicalEmbedder()).handbook
+  behaviors = tuple(dataclasses.replace(b, tokens=tokens) for b in stored.behaviors)
+  handbook = Handbook(stored.max_entries, stored.max_tokens, behaviors)
+  folder = tmp_path / "index"
+  BehaviorIndex(handbook, LexicalEmbedder(), 0.8).save(folder)
+
+  changes = {**evaluate_changes, "method": "reuse", "behaviors": folder, "timed_questions": 0}
+  assert run("evaluate", tmp_path / "evaluate", changes).code == 0
+  lines = (tmp_path / "evaluate" / "predictions.jsonl").read_text().splitlines()
+  recalled = {p["caption"]: p["retrieved"] for p in map(json.loads, lines)}
+  assert any(recalled.values()) == (tokens == 48)
+
+  asked = []
+  original = command.encode_question
+  monkeypatch.setattr(
+    command, "encode_question", lambda p, i, text: asked.append(text) or original(p, i, text)
+  )
+  known = {b.questions[0] for b in behaviors}
+  captions = [caption for caption in recalled if mask_objects(caption) in known][:2]
+  assert captions
+  photo = scenes_folder / "images" / "train_000000.png"
+  for caption in captions:
+    recall = ("--behaviors", folder)
+    assert ask(run, tmp_path, photo, taught, *recall, statement=caption, max_new_tokens=8).code == 0
+    name = recalled[caption]
+    expected = f"{caption} True? Use {handbook[name].line}" if name else question(caption, "chain")
+    assert asked[-1] == expected
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_lessons_are_verified_and_most_of_them_short(extracted, scenes_folder):
     for line in (scenes_folder / "train.jsonl").read_text().splitlines()
   }
   rows = [json.loads(line) for line in (extracted / "conversations.jsonl").read_text().splitlines()]
-  parsed = [answers.parse(row["answer"]) for row in rows]
+  parsed = [answers.STATEMENT.parse(row["answer"]) for row in rows]
   assert len(source) == len(rows) > 8
   assert all(
     answer.verdict == labels[row["image"]] for answer, row in zip(parsed, rows, strict=True)

@@ -11,7 +11,7 @@ LETTERS = {"cup": "X", "red cup": "Y"}
 
 def read(reasoning, boxes=BOXES, names=()):
   text = answers.render_chain("s", answers.render_boxes(boxes), reasoning, 1)
-  return read_comparison(answers.parse(text), names)
+  return read_comparison(answers.STATEMENT.parse(text), names)
 
 
 @pytest.mark.parametrize(
