@@ -6,13 +6,25 @@ tiny   up to 144 tokens, enough for the chain of the tiny model
 
 from ml_collections import ConfigDict
 
+from .common import choose
+
 
 def get_config(preset: str) -> ConfigDict:
-  presets = {
-    "tiny": dict(task="scenes", max_new_tokens=144, max_patches=1024, behavior_tokens=48),
-    "8b": dict(task="vsr", max_new_tokens=1024, max_patches=4096, behavior_tokens=64),
-  }
-  if preset not in presets:
-    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
-  # Larger photographs are scaled down to max_patches; behavior_tokens limits one recalled behavior, as in `evaluate`.
-  return ConfigDict(presets[preset])
+  return choose(preset, {"tiny": tiny, "8b": qwen3_vl_8b})
+
+
+def tiny() -> ConfigDict:
+  return ConfigDict(
+    dict(
+      task="scenes",  # how the question is put and its answer parsed: scenes | vsr
+      behavior_tokens=48,  # most tokens of a recalled behavior in the question, as in `evaluate`
+      max_new_tokens=144,
+      max_patches=1024,  # larger photographs are scaled down to this
+    )
+  )
+
+
+def qwen3_vl_8b() -> ConfigDict:
+  return ConfigDict(
+    dict(task="vsr", behavior_tokens=64, max_new_tokens=1024, max_patches=4096)
+  )
