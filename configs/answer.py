@@ -25,6 +25,4 @@ def tiny() -> ConfigDict:
 
 
 def qwen3_vl_8b() -> ConfigDict:
-  return ConfigDict(
-    dict(task="vsr", behavior_tokens=64, max_new_tokens=1024, max_patches=4096)
-  )
+  return ConfigDict(dict(task="vsr", behavior_tokens=64, max_new_tokens=1024, max_patches=4096))

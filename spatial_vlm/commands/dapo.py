@@ -25,17 +25,18 @@ from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.data import split_guard
 from spatial_vlm.data.pipeline import Reader, prompt_order
-from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import BatchGenerator, Row, greedy
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import Policy, PromptShape, collate
-from spatial_vlm.inference.questions import plain_question
+from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.parameters.partition import subset_from_config
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards.accuracy import is_correct
 from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton, compile_automaton, verdicts
+from spatial_vlm.tasks import find_task
+from spatial_vlm.tasks.task import ExampleSource
 from spatial_vlm.train import policy_optimization
 from spatial_vlm.train.policy_optimization import check
 from spatial_vlm.train.run import (
@@ -57,7 +58,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     subset = subset_from_config(config, config.lora)
     policy = load_policy(config.checkpoint, mesh=mesh, subset=subset)
     trained, frozen = partition_policy(mesh, policy.params, subset, config.seed)
-    automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+    pieces = token_bytes(policy.processor.tokenizer)
+    automaton = compile_automaton(find_task(config.task).grammar, pieces, policy.special.eos)
     settings = settings_from(
       policy_optimization.RlSettings, config, eos=policy.special.eos, pad=policy.special.pad
     )
@@ -188,7 +190,7 @@ def check_blocks(config: Config, mesh: Mesh) -> None:
       )
 
 
-def guard(config: Config, source: JsonlSource) -> None:
+def guard(config: Config, source: ExampleSource) -> None:
   """Raises UsageError when a training record is one that is validated or evaluated on."""
   for file in filter(None, (config.data.validation, config.data.evaluation)):
     remedy = f"leave those of {file} out of it (spatial-vlm data --config.drop_shared=true)"
@@ -227,13 +229,12 @@ def sampler(
 
 def question_reader(config: Config, policy: Policy, mesh: Mesh, records: str) -> Reader:
   """The questions of a file of records, each asking for a full chain."""
-  data = config.data
-  source = JsonlSource(records, data.images, max_bad_share=data.max_bad_share)
+  data, task = config.data, find_task(config.task)
+  source = task.read(records, data.images, None, data.max_bad_share)
   shape = PromptShape(data.prompt_tokens, data.patches)
-  asker = BatchGenerator(
-    policy, mesh, shape, config.max_new_tokens, functools.partial(plain_question, form="chain")
-  )
-  return Reader(source, asker.encode, data.max_bad_share)
+  chains = QuestionBuilder(task, "chain")
+  generator = BatchGenerator(policy, mesh, shape, config.max_new_tokens, chains)
+  return Reader(source, generator.encode, data.max_bad_share)
 
 
 def training_prompts(

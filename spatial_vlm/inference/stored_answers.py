@@ -100,7 +100,9 @@ def in_order(work: Callable[[Any], Any], items: Iterable[Any], in_flight: int) -
   try:
     for item in _failing_last(items):
       waiting.append(item if isinstance(item, Future) else pool.submit(work, item))
-      if len(waiting) > in_flight:  # one more than the threads work on, so that none waits for the caller
+      if (
+        len(waiting) > in_flight
+      ):  # one more than the threads work on, so that none waits for the caller
         yield waiting.popleft().result()
     while waiting:
       yield waiting.popleft().result()

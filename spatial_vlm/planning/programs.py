@@ -26,6 +26,7 @@ from spatial_vlm.processor.chat import Size
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.rollout.sampler import stages
 from spatial_vlm.sharding import with_param_shardings
+from spatial_vlm.tasks import find_task
 from spatial_vlm.train import policy_optimization, sft, update
 from spatial_vlm.train.policy_optimization import check as check_dapo
 from spatial_vlm.train.sft import check as check_sft
@@ -96,7 +97,8 @@ def dapo_programs(
   forbidden_tokens = jax.ShapeDtypeStruct(
     (words,), jnp.bool_, sharding=sharding.replicated(sampling_mesh)
   )
-  automaton = jax.eval_shape(lambda: compile_automaton([b""] * words, eos_id=0))
+  grammar = find_task(config.task).grammar
+  automaton = jax.eval_shape(lambda: compile_automaton(grammar, [b""] * words, eos_id=0))
   make = functools.partial(policy_optimization.rollout_weights, dtype=config.dtype)
   params = with_param_shardings(sampling_mesh, jax.eval_shape(make, train.params, frozen))
   key = jax.eval_shape(lambda: jax.random.key(0))

@@ -118,7 +118,9 @@ class BehaviorIndex:
       raise HandbookError(
         f"{path}: {len(vectors)} vectors for {len(questions)} questions; save the index again"
       )
-    self = cls(Handbook(handbook.max_entries, handbook.max_tokens), embedder, index["min_similarity"])
+    self = cls(
+      Handbook(handbook.max_entries, handbook.max_tokens), embedder, index["min_similarity"]
+    )
     self._vectors = dict(zip(questions, vectors, strict=True))
     self._set(handbook)
     return self

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from spatial_vlm import config
-from spatial_vlm.commands import evaluate as command
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference import generation
@@ -50,7 +49,7 @@ def predictions(workdir):
 def test_results_have_the_schema_and_follow_from_the_predictions(finished, method):
   workdir, _ = finished[method]
   results = json.loads((workdir / "results.json").read_text())
-  assert list(results) == ["rows"] and len(results["rows"]) == 1
+  assert list(results) == ["rows", "recalls"] and len(results["rows"]) == 1
   row = results["rows"][0]
   assert list(row) == FIELDS and row["method"] == method
   stored = predictions(workdir)
@@ -111,6 +110,9 @@ def test_reuse_names_what_it_recalled_and_asks_for_the_short_form(finished, extr
   names = {behavior["name"] for behavior in handbook}
   stored = predictions(finished["reuse"][0])
   recalled = [p for p in stored if p.retrieved]
+  results = json.loads((finished["reuse"][0] / "results.json").read_text())
+  assert sum(results["recalls"].values()) == len(recalled)
+  assert all(sum(p.retrieved == n for p in stored) == k for n, k in results["recalls"].items())
   assert recalled and {p.retrieved for p in recalled} <= names
   plain = {p.id: p.prompt_tokens for p in predictions(finished["chain"][0])}
   fallen_back = [p for p in stored if not p.retrieved]
@@ -201,6 +203,7 @@ def test_limit_and_a_last_batch_that_is_not_full(
       {"method": "guess"},
       "method is 'guess'; choose one of majority, zero-shot, direct, chain, reuse",
     ),
+    ({"task": "vrs"}, "task is 'vrs'; choose one of vsr, scenes"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
     ({"data.records": "absent.jsonl"}, "absent.jsonl"),
     ({"data.boxes": "absent.boxes.jsonl"}, "absent.boxes.jsonl"),
@@ -255,23 +258,6 @@ def test_a_torn_picture_is_left_out_of_every_method(
   changes = {**evaluate_changes, **changes, "method": method, "data.max_bad_share": 0.5}
   assert run("evaluate", tmp_path / "run", changes).code == 0
   assert [p.id for p in predictions(tmp_path / "run")] == [0, *range(2, 27)]
-
-
-def test_timed_questions_warm_up_before_the_clock(taught, scenes_folder, monkeypatch):
-  """The first question is asked twice; the clock of the second asking counts."""
-  asked = []
-
-  class Fake:
-    def encode(self, example):
-      return example
-
-    def answer(self, rows, ids):
-      asked.extend(ids)
-
-  source = JsonlSource(scenes_folder / "test.jsonl", scenes_folder / "images")
-  seconds = command.time_one_by_one(Fake(), source, 3)
-  assert asked == [0, 0, 1, 2] and seconds.keys() == {0, 1, 2}
-  assert all(value > 0 for value in seconds.values())
 
 
 @pytest.mark.kills
