@@ -21,8 +21,8 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["TPU_ACCELERATOR_TYPE"] = "v5e-1"
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-# Most of the time goes into compiling programs that run once or twice, on small arrays: code that is not optimized, from
-# XLA's older emitters, is compiled in a third of the time. XLA_FLAGS= (empty) tests what a user's machine runs.
+# Most of the time goes into compiling programs that run once or twice, on small arrays. Without optimization and with
+# XLA's older emitters, compilation takes a third of the time. XLA_FLAGS= (empty) tests the code that users run.
 os.environ.setdefault(
   "XLA_FLAGS",
   "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -69,6 +69,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -79,6 +80,9 @@ torch.set_num_threads(1)
 _torchvision = torch.library.Library("torchvision", "DEF")
 for _operator in ("nms", "qnms"):
   _torchvision.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+# Modules imported from here on check the arrays in their functions' annotations.
+jaxtyping.install_import_hook("spatial_vlm", "shape_checks.checked")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
