@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 def get_config(preset: str) -> ConfigDict:
   presets = {
-    "tiny": dict(max_tokens=144, max_patches=1024),
-    "8b": dict(max_tokens=1024, max_patches=4096),
+    "tiny": dict(max_new_tokens=144, max_patches=1024),
+    "8b": dict(max_new_tokens=1024, max_patches=4096),
   }
   if preset not in presets:
     raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")

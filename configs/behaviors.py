@@ -29,12 +29,12 @@ def tiny() -> ConfigDict:
       mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
       prompt_tokens=64,
       patches=64,
-      max_tokens=128,
+      max_new_tokens=128,
       min_support=5,  # correct chains that must agree on a procedure
       max_entries=64,  # limits of the handbook
       max_handbook_tokens=4096,
       behavior_tokens=48,  # most tokens of a behavior in a question; longer ones are not taught
-      similarity_floor=0.8,  # below it nothing is recalled
+      min_similarity=0.8,  # below it nothing is recalled
       full_share=0.1,  # of the verified answers that stay full chains in the fine-tuning set
     )
   )
@@ -51,7 +51,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
   config.prompt_tokens = 1280
   config.patches = 4096
-  config.max_tokens = 1024
+  config.max_new_tokens = 1024
   config.max_entries = 1000
   config.max_handbook_tokens = 65_536
   config.behavior_tokens = 64

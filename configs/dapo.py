@@ -29,15 +29,15 @@ def tiny() -> ConfigDict:
         patches=64,  # patches of a prompt are padded to this
       ),
       steps=30,  # policy batches
-      prompts=32,  # groups of a policy batch
-      samples=8,  # G, answers to each prompt
-      round_prompts=32,  # prompts drawn in a round of dynamic sampling
-      max_rounds=4,  # then the batch takes the groups that there are
+      groups_per_batch=32,  # groups of a policy batch
+      group_size=8,  # G, answers to each prompt
+      rollout_batch_size=32,  # prompts drawn in a round of dynamic sampling
+      max_rollout_rounds=4,  # then the batch takes the groups that there are
       minibatches=4,  # updates on each batch
       micro_batches=1,
       eps_low=0.2,
       eps_high=0.28,
-      max_tokens=128,
+      max_new_tokens=128,
       overlong_cache_tokens=8,
       temperature=1.0,
       chunk_tokens=8192,  # of each answer, whose logits are held at once
@@ -78,7 +78,7 @@ def tiny() -> ConfigDict:
       validate_prompts=256,
       validate_batch=256,
       checkpoint_steps=5,  # rounds and updates between checkpoints
-      keep_checkpoints=1,
+      max_to_keep=1,
     )
   )
 
@@ -91,13 +91,13 @@ def qwen3_vl_8b() -> ConfigDict:
   config.data.prompt_tokens = 1280
   config.data.patches = 4096
   config.steps = 150
-  config.prompts = 512
-  config.samples = 16
-  config.round_prompts = 64  # as many as 32 chips of v5e have room for, beside what they train
-  config.max_rounds = 80
+  config.groups_per_batch = 512
+  config.group_size = 16
+  config.rollout_batch_size = 64  # as many as 32 chips of v5e have room for, beside what they train
+  config.max_rollout_rounds = 80
   config.minibatches = 16
   config.micro_batches = 8
-  config.max_tokens = 1024
+  config.max_new_tokens = 1024
   config.overlong_cache_tokens = 256
   config.chunk_tokens = 64
   config.remat = "full"
@@ -112,5 +112,5 @@ def qwen3_vl_8b() -> ConfigDict:
   config.optimizer.weight_decay = 0.1
   config.validate_prompts = 1024
   config.validate_batch = 512
-  config.keep_checkpoints = 3
+  config.max_to_keep = 3
   return config

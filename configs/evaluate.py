@@ -34,7 +34,7 @@ def tiny() -> ConfigDict:
       mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
       prompt_tokens=96,  # room for a behavior in the question
       patches=64,
-      max_tokens=128,
+      max_new_tokens=128,
       timed_questions=64,  # asked one at a time, for seconds per answer
     )
   )
@@ -53,5 +53,5 @@ def qwen3_vl_8b() -> ConfigDict:
   config.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
   config.prompt_tokens = 1280
   config.patches = 4096
-  config.max_tokens = 1024
+  config.max_new_tokens = 1024
   return config

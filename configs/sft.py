@@ -35,7 +35,7 @@ def tiny() -> ConfigDict:
         evaluation="",  # file of records that may not be asked about; scenes have none in common
         mix=(),  # further (conversations, images, weight): so many of them for one of `conversations`
         max_bad_share=0.01,  # stop when more than this share of the records is broken
-        arrangement="shuffled",  # or "bucketed": batches of similar size; "packed": several records a row
+        batching="shuffled",  # or "bucketed": batches of similar size; "packed": several records a row
         # Tokens and patches that rows are padded to. Each is a program to compile; what fits in none is left out.
         shapes=((88, 64), (176, 64), (192, 64)),
         pretrain=dict(  # pictures to caption and ground, drawn on the way, instead of files
@@ -82,7 +82,7 @@ def tiny() -> ConfigDict:
       ),
       log_steps=10,
       checkpoint_steps=100,
-      keep_checkpoints=1,
+      max_to_keep=1,
     )
   )
 
@@ -98,7 +98,7 @@ def reuse() -> ConfigDict:
   config = tiny()
   config.checkpoint = "runs/dapo/export"
   config.data.conversations = "runs/behaviors/conversations.jsonl"
-  config.data.arrangement = "bucketed"  # short answers beside full ones
+  config.data.batching = "bucketed"  # short answers beside full ones
   config.epochs = 1
   config.optimizer.learning_rate = 1e-3
   return config
@@ -127,7 +127,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.data.conversations = config_dict.required_placeholder(str)
   config.data.images = config_dict.required_placeholder(str)
   config.data.evaluation = config_dict.required_placeholder(str)
-  config.data.arrangement = "packed"
+  config.data.batching = "packed"
   # Three pictures of 640×480 with their chains, in a multiple of 128 patches. As many patches for each token as there
   # are in the data: the scarcer of the two fills the rows, and all that is left of the other is padding.
   config.data.shapes = ((2048, 3712),)
@@ -143,7 +143,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.optimizer.beta2 = 0.95
   config.optimizer.weight_decay = 0.1
   config.checkpoint_steps = 50
-  config.keep_checkpoints = 3
+  config.max_to_keep = 3
   return config
 
 

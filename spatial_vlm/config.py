@@ -347,7 +347,7 @@ def _show(values: dict[str, Any], name: str) -> str:
   return json.dumps(values[name]) if name in values else "(absent)"
 
 
-def settings_of(settings: type, config: Config, **known: object) -> Any:
+def settings_from(settings: type, config: Config, **known: object) -> Any:
   """The frozen dataclass `settings`, its fields read from the leaves of the same name, but for those that are known."""
   names = {field.name for field in dataclasses.fields(settings)} - known.keys()
   return settings(**{name: config[name] for name in names}, **known)

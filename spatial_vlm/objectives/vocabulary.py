@@ -40,7 +40,7 @@ def picked(
   return jax.lax.psum(jnp.where((own >= 0) & (own < size), value, 0.0), axes)
 
 
-def over_mesh(score: Callable[..., Any], words: tuple[Array, ...], *rows: Array) -> Any:
+def with_param_shardings(score: Callable[..., Any], words: tuple[Array, ...], *rows: Array) -> Any:
   """`score(*words, *rows, axes=…)` on each device's part of the mesh that `jax.set_mesh` has set, if any.
 
   Args:
@@ -52,8 +52,8 @@ def over_mesh(score: Callable[..., Any], words: tuple[Array, ...], *rows: Array)
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return score(*words, *rows, axes=())
-  of_rows = P(sharding.dividing(sharding.ROWS, mesh, len(rows[0])))
-  axes = sharding.dividing(("tensor",), mesh, words[0].shape[-1])
+  of_rows = P(sharding.divisible_axes(sharding.ROWS, mesh, len(rows[0])))
+  axes = sharding.divisible_axes(("tensor",), mesh, words[0].shape[-1])
   of_words = [P(*[None] * (array.ndim - 1), axes) for array in words]
   return jax.shard_map(
     functools.partial(score, axes=axes),

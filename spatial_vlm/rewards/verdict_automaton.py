@@ -23,7 +23,7 @@ DEAD, START = 0, 1
 
 
 @flax.struct.dataclass
-class AnswerAutomaton:
+class VerdictAutomaton:
   """State 0 is dead (no answer can follow), state 1 is the start."""
 
   transitions: Integer[Array, "S V"]
@@ -33,7 +33,7 @@ class AnswerAutomaton:
   eos: Int[Array, ""]
 
 
-def answer_automaton(token_bytes: Sequence[bytes], eos_id: int) -> AnswerAutomaton:
+def compile_automaton(token_bytes: Sequence[bytes], eos_id: int) -> VerdictAutomaton:
   """The grammar of answers as a table over token ids.
 
   `token_bytes[i]` are the bytes that token i stands for, empty for special tokens. A special token
@@ -41,11 +41,11 @@ def answer_automaton(token_bytes: Sequence[bytes], eos_id: int) -> AnswerAutomat
   """
   byte_table, verdict = _byte_automaton()
   table = _compose(byte_table, token_bytes)
-  return AnswerAutomaton(jnp.asarray(table), jnp.asarray(verdict), jnp.asarray(eos_id, jnp.int32))
+  return VerdictAutomaton(jnp.asarray(table), jnp.asarray(verdict), jnp.asarray(eos_id, jnp.int32))
 
 
 def verdicts(
-  automaton: AnswerAutomaton, tokens: Int[Array, "*R T"], mask: Bool[Array, "*R T"]
+  automaton: VerdictAutomaton, tokens: Int[Array, "*R T"], mask: Bool[Array, "*R T"]
 ) -> Int[Array, "*R"]:
   """1 yes, 0 no, −1 for what is no answer or has no end-of-turn token inside `mask`.
 

@@ -1,8 +1,8 @@
 """DAPO: Decoupled Clip and Dynamic sAmpling Policy Optimization (arXiv 2503.14476), Algorithm 1.
 
 One batch is collected in rounds: sample G answers to each of some prompts, keep the groups that are neither all
-right nor all wrong. When `prompts` groups are there, or after `max_rounds` rounds, the policy is updated on several
-mini-batches of them. Whatever a round leaves behind lives in `DapoState`, so a run may stop between any two.
+right nor all wrong. When `groups_per_batch` groups are there, or after `max_rollout_rounds` rounds, the policy is
+updated on several mini-batches of them. All state between rounds lives in `RlState`: a run may stop between any two.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from spatial_vlm.config import Config, UsageError, check_positive
 from spatial_vlm.metrics import Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
-from spatial_vlm.objectives.advantage import group_advantage, informative
+from spatial_vlm.objectives.advantage import group_advantage, has_mixed_outcomes
 from spatial_vlm.objectives.dapo import dapo_objective, dapo_statistics, overlong_penalty
 from spatial_vlm.objectives.token_logprobs import token_logprobs
 from spatial_vlm.parameters.lora import merged
-from spatial_vlm.parameters.partition import NOTHING, join
+from spatial_vlm.parameters.partition import NOTHING, combine
 from spatial_vlm.rewards.verdict_automaton import (
-  AnswerAutomaton,
+  VerdictAutomaton,
   accuracy_reward,
   is_correct,
   verdicts,
@@ -37,32 +37,33 @@ from spatial_vlm.train.update import (
   accumulate,
   apply_gradient,
   computed_in,
+  constrain_state,
   cut_rows,
   join_rows,
-  laid_out,
   mean_gradient,
 )
-from spatial_vlm.types import Batch, DapoState, Params, Prompts, Rollout, TrainState
+from spatial_vlm.types import Batch, Params, Prompts, RlState, Rollout, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class DapoSettings:
+class RlSettings:
   """What is compiled into rounds and updates.
 
-  prompts: groups of one policy batch; samples: G, answers to each; round_prompts: prompts drawn in a round;
-  max_rounds: rounds after which the update takes what there is; minibatches: updates per batch;
-  eps_low, eps_high: clip range 1−ε_low … 1+ε_high; max_tokens, overlong_cache_tokens: L_max and L_cache of Eq. 13.
+  groups_per_batch: groups of one policy batch; group_size: G, answers to each; rollout_batch_size: prompts of a
+  sampling round; max_rollout_rounds: rounds after which the update takes the groups that exist; minibatches: updates
+  per batch;
+  eps_low, eps_high: clip range 1−ε_low … 1+ε_high; max_new_tokens, overlong_cache_tokens: L_max and L_cache of Eq. 13.
   """
 
   prompts: int
-  samples: int
-  round_prompts: int
-  max_rounds: int
+  group_size: int
+  rollout_batch_size: int
+  max_rollout_rounds: int
   minibatches: int
   micro_batches: int
   eps_low: float
   eps_high: float
-  max_tokens: int
+  max_new_tokens: int
   overlong_cache_tokens: int
   temperature: float
   chunk_tokens: int
@@ -75,7 +76,7 @@ class DapoSettings:
 SAMPLED_SUMS = tuple(
   f"sampled/{name}"
   for name in (
-    "informative",
+    "has_mixed_outcomes",
     "accuracy",
     "unparsed",
     "yes",
@@ -94,13 +95,13 @@ def no_sums(names: tuple[str, ...]) -> Sums:
   return {name: (jnp.zeros(()), jnp.zeros((), jnp.int32)) for name in names}
 
 
-def sampling_params(params: Params, frozen: Params, dtype: str) -> Params:
+def rollout_weights(params: Params, frozen: Params, dtype: str) -> Params:
   """The parameters as answers are sampled from them, for a whole round.
 
   Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to. Where
   these are in int8, there is no room for it: each token makes the kernels anew, layer by layer.
   """
-  return merged(computed_in(dtype, join(params, frozen)))
+  return merged(computed_in(dtype, combine(params, frozen)))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))
@@ -108,26 +109,26 @@ def sample_groups(
   params: Params,
   prompts: Prompts,
   key: PRNGKeyArray,
-  automaton: AnswerAutomaton,
-  banned: Bool[Array, "V"],
+  automaton: VerdictAutomaton,
+  forbidden_tokens: Bool[Array, "V"],
   *,
   model: ModelConfig,
-  settings: DapoSettings,
+  settings: RlSettings,
 ) -> Rollout:
-  """G answers to every prompt with their verdicts; advantages are still zero. `params` are `sampling_params`."""
+  """G answers to every prompt with their verdicts; advantages are still zero. `params` are `rollout_weights`."""
   completions = generate(
     params,
     prompts,
     key,
-    banned,
+    forbidden_tokens,
     model=model,
-    samples=settings.samples,
-    max_tokens=settings.max_tokens,
+    group_size=settings.group_size,
+    max_new_tokens=settings.max_new_tokens,
     temperature=settings.temperature,
     eos=settings.eos,
     pad=settings.pad,
   )
-  tokens, mask, logp = (x.reshape(-1, settings.samples, x.shape[-1]) for x in completions)
+  tokens, mask, logp = (x.reshape(-1, settings.group_size, x.shape[-1]) for x in completions)
   verdict = verdicts(automaton, tokens, mask)
   return Rollout(
     prompts=prompts,
@@ -149,39 +150,39 @@ def empty_buffer(rollout: Rollout, prompts: int) -> Rollout:
 def sampling_statistics(rollout: Rollout) -> Sums:
   """(sum, count) of a round before groups are left out; counts are answers or groups."""
   right = jnp.sum(rollout.correct, axis=1)
-  samples = rollout.correct.shape[1]
+  group_size = rollout.correct.shape[1]
 
   def total(x):
     return jnp.sum(x.astype(jnp.float32)), jnp.int32(x.size)
 
   return {
-    "sampled/informative": total(informative(rollout.correct)),
+    "sampled/mixed_outcomes": total(has_mixed_outcomes(rollout.correct)),
     "sampled/accuracy": total(rollout.correct),
     "sampled/unparsed": total(rollout.verdict < 0),
     "sampled/yes": total(rollout.verdict == 1),
     "sampled/length_tokens": total(rollout.length_tokens),
-    "sampled/all_right": total(right == samples),
+    "sampled/all_right": total(right == group_size),
     "sampled/all_wrong": total(right == 0),
     "sampled/some_right": total(right > 0),
   }
 
 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
-def collect(state: DapoState, rollout: Rollout, *, settings: DapoSettings) -> DapoState:
+def collect(state: RlState, rollout: Rollout, *, settings: RlSettings) -> RlState:
   """Puts the informative groups (0 < #correct < G) behind those already kept; surplus ones are dropped."""
-  keep = informative(rollout.correct)
+  keep = has_mixed_outcomes(rollout.correct)
   slot = state.filled + jnp.cumsum(keep, dtype=jnp.int32) - 1
-  slot = jnp.where(keep, slot, settings.prompts)  # out of range: left out
+  slot = jnp.where(keep, slot, settings.groups_per_batch)  # out of range: left out
   put = functools.partial(jax.tree.map, lambda kept, new: kept.at[slot].set(new, mode="drop"))
   kept = state.filled + jnp.sum(keep, dtype=jnp.int32)
   state = state.replace(
     cursor=state.cursor + keep.size,
     rounds=state.rounds + 1,
     buffer=put(state.buffer, rollout),
-    filled=jnp.minimum(kept, settings.prompts),
+    filled=jnp.minimum(kept, settings.groups_per_batch),
     sampled=metrics.add(state.sampled, sampling_statistics(rollout)),
   )
-  return laid_out(state, state_shardings)
+  return constrain_state(state, state_shardings)
 
 
 def completion_batch(rollout: Rollout) -> Batch:
@@ -189,17 +190,17 @@ def completion_batch(rollout: Rollout) -> Batch:
 
   Positions go on as in decoding: one more than the largest of the prompt, the same on the three axes.
   """
-  prompts, (_, samples, length) = rollout.prompts, rollout.tokens.shape
+  prompts, (_, group_size, length) = rollout.prompts, rollout.tokens.shape
   real = (prompts.segments > 0)[..., None]
   start = jnp.max(jnp.where(real, prompts.positions, 0), axis=(1, 2)) + 1
   answer_positions = start[:, None] + jnp.arange(length)[None]
 
   def rows(of_prompt, of_answer):
-    return jnp.concatenate([jnp.repeat(of_prompt, samples, axis=0), of_answer], axis=1)
+    return jnp.concatenate([jnp.repeat(of_prompt, group_size, axis=0), of_answer], axis=1)
 
   tokens = rollout.tokens.reshape(-1, length)
   mask = rollout.mask.reshape(-1, length)
-  positions = jnp.repeat(answer_positions, samples, axis=0)[..., None]
+  positions = jnp.repeat(answer_positions, group_size, axis=0)[..., None]
   return Batch(
     tokens=rows(prompts.tokens, tokens),
     segments=rows(prompts.segments, mask.astype(prompts.segments.dtype)),
@@ -212,14 +213,14 @@ def completion_batch(rollout: Rollout) -> Batch:
 def answer_logprobs(
   params: Params,
   rollout: Rollout,
-  banned: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array, "V"],
   model: ModelConfig,
-  settings: DapoSettings,
+  settings: RlSettings,
 ) -> tuple[Float[Array, "R T"], Float[Array, "R T"]]:
   """log π_θ and entropy of every token of every answer (R = B·G rows), over the ids that may be sampled."""
   length = rollout.tokens.shape[-1]
   params = computed_in(settings.dtype, params)
-  batch = sharding.spread(
+  batch = sharding.constrain_rows(
     completion_batch(rollout)
   )  # fewer groups than devices may have rows for all
   hidden = qwen3_vl.forward(params, model, batch, settings.remat)
@@ -230,32 +231,32 @@ def answer_logprobs(
     hidden[:, answer],
     qwen3_vl.unembedding(params, model).T,
     batch.tokens[:, answer],
-    banned,
+    forbidden_tokens,
     temperature=settings.temperature,
     chunk=settings.chunk_tokens,
   )
   return logp[:, 1:], entropy[:, 1:]
 
 
-def shaped_reward(rollout: Rollout, settings: DapoSettings) -> Float[Array, "B G"]:
+def shaped_reward(rollout: Rollout, settings: RlSettings) -> Float[Array, "B G"]:
   """Raw accuracy (±1) plus the soft overlong punishment in tokens (Eq. 13)."""
   penalty = overlong_penalty(
-    rollout.length_tokens, settings.max_tokens, settings.overlong_cache_tokens
+    rollout.length_tokens, settings.max_new_tokens, settings.overlong_cache_tokens
   )
   return accuracy_reward(rollout.verdict, rollout.prompts.label[:, None]) + penalty
 
 
-def dapo_step(
+def rl_step(
   state: TrainState,
   minibatch: Rollout,
   logp_old: Float[Array, "B G T"],
   first: Bool[Array, ""],
-  banned: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array, "V"],
   frozen: Params = NOTHING,
   *,
   model: ModelConfig,
   optimizer: optax.GradientTransformation,
-  settings: DapoSettings,
+  settings: RlSettings,
 ) -> tuple[TrainState, Sums]:
   """One update on a mini-batch, normalised by its global number of answer tokens.
 
@@ -265,7 +266,9 @@ def dapo_step(
 
   def loss(params, cut):
     rollout, old = cut
-    logp, entropy = answer_logprobs(join(params, frozen), rollout, banned, model, settings)
+    logp, entropy = answer_logprobs(
+      combine(params, frozen), rollout, forbidden_tokens, model, settings
+    )
     old = jnp.where(first, jax.lax.stop_gradient(logp), old.reshape(logp.shape))
     mask = rollout.mask.reshape(logp.shape)
     advantage = rollout.advantage.reshape(-1)
@@ -287,16 +290,16 @@ def dapo_step(
   jax.jit, static_argnames=("model", "optimizer", "settings"), donate_argnames="state"
 )
 def update(
-  state: DapoState,
-  banned: Bool[Array, "V"],
+  state: RlState,
+  forbidden_tokens: Bool[Array, "V"],
   frozen: Params = NOTHING,
   *,
   model: ModelConfig,
   optimizer: optax.GradientTransformation,
-  settings: DapoSettings,
-) -> tuple[DapoState, Sums]:
+  settings: RlSettings,
+) -> tuple[RlState, Sums]:
   """Advantages of the collected groups, then `minibatches` updates in turn; the buffer is empty afterwards."""
-  kept = (jnp.arange(settings.prompts) < state.filled)[:, None]
+  kept = (jnp.arange(settings.groups_per_batch) < state.filled)[:, None]
   rollout = state.buffer
   reward = shaped_reward(rollout, settings)
   rollout = rollout.replace(
@@ -305,8 +308,10 @@ def update(
   )
 
   def log_probabilities(part: Rollout) -> Float[Array, "B G T"]:
-    params = join(state.train.params, frozen)
-    return answer_logprobs(params, part, banned, model, settings)[0].reshape(part.logp.shape)
+    params = combine(state.train.params, frozen)
+    return answer_logprobs(params, part, forbidden_tokens, model, settings)[0].reshape(
+      part.logp.shape
+    )
 
   minibatches = cut_rows(rollout, settings.minibatches)
   pieces = cut_rows(rollout, settings.minibatches * settings.micro_batches)
@@ -315,8 +320,8 @@ def update(
   def one(carry, part):
     train, sums = carry
     i, minibatch, old = part
-    train, of_minibatch = dapo_step(
-      *(train, minibatch, old, i == 0, banned, frozen),
+    train, of_minibatch = rl_step(
+      *(train, minibatch, old, i == 0, forbidden_tokens, frozen),
       model=model,
       optimizer=optimizer,
       settings=settings,
@@ -327,7 +332,7 @@ def update(
   carry = (state.train, no_sums(UPDATE_SUMS))
   (train, sums), _ = jax.lax.scan(one, carry, (numbers, minibatches, logp_old))
   sums |= kept_statistics(rollout, reward, kept) | state.sampled
-  sums["sampler_mismatch"] = mismatch(minibatches, logp_old)
+  sums["rollout_logprob_gap"] = mismatch(minibatches, logp_old)
   once = jnp.ones((), jnp.int32)
   sums["rounds"] = (state.rounds.astype(jnp.float32), once)
   sums["kept/groups"] = (state.filled.astype(jnp.float32), once)
@@ -338,27 +343,27 @@ def update(
     filled=jnp.zeros_like(state.filled),
     sampled=no_sums(SAMPLED_SUMS),
   )
-  return laid_out(state, state_shardings), sums
+  return constrain_state(state, state_shardings), sums
 
 
-def init_state(train: TrainState, rollout: Rollout, settings: DapoSettings) -> DapoState:
+def init_state(train: TrainState, rollout: Rollout, settings: RlSettings) -> RlState:
   """A run that has drawn nothing yet; `rollout` (arrays or shapes) tells the shape of a round's groups."""
 
   def zero():
     return jnp.zeros((), jnp.int32)  # an array of its own each time: the state is donated
 
-  return DapoState(
+  return RlState(
     train=train,
     batches=zero(),
     cursor=zero(),
     rounds=zero(),
-    buffer=empty_buffer(rollout, settings.prompts),
+    buffer=empty_buffer(rollout, settings.groups_per_batch),
     filled=zero(),
     sampled=no_sums(SAMPLED_SUMS),
   )
 
 
-def state_shardings(mesh: Mesh | AbstractMesh, state: DapoState) -> DapoState:
+def state_shardings(mesh: Mesh | AbstractMesh, state: RlState) -> RlState:
   """Sharding of every array of a run's state (or of its shapes): the buffer lies like a batch."""
   where = jax.tree.map(lambda _: sharding.replicated(mesh), state)
   return where.replace(
@@ -389,22 +394,25 @@ def mismatch(minibatches: Rollout, logp_trainer: Float[Array, "n B G T"]) -> tup
   return jnp.sum(gap), jnp.sum(minibatches.mask, dtype=jnp.int32)
 
 
-def dapo_loop(
-  state: DapoState,
+def rl_loop(
+  state: RlState,
   prompts_at: Callable[[int], Prompts],
   sample: Callable[[Params, Prompts, int], Rollout],
-  collect_round: Callable[[DapoState, Rollout], DapoState],
-  update_policy: Callable[[DapoState], tuple[DapoState, Sums]],
-  settings: DapoSettings,
+  collect_round: Callable[[RlState, Rollout], RlState],
+  update_policy: Callable[[RlState], tuple[RlState, Sums]],
+  settings: RlSettings,
   steps: int,
-) -> Iterator[tuple[DapoState, Sums | None]]:
+) -> Iterator[tuple[RlState, Sums | None]]:
   """Yields after every sampling round (no sums) and after every policy batch (its sums), for `steps` batches.
 
-  `prompts_at(cursor)` gives the prompts of the next round. After `max_rounds` rounds the update takes the groups
-  that there are, also none: a hard or solved task slows learning down, it does not end the run.
+  `prompts_at(cursor)` gives the prompts of the next round. After `max_rollout_rounds` rounds the update takes the
+  groups that exist, even none: a hard or solved task slows learning down, it does not end the run.
   """
   while int(state.batches) < steps:
-    if int(state.filled) < settings.prompts and int(state.rounds) < settings.max_rounds:
+    if (
+      int(state.filled) < settings.groups_per_batch
+      and int(state.rounds) < settings.max_rollout_rounds
+    ):
       cursor = int(state.cursor)
       rollout = sample(state.train.params, prompts_at(cursor), cursor)
       state = collect_round(state, rollout)
@@ -421,12 +429,12 @@ def check(config: Config) -> None:
     config,
     *(
       "steps",
-      "prompts",
-      "round_prompts",
-      "max_rounds",
+      "groups_per_batch",
+      "rollout_batch_size",
+      "max_rollout_rounds",
       "minibatches",
       "micro_batches",
-      "max_tokens",
+      "max_new_tokens",
       "chunk_tokens",
     ),
     *("validate_steps", "validate_prompts", "validate_batch", "checkpoint_steps"),
@@ -435,11 +443,11 @@ def check(config: Config) -> None:
     raise UsageError(
       f"temperature is {config.temperature}; answers are sampled, so it must be above 0"
     )
-  per_update = config.prompts // config.minibatches
-  if config.prompts % config.minibatches or per_update % config.micro_batches:
+  per_update = config.groups_per_batch // config.minibatches
+  if config.groups_per_batch % config.minibatches or per_update % config.micro_batches:
     raise UsageError(
-      f"{config.prompts} prompts cannot be cut into {config.minibatches} minibatches of {config.micro_batches} "
-      "micro_batches; each must divide what it cuts"
+      f"{config.groups_per_batch} groups_per_batch cannot be cut into {config.minibatches} minibatches of "
+      f"{config.micro_batches} micro_batches; each must divide what it cuts"
     )
   updates = config.steps * config.minibatches
   if not 0 <= config.optimizer.warmup_steps < updates:
@@ -447,12 +455,12 @@ def check(config: Config) -> None:
       f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; {config.steps} steps of {config.minibatches} "
       f"minibatches are {updates} updates, of which the warm-up can only be a part"
     )
-  if config.samples < 2:
+  if config.group_size < 2:
     raise UsageError(
-      f"samples is {config.samples}; a group needs at least 2 answers to be compared"
+      f"group_size is {config.group_size}; a group needs at least 2 answers to be compared"
     )
-  if not 0 <= config.overlong_cache_tokens <= config.max_tokens:
+  if not 0 <= config.overlong_cache_tokens <= config.max_new_tokens:
     raise UsageError(
-      f"overlong_cache_tokens is {config.overlong_cache_tokens}; it must lie between 0 and max_tokens "
-      f"{config.max_tokens}"
+      f"overlong_cache_tokens is {config.overlong_cache_tokens}; it must lie between 0 and max_new_tokens "
+      f"{config.max_new_tokens}"
     )
