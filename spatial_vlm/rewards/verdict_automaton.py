@@ -14,7 +14,7 @@ import interegular
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Integer
 
 from spatial_vlm.answers import Grammar
 
@@ -25,7 +25,7 @@ DEAD, START = 0, 1
 class VerdictAutomaton:
   """A table over token ids. State 0 is dead (no answer can follow), state 1 is the start."""
 
-  transitions: Int[Array, "S V"]
+  transitions: Integer[Array, "S V"]
   """The state after reading a token."""
   verdict: Int[Array, "S"]
   """Verdict of the grammar where the text read so far is a whole answer, −1 elsewhere."""
