@@ -1,4 +1,4 @@
-"""The answer grammar: what is rendered is read back, and nothing else is an answer."""
+"""The grammar of statements: rendered answers are parsed back, and nothing else is an answer."""
 
 import doctest
 import string
@@ -90,7 +90,7 @@ def test_empty_steps_are_refused(blank):
   st.sampled_from([" ", "\n", ".", "\x00", "Yes.", "Conclusion: No.", "\nConclusion: No.", "x\n"]),
 )
 def test_insertions_never_change_the_verdict(text, at, inserted):
-  """Whatever is put in front, behind or between, the text has the same verdict or none at all."""
+  """Wherever text is inserted, the text has the same verdict or none at all."""
   at = min(at, len(text))
   changed = answers.STATEMENT.parse(text[:at] + inserted + text[at:])
   assert changed is None or changed.verdict == answers.STATEMENT.parse(text).verdict

@@ -91,7 +91,7 @@ def score_statements(
   - `box_*`, `correct_with_wrong_boxes`, `binding_errors`: see `box_scores`.
   - `pairs`: share of contrastive pairs (one caption, a true and a false image) with both answers
     right.
-  - Others, and what is raised: as for `score`.
+  - The other figures and the errors are those of `score`.
   """
   _check_ids(predictions)
   return StatementScores(

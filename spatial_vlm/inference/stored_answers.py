@@ -1,4 +1,4 @@
-"""Answers kept in a folder, one part file for each batch, so that an interrupted run asks only what is missing."""
+"""Stored answers: one part file for each batch, so that an interrupted run generates only the missing batches."""
 
 import collections
 import dataclasses

@@ -131,9 +131,9 @@ class Handbook:
     """Returns the handbook with `behaviors` added to or merged into those that are there.
 
     Args:
-      behaviors: what is added.
+      behaviors: the behaviors to add.
       recalls: name of a behavior → further times that it was recalled. They are added to `uses` before the limits
-        apply, so that what is recalled often stays. A name that no behavior has counts for nothing.
+        apply, so that behaviors that are recalled often stay. Names of unknown behaviors are ignored.
     """
     counted = (
       dataclasses.replace(b, uses=b.uses + recalls.get(b.name, 0))

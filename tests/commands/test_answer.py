@@ -35,12 +35,12 @@ def ask(run, tmp_path, photo, checkpoint, *others, statement=STATEMENT, **change
 
 
 def test_a_photograph_is_answered_and_drawn_upon(run, taught, tmp_path, capsys):
-  picture = tmp_path / "boxes.png"
-  done = ask(run, tmp_path, ASTRONAUT, taught, "--draw", picture)
+  drawn = tmp_path / "boxes.png"
+  done = ask(run, tmp_path, ASTRONAUT, taught, "--draw", drawn)
   assert done.code == 0 and not config.unread(done.configs[0])
   out = capsys.readouterr().out
-  assert "\nverdict: " in out and "\ntokens: " in out and f"boxes drawn in {picture}" in out
-  assert PIL.Image.open(picture).size == (512, 512)
+  assert "\nverdict: " in out and "\ntokens: " in out and f"boxes drawn in {drawn}" in out
+  assert PIL.Image.open(drawn).size == (512, 512)
   for preset in ("tiny", "8b"):
     config.read_preset(f"configs/answer.py:{preset}")
 

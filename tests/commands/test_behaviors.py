@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_like_the_uninterrupted(
   assert outcome(tmp_path) == outcome(extracted)
 
 
-def test_what_follows_from_the_answers_may_be_asked_for_anew(
+def test_settings_applied_after_the_answers_may_change_without_asking_again(
   tmp_path, run, behaviors_changes, capsys, monkeypatch
 ):
   """ "Lower min_support" would be no help if the answers had to be given again for it."""
@@ -128,7 +128,7 @@ def test_broken_records_are_reported_and_left_out(
     assert run("behaviors", tmp_path / "run", {**changes, "data.max_bad_share": 0.2}).code == 0
   for line, reason in reasons.items():
     assert any(f"{path}:{line}: " in text and reason in text for text in caplog.messages)
-  # Numbers of records stay tied to their pictures, whatever was left out.
+  # Numbers of records stay tied to their images, whatever was left out.
   images = [json.loads(line)["image"] for line in path.read_text().splitlines()[7:]]
   rows = [
     json.loads(line) for line in (tmp_path / "run" / "conversations.jsonl").read_text().splitlines()

@@ -131,7 +131,7 @@ def test_chains_are_parsed_and_their_boxes_measured(finished):
 def test_on_eight_devices_it_writes_the_same(
   finished, run, evaluate_changes, extracted, outcome, tmp_path
 ):
-  """Weights cut and rows spread; the same words, though not the same bits behind them."""
+  """With sharded weights and rows the texts are equal, though their logits may differ in the last bits."""
   mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "in_flight": 1, "timed_questions": 1}
   for method in ("chain", "zero-shot"):
     changes = {**changes_of(method, evaluate_changes, extracted), **mesh}
@@ -245,15 +245,13 @@ def test_broken_records_are_reported_and_left_out(
     assert run("evaluate", tmp_path / "run", {**changes, "data.max_bad_share": 0.5}).code == 0
   for line, reason in reasons.items():
     assert any(f"{path}:{line}: " in text and reason in text for text in caplog.messages)
-  # Of 27 readable lines the second has the torn picture.
+  # Of 27 readable lines the second has the torn image.
   assert [p.id for p in predictions(tmp_path / "run")] == [0, *range(2, 27)]
   assert "5 of 32 records" in refused("evaluate", {**changes, "data.max_bad_share": 0.1}, lines=6)
 
 
 @pytest.mark.parametrize("method", ["majority", "zero-shot"])
-def test_a_torn_picture_is_left_out_of_every_method(
-  run, evaluate_changes, broken, tmp_path, method
-):
+def test_a_torn_image_is_left_out_of_every_method(run, evaluate_changes, broken, tmp_path, method):
   changes, _, _ = broken("records", "test.jsonl")
   changes = {**evaluate_changes, **changes, "method": method, "data.max_bad_share": 0.5}
   assert run("evaluate", tmp_path / "run", changes).code == 0

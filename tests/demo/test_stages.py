@@ -33,7 +33,7 @@ def test_every_stage_has_settings_that_its_command_knows(tmp_path):
 
 
 def test_a_stage_waits_for_all_that_it_reads(tmp_path):
-  """Whose folder stands in its settings; and the plan has it behind them."""
+  """A stage needs every stage whose folder is in its settings, and comes after them in the plan."""
   plan = stages(settings(), epath.Path(tmp_path))
   before: dict[str, set[str]] = {}  # of each stage so far: all that are over when it begins
   for stage in plan:
@@ -55,7 +55,7 @@ def test_one_question_at_a_time_is_measured_when_nothing_else_runs(tmp_path):
     assert len(stage.needs) == plan.index(stage)  # all before it are over
 
 
-def test_labels_and_pictures_of_held_out_scenes_train_nothing(tmp_path):
+def test_labels_and_images_of_held_out_scenes_train_nothing(tmp_path):
   for stage in stages(settings(), epath.Path(tmp_path)):
     if stage.command in ("sft", "dapo", "behaviors"):
       assert not any("test" in str(value).rsplit("/", 1)[-1] for value in stage.changes.values())

@@ -13,7 +13,7 @@ BLUE = (0x00, 0x72, 0xB2)
 
 
 def pixels(path, color):
-  """How many pixels of exactly this colour the picture has."""
+  """Counts the pixels of exactly this colour."""
   return int((np.asarray(Image.open(path).convert("RGB")) == color).all(-1).sum())
 
 
@@ -117,10 +117,8 @@ def test_scene_shows_the_boxes_of_the_answer(tmp_path, example, predict, chain):
   assert pixels(tmp_path / "object.png", VERMILLION) > 500
 
 
-def test_boxes_lie_where_they_are_in_pictures_that_are_not_square(
-  tmp_path, example, predict, chain
-):
-  """A box over the right half of a wide picture covers its right half."""
+def test_boxes_lie_where_they_are_in_images_that_are_not_square(tmp_path, example, predict, chain):
+  """A box over the right half of a wide image covers its right half."""
   wide = example(0, 1, size=(40, 120))
   wide.image[:] = 255
   wide.image[:, 60:] = (10, 200, 10)
@@ -135,7 +133,7 @@ def test_boxes_lie_where_they_are_in_pictures_that_are_not_square(
 
 @pytest.mark.parametrize("caption", ["The $\\nonsense{$ is on.", "word " * 100, "unbreakable" * 30])
 def test_any_caption_can_be_drawn(tmp_path, example, predict, chain, caption):
-  """Dollars are no formula, and what is too long for its picture is cut."""
+  """Dollars are no formula, and a caption that is too long is cut."""
   text = chain(1, {"cat " * 20 + "x": (0, 0, 20, 20), "mug": (980, 980, 1000, 1000)})
   prediction = predict(0, 1, 1, text, caption=caption)
   figures.sample_scenes([example(0, 1)], [prediction], tmp_path / "caption.png")

@@ -1,4 +1,4 @@
-"""A policy and what is asked of it."""
+"""A policy, records, and a generator that asks about them."""
 
 import jax
 import pytest

@@ -88,11 +88,9 @@ def test_an_error_of_the_work_ends_it_there():
     next(results)
 
 
-def test_a_resumed_run_counts_the_pictures_that_were_broken_before(
-  generator, tmp_path, monkeypatch
-):
+def test_a_resumed_run_counts_the_images_that_were_broken_before(generator, tmp_path, monkeypatch):
   class Source:
-    """Every third picture is torn."""
+    """Every third image is torn."""
 
     def __len__(self):
       return 6

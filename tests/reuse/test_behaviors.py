@@ -45,7 +45,7 @@ def test_same_name_is_one_behavior():
   assert merged.uses == 6
 
 
-def test_instructions_alike_up_to_writing_are_one_behavior():
+def test_instructions_equal_up_to_writing_are_one_behavior():
   a = behavior("left_of", "yes when X x < Y x")
   b = behavior("at_the_left_side_of", "Yes, when the X x < the Y x.", provenance=("train:9",))
   (merged,) = Handbook(9, 99, (b, a)).behaviors

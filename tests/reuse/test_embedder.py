@@ -1,4 +1,4 @@
-"""The lexical embedding: which questions it takes for alike."""
+"""The lexical embedding: which questions are similar."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_objects_do_not_count(embedder):
     ("next to", "near", 0.0, 0.01),
   ],
 )
-def test_alike_means_the_same_words(embedder, a, b, least, most):
+def test_similar_means_the_same_words(embedder, a, b, least, most):
   found = similarity(embedder, f"The cat is {a} the mug.", f"The dog is {b} the bus.")
   assert least <= found <= most
 

@@ -234,7 +234,7 @@ def test_without_scann_the_error_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("loaded_before", ["", "import tensorflow"])
 def test_a_failing_tensorflow_does_not_matter(tmp_path, loaded_before):
-  """ScaNN imports TensorFlow where it can, and fails beside any but one version of it."""
+  """ScaNN imports TensorFlow where it can, and fails with any but one version of it."""
   (tmp_path / "tensorflow.py").write_text("loaded = True\n")
   code = f"""
 import sys
@@ -257,7 +257,7 @@ def test_a_loaded_tensorflow_stays(monkeypatch):
   assert sys.modules["tensorflow"] is tensorflow
 
 
-def test_the_handbook_cannot_be_changed_behind_the_index():
+def test_the_handbook_cannot_be_changed_without_the_index():
   index = index_of([behavior("a")])
   with pytest.raises(AttributeError):
     index.handbook = Handbook(1, 1)

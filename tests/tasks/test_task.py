@@ -1,4 +1,4 @@
-"""Tasks: their names, and that one with four choices fits in beside the statements without a change elsewhere."""
+"""Tasks: their names, and that one with four choices needs no change to answers, rewards or scores."""
 
 import dataclasses
 import functools
@@ -79,7 +79,7 @@ bodies = st.lists(st.sampled_from([*b"xyz =<", *range(256, len(PIECES))]), min_s
 
 @st.composite
 def answers(draw):
-  """An answer, or what is left of one after some tokens were put in or taken out."""
+  """An answer, with up to two places where tokens are inserted or removed."""
   ending = [*draw(st.sampled_from([b"A.", b"B.", b"C.", b"D.", b"E.", b"A", b"Yes."]))]
   chain = [*b"Reasoning: ", *draw(bodies), *b"\nAnswer: "]
   tokens = draw(st.sampled_from([chain, []])) + ending
