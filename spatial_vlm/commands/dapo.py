@@ -24,7 +24,8 @@ from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.data import split_guard
-from spatial_vlm.data.pipeline import Reader, prompt_order
+from spatial_vlm.data.pipeline import prompt_order
+from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import BatchGenerator, Row, greedy

@@ -32,10 +32,11 @@ from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from
-from spatial_vlm.data import batch_plan, pipeline, split_guard
+from spatial_vlm.data import batch_plan, pipeline, skipped_records, split_guard
 from spatial_vlm.data.batch_plan import BATCHINGS
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.data.mixing import Joined, mixed_order
+from spatial_vlm.data.reading import ReadOptions, Shard, scan
 from spatial_vlm.data.records import BadRecord, UnusableRecord
 from spatial_vlm.data.scenes.source import Picture, PictureSource
 from spatial_vlm.data.sizes import SizedSource
@@ -87,7 +88,7 @@ def run(config: Config, workdir, args) -> None:
       with user_errors():
         state, host = checkpoints.restore(state)
         check_base(host["base"], base["checksums"])
-        batches.set_state(pipeline.own_state(host["batches"], this_process()))
+        batches.set_state(skipped_records.own_state(host["batches"], this_process()))
     first = int(state.step)
     rows = (sharding.make_global_batch(mesh, batch) for batch in batches)
     with (
@@ -144,7 +145,7 @@ def read(config: Config, processor: Processor) -> Data:
   ]
   guard(config, sources)
   joined, shapes = Joined(sources), [Size(*shape) for shape in data.shapes]
-  sizes, unusable = pipeline.scan(
+  sizes, unusable = scan(
     Joined([SizedSource(source) for source in sources]),
     functools.partial(size_of, processor, batch_plan.largest(shapes)),
     workers=data.workers,
@@ -162,15 +163,13 @@ def read(config: Config, processor: Processor) -> Data:
       f"{len(sizes)} records × {config.epochs} epochs do not fill one batch of {config.batch_size} rows;"
       " lower batch_size, or give more records or epochs."
     )
-  batches = pipeline.planned(
+  batches = pipeline.planned_batches(
     joined,
     functools.partial(encode, processor),
     functools.partial(collate_batch, processor=processor),
     plan,
-    workers=data.workers,
-    max_bad_share=data.max_bad_share,
+    read_options(config),
     known_bad=unusable,
-    shard=this_process(),
   )
   bad = [record for source in sources for record in source.bad]
   return Data(batches, len(plan), batch_plan.padding(plan, sizes), bad)
@@ -202,24 +201,24 @@ def drawn(config: Config, processor: Processor) -> Data:
   to_messages = functools.partial(
     picture_messages, config.seed, pretrain.requests, pretrain.list_share
   )
+  order = pipeline.EpochOrder(config.batch_size, config.seed, config.epochs, shuffle=False)
   batches = pipeline.batches(
     stages,
     functools.partial(encode_fitting, processor, batch_plan.largest(shapes), to_messages),
     functools.partial(collate_unplanned, processor, shapes),
-    batch_size=config.batch_size,
-    seed=config.seed,
-    epochs=config.epochs,
-    shuffle=False,
-    workers=data.workers,
-    max_bad_share=data.max_bad_share,
-    shard=this_process(),
+    order,
+    read_options(config),
   )
-  steps = pipeline.num_batches(len(stages), config.batch_size, config.epochs)
-  return Data(batches, steps, padding={}, bad=[])
+  return Data(batches, order.num_batches(len(stages)), padding={}, bad=[])
 
 
-def this_process() -> pipeline.Shard:
-  return pipeline.Shard(jax.process_index(), jax.process_count())
+def read_options(config: Config) -> ReadOptions:
+  data = config.data
+  return ReadOptions(data.workers, max_bad_share=data.max_bad_share, shard=this_process())
+
+
+def this_process() -> Shard:
+  return Shard(jax.process_index(), jax.process_count())
 
 
 def report(data: Data) -> None:
@@ -227,7 +226,7 @@ def report(data: Data) -> None:
   met = {
     n: bad
     for state in hosts.all_gather_json(data.batches.get_state())
-    for n, bad in pipeline.skipped(state).items()
+    for n, bad in skipped_records.skipped(state).items()
   }
   if jax.process_index() > 0:
     return
