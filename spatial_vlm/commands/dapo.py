@@ -23,10 +23,10 @@ from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from
-from spatial_vlm.data import split_guard
 from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import BatchGenerator, Row, greedy
 from spatial_vlm.inference.loading import load_policy
@@ -67,7 +67,9 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       settings_from(OptimizerSettings, config.optimizer, total_steps=updates)
     )
     read = question_reader(config, policy, sampling_mesh, config.data.records)
-    guard(config, read.source)
+    remedy = "remove them from it (spatial-vlm data --config.drop_shared=true)"
+    evaluated = (config.data.validation, config.data.evaluation)
+    refuse_shared_records(read.source.pairs, evaluated, remedy)
     prompts_at = training_prompts(config, policy, sampling_mesh, read)
     to_sample = sampler(config, sampling_mesh, trained, frozen)
     validate = validation(config, policy, automaton, sampling_mesh, to_sample)
@@ -187,13 +189,6 @@ def check_blocks(config: Config, mesh: Mesh) -> None:
       raise UsageError(
         f"{name} is {config[name]}; it must be a multiple of sampling_mesh.slice × data × fsdp = {parts}"
       )
-
-
-def guard(config: Config, source: JsonlSource) -> None:
-  """Raises UsageError when a training record is one that is validated or evaluated on."""
-  for file in filter(None, (config.data.validation, config.data.evaluation)):
-    remedy = f"leave those of {file} out of it (spatial-vlm data --config.drop_shared=true)"
-    split_guard.guard(source.pairs, file, remedy)
 
 
 def place_run(

@@ -21,7 +21,6 @@ Further files of conversations are mixed in by weight:
 
 import collections
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import grain
@@ -32,14 +31,15 @@ from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from
-from spatial_vlm.data import batch_plan, pipeline, skipped_records, split_guard
+from spatial_vlm.data import batch_plan, pipeline, skipped_records
 from spatial_vlm.data.batch_plan import BATCHINGS
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.data.mixing import Joined, mixed_order
 from spatial_vlm.data.reading import ReadOptions, Shard, scan
 from spatial_vlm.data.records import BadRecord, UnusableRecord
-from spatial_vlm.data.scenes.source import Picture, PictureSource
+from spatial_vlm.data.scenes.source import SceneImage, SceneImageSource
 from spatial_vlm.data.sizes import SizedSource
+from spatial_vlm.data.split_guard import asked_pairs, refuse_shared_records
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
@@ -143,7 +143,9 @@ def read(config: Config, processor: Processor) -> Data:
     ConversationSource(conversations, images, data.max_bad_share)
     for conversations, images, _ in ((data.conversations, data.images, 1), *data.mix)
   ]
-  guard(config, sources)
+  questions = [question for source in sources for question in source.questions]
+  remedy = "remove them from the conversations, or evaluate on another set"
+  refuse_shared_records(questions, [data.evaluation], remedy, asked_pairs)
   joined, shapes = Joined(sources), [Size(*shape) for shape in data.shapes]
   sizes, unusable = scan(
     Joined([SizedSource(source) for source in sources]),
@@ -175,14 +177,6 @@ def read(config: Config, processor: Processor) -> Data:
   return Data(batches, len(plan), batch_plan.padding(plan, sizes), bad)
 
 
-def guard(config: Config, sources: Sequence[ConversationSource]) -> None:
-  """Raises UsageError when a conversation asks what is evaluated on."""
-  if file := config.data.evaluation:
-    questions = (question for source in sources for question in source.questions)
-    remedy = f"leave those of {file} out of the conversations, or evaluate on another set"
-    split_guard.guard(questions, file, remedy, split_guard.asked_pairs)
-
-
 def drawn(config: Config, processor: Processor) -> Data:
   """Pictures drawn on the way; they are random already, and their stages have an order."""
   data, pretrain = config.data, config.data.pretrain
@@ -194,7 +188,7 @@ def drawn(config: Config, processor: Processor) -> Data:
     )
   stages = Joined(
     [
-      PictureSource("pretrain", config.seed + stage, count, objects=(1, most))
+      SceneImageSource("pretrain", config.seed + stage, count, objects=(1, most))
       for stage, (count, most) in enumerate(zip(pretrain.scenes, pretrain.objects, strict=True))
     ]
   )
@@ -238,7 +232,7 @@ def report(data: Data) -> None:
     print(f"padding: {', '.join(named)}")
 
 
-def picture_messages(seed: int, requests: int, list_share: float, picture: Picture):
+def picture_messages(seed: int, requests: int, list_share: float, picture: SceneImage):
   rng = np.random.default_rng((seed, picture.id))
   return pretrain_messages(picture.scene, picture.image, rng, requests, list_share)
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data import store
-from spatial_vlm.data.image_files import MissingImage, UnusableArchive
-from spatial_vlm.data.images import ImageFiles
+from spatial_vlm.data.image_files import ImageFiles
+from spatial_vlm.data.image_locations import MissingImage, UnusableArchive
 from spatial_vlm.data.pipeline import EpochOrder, batches
 from spatial_vlm.data.reading import ReadOptions, Shard
 from spatial_vlm.data.records import BadRecordError, JsonlSource, TooManyBadRecords

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import PIL.Image
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.images import ImageFiles
+from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.data.reading import scan
 from spatial_vlm.data.records import BadRecord, BadRecordError, JsonlSource, Record
 from spatial_vlm.processor.image import UnreadableImage
@@ -92,7 +92,7 @@ class Questions:
 
   def question(self, number: int, attempt: int) -> Question:
     """Raises UnreadableImage for a picture that was readable before."""
-    return self._asked(number, attempt, sent_picture(self._source.pictures, self._name(number)))
+    return self._asked(number, attempt, sent_picture(self._source.image_files, self._name(number)))
 
   def key(self, number: int, attempt: int) -> str:
     """Hash of all that is sent, and of the teacher to whom."""
@@ -149,7 +149,7 @@ class _Sent:
 
   def __getitem__(self, number: int) -> Picture:
     try:
-      return sent_picture(self._source.pictures, self._source.image_name(number))
+      return sent_picture(self._source.image_files, self._source.image_name(number))
     except UnreadableImage as error:
       raise BadRecordError(BadRecord(*self.place(number), str(error))) from error
 
