@@ -17,6 +17,7 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      algorithm="dapo",  # the command that this config belongs to: `spatial-vlm dapo`
       seed=0,
       checkpoint="runs/sft/export",  # Hugging Face folder of the policy to start from
       data=dict(

@@ -26,6 +26,7 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      algorithm="sft",  # the command that this config belongs to: `spatial-vlm sft`
       seed=0,
       checkpoint="spatial_vlm/assets/tiny_base",  # Hugging Face folder: weights, tokenizer, processor
       from_scratch=False,  # keep only the architecture of `checkpoint`, draw the weights

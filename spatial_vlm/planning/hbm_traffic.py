@@ -68,7 +68,10 @@ def _parameter(hlo: Hlo, computation: str, number: int) -> str:
 
 
 def _read(hlo: Hlo, computation: str, name: str, whole: int) -> int:
-  """Returns the bytes that a fused computation reads of an array of `whole` bytes; only the slices if it takes slices."""
+  """Returns the bytes that a fused computation reads of an array of `whole` bytes.
+
+  If it only takes slices, their bytes count.
+  """
   total = 0
   for user in hlo.users[computation][name]:
     if user.opcode in ("dynamic-slice", "gather"):
@@ -84,7 +87,10 @@ def _read(hlo: Hlo, computation: str, name: str, whole: int) -> int:
 
 
 def _written(hlo: Hlo, computation: str, name: str) -> int:
-  """Returns the bytes that a fused computation writes as its result `name`; only the slice if it updates one in place."""
+  """Returns the bytes that a fused computation writes as its result `name`.
+
+  If it updates a slice in place, the bytes of the slice count.
+  """
   op = hlo.ops[computation][name]
   if op.opcode == "dynamic-update-slice":
     return shape_bytes(hlo.ops[computation][op.operands[1]].shape)

@@ -62,8 +62,8 @@ def time_table(cost: ProgramCost, chip: Chip) -> str:
       for name, seconds in cost.seconds.items()
       if name not in ("compute", "memory")
     ),
-    ("total if everything overlaps", "", "", _ms(cost.fastest_s)),
-    ("total if nothing overlaps", "", "", _ms(cost.slowest_s)),
+    ("time with full overlap", "", "", _ms(cost.fastest_s)),
+    ("time without overlap", "", "", _ms(cost.slowest_s)),
   ]
   low, high = (cost.mfu(s, chip.peak_flops) for s in (cost.slowest_s, cost.fastest_s))
   return (

@@ -84,7 +84,7 @@ def trace_programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Progr
 def algorithm_of(config: Config) -> str:
   """Returns the training algorithm of a config; raises UsageError if it has none."""
   algorithm = config.get("algorithm")
-  if algorithm not in PROGRAMS:
+  if not isinstance(algorithm, str) or algorithm not in PROGRAMS:
     raise UsageError(
       f"the config's algorithm is {algorithm!r}; programs can be planned for {' and '.join(PROGRAMS)}: "
       "give a preset of configs/sft.py or configs/dapo.py"
@@ -140,9 +140,7 @@ PROGRAMS: Mapping[str, Callable[[Config, ModelConfig, Mesh], list[Program]]] = {
 """Algorithm (the leaf of a config) → function that traces its programs."""
 
 
-def sampling_program(
-  config: Config, model: ModelConfig, mesh: Mesh, shapes: RlShapes
-) -> Program:
+def sampling_program(config: Config, model: ModelConfig, mesh: Mesh, shapes: RlShapes) -> Program:
   """Traces a sampling round over the sampling mesh; what training keeps stays on the chips meanwhile."""
   mesh = sharding.reshape_mesh(mesh, config.sampling_mesh)
   trace = functools.partial(
@@ -255,9 +253,7 @@ def optimizer_from(config: Config) -> optax.GradientTransformation:
   return make_optimizer(settings_from(OptimizerSettings, config.optimizer, total_steps=steps))
 
 
-def kv_cache_bytes(
-  config: Config, model: ModelConfig, mesh: Mesh, sampling: SamplingShapes
-) -> int:
+def kv_cache_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: SamplingShapes) -> int:
   """Returns the bytes per chip of keys and values at the end of sampling.
 
   Assumes that rows and heads are sharded as far as the mesh allows.

@@ -32,7 +32,7 @@ from spatial_vlm.rewards.verdict_automaton import (
   verdicts,
 )
 from spatial_vlm.rollout.sampler import generate
-from spatial_vlm.train.run import check_training
+from spatial_vlm.train.run import check_algorithm, check_training
 from spatial_vlm.train.update import (
   accumulate,
   apply_gradient,
@@ -424,6 +424,7 @@ def rl_loop(
 
 def check(config: Config) -> None:
   """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
+  check_algorithm(config, "dapo")
   check_training(config)
   check_positive(
     config,
