@@ -17,9 +17,10 @@ from spatial_vlm.data import batch_plan
 from spatial_vlm.inference.loading import training_shapes
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.objectives.policy_objectives import reads_reference
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.parameters.lora import partition_shapes
-from spatial_vlm.parameters.partition import subset_from_config
+from spatial_vlm.parameters.partition import NOTHING, subset_from_config
 from spatial_vlm.planning.compiled import (
   DeviceMemory,
   Program,
@@ -29,10 +30,14 @@ from spatial_vlm.planning.compiled import (
 )
 from spatial_vlm.planning.inputs import batch_shapes, prompt_shapes
 from spatial_vlm.processor.chat import Size
-from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton, compile_automaton
-from spatial_vlm.rollout.sampler import stages
+from spatial_vlm.rewards.verdict_automaton import compile_automaton
+from spatial_vlm.rollout.sampler import generate, stages
 from spatial_vlm.sharding import with_param_shardings
-from spatial_vlm.train import policy_optimization, sft, update
+from spatial_vlm.train import policy_optimization, rl_settings, sft
+from spatial_vlm.train.rl_settings import RlSettings
+from spatial_vlm.train.rollout_buffer import init_state as init_rl_state
+from spatial_vlm.train.rollout_buffer import rollout_shapes, state_shardings
+from spatial_vlm.train.update import init_state
 from spatial_vlm.types import Params, Prompts, RlState, TrainState
 
 
@@ -41,6 +46,8 @@ class TrainingShapes(NamedTuple):
 
   state: TrainState
   frozen: Params
+  reference: Params = NOTHING
+  """Trainable parameters of the reference policy, if an objective of `dapo` reads them."""
 
   def by_name(self) -> dict[str, Any]:
     """Returns the trees that are not empty, by the names that a plan shows."""
@@ -48,17 +55,17 @@ class TrainingShapes(NamedTuple):
       "parameters": self.state.params,
       "optimizer": self.state.opt_state,
       "frozen": self.frozen,
+      "reference": self.reference,
     }
     return {name: tree for name, tree in trees.items() if jax.tree.leaves(tree)}
 
 
 class SamplingShapes(NamedTuple):
-  """Shapes of the arguments of `sample_groups`, in its order."""
+  """Shapes of the arguments of `generate`, in its order."""
 
   rollout_weights: Params
   prompts: Prompts
   key: Any
-  automaton: VerdictAutomaton
   forbidden_tokens: Any
 
 
@@ -125,7 +132,7 @@ def sft_programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program
 
 def dapo_programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
   """Traces a sampling round and a policy update of `dapo`."""
-  policy_optimization.check(config)
+  rl_settings.check(config)
   shapes = rl_shapes(config, model, mesh)
   return [
     sampling_program(config, model, mesh, shapes),
@@ -144,10 +151,7 @@ def sampling_program(config: Config, model: ModelConfig, mesh: Mesh, shapes: RlS
   """Traces a sampling round over the sampling mesh; what training keeps stays on the chips meanwhile."""
   mesh = sharding.reshape_mesh(mesh, config.sampling_mesh)
   trace = functools.partial(
-    policy_optimization.sample_groups.trace,
-    *shapes.sampling,
-    model=model,
-    settings=rl_settings(config),
+    generate.trace, *shapes.sampling, model=model, sampling=rl_settings_from(config).sampling
   )
   training = {f"{name} (training)": tree for name, tree in shapes.training.by_name().items()}
   return Program(
@@ -172,12 +176,13 @@ def sampling_program(config: Config, model: ModelConfig, mesh: Mesh, shapes: RlS
 
 def update_program(config: Config, model: ModelConfig, mesh: Mesh, shapes: RlShapes) -> Program:
   """Traces the policy update on a full buffer of groups."""
-  settings = rl_settings(config)
+  settings = rl_settings_from(config)
   trace = functools.partial(
-    policy_optimization.update.trace,
+    policy_optimization.update_policy.trace,
     shapes.state,
-    shapes.sampling.forbidden_tokens,
-    shapes.training.frozen,
+    policy_optimization.Constants(
+      shapes.sampling.forbidden_tokens, shapes.training.frozen, shapes.training.reference
+    ),
     model=model,
     optimizer=optimizer_from(config),
   )
@@ -198,21 +203,23 @@ def update_program(config: Config, model: ModelConfig, mesh: Mesh, shapes: RlSha
 
 def rl_shapes(config: Config, model: ModelConfig, mesh: Mesh) -> RlShapes:
   """Returns the shapes of a run of `dapo`, sharded as its programs expect them."""
-  settings = rl_settings(config)
+  settings = rl_settings_from(config)
   training = sharded_training_shapes(config, model, mesh)
+  if reads_reference(config.objectives):
+    training = training._replace(reference=training.state.params)
   sampling = sampling_shapes(config, model, mesh, training)
-  sample = functools.partial(policy_optimization.sample_groups, model=model, settings=settings)
-  groups = jax.eval_shape(sample, *sampling)
-  state = jax.eval_shape(
-    lambda train: policy_optimization.init_state(train, groups, settings), training.state
+  automaton = jax.eval_shape(
+    lambda: compile_automaton([b""] * model.text.vocab_size, eos_id=settings.eos)
   )
-  state = sharding.with_shardings(state, policy_optimization.state_shardings(mesh, state))
+  groups = rollout_shapes(sampling.prompts, automaton, settings)
+  state = jax.eval_shape(lambda train: init_rl_state(train, groups, settings), training.state)
+  state = sharding.with_shardings(state, state_shardings(mesh, state))
   return RlShapes(training, sampling, state)
 
 
-def rl_settings(config: Config) -> policy_optimization.RlSettings:
+def rl_settings_from(config: Config) -> RlSettings:
   """Returns the settings of `dapo`'s programs; the ids of special tokens do not change their cost."""
-  return settings_from(policy_optimization.RlSettings, config, eos=0, pad=0)
+  return settings_from(RlSettings, config, eos=0, pad=0)
 
 
 def sharded_training_shapes(config: Config, model: ModelConfig, mesh: Mesh) -> TrainingShapes:
@@ -221,7 +228,7 @@ def sharded_training_shapes(config: Config, model: ModelConfig, mesh: Mesh) -> T
   both = partition_shapes(training_shapes(mesh, model, subset), subset)
   trained, frozen = (with_param_shardings(mesh, part) for part in both)
   optimizer = optimizer_from(config)
-  state = jax.eval_shape(lambda p: update.init_state(p, optimizer), trained)
+  state = jax.eval_shape(lambda p: init_state(p, optimizer), trained)
   state = sharding.with_shardings(state, sharding.state_shardings(mesh, state))
   return TrainingShapes(state, frozen)
 
@@ -232,7 +239,6 @@ def sampling_shapes(
   """Returns the shapes of the arguments of a sampling round, sharded over the sampling mesh."""
   mesh = sharding.reshape_mesh(mesh, config.sampling_mesh)
   size = Size(config.data.prompt_tokens, config.data.patches)
-  V = model.text.vocab_size
   weights = jax.eval_shape(
     functools.partial(policy_optimization.rollout_weights, dtype=config.dtype),
     training.state.params,
@@ -242,8 +248,9 @@ def sampling_shapes(
     rollout_weights=with_param_shardings(mesh, weights),
     prompts=prompt_shapes(mesh, model, config.rollout_batch_size, size),
     key=jax.eval_shape(lambda: jax.random.key(0)),
-    automaton=jax.eval_shape(lambda: compile_automaton([b""] * V, eos_id=0)),
-    forbidden_tokens=jax.ShapeDtypeStruct((V,), jnp.bool_, sharding=sharding.replicated(mesh)),
+    forbidden_tokens=jax.ShapeDtypeStruct(
+      (model.text.vocab_size,), jnp.bool_, sharding=sharding.replicated(mesh)
+    ),
   )
 
 
