@@ -48,23 +48,13 @@ def _traffic(hlo: Hlo, computation: str, op: Op) -> int:
 def _fusion_traffic(hlo: Hlo, fusion: Op, shapes: Sequence[str]) -> int:
   inside = fusion.called[0]
   read = sum(
-    _read(hlo, inside, _parameter(hlo, inside, number), whole)
+    _read(hlo, inside, hlo.parameters[inside][number], whole)
     for number, shape in enumerate(shapes)
     if (whole := shape_bytes(shape, hbm=True))
   )
   written = shape_bytes(fusion.shape, hbm=True)
   root = hlo.computations[inside][-1]
   return read + min(written, _written(hlo, inside, root.name))
-
-
-def _parameter(hlo: Hlo, computation: str, number: int) -> str:
-  """Returns the name of a computation's parameter."""
-  [name] = [
-    op.name
-    for op in hlo.computations[computation]
-    if op.opcode == "parameter" and op.attributes == str(number)
-  ]
-  return name
 
 
 def _read(hlo: Hlo, computation: str, name: str, whole: int) -> int:
@@ -80,7 +70,7 @@ def _read(hlo: Hlo, computation: str, name: str, whole: int) -> int:
       total += _read(hlo, computation, user.name, whole)
     elif user.opcode == "fusion":
       inside = user.called[0]
-      total += _read(hlo, inside, _parameter(hlo, inside, user.operands.index(name)), whole)
+      total += _read(hlo, inside, hlo.parameters[inside][user.operands.index(name)], whole)
     elif user.opcode != "dynamic-update-slice" or name in user.operands[1:]:
       return whole  # an array that is updated in place is not read
   return min(total, whole)

@@ -66,6 +66,14 @@ class Hlo:
     return {name: {op.name: op for op in ops} for name, ops in self.computations.items()}
 
   @functools.cached_property
+  def parameters(self) -> dict[str, dict[int, str]]:
+    """Computation → number of a parameter → its name."""
+    return {
+      name: {int(op.attributes): op.name for op in ops if op.opcode == "parameter"}
+      for name, ops in self.computations.items()
+    }
+
+  @functools.cached_property
   def users(self) -> Mapping[str, Mapping[str, list[Op]]]:
     """Computation → name → operations that read its result."""
     users = {name: defaultdict(list) for name in self.computations}
