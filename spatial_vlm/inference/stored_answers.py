@@ -11,7 +11,8 @@ from etils import epath
 from tqdm import tqdm
 
 from spatial_vlm.config import Config
-from spatial_vlm.data.pipeline import ordered
+from spatial_vlm.data.pipeline import ordered_batches
+from spatial_vlm.data.reading import ReadOptions
 from spatial_vlm.data.records import Take, UnusableRecord
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.generation import BatchGenerator
@@ -59,14 +60,14 @@ def stored_answers(
     predictions += stored
     done += 1
   start = min(done * store.batch_size, len(examples))
-  missing = ordered(
+  missing = ordered_batches(
     examples,
     generator.encode,
     lambda rows, ids: (rows, ids.tolist()),
-    batch_size=store.batch_size,
+    store.batch_size,
+    ReadOptions(max_bad_share=store.max_bad_share),
     start=start,
     skipped=sorted({*range(start)} - {p.id for p in predictions}),
-    max_bad_share=store.max_bad_share,
   )
   right = sum(p.right for p in predictions)
   results = in_order(lambda batch: generator.answer(*batch), missing, store.in_flight)
