@@ -69,7 +69,7 @@ FOLDERS = {
     *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
     *("programs", "batch_rows", "target", "cache", "search", "advice", "plan_report"),
   ),
-  "demo": ("methods", "stages", "schedule", "report"),
+  "demo": ("methods", "stages", "schedule", "demo_report"),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
 

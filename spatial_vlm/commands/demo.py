@@ -18,7 +18,7 @@ from etils import epath
 from spatial_vlm.commands import behaviors, dapo, evaluate, scenes, sft
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, snapshot
-from spatial_vlm.demo import report
+from spatial_vlm.demo import demo_report
 from spatial_vlm.demo.schedule import busy_seconds, finished, run_stages
 from spatial_vlm.demo.stages import Stage, stages
 
@@ -45,7 +45,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     print("\nstopped; run the same command again to go on", file=sys.stderr, flush=True)
     os._exit(130)
   spans = [span for stage in plan if (span := finished(workdir, stage))]
-  table = report.write_report(config, workdir, busy_seconds(spans))
+  table = demo_report.write_report(config, workdir, busy_seconds(spans))
   print(f"\n{table}\n")
   print(
     f"report: {workdir / 'report.md'}   figures: in the same folder   numbers: {workdir / 'results.json'}"

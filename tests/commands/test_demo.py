@@ -40,7 +40,7 @@ def fake_stages(monkeypatch):
     plan.append(Stage(f"stage {name}", name, "export", "tiny", {}, 10, needs))
   monkeypatch.setattr(command, "stages", lambda *_: plan)
   monkeypatch.setattr(command, "COMMANDS", {"export": Command("export", run)})
-  monkeypatch.setattr(command.report, "write_report", lambda *_: ran.append("report"))
+  monkeypatch.setattr(command.demo_report, "write_report", lambda *_: ran.append("report"))
   return ran, failing
 
 

@@ -1,6 +1,6 @@
 """The demo's report."""
 
-from spatial_vlm.demo.report import evenly
+from spatial_vlm.demo.demo_report import evenly
 
 
 def test_scenes_shown_are_spread_evenly():
