@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpoint_folders import read_checkpoint
 from jax import numpy as jnp
 from transformers.vision_utils import (
   get_vision_interpolation_indices_and_weights,
   get_vision_position_ids,
 )
 
-from spatial_vlm.huggingface.weights import read_checkpoint
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig, TextConfig, VisionConfig
 from spatial_vlm.types import Batch, Params, Prompts, Vision

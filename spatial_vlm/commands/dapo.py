@@ -59,7 +59,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     mesh = sharding.make_mesh(config.mesh)
     sampling_mesh = sharding.reshape_mesh(mesh, config.sampling_mesh)
     check_blocks(config, sampling_mesh)
-    subset = subset_from_config(config, config.lora)
+    subset = subset_from_config(config)
     policy = load_policy(config.checkpoint, mesh=mesh, subset=subset)
     trained, frozen = partition_policy(mesh, policy.params, subset, config.seed)
     automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
@@ -184,7 +184,7 @@ def report(config: Config, batch: int, values: dict[str, float], bar) -> None:
 
 def check_blocks(config: Config, mesh: Mesh) -> None:
   """Raises UsageError unless every process can read the block of prompts that its devices sample answers to."""
-  _, blocks = sharding.process_block(mesh)
+  _, blocks = sharding.process_rows(mesh)
   parts = sharding.axis_product(mesh, sharding.ROWS)
   for name in ("rollout_batch_size", "validate_batch"):
     if blocks > 1 and config[name] % parts:
@@ -271,7 +271,7 @@ def own_skipped(notes: Sequence[Sequence[int]]) -> Sequence[int]:
 
 def own_rows(mesh: Mesh, count: int) -> range:
   """Of `count` rows of a batch, those that this process reads."""
-  index, blocks = sharding.process_block(mesh)
+  index, blocks = sharding.process_rows(mesh)
   rows = count // blocks
   return range(index * rows, (index + 1) * rows)
 

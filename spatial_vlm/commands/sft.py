@@ -63,7 +63,7 @@ def run(config: Config, workdir, args) -> None:
     check(config)
     mesh = sharding.make_mesh(config.mesh)
     check_rows(mesh, "batch_size", config.batch_size)
-    subset = subset_from_config(config, config.lora)
+    subset = subset_from_config(config)
     scratch_seed = config.seed if config.from_scratch else None
     policy = load_policy(config.checkpoint, scratch_seed, mesh, subset)
     trained, frozen = partition_policy(mesh, policy.params, subset, config.seed)

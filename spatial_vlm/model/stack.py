@@ -14,7 +14,7 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-from spatial_vlm.parameters.lora import effective
+from spatial_vlm.parameters.lora import effective_kernels
 from spatial_vlm.types import Params
 
 Block = Callable[..., nnx.Module]
@@ -66,7 +66,7 @@ def init_stack(block: Block, config, layers: int, key: Array, dtype: jnp.dtype) 
 def bind(block: Block, config, params: Params) -> Any:
   """The block with these parameters: `bind(TextLayer, config, layer)(h, …)`. Kernels are made of what holds
   them: int8 and scales, low-rank pairs."""
-  return nnx.merge(_definition(block, config), effective(params))
+  return nnx.merge(_definition(block, config), effective_kernels(params))
 
 
 @functools.cache

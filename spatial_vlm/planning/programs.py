@@ -48,7 +48,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
 
 def parts(config: Config, model: ModelConfig, mesh: Mesh) -> tuple[Params, Params]:
   """Shapes of what trains and of what is frozen, over the mesh."""
-  subset = subset_from_config(config, config.lora)
+  subset = subset_from_config(config)
   both = partition_shapes(training_shapes(mesh, model, subset), subset)
   trained, frozen = (with_param_shardings(mesh, part) for part in both)
   return trained, frozen

@@ -23,7 +23,7 @@ from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.advantage import group_advantage, has_mixed_outcomes
 from spatial_vlm.objectives.dapo import dapo_objective, dapo_statistics, overlong_penalty
 from spatial_vlm.objectives.token_logprobs import token_logprobs
-from spatial_vlm.parameters.lora import merged
+from spatial_vlm.parameters.lora import merge_adapters
 from spatial_vlm.parameters.partition import NOTHING, combine
 from spatial_vlm.rewards.verdict_automaton import (
   VerdictAutomaton,
@@ -101,7 +101,7 @@ def rollout_weights(params: Params, frozen: Params, dtype: str) -> Params:
   Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to. Where
   these are in int8, there is no room for it: each token makes the kernels anew, layer by layer.
   """
-  return merged(computed_in(dtype, combine(params, frozen)))
+  return merge_adapters(computed_in(dtype, combine(params, frozen)))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))

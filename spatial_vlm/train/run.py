@@ -11,9 +11,10 @@ from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.model.stack import REMAT_POLICIES
-from spatial_vlm.parameters.int8 import PARTS, dequantized
+from spatial_vlm.parameters.int8 import dequantize
 from spatial_vlm.parameters.lora import new_adapters
 from spatial_vlm.parameters.partition import Subset, combine, flatten, partition
+from spatial_vlm.parameters.paths import INT8
 from spatial_vlm.train.update import init_state
 from spatial_vlm.types import Params, Purpose, TrainState
 
@@ -107,7 +108,7 @@ def partition_policy(
 ) -> tuple[Params, Params]:
   """(trained, frozen) of a loaded policy, with fresh pairs. Raises ValueError for patterns that do not fit, and where
   no kernel is in int8 that should be."""
-  if subset.frozen_int8 and not any(path.endswith(PARTS[0]) for path in flatten(params)):
+  if subset.frozen_int8 and not any(path.endswith(INT8[0]) for path in flatten(params)):
     raise ValueError(
       f"frozen_int8 is True, but trainable {subset.trainable} freezes no kernel; leave it out, or train low-rank pairs"
       " alone: trainable=('.*/lora_[ab]',) and lora.rank=16"
@@ -115,7 +116,7 @@ def partition_policy(
   if not subset.rank:
     return partition(params, subset.trainable)
   key = jax.random.fold_in(jax.random.key(seed), Purpose.ADAPTERS)
-  shapes = jax.eval_shape(dequantized, params)
+  shapes = jax.eval_shape(dequantize, params)
   where = sharding.param_shardings(
     mesh, jax.eval_shape(lambda k: new_adapters(shapes, subset, k), key)
   )

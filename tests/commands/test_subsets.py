@@ -10,6 +10,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.parameters.paths import path_name
 
 PAIRS = {"trainable": "('.*/lora_[ab]',)", "lora.rank": 4, "lora.alpha": 8.0}
 ALL_BUT_VISION = {"trainable": "('(text|head)/.*',)"}
@@ -52,10 +53,7 @@ def test_a_checkpoint_holds_what_trains_and_tells_of_the_base(finished, nano):
   with Checkpoints(finished / "checkpoints", read_only=True) as checkpoints:
     tree = checkpoints._manager.item_metadata(checkpoints.latest())["state"].tree
     base = checkpoints.host()["base"]
-  paths = [
-    jax.tree_util.keystr(path, simple=True, separator="/")
-    for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-  ]
+  paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
   arrays = [path for path in paths if "layers" in path]
   assert len(arrays) == 3 * 2 * 7  # parameters and two moments; A and B; of seven kernels
   assert all("lora_" in path for path in arrays)

@@ -13,6 +13,7 @@ from spatial_vlm.huggingface.weights import abstract_params
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.stack import REMAT_POLICIES
+from spatial_vlm.parameters.paths import path_name
 
 ROWS = {
   "text only": [[40], [23], [31]],
@@ -213,7 +214,7 @@ def test_every_parameter_learns(reference, make_case):
   case = make_case(reference, ROWS["images and text"], "left")
   gradient = _gradient(reference.params, reference.config, case.batch, "none")
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = path_name(path)
     assert np.isfinite(leaf).all(), name
     if not name.endswith("embedding"):  # of which only the tokens and places that occur
       assert np.abs(leaf).max(axis=-1).min() > 0, name

@@ -5,6 +5,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from checkpoint_folders import read_checkpoint
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -12,7 +13,6 @@ from spatial_vlm import sharding
 from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.huggingface.folder import copy_processor, find_folder
-from spatial_vlm.huggingface.weights import read_checkpoint
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.train.run import check_rows, place_state, record_settings
