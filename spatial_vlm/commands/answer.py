@@ -12,6 +12,7 @@ from etils import epath
 from PIL import Image, ImageDraw
 
 from spatial_vlm import answers
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, check_positive
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import greedy
@@ -93,3 +94,6 @@ def draw(image: Image.Image, boxes: dict[str, answers.Box]) -> Image.Image:
     pen.rectangle(pen.textbbox(at, name), fill=color)
     pen.text(at, name, fill="white")
   return picture
+
+
+COMMAND = Command("answer", run, add_arguments=arguments)

@@ -13,6 +13,7 @@ import functools
 from etils import epath
 
 from spatial_vlm import sharding
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation
@@ -124,3 +125,6 @@ def training_examples(
       short = short_from_chain(plan.behavior, answer, solution.names)
       rows.append(Conversation(image, plan.question, short))
   return rows
+
+
+COMMAND = Command("behaviors", run, check=check)

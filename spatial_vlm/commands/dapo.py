@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.data import split_guard
 from spatial_vlm.data.pipeline import Reader, prompt_order
@@ -33,12 +34,8 @@ from spatial_vlm.inference.questions import plain_question
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.parameters.partition import subset_from_config
 from spatial_vlm.processor.tokenizer import token_bytes
-from spatial_vlm.rewards.verdict_automaton import (
-  VerdictAutomaton,
-  compile_automaton,
-  is_correct,
-  verdicts,
-)
+from spatial_vlm.rewards.accuracy import is_correct
+from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton, compile_automaton, verdicts
 from spatial_vlm.train import policy_optimization
 from spatial_vlm.train.policy_optimization import check
 from spatial_vlm.train.run import (
@@ -49,8 +46,6 @@ from spatial_vlm.train.run import (
 )
 from spatial_vlm.train.trained_weights import base_record, check_base, write_trained
 from spatial_vlm.types import Params, Prompts, Purpose, RlState, Rollout, TrainState
-
-SEVERAL_HOSTS = True
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
@@ -319,3 +314,6 @@ def validation(
     return right / count
 
   return accuracy
+
+
+COMMAND = Command("dapo", run, check=check, multi_process=True)

@@ -23,6 +23,7 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import split_report, store, vsr
 from spatial_vlm.data.contact_sheet import contact_sheet
@@ -200,3 +201,6 @@ def draw_sheet(source: JsonlSource, config: Config) -> bytes:
   order = map(prompt_order(config.seed, len(source)), range(len(source)))
   chosen = (example for number in order if (example := read(number)) is not None)
   return png(contact_sheet(list(itertools.islice(chosen, config.sheet))))
+
+
+COMMAND = Command("data", run, check=check)

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from spatial_vlm import sharding
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive, snapshot
 from spatial_vlm.data.pipeline import Reader
 from spatial_vlm.data.records import (
@@ -157,3 +158,6 @@ def likelier(policy: Policy, prompts: Prompts, texts: Sequence[Generation]) -> l
 @functools.partial(jax.jit, static_argnames="model")
 def first_token_logits(params, prompts, model):
   return prefill(params, model, prompts)[0]
+
+
+COMMAND = Command("evaluate", run, check=check)

@@ -18,6 +18,7 @@ from etils import epath
 
 from spatial_vlm import sharding
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.huggingface.folder import copy_processor, find_folder
@@ -28,8 +29,6 @@ from spatial_vlm.parameters.partition import flatten, subset_from_config, unflat
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.train.run import DTYPES
 from spatial_vlm.train.trained_weights import trained_shapes, with_base
-
-SEVERAL_HOSTS = True
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
@@ -106,3 +105,6 @@ def at(tree, names):
   for name in names:
     tree = tree[name]
   return tree
+
+
+COMMAND = Command("export", run, check=check, multi_process=True)

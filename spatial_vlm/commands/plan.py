@@ -28,6 +28,7 @@ from etils import epath
 from tqdm import tqdm
 
 from spatial_vlm import sharding
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError, leaves, versions
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.huggingface.folder import find_folder
@@ -40,9 +41,6 @@ from spatial_vlm.planning.plan_report import as_json, ranking, tables
 from spatial_vlm.planning.programs import programs
 from spatial_vlm.planning.search import REMAT, Candidate, Ranked, meshes, rank, search
 from spatial_vlm.rollout.sampler import TOKENS
-
-CONFIG = "configs/sft.py:8b"
-FILES_MAY_BE_MISSING = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -254,3 +252,8 @@ def to_shrink(config: Config, found: Needs, where: Where) -> list[str]:
     )
   lines.append(f"lower chunk_tokens from {config.chunk_tokens}, or raise mesh.tensor")
   return lines
+
+
+COMMAND = Command(
+  "plan", run, add_arguments=arguments, default_config="configs/sft.py:8b", requires_files=False
+)

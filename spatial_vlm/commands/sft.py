@@ -30,6 +30,7 @@ import numpy as np
 
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.data import batch_plan, pipeline, split_guard
 from spatial_vlm.data.batch_plan import BATCHINGS
@@ -54,8 +55,6 @@ from spatial_vlm.train.run import (
 from spatial_vlm.train.sft import SftSettings, check, sft_loop, sft_step
 from spatial_vlm.train.trained_weights import base_record, check_base, write_trained
 from spatial_vlm.types import Params
-
-SEVERAL_HOSTS = True
 
 
 def run(config: Config, workdir, args) -> None:
@@ -269,3 +268,6 @@ def _fitting(size: Size, limit: Size) -> Size:
 def collate_unplanned(processor: Processor, shapes: list[Size], rows: list[Encoded]):
   shape = batch_plan.smallest(shapes, [row.size for row in rows])
   return collate_batch([[row] for row in rows], processor, shape)
+
+
+COMMAND = Command("sft", run, check=check, multi_process=True)

@@ -28,6 +28,7 @@ from etils import epath
 from tqdm import tqdm
 
 from spatial_vlm import config as config_lib
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from, snapshot
 from spatial_vlm.data import conversations, split_guard
 from spatial_vlm.data.conversations import Conversation
@@ -268,3 +269,6 @@ def described(outcome: Outcome, keys: Mapping[tuple[Record, int], str]) -> dict[
 
 def write_lines(path: epath.Path, lines: Iterable[Mapping[str, Any]]) -> None:
   path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+COMMAND = Command("synthesize", run, check=check, add_arguments=arguments)
