@@ -297,7 +297,7 @@ def _greedy(params, config, prompts, steps):
   logits, cache = qwen3_vl.prefill(params, config, prompts)
   tokens = []
   for slots in (steps // 3, steps - steps // 3):
-    cache = qwen3_vl.with_room(cache, slots, len(logits))
+    cache = qwen3_vl.add_cache_block(cache, slots, len(logits))
     (logits, cache), written = jax.lax.scan(step, (logits, cache), length=slots)
     tokens.append(written)
   return jnp.concatenate(tokens).T

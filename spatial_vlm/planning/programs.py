@@ -187,7 +187,7 @@ def cache_bytes(
   """Keys and values that a chip holds at the end of sampling, if rows and heads are cut as far as the mesh goes."""
   _, cache = jax.eval_shape(lambda p, q: qwen3_vl.prefill(p, model, q), params, prompts)
   rows = config.rollout_batch_size * config.group_size
-  cache = jax.eval_shape(lambda c: qwen3_vl.with_room(c, config.max_new_tokens, rows), cache)
+  cache = jax.eval_shape(lambda c: qwen3_vl.add_cache_block(c, config.max_new_tokens, rows), cache)
   heads = sharding.divisible_axes(("tensor",), mesh, model.text.num_key_value_heads)
   axes = (*sharding.divisible_axes(sharding.ROWS, mesh, config.rollout_batch_size), *heads)
   total = sum(

@@ -142,7 +142,7 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case):
   stepwise = []
   for t in range(answers.shape[1]):
     if t in (0, 3):
-      cache = qwen3_vl.with_room(cache, 3, len(answers))
+      cache = qwen3_vl.add_cache_block(cache, 3, len(answers))
     logits, cache = decode(params, config, answers[:, t], cache)
     stepwise.append(np.asarray(logits))
 
@@ -256,7 +256,7 @@ def test_activations_take_the_dtype_of_the_parameters(reference, make_case, dtyp
     lambda p: qwen3_vl.prefill(p, reference.config, case.prompts), params
   )
   rows = len(case.prompts.tokens)
-  cache = jax.eval_shape(lambda c: qwen3_vl.with_room(c, 5, rows), cache)
+  cache = jax.eval_shape(lambda c: qwen3_vl.add_cache_block(c, 5, rows), cache)
   again = jax.eval_shape(
     lambda p, c: qwen3_vl.decode(p, reference.config, case.prompts.tokens[:, 0], c), params, cache
   )

@@ -90,7 +90,10 @@ def test_patterns_that_fit_nothing_are_refused(model_and_params):
     ({"targets": ("text/layers/.*_proj",)}, "matches no parameter; only kernels"),
     ({"targets": ("text/embed/.*",)}, "matches text/embed/embedding; only kernels"),
     ({"trainable": (".*",)}, "the kernel itself must not"),
-    ({"trainable": (".*/lora_b",)}, "the LoRA factors of text/layers/attention/k_proj/kernel must train"),
+    (
+      {"trainable": (".*/lora_b",)},
+      "the LoRA factors of text/layers/attention/k_proj/kernel must train",
+    ),
   ],
 )
 def test_targets_are_kernels_and_pairs_train_in_their_place(model_and_params, changes, message):
