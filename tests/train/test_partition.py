@@ -22,6 +22,8 @@ from spatial_vlm.parameters.paths import path_name, sibling
 from spatial_vlm.processor.chat import Size, collate_batch, collate_prompts, encode
 from spatial_vlm.tasks import statements
 from spatial_vlm.train import policy_optimization, sft, update
+from spatial_vlm.train.policy_optimization import Constants, MinibatchScores
+from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.sft import SftSettings, sft_loss, sft_step
 from spatial_vlm.types import Rollout
 
@@ -96,22 +98,24 @@ def sft_update(policy, batch, state, frozen):
   return sft_step(state, batch, frozen, model=policy.model, optimizer=DESCENT, settings=SETTINGS)
 
 
-def descent(trained, frozen, update):
+def descent(trained, frozen, step):
   """The gradient by path, from one update of plain descent."""
   state = update.init_state(jax.tree.map(jnp.array, trained), DESCENT)
-  after, _ = update(state, frozen)
+  after, _ = step(state, frozen)
   assert jax.tree.structure(after.params) == jax.tree.structure(trained)
   return flatten(jax.tree.map(lambda old, new: np.asarray(old) - new, trained, after.params))
 
 
 def dapo_settings(dtype):
-  return policy_optimization.RlSettings(
-    prompts=2,
+  return RlSettings(
+    groups_per_batch=2,
     group_size=3,
     rollout_batch_size=2,
     max_rollout_rounds=1,
     minibatches=1,
     micro_batches=1,
+    objectives=(("dapo", 1.0),),
+    rewards=(("accuracy", 1.0), ("overlong", 1.0)),
     eps_low=0.2,
     eps_high=0.28,
     max_new_tokens=4,
@@ -183,16 +187,17 @@ def test_an_update_of_dapo_is_projected_too(policy, parts, rollout):
   settings = dapo_settings("float32")
 
   @jax.jit
-  def update(state, frozen):
+  def step(state, frozen):
     return policy_optimization.rl_step(
-      *(state, rollout, rollout.logp, True, policy.forbidden_tokens, frozen),
+      *(state, rollout, MinibatchScores(rollout.logp, None, True)),
+      Constants(policy.forbidden_tokens, frozen),
       model=policy.model,
       optimizer=DESCENT,
       settings=settings,
     )
 
-  gradient = descent(lora.merge_adapters(combine(*parts)), {}, update)
-  assert_projected(flatten(parts[0]), gradient, descent(*parts, update))
+  gradient = descent(lora.merge_adapters(combine(*parts)), {}, step)
+  assert_projected(flatten(parts[0]), gradient, descent(*parts, step))
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +269,7 @@ def test_full_training_is_the_program_that_it_was(policy, batch, monkeypatch):
     return str(jax.make_jaxpr(step)(state, batch))
 
   found = program()
-  monkeypatch.setattr(sft, "join", lambda trained, frozen: trained)
+  monkeypatch.setattr(sft, "combine", lambda trained, frozen: trained)
   monkeypatch.setattr(stack, "effective_kernels", lambda params: params)
   assert found == program()
 
