@@ -19,7 +19,7 @@ _ADAFACTOR_RMS = 1.0
 """Largest root mean square of an array's update per unit of learning rate (arXiv 1804.04235, d in Section 6)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerSettings(ScheduleSettings):
   """Settings of an optimizer and of its schedule."""
 

@@ -243,7 +243,18 @@ def test_with_the_vision_tower_frozen_the_others_move_as_in_full_training(
 def test_no_moment_exists_for_what_is_frozen(parts, patterns, method):
   trained, frozen = partition(combine(*parts), patterns)
   settings = OptimizerSettings(
-    method, "float32", 1e-3, "constant", 1, 10, 1.0, 0.9, 0.95, 1e-8, 0.1, 1.0
+    method=method,
+    moments="float32",
+    learning_rate=1e-3,
+    schedule="constant",
+    warmup_steps=1,
+    total_steps=10,
+    final_fraction=1.0,
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-8,
+    weight_decay=0.1,
+    clip_norm=1.0,
   )
   state = jax.eval_shape(lambda p: update.init_state(p, make_optimizer(settings)), trained)
   names = [
