@@ -56,7 +56,7 @@ PLAIN = {
   "patches": "Number to which the image patches of a prompt are padded.",
   "max_bad_share": "Largest share of unusable records before the command stops.",
   "max_handbook_tokens": "Limit on the sum of all lines of the handbook, in tokens.",
-  "dtype": "Type of the weights or of the computation.",
+  "dtype": "Type of the weights.",
   "split": "Split that the local teacher knows.",
   "records": "File of labelled records.",
   "images": "Folder, archive or store of the images.",
@@ -86,6 +86,10 @@ PLAIN = {
   "requests_per_minute": "Rate limit of requests.",
 }
 """Descriptions of leaves whose config has no comment: the name says nearly all."""
+
+
+Comments = list[tuple[tuple[str, ...], str]]
+"""(names of the enclosing keywords and of the leaf, comment) of the keyword arguments of a file."""
 
 
 class Leaf(NamedTuple):
@@ -163,7 +167,7 @@ def leaves(root: Path, path: Path) -> list[Leaf]:
   groups: set[str] = set()
   for name, value in tiny.items():
     group = name.rpartition(".")[0]
-    if group and group not in groups and (text := describe(group, own, shared)):
+    if group and group not in groups and (text := comment_about(group, own, shared)):
       rows.append(Leaf(f"{group}.*", "group", "", "", text))
     groups.add(group)
     text = describe(name, own, shared)
@@ -173,18 +177,23 @@ def leaves(root: Path, path: Path) -> list[Leaf]:
   return rows
 
 
-def describe(name: str, own: list[tuple[tuple[str, ...], str]], shared: list[tuple[tuple[str, ...], str]]) -> str:
+def describe(name: str, own: Comments, shared: Comments) -> str:
   """Returns the comment on a leaf: that of its own config, else of the shared groups, else the text in `PLAIN`."""
+  return comment_about(name, own, shared) or PLAIN.get(name.rpartition(".")[2], "")
+
+
+def comment_about(name: str, own: Comments, shared: Comments) -> str:
+  """Returns the comment on a leaf or a group, from the place whose path has most names in common; may be empty."""
   parts = tuple(name.split("."))
   for found in (own, shared):
     matching = [(len(path), text) for path, text in found if path == parts[-len(path) :] and text]
     if matching:
       return sentence(max(matching, key=lambda match: match[0])[1])
-  return PLAIN.get(parts[-1], "")
+  return ""
 
 
-def comments(path: Path) -> list[tuple[tuple[str, ...], str]]:
-  """Returns (names of the enclosing keywords and of the leaf, comment) for every keyword argument of a file."""
+def comments(path: Path) -> Comments:
+  """Returns the comment on every keyword argument of a file, which may be empty."""
   source = path.read_text()
   trailing, full = comment_lines(source)
   found = []
