@@ -12,10 +12,14 @@ def api_pages(root: Path) -> dict[str, tuple[str, str]]:
   """Returns address → (title, Markdown) of every page, with the overview first."""
   package = root / PACKAGE
   folders = sorted(
-    path for path in package.iterdir() if path.is_dir() and path.name not in LEFT_OUT and _files(path)
+    path
+    for path in package.iterdir()
+    if path.is_dir() and path.name not in LEFT_OUT and _files(path)
   )
   parts = {"package": sorted(package.glob("*.py"))} | {path.name: _files(path) for path in folders}
-  pages = {f"api/{name}.md": (_title(name), _page(root, name, files)) for name, files in parts.items()}
+  pages = {
+    f"api/{name}.md": (_title(name), _page(root, name, files)) for name, files in parts.items()
+  }
   return {"api/index.md": ("Overview", _overview(root, parts))} | pages
 
 
@@ -47,7 +51,14 @@ def _page(root: Path, name: str, files: list[Path]) -> str:
     if path.name in ("__init__.py", "__main__.py"):
       continue
     module = _module(root, path)
-    lines += [f"## {module.removeprefix(title + '.')} {{ #{module}-module }}", "", f"`{module}`", "", f"::: {module}", ""]
+    lines += [
+      f"## {module.removeprefix(title + '.')} {{ #{module}-module }}",
+      "",
+      f"`{module}`",
+      "",
+      f"::: {module}",
+      "",
+    ]
   return "\n".join(lines)
 
 

@@ -109,8 +109,8 @@ def configuration_page(root: Path = ROOT) -> str:
     "# Configuration",
     "",
     "A config is a Python file with `get_config(preset)`, one for each command. The tables list every leaf with its",
-    "default in the preset `tiny`, its value in `8b` where that differs, its type and its meaning. They are generated from",
-    "`configs/*.py` at every build.",
+    "default in the preset `tiny`, its value in `8b` where that differs, its type and its meaning. They are",
+    "generated from `configs/*.py` at every build.",
     "",
     "- `--config FILE.py:PRESET` names the file and the preset. The file is looked for in the current folder, then in",
     "  the project (the checkout, or `share/spatial-vlm` of the environment after `pip install`).",
@@ -127,7 +127,9 @@ def configuration_page(root: Path = ROOT) -> str:
 
 def config_files(root: Path) -> list[Path]:
   """Returns the configs of commands in alphabetical order, without the file of shared groups."""
-  return sorted(path for path in (root / "configs").glob("*.py") if path.stem not in (SHARED, "__init__"))
+  return sorted(
+    path for path in (root / "configs").glob("*.py") if path.stem not in (SHARED, "__init__")
+  )
 
 
 def section(root: Path, path: Path) -> list[str]:
@@ -135,9 +137,20 @@ def section(root: Path, path: Path) -> list[str]:
   title, presets = docstring_parts(path)
   rows = leaves(root, path)
   has_8b = "8b" in presets
-  lines = [f"## {path.stem}", "", f"`configs/{path.name}`. {title}", "", "| preset | |", "|---|---|"]
+  lines = [
+    f"## {path.stem}",
+    "",
+    f"`configs/{path.name}`. {title}",
+    "",
+    "| preset | |",
+    "|---|---|",
+  ]
   lines += [f"| `{name}` | {cell(text)} |" for name, text in presets.items()]
-  lines += ["", f"| leaf | `tiny` |{' `8b` |' if has_8b else ''} type | meaning |", "|---" * (4 + has_8b) + "|"]
+  lines += [
+    "",
+    f"| leaf | `tiny` |{' `8b` |' if has_8b else ''} type | meaning |",
+    "|---" * (4 + has_8b) + "|",
+  ]
   for row in rows:
     if row.kind == "group":
       lines.append(f"| `{row.name}` | |{' |' if has_8b else ''} | {cell(row.text)} |")
@@ -161,7 +174,9 @@ def leaves(root: Path, path: Path) -> list[Leaf]:
   tiny = flatten(get_config("tiny"))
   large = dict(changes(tiny, flatten(get_config("8b")))) if "8b" in presets else {}
   own = comments(path)
-  shared = comments(path.with_name(f"{SHARED}.py")) if path.with_name(f"{SHARED}.py").exists() else []
+  shared = (
+    comments(path.with_name(f"{SHARED}.py")) if path.with_name(f"{SHARED}.py").exists() else []
+  )
   notes = assigned_comments(path)
   rows = []
   groups: set[str] = set()
@@ -213,7 +228,9 @@ def comments(path: Path) -> Comments:
   return found
 
 
-def comment_on(node: ast.keyword | ast.Assign, trailing: Mapping[int, str], full: Mapping[int, str]) -> str:
+def comment_on(
+  node: ast.keyword | ast.Assign, trailing: Mapping[int, str], full: Mapping[int, str]
+) -> str:
   """Returns the comment lines directly above a keyword or an assignment, and the one on its first or last line."""
   above = []
   number = node.lineno - 1

@@ -1,6 +1,6 @@
 """Draws the diagrams of the documentation as SVG files in docs/images.
 
-  python docs/make_diagrams.py
+python docs/make_diagrams.py
 """
 
 from pathlib import Path
@@ -38,7 +38,9 @@ class Arrow(NamedTuple):
   at: tuple[int, int] = (0, 0)
 
 
-def svg(width: int, height: int, title: str, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]) -> str:
+def svg(
+  width: int, height: int, title: str, boxes: tuple[Box, ...], arrows: tuple[Arrow, ...]
+) -> str:
   """Returns a diagram as SVG text."""
   parts = [
     f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -50,10 +52,14 @@ def svg(width: int, height: int, title: str, boxes: tuple[Box, ...], arrows: tup
   ]
   for arrow in arrows:
     path = " ".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(arrow.points))
-    parts.append(f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="1.6" marker-end="url(#head)"/>')
+    parts.append(
+      f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="1.6" marker-end="url(#head)"/>'
+    )
     if arrow.label:
       x, y = arrow.at
-      parts.append(f'<text x="{x}" y="{y}" font-size="12" fill="{LINE}" text-anchor="middle">{escape(arrow.label)}</text>')
+      parts.append(
+        f'<text x="{x}" y="{y}" font-size="12" fill="{LINE}" text-anchor="middle">{escape(arrow.label)}</text>'
+      )
   for box in boxes:
     parts.append(
       f'<rect x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="7" fill="{FILLS[box.kind]}" '
@@ -97,9 +103,25 @@ def dapo() -> str:
     Box(10, 20, 150, 74, "data", ("Prompts", "rollout_batch_size", "of them")),
     Box(225, 20, 165, 74, "model", ("Sample", "group_size answers", "to each prompt")),
     Box(455, 20, 165, 74, "check", ("Verdict", "read from token ids", "on the device")),
-    Box(685, 20, 195, 74, "check", ("Mixed outcomes?", "keep a group if some, but", "not all, are correct")),
-    Box(685, 186, 195, 74, "data", ("Buffer", "groups_per_batch groups,", "part of the checkpoint")),
-    Box(455, 186, 165, 74, "check", ("Reward, advantage", "accuracy + overlong,", "normalised per group")),
+    Box(
+      685,
+      20,
+      195,
+      74,
+      "check",
+      ("Mixed outcomes?", "keep a group if some, but", "not all, are correct"),
+    ),
+    Box(
+      685, 186, 195, 74, "data", ("Buffer", "groups_per_batch groups,", "part of the checkpoint")
+    ),
+    Box(
+      455,
+      186,
+      165,
+      74,
+      "check",
+      ("Reward, advantage", "accuracy + overlong,", "normalised per group"),
+    ),
     Box(225, 186, 165, 74, "model", ("Update", "minibatches updates,", "clip-higher")),
   )
   arrows = (
@@ -107,7 +129,11 @@ def dapo() -> str:
     Arrow(((390, 57), (453, 57))),
     Arrow(((620, 57), (683, 57))),
     Arrow(((782, 94), (782, 184)), "yes", (800, 160)),
-    Arrow(((720, 94), (720, 125), (85, 125), (85, 96)), "no, or too few groups: next round, at most max_rollout_rounds", (400, 118)),
+    Arrow(
+      ((720, 94), (720, 125), (85, 125), (85, 96)),
+      "no, or too few groups: next round, at most max_rollout_rounds",
+      (400, 118),
+    ),
     Arrow(((685, 223), (622, 223)), "full", (653, 214)),
     Arrow(((455, 223), (392, 223))),
     Arrow(((225, 223), (60, 223), (60, 96)), "new policy", (140, 214)),
@@ -121,7 +147,14 @@ def reuse() -> str:
     Box(10, 60, 175, 74, "data", ("Statement", "The cat is left of", "the mug.")),
     Box(245, 60, 175, 74, "plain", ("Mask objects", "The X is left of", "the Y.")),
     Box(480, 60, 175, 74, "check", ("Nearest behavior", "embedding + ScaNN", "")),
-    Box(740, 10, 190, 74, "model", ("Short answer", "behavior in the question;", "one comparison, verdict")),
+    Box(
+      740,
+      10,
+      190,
+      74,
+      "model",
+      ("Short answer", "behavior in the question;", "one comparison, verdict"),
+    ),
     Box(740, 114, 190, 74, "model", ("Full chain", "four steps", "")),
   )
   boxes = tuple(box._replace(lines=tuple(line for line in box.lines if line)) for box in boxes)
@@ -138,12 +171,30 @@ def layers() -> str:
   """The layers of the package; a file imports from lower layers."""
   rows = (
     ("layer 3", "plain", ("commands, cli", "load, call, write: one thin file per command")),
-    ("layer 2", "check", ("data, evaluation, tasks, rewards, rollout, reuse, inference, synthesis, train, planning", "what the project does: steps, loops, pipelines")),
-    ("layer 1", "model", ("hosts, checkpoint, metrics, parameters, sharding, optim, model, huggingface, processor, objectives", "what it is built from: equations, architecture, files, meshes")),
+    (
+      "layer 2",
+      "check",
+      (
+        "data, evaluation, tasks, rewards, rollout, reuse, inference, synthesis, train, planning",
+        "what the project does: steps, loops, pipelines",
+      ),
+    ),
+    (
+      "layer 1",
+      "model",
+      (
+        "hosts, checkpoint, metrics, parameters, sharding, optim, model, huggingface, processor, objectives",
+        "what it is built from: equations, architecture, files, meshes",
+      ),
+    ),
     ("layer 0", "data", ("types, config, answers, text, jsonl", "words that all others share")),
   )
-  boxes = tuple(Box(90, 12 + 72 * i, 740, 54, kind, lines) for i, (_, kind, lines) in enumerate(rows))
-  tags = tuple(Box(10, 12 + 72 * i, 70, 54, "plain", (name,)) for i, (name, _, _) in enumerate(rows))
+  boxes = tuple(
+    Box(90, 12 + 72 * i, 740, 54, kind, lines) for i, (_, kind, lines) in enumerate(rows)
+  )
+  tags = tuple(
+    Box(10, 12 + 72 * i, 70, 54, "plain", (name,)) for i, (name, _, _) in enumerate(rows)
+  )
   arrows = tuple(Arrow(((460, 66 + 72 * i), (460, 82 + 72 * i))) for i in range(3))
   return svg(840, 290, "Layers of the package", boxes + tags, arrows)
 
