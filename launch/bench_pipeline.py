@@ -26,14 +26,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from spatial_vlm.config import read_preset
-from spatial_vlm.data import array_records, batch_plan, conversations, pipeline, prompts
+from spatial_vlm.data import batch_plan, conversations, messages, pipeline, store
 from spatial_vlm.data.batch_plan import ARRANGEMENTS, padding
 from spatial_vlm.data.conversations import Conversation, ConversationSource
 from spatial_vlm.data.records import JsonlSource
-from spatial_vlm.markdown import markdown_table
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.processor.chat import Extent, Processor, Size, collate_batch, encode, measure
 from spatial_vlm.processor.tokenizer import fit_config
+from spatial_vlm.tasks import statements
+from spatial_vlm.text import markdown_table
 
 EXTENTS = [(480, 640)] * 25 + [(640, 480)] * 9 + [(427, 640)] * 6 + [(640, 427)] * 3
 EXTENTS += [(375, 500)] * 3 + [(426, 640)] * 2 + [(500, 375), (612, 612)]
@@ -52,7 +53,7 @@ def draw(number: int) -> tuple[Extent, dict, Conversation]:
   votes = {"vote_true_validator_id": "[1, 2]", "vote_false_validator_id": "[]"}
   record = {"image": image, "image_link": "", "caption": caption, "label": 1, "relation": relation}
   answer = " left" * int(rng.integers(200, 451))
-  chain = Conversation(image, prompts.question(caption, "chain"), answer)
+  chain = Conversation(image, statements.question(caption, "chain"), answer)
   extent = Extent(*EXTENTS[rng.integers(len(EXTENTS))])
   return extent, record | {"annotator_id": 0} | votes, chain
 
@@ -76,7 +77,7 @@ def write(folder: Path, count: int) -> None:
   (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for _, r, _ in drawn))
   conversations.write(folder / "chains.jsonl", (chain for _, _, chain in drawn))
   records = JsonlSource(folder / "train.jsonl", folder / "images")
-  array_records.write_store(folder / "store", "train", records, array_records.Settings(4, 0, 0))
+  store.write_store(folder / "store", "train", records, store.Settings(4, 0, 0))
 
 
 def patches_of_8b(tiny: Processor) -> Processor:
@@ -174,7 +175,7 @@ def padding_table(processor: Processor, count: int) -> str:
   """Shares of padded slots in one epoch of so many conversations, in batches of 32 rows."""
   drawn = [draw(number) for number in range(count)]
   sizes = [
-    measure(processor, prompts.messages(extent, c.question, c.answer)) for extent, _, c in drawn
+    measure(processor, messages.messages(extent, c.question, c.answer)) for extent, _, c in drawn
   ]
   (packed,) = [Size(*shape) for shape in read_preset("configs/sft.py:8b").data.shapes]
   rows = []

@@ -15,9 +15,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from spatial_vlm.huggingface.safetensors_folder import Planned
+from spatial_vlm.huggingface.weights import planned, write_tensors
 from spatial_vlm.model.config import PRESETS
-from spatial_vlm.model.safetensors_folder import Planned
-from spatial_vlm.model.weights import planned, write_tensors
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 DRAWN = 1 << 22

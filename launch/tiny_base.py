@@ -14,13 +14,13 @@ import numpy as np
 
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
-from spatial_vlm.commands.asking import greedy
-from spatial_vlm.commands.setup import load_policy
-from spatial_vlm.data.prompts import LIST_OBJECTS
-from spatial_vlm.data.scenes import Picture, PictureSource
-from spatial_vlm.evaluation.scoring import iou, nearest_object
+from spatial_vlm.data.messages import LIST_OBJECTS
+from spatial_vlm.data.scenes.source import Picture, PictureSource
+from spatial_vlm.evaluation.boxes import iou, nearest_object
+from spatial_vlm.inference.generation import greedy
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.policy import Policy, PromptShape, collate, encode_question, written
 from spatial_vlm.model.config import PRESETS
-from spatial_vlm.policy import Policy, PromptShape, collate, encode_question, written
 from spatial_vlm.processor.tiny_tokenizer import train_tokenizer
 from spatial_vlm.processor.tokenizer import fit_config, load_tokenizer
 from spatial_vlm.synthesis.scene_teacher import vocabulary_texts, where

@@ -10,6 +10,7 @@ imported by its path. Its leaves are numbers, booleans, strings and tuples; a le
 """
 
 import ast
+import dataclasses
 import difflib
 import fnmatch
 import functools
@@ -344,3 +345,16 @@ def _commit() -> str | None:
 
 def _show(values: dict[str, Any], name: str) -> str:
   return json.dumps(values[name]) if name in values else "(absent)"
+
+
+def settings_of(settings: type, config: Config, **known: object) -> Any:
+  """The frozen dataclass `settings`, its fields read from the leaves of the same name, but for those that are known."""
+  names = {field.name for field in dataclasses.fields(settings)} - known.keys()
+  return settings(**{name: config[name] for name in names}, **known)
+
+
+def check_positive(config: Config, *names: str) -> None:
+  """Raises UsageError unless all these leaves are at least 1."""
+  for name in names:
+    if config[name] < 1:
+      raise UsageError(f"{name} is {config[name]}; it must be at least 1")

@@ -170,3 +170,18 @@ def preempted(step: int) -> bool:
   All of them ask at every step. A process that has not connected just ends at SIGTERM.
   """
   return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+  """Around what a command does before its work begins: what is refused there, its user can mend.
+
+  Of several processes, which all come here, what is refused to one ends all.
+  """
+  message, cause = None, None
+  try:
+    yield
+  except (ValueError, OSError, ImportError) as error:
+    message, cause = str(error), error
+  if refused := error_of_any(message):
+    raise refused from cause

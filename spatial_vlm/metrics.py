@@ -12,7 +12,7 @@ from jaxtyping import Array
 from tensorboardX import SummaryWriter
 
 from spatial_vlm.config import UsageErrorOfAll
-from spatial_vlm.part_files import next_part, parts
+from spatial_vlm.jsonl import next_part, parts
 
 Sums = dict[str, tuple[Array, Array]]
 """Name -> (sum, count) over whatever was seen; a name that ends in `_max` has (maximum, count)."""

@@ -13,7 +13,6 @@ saved.
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spatial_vlm.optim import as_matrix
+from spatial_vlm.parameters.paths import partition_spec, path_name
 from spatial_vlm.types import Params, TrainState
 
 P = PartitionSpec
@@ -87,27 +86,12 @@ def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
   return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
-PARAMETERS: tuple[tuple[str, PartitionSpec], ...] = (
-  (r"(text/embed|head)/embedding", P("tensor", "fsdp")),  # V D
-  (r".*/attention/[qkv]_proj/kernel", P("fsdp", "tensor", None)),  # D N H
-  (r".*/attention/(o|out)_proj/kernel", P("tensor", None, "fsdp")),  # N H D
-  (r"text/layers/mlp/(gate|up)_proj/kernel", P("fsdp", "tensor")),  # D F
-  (r"text/layers/mlp/down_proj/kernel", P("tensor", "fsdp")),  # F D
-  (r"vision/(blocks/mlp|merger|deepstack_mergers)/fc1/kernel", P("fsdp", "tensor")),  # D F
-  (r"vision/(blocks/mlp|merger|deepstack_mergers)/fc2/kernel", P("tensor", "fsdp")),  # F D
-  (r"vision/patch_embed/(proj/kernel|positions/embedding)", P(None, "fsdp")),  # P D
-  (r"(text|vision)/.*/(bias|scale)", P()),
-)
-"""Path of a parameter (regular expression, in full) -> spec of its last dimensions; a leading layer axis is never
-cut. Heads are cut whole where that is possible: their width H stays together."""
-
-
 def param_shardings(mesh: Mesh, params: Params) -> Params:
   """Sharding of every parameter; `params` holds arrays or shapes. Each path must match exactly one row of
   PARAMETERS, else ValueError names it."""
 
   def sharding(path, leaf):
-    spec = _lookup(_name(path))
+    spec = partition_spec(path_name(path))
     return _fit_parameter(mesh, spec, leaf.shape)
 
   return jax.tree_util.tree_map_with_path(sharding, params)
@@ -121,14 +105,14 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
   """
   params = param_shardings(mesh, state.params)
   of_path = {
-    _name(path): (leaf.shape, sharding.spec)
+    path_name(path): (leaf.shape, sharding.spec)
     for (path, leaf), sharding in zip(
       jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(params), strict=True
     )
   }
 
   def optimizer_leaf(path, leaf):
-    parts = _name(path).split("/")
+    parts = path_name(path).split("/")
     if leaf.shape in ((), (1,)) or parts[-1] == "ns_coeffs":  # of Muon's polynomial
       return replicated(mesh)
     # …/FIELD/PARAMETER or, in eight bits, …/FIELD/PARAMETER/codes and …/scale
@@ -139,7 +123,9 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
         del axes[_reduced_axis(parts[start - 1], shape)]
       if leaf.shape == tuple(size for size, _ in axes):
         return _fit(mesh, P(*(axis for _, axis in axes)), leaf.shape)
-    raise ValueError(f"opt_state/{_name(path)} {leaf.shape} belongs to no parameter of its shape.")
+    raise ValueError(
+      f"opt_state/{path_name(path)} {leaf.shape} belongs to no parameter of its shape."
+    )
 
   return TrainState(
     step=replicated(mesh),
@@ -212,38 +198,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def _name(path: Any) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _lookup(name: str) -> PartitionSpec:
-  """The row of the table; a low-rank pair (`model.lora`) and a kernel in int8 with its scales (`model.int8`) lie as
-  the kernel does on the axes they share."""
-  owner, _, leaf = name.rpartition("/")
-  if leaf not in ("lora_a", "lora_b", "lora_scale", "kernel_int8", "kernel_scale"):
-    return _row(name)
-  kernel = f"{owner}/kernel"
-  _, inputs, outputs = as_matrix(kernel, _row(kernel))
-  specs = {
-    "lora_a": P(*inputs, None),
-    "lora_b": P(None, *outputs),
-    "lora_scale": P(),
-    "kernel_int8": _row(kernel),
-    "kernel_scale": P(*(None for _ in inputs), *outputs),
-  }
-  return specs[leaf]
-
-
-def _row(name: str) -> PartitionSpec:
-  specs = [spec for pattern, spec in PARAMETERS if re.fullmatch(pattern, name)]
-  if len(specs) != 1:
-    raise ValueError(
-      f"parameter {name!r} matches {len(specs)} rows of sharding.PARAMETERS; it must match exactly one. "
-      "Add or narrow a row."
-    )
-  return specs[0]
-
-
 def _fit(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
   """`spec` on `mesh`, without the axes that do not divide their dimension."""
   kept = [dividing(_axes(entry), mesh, size) for entry, size in zip(spec, shape, strict=False)]
@@ -291,3 +245,8 @@ def dividing(axes: tuple[str, ...], mesh: Mesh | AbstractMesh, size: int) -> tup
   while size % count_parts(mesh, axes):
     axes = axes[:-1]
   return axes
+
+
+def over_mesh(mesh: Mesh, shapes: Params) -> Params:
+  """Shapes of parameters, laid out over the mesh."""
+  return placed(shapes, param_shardings(mesh, shapes))

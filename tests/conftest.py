@@ -47,9 +47,9 @@ hypothesis.settings.load_profile("project")
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory):
   """Hugging Face folder of a tiny model that is smaller still (about 60,000 parameters), all of them random."""
+  from spatial_vlm.huggingface.weights import write_checkpoint
   from spatial_vlm.model.config import PRESETS
   from spatial_vlm.model.qwen3_vl import init_params
-  from spatial_vlm.model.weights import write_checkpoint
   from spatial_vlm.processor.tiny_tokenizer import train_tokenizer
   from spatial_vlm.processor.tokenizer import fit_config, load_tokenizer
   from spatial_vlm.synthesis.scene_teacher import vocabulary_texts
@@ -108,7 +108,7 @@ def taught(tmp_path_factory, nano, scenes_folder, on_devices):
   Its answers parse and their numbers agree, and by chance half of them are right: food for `dapo` and `behaviors`.
   """
   from spatial_vlm import cli
-  from spatial_vlm.data import conversations, prompts
+  from spatial_vlm.data import conversations
 
   workdir = tmp_path_factory.mktemp("taught")
   pair = [
@@ -118,7 +118,7 @@ def taught(tmp_path_factory, nano, scenes_folder, on_devices):
   records = map(json.loads, (scenes_folder / "train.jsonl").read_text().splitlines())
   rows = [
     conversations.Conversation(
-      record["image"], prompts.question(record["caption"], "chain"), chain.answer
+      record["image"], statements.question(record["caption"], "chain"), chain.answer
     )
     for record in records
     for chain in pair

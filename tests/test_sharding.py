@@ -15,8 +15,10 @@ from jax.sharding import PartitionSpec as P
 from spatial_vlm import sharding
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.qwen3_vl import init_params
-from spatial_vlm.optim import OptimizerSettings, make_optimizer
-from spatial_vlm.train.sft import SftSettings, accumulate, mean_gradient, sft_loss
+from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.parameters import paths
+from spatial_vlm.train.sft import SftSettings, sft_loss
+from spatial_vlm.train.update import accumulate, mean_gradient
 from spatial_vlm.types import Batch, TrainState, Vision
 
 SHAPES = ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 4, "tensor": 2})
@@ -84,11 +86,11 @@ def test_outer_axis_is_that_of_the_slices():
 def test_every_parameter_matches_one_row_and_every_row_a_parameter(preset):
   paths = list(leaves(shapes_of(preset)))
   rows = [
-    [pattern for pattern, _ in sharding.PARAMETERS if re.fullmatch(pattern, path)] for path in paths
+    [pattern for pattern, _ in paths.PARAMETERS if re.fullmatch(pattern, path)] for path in paths
   ]
   assert [path for path, row in zip(paths, rows, strict=True) if len(row) != 1] == []
   assert {pattern for row in rows for pattern in row} == {
-    pattern for pattern, _ in sharding.PARAMETERS
+    pattern for pattern, _ in paths.PARAMETERS
   }
 
 
@@ -101,7 +103,7 @@ def test_unknown_parameter_is_named():
 
 
 def test_parameter_in_two_rows_is_named(monkeypatch):
-  monkeypatch.setattr(sharding, "PARAMETERS", (*sharding.PARAMETERS, (".*/scale", P("fsdp"))))
+  monkeypatch.setattr(paths, "PARAMETERS", (*paths.PARAMETERS, (".*/scale", P("fsdp"))))
   with pytest.raises(ValueError, match="text/final_norm/scale.*matches 2 rows"):
     sharding.param_shardings(
       sharding.make_mesh(SHAPES[0]), {"text": {"final_norm": {"scale": np.zeros(8)}}}

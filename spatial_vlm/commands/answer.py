@@ -12,15 +12,16 @@ from etils import epath
 from PIL import Image, ImageDraw
 
 from spatial_vlm import answers
-from spatial_vlm.commands.asking import greedy
-from spatial_vlm.commands.setup import check_positive, load_policy, user_errors
-from spatial_vlm.config import Config
-from spatial_vlm.data.prompts import question
-from spatial_vlm.policy import PromptShape, collate, encode_question, written
+from spatial_vlm.config import Config, check_positive
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.inference.generation import greedy
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.policy import PromptShape, collate, encode_question, written
+from spatial_vlm.inference.questions import plan_answers
 from spatial_vlm.processor.image import open_image, padded_length
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.prompt import plan_answers
+from spatial_vlm.tasks.statements import question
 
 TOKEN_BUCKET, PATCH_BUCKET = 64, 64
 COLORS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73")

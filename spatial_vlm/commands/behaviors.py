@@ -13,15 +13,16 @@ import functools
 from etils import epath
 
 from spatial_vlm import sharding
-from spatial_vlm.commands.asking import Asker, check_batch, laid_out, stored_answers
-from spatial_vlm.commands.setup import check_positive, load_policy, user_errors
-from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.config import Config, UsageError, check_positive, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation
-from spatial_vlm.data.prompts import question
 from spatial_vlm.data.records import First, JsonlSource
-from spatial_vlm.evaluation.scoring import Prediction
-from spatial_vlm.policy import PromptShape
+from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.inference.generation import Asker, check_batch, laid_out, stored_answers
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.policy import PromptShape
+from spatial_vlm.inference.questions import plan_answers, unaided
 from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.extraction import (
@@ -31,7 +32,7 @@ from spatial_vlm.reuse.extraction import (
   verified_chain,
 )
 from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.prompt import plan_answers, unaided
+from spatial_vlm.tasks.statements import question
 
 HELD_OUT = ("validation", "val", "dev", "test")
 """Splits that teach nothing."""

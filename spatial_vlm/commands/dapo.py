@@ -21,34 +21,33 @@ from jax.sharding import Mesh
 
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.commands.asking import Asker, Row, greedy
-from spatial_vlm.commands.setup import (
-  check_positive,
-  check_training,
-  load_policy,
-  place_state,
-  progress,
-  record_settings,
-  settings_of,
-  user_errors,
-)
-from spatial_vlm.commands.subsets import (
-  base_note,
-  check_base,
-  split_policy,
-  subset_of,
-  write_trained,
-)
-from spatial_vlm.config import Config, UsageError
+from spatial_vlm.config import Config, UsageError, settings_of
 from spatial_vlm.data import split_guard
 from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import JsonlSource
-from spatial_vlm.optim import OptimizerSettings, make_optimizer
-from spatial_vlm.policy import Policy, PromptShape, collate
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.inference.generation import Asker, Row, greedy
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.policy import Policy, PromptShape, collate
+from spatial_vlm.inference.questions import unaided
+from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.parameters.partition import subset_of
 from spatial_vlm.processor.tokenizer import token_bytes
-from spatial_vlm.reuse.prompt import unaided
-from spatial_vlm.rewards import AnswerAutomaton, answer_automaton, is_correct, verdicts
-from spatial_vlm.train import dapo
+from spatial_vlm.rewards.verdict_automaton import (
+  AnswerAutomaton,
+  answer_automaton,
+  is_correct,
+  verdicts,
+)
+from spatial_vlm.train import policy_optimization
+from spatial_vlm.train.policy_optimization import check
+from spatial_vlm.train.run import (
+  place_state,
+  progress,
+  record_settings,
+  split_policy,
+)
+from spatial_vlm.train.trained_weights import base_note, check_base, write_trained
 from spatial_vlm.types import DapoState, Params, Prompts, Purpose, Rollout, TrainState
 
 SEVERAL_HOSTS = True
@@ -65,7 +64,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     trained, frozen = split_policy(mesh, policy.params, subset, config.seed)
     automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
     settings = settings_of(
-      dapo.DapoSettings, config, eos=policy.special.eos, pad=policy.special.pad
+      policy_optimization.DapoSettings, config, eos=policy.special.eos, pad=policy.special.pad
     )
     updates = config.steps * config.minibatches
     optimizer = make_optimizer(
@@ -79,7 +78,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   record_settings(config, workdir)
   key = jax.random.fold_in(jax.random.key(config.seed), Purpose.ROLLOUT)
   groups_of = functools.partial(
-    dapo.sample_groups,
+    policy_optimization.sample_groups,
     automaton=automaton,
     banned=policy.banned,
     model=policy.model,
@@ -97,12 +96,12 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   state = place_state(mesh, trained, optimizer)
   base = base_note(config, frozen)
   loop = functools.partial(
-    dapo.dapo_loop,
+    policy_optimization.dapo_loop,
     prompts_at=prompts_at,
     sample=sample,
-    collect_round=functools.partial(dapo.collect, settings=settings),
+    collect_round=functools.partial(policy_optimization.collect, settings=settings),
     update_policy=functools.partial(
-      dapo.update,
+      policy_optimization.update,
       banned=policy.banned,
       frozen=frozen,
       model=policy.model,
@@ -183,50 +182,6 @@ def report(config: Config, batch: int, values: dict[str, float], bar) -> None:
   bar.update()
 
 
-def check(config: Config) -> None:
-  """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
-  check_training(config)
-  check_positive(
-    config,
-    *(
-      "steps",
-      "prompts",
-      "round_prompts",
-      "max_rounds",
-      "minibatches",
-      "micro_batches",
-      "max_tokens",
-      "chunk_tokens",
-    ),
-    *("validate_steps", "validate_prompts", "validate_batch", "checkpoint_steps"),
-  )
-  if config.temperature <= 0:
-    raise UsageError(
-      f"temperature is {config.temperature}; answers are sampled, so it must be above 0"
-    )
-  per_update = config.prompts // config.minibatches
-  if config.prompts % config.minibatches or per_update % config.micro_batches:
-    raise UsageError(
-      f"{config.prompts} prompts cannot be cut into {config.minibatches} minibatches of {config.micro_batches} "
-      "micro_batches; each must divide what it cuts"
-    )
-  updates = config.steps * config.minibatches
-  if not 0 <= config.optimizer.warmup_steps < updates:
-    raise UsageError(
-      f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; {config.steps} steps of {config.minibatches} "
-      f"minibatches are {updates} updates, of which the warm-up can only be a part"
-    )
-  if config.samples < 2:
-    raise UsageError(
-      f"samples is {config.samples}; a group needs at least 2 answers to be compared"
-    )
-  if not 0 <= config.overlong_cache_tokens <= config.max_tokens:
-    raise UsageError(
-      f"overlong_cache_tokens is {config.overlong_cache_tokens}; it must lie between 0 and max_tokens "
-      f"{config.max_tokens}"
-    )
-
-
 def check_blocks(config: Config, mesh: Mesh) -> None:
   """Raises UsageError unless every process can read the block of prompts that its devices sample answers to."""
   _, blocks = sharding.process_block(mesh)
@@ -246,17 +201,17 @@ def guard(config: Config, source: JsonlSource) -> None:
 
 
 def place_run(
-  mesh: Mesh, train: TrainState, groups: Rollout, settings: dapo.DapoSettings
+  mesh: Mesh, train: TrainState, groups: Rollout, settings: policy_optimization.DapoSettings
 ) -> DapoState:
   """A run that has drawn nothing yet, its buffer for `groups` (shapes) laid out over the mesh like a batch.
 
   `train` becomes part of it without a copy.
   """
 
-  shapes = jax.eval_shape(lambda t: dapo.init_state(t, groups, settings), train)
+  shapes = jax.eval_shape(lambda t: policy_optimization.init_state(t, groups, settings), train)
   rest = jax.jit(
-    lambda: dapo.init_state(None, groups, settings),
-    out_shardings=dapo.state_shardings(mesh, shapes).replace(train=None),
+    lambda: policy_optimization.init_state(None, groups, settings),
+    out_shardings=policy_optimization.state_shardings(mesh, shapes).replace(train=None),
   )
   return rest().replace(train=train)
 
@@ -269,7 +224,7 @@ def sampler(
   There they are cut by heads and hidden units: cut by width, as for training, every token of an answer would gather the
   whole model.
   """
-  make = functools.partial(dapo.sampling_params, dtype=config.dtype)
+  make = functools.partial(policy_optimization.sampling_params, dtype=config.dtype)
   shapes = jax.eval_shape(make, trained, frozen)
   placed = jax.jit(make, out_shardings=sharding.param_shardings(mesh, shapes))
   return lambda params: placed(params, frozen)

@@ -23,16 +23,16 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-from spatial_vlm.commands.setup import user_errors
 from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data import array_records, report, vsr
+from spatial_vlm.data import split_report, store, vsr
 from spatial_vlm.data.contact_sheet import contact_sheet
+from spatial_vlm.data.image_files import MissingImage
 from spatial_vlm.data.images import Pictures
 from spatial_vlm.data.pipeline import Reader, prompt_order
-from spatial_vlm.data.places import MissingImage
 from spatial_vlm.data.records import BadRecord, JsonlSource, Record, TooManyBadRecords
 from spatial_vlm.data.split_guard import Pair, read_pairs, refuse_shared, shared_pairs
 from spatial_vlm.data.statistics import describe
+from spatial_vlm.hosts import user_errors
 from spatial_vlm.processor.image import png
 
 TRAIN, TEST = "train", "test"
@@ -47,7 +47,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   if config.drop_shared and overlap:
     splits[TRAIN] = without(splits[TRAIN], evaluation)
   statistics = {name: split.describe() for name, split in splits.items()}
-  print(report.summary(statistics, overlap))
+  print(split_report.summary(statistics, overlap))
   for split in splits.values():
     split.check(config.data.max_bad_share)
   if overlap:
@@ -58,7 +58,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   notes = prepare(config, workdir) if config.data.images else {}
   result = {"splits": statistics, "overlap": overlap, "store": notes}
   (workdir / "statistics.json").write_text(json.dumps(result, indent=2) + "\n")
-  text = report.markdown_report(statistics, overlap, notes, bool(config.data.images))
+  text = split_report.markdown_report(statistics, overlap, notes, bool(config.data.images))
   (workdir / "report.md").write_text(text)
   print(f"\nrecords, statistics.json and report.md are in {workdir}")
 
@@ -79,8 +79,8 @@ def check(config: Config) -> None:
       )
 
 
-def store_settings(config: Config) -> array_records.Settings:
-  return array_records.Settings(config.store.shards, config.seed, config.store.max_pixels)
+def store_settings(config: Config) -> store.Settings:
+  return store.Settings(config.store.shards, config.seed, config.store.max_pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Split:
     return [(record.image, record.caption) for record in self.records]
 
   def describe(self) -> dict[str, Any]:
-    missing = {"count": len(self.missing), "first": self.missing[: report.SHOWN]}
+    missing = {"count": len(self.missing), "first": self.missing[: split_report.SHOWN]}
     bad = [dataclasses.asdict(bad) for bad in self.bad]
     return {**describe(self.records), "left_out": bad, "missing_images": missing}
 
@@ -152,7 +152,7 @@ def describe_overlap(
     "evaluation": config.evaluation or f"the split {TEST!r}",
     "pairs": len(evaluation),
     "shared": len(shared),
-    "first": shared[: report.SHOWN],
+    "first": shared[: split_report.SHOWN],
     "dropped": config.drop_shared,
   }
 
@@ -184,10 +184,13 @@ def prepare(config: Config, workdir: epath.Path) -> dict[str, Any]:
       (workdir / "contact_sheet.png").write_bytes(draw_sheet(source, config))
     if config.store.shards:
       with tqdm(total=len(source), desc=f"{name} store", dynamic_ncols=True) as bar:
-        store = array_records.write_store(
+        written = store.write_store(
           workdir / "store", name, source, store_settings(config), bar.update
         )
-      notes[name] = {"records": len(store), "left_out": [dataclasses.asdict(b) for b in store.bad]}
+      notes[name] = {
+        "records": len(written),
+        "left_out": [dataclasses.asdict(b) for b in written.bad],
+      }
   return notes
 
 

@@ -28,8 +28,9 @@ from spatial_vlm.commands import behaviors, dapo, evaluate, scenes, sft
 from spatial_vlm.config import Config
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.relations import META_CATEGORY
-from spatial_vlm.evaluation import figures, report
-from spatial_vlm.evaluation.scoring import Prediction, score
+from spatial_vlm.evaluation import figures, results_report
+from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.evaluation.scores import score
 
 DONE = "finished.json"
 TIMED = "timed.json"
@@ -203,13 +204,13 @@ class Plan(NamedTuple):
 
 
 ROWS = {
-  report.MAJORITY: "evaluate_majority",
-  report.ZERO_SHOT: "evaluate_zero_shot",
-  report.SFT_DIRECT: "evaluate_direct",
-  report.SFT_CHAIN: "evaluate_sft",
-  report.DAPO_CHAIN: "evaluate_dapo",
-  report.DAPO_REUSE: "evaluate_reuse",
-  report.REUSE_FULL_CHAIN: "evaluate_reuse_chain",
+  results_report.MAJORITY: "evaluate_majority",
+  results_report.ZERO_SHOT: "evaluate_zero_shot",
+  results_report.SFT_DIRECT: "evaluate_direct",
+  results_report.SFT_CHAIN: "evaluate_sft",
+  results_report.DAPO_CHAIN: "evaluate_dapo",
+  results_report.DAPO_REUSE: "evaluate_reuse",
+  results_report.REUSE_FULL_CHAIN: "evaluate_reuse_chain",
 }
 """Rows of the table and where their predictions are."""
 
@@ -319,12 +320,14 @@ def write_report(config: Config, workdir: epath.Path, seconds: float) -> None:
   """The table, results.json, report.md and its figures, from what the stages stored."""
   runs = {method: list(read_predictions(workdir / folder)) for method, folder in ROWS.items()}
   scores = {method: score(predictions, META_CATEGORY) for method, predictions in runs.items()}
-  rows = [report.result_row(method, scores[method]) for method in report.METHODS]
+  rows = [results_report.result_row(method, scores[method]) for method in results_report.METHODS]
   pictures = draw(config, workdir, runs, scores)
-  text = report.markdown_report(runs, scores, META_CATEGORY, pictures, made(config, seconds))
+  text = results_report.markdown_report(
+    runs, scores, META_CATEGORY, pictures, made(config, seconds)
+  )
   (workdir / "report.md").write_text(text)
-  (workdir / "results.json").write_text(report.results_json(rows))
-  print(f"\n{report.table(rows)}\n")
+  (workdir / "results.json").write_text(results_report.results_json(rows))
+  print(f"\n{results_report.table(rows)}\n")
   print(
     f"report: {workdir / 'report.md'}   figures beside it   numbers: {workdir / 'results.json'}"
   )
@@ -348,9 +351,12 @@ def draw(config: Config, workdir: epath.Path, runs, scores) -> dict[str, str]:
     "reuse": metrics.read_metrics(workdir / "sft_reuse"),
   }
   figures.training_curves(curves, workdir / "training.png")
-  compared = {m: scores[m] for m in (report.SFT_CHAIN, report.DAPO_CHAIN, report.DAPO_REUSE)}
+  compared = {
+    m: scores[m]
+    for m in (results_report.SFT_CHAIN, results_report.DAPO_CHAIN, results_report.DAPO_REUSE)
+  }
   figures.accuracy_by_relation(compared, workdir / "relations.png")
-  figures.sample_scenes(shown, runs[report.DAPO_CHAIN], workdir / "scenes.png")
+  figures.sample_scenes(shown, runs[results_report.DAPO_CHAIN], workdir / "scenes.png")
   return {
     "Training": "training.png",
     "Accuracy by relation": "relations.png",

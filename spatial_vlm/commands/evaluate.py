@@ -19,15 +19,7 @@ import numpy as np
 from etils import epath
 
 from spatial_vlm import sharding
-from spatial_vlm.commands.asking import (
-  Asker,
-  check_batch,
-  laid_out,
-  stored_answers,
-  written_verdicts,
-)
-from spatial_vlm.commands.setup import check_positive, load_policy, user_errors
-from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.config import Config, UsageError, check_positive, snapshot
 from spatial_vlm.data.pipeline import Reader
 from spatial_vlm.data.records import (
   First,
@@ -36,14 +28,23 @@ from spatial_vlm.data.records import (
   read_records,
 )
 from spatial_vlm.data.relations import META_CATEGORY
-from spatial_vlm.evaluation import report, scoring
-from spatial_vlm.evaluation.scoring import Prediction
+from spatial_vlm.evaluation import results_report, scores
+from spatial_vlm.evaluation.predictions import Prediction, majority_predictions
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.inference.generation import (
+  Asker,
+  check_batch,
+  laid_out,
+  stored_answers,
+  written_verdicts,
+)
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.policy import Policy, PromptShape, Written
+from spatial_vlm.inference.questions import Plan, plan_answers, unaided
 from spatial_vlm.model.qwen3_vl import prefill
-from spatial_vlm.policy import Policy, PromptShape, Written
 from spatial_vlm.processor.image import UnreadableImage
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.prompt import Plan, plan_answers, unaided
 from spatial_vlm.types import Prompts
 
 METHODS = ("majority", "zero-shot", "direct", "chain", "reuse")
@@ -61,11 +62,11 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     snapshot(config, workdir, HARMLESS)
   predictions = answer(examples)
   (workdir / "predictions.jsonl").write_text("".join(p.to_json() + "\n" for p in predictions))
-  scores = scoring.score(predictions, META_CATEGORY)
-  row = report.result_row(config.method, scores)
-  (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-  (workdir / "results.json").write_text(report.results_json([row]))
-  print(report.table([row]))
+  figures = scores.score(predictions, META_CATEGORY)
+  row = results_report.result_row(config.method, figures)
+  (workdir / "scores.json").write_text(json.dumps(figures, indent=2) + "\n")
+  (workdir / "results.json").write_text(results_report.results_json([row]))
+  print(results_report.table([row]))
 
 
 def check(config: Config) -> None:
@@ -83,7 +84,7 @@ def majority(config: Config) -> Callable[[First], list[Prediction]]:
 
   def answer(examples: First) -> list[Prediction]:
     read = Reader(examples, lambda example: example, data.max_bad_share)
-    return scoring.majority_predictions(labels, read)
+    return majority_predictions(labels, read)
 
   return answer
 

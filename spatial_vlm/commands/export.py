@@ -18,19 +18,15 @@ from etils import epath
 
 from spatial_vlm import sharding
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.commands.setup import (
-  DTYPES,
-  check_positive,
-  copy_processor,
-  find_folder,
-  user_errors,
-)
-from spatial_vlm.commands.subsets import is_pair, subset_of, trained_shapes, with_base
-from spatial_vlm.config import Config, UsageError
-from spatial_vlm.model.adapter_file import write_adapter
-from spatial_vlm.model.trainable import leaves, tree_of
-from spatial_vlm.model.weights import stream_checkpoint
+from spatial_vlm.config import Config, UsageError, check_positive
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.huggingface.folder import copy_processor, find_folder
+from spatial_vlm.huggingface.peft_adapter import write_adapter
+from spatial_vlm.huggingface.weights import stream_checkpoint
+from spatial_vlm.parameters.partition import leaves, subset_of, tree_of
 from spatial_vlm.processor.chat import Processor
+from spatial_vlm.train.run import DTYPES
+from spatial_vlm.train.trained_weights import is_pair, trained_shapes, with_base
 
 SEVERAL_HOSTS = True
 

@@ -28,17 +28,18 @@ from etils import epath
 from tqdm import tqdm
 
 from spatial_vlm import sharding
-from spatial_vlm.commands.programs import programs
-from spatial_vlm.commands.setup import find_folder, user_errors
 from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError, leaves, versions
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.huggingface.folder import find_folder
+from spatial_vlm.huggingface.weights import CONFIG_FILE
 from spatial_vlm.model.config import PRESETS, ModelConfig
-from spatial_vlm.model.weights import CONFIG_FILE
 from spatial_vlm.objectives.cross_entropy import CHUNKS
 from spatial_vlm.planning.chips import GIB, Chip, topology_devices
-from spatial_vlm.planning.program import LARGE, Needs, needs
-from spatial_vlm.planning.report import as_json, ranking, tables
+from spatial_vlm.planning.compiled import LARGE, Needs, needs
+from spatial_vlm.planning.plan_report import as_json, ranking, tables
+from spatial_vlm.planning.programs import programs
 from spatial_vlm.planning.search import REMAT, Candidate, Ranked, meshes, rank, search
-from spatial_vlm.rollout import TOKENS
+from spatial_vlm.rollout.sampler import TOKENS
 
 CONFIG = "configs/sft.py:8b"
 FILES_MAY_BE_MISSING = True

@@ -18,14 +18,15 @@ from tqdm import tqdm
 
 from spatial_vlm import answers
 from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data import conversations, prompts
+from spatial_vlm.data import conversations
 from spatial_vlm.data.contact_sheet import contact_sheet
 from spatial_vlm.data.conversations import Conversation
-from spatial_vlm.data.render import render
-from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.data.scenes.render import render
+from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.processor.image import png
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.synthesis.draft import chain
+from spatial_vlm.tasks import statements
 
 _PNG_END = b"IEND\xaeB`\x82"
 
@@ -98,7 +99,7 @@ def write_conversations(source: SceneSource, count: int, workdir: epath.Path) ->
       ("chain", chains, chain(draft)),
       ("direct", direct, answers.render_direct(record.label)),
     ):
-      rows.append(Conversation(record.image, prompts.question(record.caption, form), answer))
+      rows.append(Conversation(record.image, statements.question(record.caption, form), answer))
   conversations.write(workdir / "chains.jsonl", chains)
   conversations.write(workdir / "direct.jsonl", direct)
 

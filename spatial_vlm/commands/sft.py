@@ -30,36 +30,29 @@ import numpy as np
 
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.commands.setup import (
-  check_positive,
-  check_rows,
-  check_training,
-  load_policy,
-  place_state,
-  progress,
-  record_settings,
-  settings_of,
-  user_errors,
-)
-from spatial_vlm.commands.subsets import (
-  base_note,
-  check_base,
-  split_policy,
-  subset_of,
-  write_trained,
-)
-from spatial_vlm.config import Config, UsageError
+from spatial_vlm.config import Config, UsageError, settings_of
 from spatial_vlm.data import batch_plan, pipeline, split_guard
 from spatial_vlm.data.batch_plan import ARRANGEMENTS
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.data.mixing import Joined, mixed_order
 from spatial_vlm.data.records import BadRecord, UnusableRecord
-from spatial_vlm.data.scenes import Picture, PictureSource
+from spatial_vlm.data.scenes.source import Picture, PictureSource
 from spatial_vlm.data.sizes import Outlines
-from spatial_vlm.optim import OptimizerSettings, make_optimizer
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.parameters.partition import subset_of
 from spatial_vlm.processor.chat import Encoded, Processor, Size, collate_batch, encode, measure
 from spatial_vlm.synthesis.scene_teacher import pretrain_messages
-from spatial_vlm.train.sft import SftSettings, sft_loop, sft_step
+from spatial_vlm.train.run import (
+  check_rows,
+  place_state,
+  progress,
+  record_settings,
+  split_policy,
+)
+from spatial_vlm.train.sft import SftSettings, check, sft_loop, sft_step
+from spatial_vlm.train.trained_weights import base_note, check_base, write_trained
 from spatial_vlm.types import Params
 
 SEVERAL_HOSTS = True
@@ -124,65 +117,12 @@ def run(config: Config, workdir, args) -> None:
   write_trained(workdir, base, policy.model, mesh, subset, state.params)
 
 
-def check(config: Config) -> None:
-  """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
-  check_training(config)
-  check_positive(
-    config, "batch_size", "micro_batches", "chunk_tokens", "log_steps", "checkpoint_steps", "epochs"
-  )
-  if config.batch_size % config.micro_batches:
-    raise UsageError(
-      f"batch_size {config.batch_size} is no multiple of micro_batches {config.micro_batches}; change one of them"
-    )
-  check_data(config)
-  if config.checkpoint_steps % config.log_steps:
-    raise UsageError(
-      f"checkpoint_steps {config.checkpoint_steps} is no multiple of log_steps {config.log_steps}; a resumed run "
-      "could not write the same metrics"
-    )
-
-
 def check_scratch(config: Config, frozen: Params) -> None:
   if config.from_scratch and frozen:
     raise UsageError(
       f"trainable {tuple(config.trainable)} would freeze weights that from_scratch draws and no file holds; train all"
       " of them: ('.*',) and lora.rank=0"
     )
-
-
-def check_data(config: Config) -> None:
-  data = config.data
-  if data.arrangement not in ARRANGEMENTS:
-    raise UsageError(
-      f"data.arrangement is {data.arrangement!r}; choose one of {', '.join(ARRANGEMENTS)}"
-    )
-  if data.pretrain.scenes and (data.arrangement != "shuffled" or data.mix):
-    raise UsageError(
-      "data.pretrain draws its pictures on the way; it goes with data.arrangement=shuffled and no data.mix"
-    )
-  if not data.shapes or not all(_is_shape(shape) for shape in data.shapes):
-    raise UsageError(
-      f"data.shapes is {data.shapes}; give pairs of tokens and patches, e.g. ((512, 2048), (2048, 2048))"
-    )
-  if not all(_is_source(source) for source in data.mix):
-    raise UsageError(
-      f"data.mix is {data.mix}; give (conversations, images, weight) for each further source,"
-      " e.g. (('more.jsonl', 'images', 0.5),)"
-    )
-
-
-def _is_shape(shape) -> bool:
-  match shape:
-    case (int(tokens), int(patches)):
-      return tokens > 0 and patches >= 0
-  return False
-
-
-def _is_source(source) -> bool:
-  match source:
-    case (str(), str(), int() | float()):
-      return True
-  return False
 
 
 class Data(NamedTuple):

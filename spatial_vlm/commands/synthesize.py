@@ -28,25 +28,26 @@ from etils import epath
 from tqdm import tqdm
 
 from spatial_vlm import config as config_lib
-from spatial_vlm.commands.setup import settings_of, user_errors
-from spatial_vlm.commands.teachers import TEACHERS, TeacherKind, identity
-from spatial_vlm.config import Config, UsageError, snapshot
-from spatial_vlm.data import conversations, prompts, split_guard
+from spatial_vlm.config import Config, UsageError, settings_of, snapshot
+from spatial_vlm.data import conversations, split_guard
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.records import JsonlSource, Record
+from spatial_vlm.hosts import user_errors
 from spatial_vlm.processor.image import png
 from spatial_vlm.synthesis import draft as drafts
-from spatial_vlm.synthesis import report, selection
-from spatial_vlm.synthesis.asking import Run, ask_all
-from spatial_vlm.synthesis.batch_asking import BatchPlan, ask_in_batches
-from spatial_vlm.synthesis.checks import Limits, Outcome
-from spatial_vlm.synthesis.gemini_batch import GeminiBatches
-from spatial_vlm.synthesis.history import History, Judge
-from spatial_vlm.synthesis.journal import Journal
-from spatial_vlm.synthesis.ledger import Ledger, Prices
-from spatial_vlm.synthesis.limiter import Pace
-from spatial_vlm.synthesis.questions import Attempts, Questions
+from spatial_vlm.synthesis.run.ask import Run, ask_all
+from spatial_vlm.synthesis.run.ask_batches import BatchPlan, ask_in_batches
+from spatial_vlm.synthesis.run.history import History, Judge
+from spatial_vlm.synthesis.run.journal import Journal
+from spatial_vlm.synthesis.run.ledger import Ledger, Prices
+from spatial_vlm.synthesis.run.limiter import Pace
+from spatial_vlm.synthesis.run.questions import Attempts, Questions
 from spatial_vlm.synthesis.teacher import Usage
+from spatial_vlm.synthesis.teacher_table import TEACHERS, TeacherKind, identity
+from spatial_vlm.synthesis.teachers.gemini_batch import GeminiBatches
+from spatial_vlm.synthesis.verify import selection, synthesis_report
+from spatial_vlm.synthesis.verify.checks import Limits, Outcome
+from spatial_vlm.tasks import statements
 
 HARMLESS = (
   *("data.max_bad_share", "data.workers", "data.limit", "attempts.*", "base_url", "api_version"),
@@ -217,12 +218,14 @@ def write(config: Config, begun: Run, source: JsonlSource, workdir: epath.Path) 
     "left_out": [str(bad) for bad in begun.questions.bad],
     "settings": config_lib.leaves(config),
   }
-  summary = report.summarize([*kept, *left_out], begun.ledger.spent_usd)
+  summary = synthesis_report.summarize([*kept, *left_out], begun.ledger.spent_usd)
   (workdir / "results.json").write_text(json.dumps(summary | notes, indent=2) + "\n")
-  examples = report.choose_examples([*kept, *left_out], config.examples, config.examples // 2)
-  (workdir / "report.md").write_text(report.markdown(summary, examples, "examples.png"))
+  examples = synthesis_report.choose_examples(
+    [*kept, *left_out], config.examples, config.examples // 2
+  )
+  (workdir / "report.md").write_text(synthesis_report.markdown(summary, examples, "examples.png"))
   if examples:
-    sheet = report.example_sheet(examples, source.pictures.open)
+    sheet = synthesis_report.example_sheet(examples, source.pictures.open)
     (workdir / "examples.png").write_bytes(png(sheet))
   print(f"{len(kept):,} chains, results.json and report.md are in {workdir}")
   if unsettled:
@@ -246,7 +249,7 @@ def refuse_mixed(kept: Sequence[Outcome]) -> None:
 def conversation(outcome: Outcome) -> Conversation:
   """What a policy learns from an accepted answer."""
   assert outcome.draft is not None
-  question = prompts.question(outcome.record.caption, "chain")
+  question = statements.question(outcome.record.caption, "chain")
   return Conversation(outcome.record.image, question, drafts.chain(outcome.draft))
 
 

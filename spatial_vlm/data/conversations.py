@@ -16,7 +16,7 @@ from typing import Literal
 import PIL.Image
 from etils import epath
 
-from spatial_vlm.data import prompts, records
+from spatial_vlm.data import messages, records
 from spatial_vlm.data.images import Pictures, Places
 from spatial_vlm.processor.video import Video
 from spatial_vlm.processor.video_files import open_video
@@ -50,10 +50,10 @@ class ConversationSource:
   def __len__(self) -> int:
     return len(self._numbered)
 
-  def __getitem__(self, index: int) -> prompts.Messages:
+  def __getitem__(self, index: int) -> messages.Messages:
     line, conversation = self._numbered[index]
     visual = records.open_listed(self.jsonl, line, self.visual, conversation)
-    return prompts.messages(visual, conversation.question, conversation.answer)
+    return messages.messages(visual, conversation.question, conversation.answer)
 
   def visual(self, conversation: Conversation) -> PIL.Image.Image | Video:
     """The image, or the video to be decoded; raises UnreadableImage that names it."""

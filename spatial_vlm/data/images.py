@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import PIL.Image
 from etils import epath
 
-from spatial_vlm.data.places import MissingImage, Place, open_place
+from spatial_vlm.data.image_files import MissingImage, Place, open_place
 from spatial_vlm.processor.image import UnreadableImage, open_image
 
 Places = epath.PathLike | Sequence[epath.PathLike]

@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 
 from spatial_vlm.answers import Box
 from spatial_vlm.config import UsageError
+from spatial_vlm.data.image_files import UnusableArchive
 from spatial_vlm.data.images import Pictures, Places
-from spatial_vlm.data.places import UnusableArchive
 from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.processor.image import UnreadableImage
 

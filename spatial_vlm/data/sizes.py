@@ -5,7 +5,7 @@ import io
 import PIL.ExifTags
 import PIL.Image
 
-from spatial_vlm.data import prompts
+from spatial_vlm.data import messages
 from spatial_vlm.data.conversations import Conversation, ConversationSource
 from spatial_vlm.processor.chat import Extent
 from spatial_vlm.processor.image import UnreadableImage
@@ -26,12 +26,12 @@ class Outlines:
   def __len__(self) -> int:
     return len(self.source)
 
-  def __getitem__(self, index: int) -> prompts.Messages:
+  def __getitem__(self, index: int) -> messages.Messages:
     _, conversation = self.source._numbered[index]
     key = conversation.kind, conversation.image
     if key not in self._known:  # VSR has several statements on a picture
       self._known[key] = self._size(conversation)
-    return prompts.messages(self._known[key], conversation.question, conversation.answer)
+    return messages.messages(self._known[key], conversation.question, conversation.answer)
 
   def _size(self, conversation: Conversation) -> Extent | Outline:
     data = self.source.pictures.read(conversation.image)

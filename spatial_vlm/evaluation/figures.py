@@ -21,7 +21,9 @@ from matplotlib.patheffects import withStroke
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
 from spatial_vlm.data.records import Example
-from spatial_vlm.evaluation.scoring import Prediction, Scores, named_objects
+from spatial_vlm.evaluation.boxes import named_objects
+from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.evaluation.scores import Scores
 
 BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE = (
   "#0072B2",

@@ -14,7 +14,7 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-from spatial_vlm.model.lora import effective
+from spatial_vlm.parameters.lora import effective
 from spatial_vlm.types import Params
 
 Block = Callable[..., nnx.Module]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from spatial_vlm.planning.program import Needs
+from spatial_vlm.planning.compiled import Needs
 from spatial_vlm.sharding import AXES
 
 REMAT = ("dots", "attention", "context", "full")

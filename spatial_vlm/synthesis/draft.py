@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
-from spatial_vlm.data import prompts
 from spatial_vlm.data.records import Record
 from spatial_vlm.synthesis.teacher import Question
+from spatial_vlm.tasks import statements
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ class ChainForm:
     """See Form; raises ValueError for a hint."""
     if hint is not None:
       raise ValueError("a question for the four steps has no room for a hint; ask blindly")
-    return Question("", prompts.question(record.caption, "chain"), image, mime_type, seed, None)
+    return Question("", statements.question(record.caption, "chain"), image, mime_type, seed, None)
 
   def read(self, text: str) -> Draft:
     """See Form."""

@@ -11,14 +11,15 @@ from jaxtyping import UInt8
 
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
-from spatial_vlm.data import prompts, relations
-from spatial_vlm.data.prompts import Messages
+from spatial_vlm.data import messages, relations
+from spatial_vlm.data.messages import Messages
 from spatial_vlm.data.records import Record
 from spatial_vlm.data.relations import NEAR_DISTANCE, RELATIONS, Relation
-from spatial_vlm.data.render import Scene
-from spatial_vlm.data.scenes import PictureSource, SceneExample, SceneSource
+from spatial_vlm.data.scenes.render import Scene
+from spatial_vlm.data.scenes.source import PictureSource, SceneExample, SceneSource
 from spatial_vlm.synthesis import draft as drafts
 from spatial_vlm.synthesis.draft import Draft
+from spatial_vlm.tasks import statements
 
 
 def draft(record: Record, boxes: Mapping[str, Box]) -> Draft:
@@ -71,12 +72,12 @@ def pretrain_messages(
   turns = [possible[i] for i in rng.permutation(len(possible))[:requests]]
   if not turns or rng.random() < list_share:
     turns.insert(int(rng.integers(len(turns) + 1)), listing(scene))
-  return prompts.conversation(image, turns)
+  return messages.conversation(image, turns)
 
 
 def listing(scene: Scene) -> tuple[str, str]:
   """Question and answer: all objects with their boxes, in scan order."""
-  return prompts.LIST_OBJECTS, answers.render_boxes(scene.boxes.items())
+  return statements.LIST_OBJECTS, answers.render_boxes(scene.boxes.items())
 
 
 def where(scene: Scene, *names: str) -> tuple[str, str]:
@@ -115,10 +116,12 @@ def vocabulary_texts(count: int, seed: int) -> Iterator[str]:
     example = examples[index]
     caption, verdict = example.record.caption, example.record.label
     behavior = "behavior_" + example.record.relation.replace(" ", "_")
-    yield f"{prompts.question(caption, 'chain')}\n{chain(example)}"
-    yield f"{prompts.question(caption, 'direct')}\n{answers.render_direct(verdict)}"
+    yield f"{statements.question(caption, 'chain')}\n{chain(example)}"
+    yield f"{statements.question(caption, 'direct')}\n{answers.render_direct(verdict)}"
     yield answers.render_short(behavior, comparison(example), verdict)
-    yield prompts.question(caption, "short", f"{behavior}: yes when X or Y: {comparison(example)}")
+    yield statements.question(
+      caption, "short", f"{behavior}: yes when X or Y: {comparison(example)}"
+    )
     picture = pictures[index]
     for turn in pretrain_messages(picture.scene, picture.image, rng):
       yield turn["content"][-1]["text"]

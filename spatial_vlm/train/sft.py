@@ -16,12 +16,22 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from spatial_vlm import metrics, sharding
+from spatial_vlm import sharding
+from spatial_vlm.config import Config, UsageError, check_positive
+from spatial_vlm.data.batch_plan import ARRANGEMENTS
 from spatial_vlm.metrics import Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
-from spatial_vlm.model.trainable import NOTHING, join
 from spatial_vlm.objectives.cross_entropy import token_cross_entropy
+from spatial_vlm.parameters.partition import NOTHING, join
+from spatial_vlm.train.run import check_training
+from spatial_vlm.train.update import (
+  accumulate,
+  apply_gradient,
+  computed_in,
+  laid_out,
+  mean_gradient,
+)
 from spatial_vlm.types import Batch, Params, TrainState
 
 
@@ -37,17 +47,6 @@ class SftSettings:
   dtype: str
 
 
-def computed_in(dtype: str, params: Params) -> Params:
-  """The parameters as the computation sees them; activations take their dtype. Kernels in int8 take that of their
-  scales, layer by layer (`model.int8`)."""
-  return jax.tree.map(lambda p: p if p.dtype == jnp.int8 else p.astype(dtype), params)
-
-
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-  """A run that has made no update yet."""
-  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
-
-
 def sft_loss(
   params: Params, batch: Batch, model: ModelConfig, settings: SftSettings
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
@@ -58,64 +57,6 @@ def sft_loss(
   return token_cross_entropy(
     hidden, unembedding, batch.tokens, batch.targets, settings.chunk_tokens
   )
-
-
-def cut_rows(batch, pieces: int):
-  """Every leaf [B, …] as [pieces, B / pieces, …]: piece i holds rows i, i + n, i + 2n, …, so that rows which are
-  sharded in blocks stay on their devices."""
-
-  def cut(x):
-    return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
-
-  return jax.tree.map(cut, batch)
-
-
-def join_rows(pieces):
-  """Undoes `cut_rows`."""
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), pieces)
-
-
-def accumulate(loss: Callable, params: Params, batch, micro_batches: int) -> tuple[Params, Sums]:
-  """Gradient of Σ loss over the micro-batches of `batch`, and their added sums.
-
-  `loss(params, micro_batch) -> (sum, Sums)`.
-  """
-  gradient = jax.grad(loss, has_aux=True)
-  if micro_batches == 1:
-    return gradient(params, batch)
-
-  def body(carry, micro_batch):
-    grads, sums = gradient(params, micro_batch)
-    return (jax.tree.map(jnp.add, carry[0], grads), metrics.add(carry[1], sums)), None
-
-  pieces = cut_rows(batch, micro_batches)
-  shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], pieces))
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  return jax.lax.scan(body, zeros, pieces)[0]
-
-
-def mean_gradient(grads: Params, count: Int[Array, ""]) -> Params:
-  """Summed gradient over the number of tokens of the whole batch; zero where there is none."""
-  return jax.tree.map(lambda g: g / jnp.maximum(count, 1).astype(g.dtype), grads)
-
-
-def apply_gradient(
-  state: TrainState, grads: Params, optimizer: optax.GradientTransformation
-) -> TrainState:
-  """The state after one update by the optimizer."""
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  return TrainState(step=state.step + 1, params=params, opt_state=opt_state)
-
-
-def laid_out(state, shardings: Callable):
-  """The state over the mesh in use as `shardings(mesh, state)` says: where it lay before the update.
-
-  Left to the compiler, it would lie otherwise after the first update of every start, and the next one be compiled
-  anew: by another program than that of a run that goes on, which may round differently.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  return state if mesh.empty else jax.lax.with_sharding_constraint(state, shardings(mesh, state))
 
 
 @functools.partial(
@@ -164,3 +105,56 @@ def sft_loop(
   for batch in itertools.islice(batches, steps):
     state, sums = step(state, batch)
     yield state, sums
+
+
+def check(config: Config) -> None:
+  """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
+  check_training(config)
+  check_positive(
+    config, "batch_size", "micro_batches", "chunk_tokens", "log_steps", "checkpoint_steps", "epochs"
+  )
+  if config.batch_size % config.micro_batches:
+    raise UsageError(
+      f"batch_size {config.batch_size} is no multiple of micro_batches {config.micro_batches}; change one of them"
+    )
+  check_data(config)
+  if config.checkpoint_steps % config.log_steps:
+    raise UsageError(
+      f"checkpoint_steps {config.checkpoint_steps} is no multiple of log_steps {config.log_steps}; a resumed run "
+      "could not write the same metrics"
+    )
+
+
+def check_data(config: Config) -> None:
+  data = config.data
+  if data.arrangement not in ARRANGEMENTS:
+    raise UsageError(
+      f"data.arrangement is {data.arrangement!r}; choose one of {', '.join(ARRANGEMENTS)}"
+    )
+  if data.pretrain.scenes and (data.arrangement != "shuffled" or data.mix):
+    raise UsageError(
+      "data.pretrain draws its pictures on the way; it goes with data.arrangement=shuffled and no data.mix"
+    )
+  if not data.shapes or not all(_is_shape(shape) for shape in data.shapes):
+    raise UsageError(
+      f"data.shapes is {data.shapes}; give pairs of tokens and patches, e.g. ((512, 2048), (2048, 2048))"
+    )
+  if not all(_is_source(source) for source in data.mix):
+    raise UsageError(
+      f"data.mix is {data.mix}; give (conversations, images, weight) for each further source,"
+      " e.g. (('more.jsonl', 'images', 0.5),)"
+    )
+
+
+def _is_shape(shape) -> bool:
+  match shape:
+    case (int(tokens), int(patches)):
+      return tokens > 0 and patches >= 0
+  return False
+
+
+def _is_source(source) -> bool:
+  match source:
+    case (str(), str(), int() | float()):
+      return True
+  return False

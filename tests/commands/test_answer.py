@@ -7,9 +7,9 @@ import skimage
 
 from spatial_vlm import config
 from spatial_vlm.commands import answer as command
-from spatial_vlm.data.prompts import question
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.tasks.statements import question
 
 ASTRONAUT = f"{skimage.__path__[0]}/data/astronaut.png"
 

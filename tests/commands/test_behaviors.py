@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from spatial_vlm import answers, config
-from spatial_vlm.commands import asking
 from spatial_vlm.data.conversations import ConversationSource
+from spatial_vlm.inference import generation
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
 
@@ -56,7 +56,7 @@ def test_every_leaf_of_every_preset_is_read(run, behaviors_changes, tmp_path):
 def test_an_interrupted_run_ends_like_the_uninterrupted(
   extracted, tmp_path, run, behaviors_changes, outcome, stopped_at, call
 ):
-  with stopped_at(asking.Asker, "answer", call):
+  with stopped_at(generation.Asker, "answer", call):
     run("behaviors", tmp_path, {**behaviors_changes, "in_flight": 1})
   assert not (tmp_path / "index").exists()
   assert run("behaviors", tmp_path, behaviors_changes).code == 0
@@ -69,7 +69,7 @@ def test_what_follows_from_the_answers_may_be_asked_for_anew(
   """ "Lower min_support" would be no help if the answers had to be given again for it."""
   assert run("behaviors", tmp_path, {**behaviors_changes, "min_support": 1000}).code == 2
   assert "lower min_support" in capsys.readouterr().err
-  monkeypatch.setattr(asking.Asker, "answer", lambda *_: pytest.fail("asked again"))
+  monkeypatch.setattr(generation.Asker, "answer", lambda *_: pytest.fail("asked again"))
   assert run("behaviors", tmp_path, behaviors_changes).code == 0
 
 

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from spatial_vlm import config, metrics
 from spatial_vlm.commands import dapo as command
-from spatial_vlm.train import dapo
+from spatial_vlm.train import policy_optimization
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_an_interrupted_run_ends_like_the_uninterrupted(
 def test_interrupted_within_a_round_or_an_update(
   finished, tmp_path, run, dapo_changes, outcome, stopped_at, name, call
 ):
-  with stopped_at(dapo, name, call):
+  with stopped_at(policy_optimization, name, call):
     run("dapo", tmp_path, dapo_changes)
   assert run("dapo", tmp_path, dapo_changes).code == 0
   assert outcome(tmp_path) == outcome(finished[0])

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from spatial_vlm import cli, config
-from spatial_vlm.data import array_records
-from spatial_vlm.data.array_records import StoreSource
+from spatial_vlm.data import store
 from spatial_vlm.data.records import JsonlSource
-from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.data.store import StoreSource
 
 VSR = Path(__file__).parents[2].parent / "shared" / "vsr"
 needs_vsr = pytest.mark.skipif(not VSR.is_dir(), reason=f"the annotations of VSR are not in {VSR}")
@@ -92,14 +92,14 @@ def test_the_store_and_the_records_equal_what_they_are_made_of(stored, scenes_fo
 
 def test_a_second_run_makes_nothing_anew(stored, run, changes, monkeypatch):
   before = content(stored)
-  monkeypatch.setattr(array_records._Writer, "_write_shard", lambda *_: pytest.fail("written"))
+  monkeypatch.setattr(store._Writer, "_write_shard", lambda *_: pytest.fail("written"))
   assert run("data", stored, {**changes, "store.shards": 3}).code == 0
   assert content(stored) == before
 
 
 def test_an_interrupted_run_goes_on(stored, tmp_path, run, changes, stopped_at):
   for call in (2, 3, 5):
-    with stopped_at(array_records._Writer, "_write_shard", call):
+    with stopped_at(store._Writer, "_write_shard", call):
       run("data", tmp_path, {**changes, "store.shards": 3})
   assert run("data", tmp_path, {**changes, "store.shards": 3}).code == 0
   assert content(tmp_path) == content(stored)

@@ -9,7 +9,7 @@ from etils import epath
 
 from spatial_vlm import config
 from spatial_vlm.commands import demo as command
-from spatial_vlm.evaluation import report
+from spatial_vlm.evaluation import results_report
 
 
 def settings(**changes):
@@ -33,7 +33,7 @@ def test_every_stage_has_settings_that_its_command_knows(tmp_path):
   names = [stage.name for stage in plan]
   assert len({*names}) == len(names)
   assert {*command.ROWS.values()} <= {stage.folder for stage in plan}
-  assert [*report.METHODS] == [*command.ROWS][: len(report.METHODS)]
+  assert [*results_report.METHODS] == [*command.ROWS][: len(results_report.METHODS)]
   assert set(config.unread(chosen)) == {"scenes_shown", "stages_at_once"}  # read by the run itself
 
 
@@ -53,7 +53,7 @@ def test_a_stage_waits_for_all_that_it_reads(tmp_path):
 def test_one_question_at_a_time_is_measured_when_nothing_else_runs(tmp_path):
   plan = command.stages(settings(timed_questions=7), epath.Path(tmp_path))
   timed = [stage for stage in plan if stage.changes.get("timed_questions")]
-  models = [f for m, f in command.ROWS.items() if m != report.MAJORITY]
+  models = [f for m, f in command.ROWS.items() if m != results_report.MAJORITY]
   assert sorted(stage.folder for stage in timed) == sorted(models)
   for stage in timed:
     assert stage.changes["timed_questions"] == 7
@@ -182,5 +182,5 @@ def test_ten_kills_leave_no_trace(after_ten_kills):
   }
   whole, killed = after_ten_kills("demo", changes)
   assert killed == whole
-  assert [row["method"] for row in whole["results.json"]] == [*report.METHODS]
+  assert [row["method"] for row in whole["results.json"]] == [*results_report.METHODS]
   assert {"training.png", "relations.png", "scenes.png"} <= whole.keys()

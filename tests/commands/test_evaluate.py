@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from spatial_vlm import config
-from spatial_vlm.commands import asking
 from spatial_vlm.commands import evaluate as command
-from spatial_vlm.commands.asking import PromptShape, collate, encode_question
-from spatial_vlm.commands.setup import load_policy
-from spatial_vlm.data.prompts import question
 from spatial_vlm.data.records import JsonlSource
-from spatial_vlm.evaluation.scoring import Prediction
+from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.inference import generation
+from spatial_vlm.inference.generation import PromptShape, collate, encode_question
+from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.model import qwen3_vl
+from spatial_vlm.tasks.statements import question
 
 FIELDS = [
   *("method", "accuracy", "ci_low", "ci_high", "n", "generated_tokens_mean", "total_tokens_mean"),
@@ -158,7 +158,7 @@ def test_an_interrupted_evaluation_ends_with_the_same_predictions(
   finished, tmp_path, run, evaluate_changes, extracted, outcome, stopped_at, method, call
 ):
   changes = {**changes_of(method, evaluate_changes, extracted), "in_flight": 1}
-  with stopped_at(asking.Asker, "answer", call):
+  with stopped_at(generation.Asker, "answer", call):
     run("evaluate", tmp_path, changes)
   parts = sorted((tmp_path / "predictions").glob("part-*"))
   assert len(parts) == call - 1
@@ -174,9 +174,11 @@ def test_stored_answers_are_not_asked_for_again(
   changes = changes_of("chain", evaluate_changes, extracted) | {"timed_questions": 0}
   before = outcome(finished["chain"][0])
   asked = []
-  original = asking.Asker.answer
+  original = generation.Asker.answer
   monkeypatch.setattr(
-    asking.Asker, "answer", lambda self, rows, ids: asked.append(ids) or original(self, rows, ids)
+    generation.Asker,
+    "answer",
+    lambda self, rows, ids: asked.append(ids) or original(self, rows, ids),
   )
   assert run("evaluate", finished["chain"][0], changes).code == 0
   assert outcome(finished["chain"][0]) == before

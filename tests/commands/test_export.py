@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from spatial_vlm import config
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.model.weights import read_checkpoint
+from spatial_vlm.huggingface.weights import read_checkpoint
 
 
 @pytest.mark.parametrize("name", ["sft", pytest.param("dapo", marks=pytest.mark.slow)])

@@ -9,11 +9,11 @@ import pytest
 from spatial_vlm import cli, config
 from spatial_vlm.commands import plan
 from spatial_vlm.commands.plan import Where, advice, fingerprint, model_of
-from spatial_vlm.commands.programs import programs
 from spatial_vlm.config import UsageError
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.planning.chips import CHIPS, GIB
-from spatial_vlm.planning.program import Needs
+from spatial_vlm.planning.compiled import Needs
+from spatial_vlm.planning.programs import programs
 from spatial_vlm.sharding import make_mesh
 
 GOLDEN = Path(__file__).with_name("plan_8b.json")

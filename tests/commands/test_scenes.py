@@ -17,7 +17,7 @@ from PIL import Image
 from spatial_vlm import answers, cli, config
 from spatial_vlm.commands import scenes as command
 from spatial_vlm.data.records import JsonlSource
-from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.data.scenes.source import SceneSource
 
 SMALL = [
   "--config.counts.train=60",

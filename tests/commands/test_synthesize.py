@@ -15,10 +15,10 @@ from PIL import Image
 from spatial_vlm import answers, cli, config
 from spatial_vlm.commands import synthesize
 from spatial_vlm.data import conversations
-from spatial_vlm.synthesis.faults import TRANSIENT, Faults
-from spatial_vlm.synthesis.journal import Journal
-from spatial_vlm.synthesis.local_server import LocalServer
-from spatial_vlm.synthesis.scene_answers import SceneAnswers
+from spatial_vlm.synthesis.local.faults import TRANSIENT, Faults
+from spatial_vlm.synthesis.local.local_server import LocalServer
+from spatial_vlm.synthesis.local.scene_answers import SceneAnswers
+from spatial_vlm.synthesis.run.journal import Journal
 
 SECRET = "SECRET-91ad3c"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spatial_vlm.data.contact_sheet import contact_sheet
-from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.data.scenes.source import SceneSource
 
 
 def test_sheet_has_a_tile_for_each_example():

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.data.image_files import MissingImage, UnusableArchive
 from spatial_vlm.data.images import Pictures
-from spatial_vlm.data.places import MissingImage, UnusableArchive
 from spatial_vlm.processor.image import UnreadableImage
 
 NAMES = ("train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "top.png")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatial_vlm.data.places import UnusableArchive
+from spatial_vlm.data.image_files import UnusableArchive
 from spatial_vlm.data.records import (
   BadRecordError,
   First,

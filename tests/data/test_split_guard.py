@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.prompts import question
 from spatial_vlm.data.split_guard import asked_pairs, read_pairs, refuse_shared, shared_pairs
+from spatial_vlm.tasks.statements import question
 
 VSR = Path(__file__).parents[2].parent / "shared" / "vsr"
 

@@ -3,7 +3,7 @@ import pytest
 
 from spatial_vlm import answers
 from spatial_vlm.data.records import Example, Record
-from spatial_vlm.evaluation.scoring import Prediction
+from spatial_vlm.evaluation.predictions import Prediction
 
 BOXES = {"cat": (100, 100, 300, 300), "mug": (600, 600, 800, 800)}
 

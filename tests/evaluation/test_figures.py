@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from spatial_vlm.evaluation import figures
-from spatial_vlm.evaluation.scoring import score
+from spatial_vlm.evaluation.scores import score
 
 VERMILLION = (0xD5, 0x5E, 0x00)
 BLUE = (0x00, 0x72, 0xB2)

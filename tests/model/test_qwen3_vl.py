@@ -9,10 +9,10 @@ import torch
 from flax import nnx
 from jax import numpy as jnp
 
+from spatial_vlm.huggingface.weights import abstract_params
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.stack import REMAT_POLICIES
-from spatial_vlm.model.weights import abstract_params
 
 ROWS = {
   "text only": [[40], [23], [31]],

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from spatial_vlm import sharding
+from spatial_vlm.inference.policy import PromptShape, collate, encode_question
 from spatial_vlm.planning.inputs import batch_shapes, prompt_shapes
-from spatial_vlm.policy import PromptShape, collate, encode_question
 from spatial_vlm.processor.chat import Processor, Size, collate_batch
 
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from spatial_vlm import answers
-from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.reuse.extraction import (
   Solution,
   extract_behaviors,

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from spatial_vlm.synthesis.gemini import GeminiSettings, GeminiTeacher
-from spatial_vlm.synthesis.local_server import LocalServer
+from spatial_vlm.synthesis.local.local_server import LocalServer
 from spatial_vlm.synthesis.teacher import Question
+from spatial_vlm.synthesis.teachers.gemini import GeminiSettings, GeminiTeacher
 
 SCHEMA = {
   "type": "object",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from spatial_vlm import answers
-from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.synthesis.draft import CHAIN, GEMINI, QWEN, Draft, Unusable, chain
 

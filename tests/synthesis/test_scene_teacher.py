@@ -11,8 +11,8 @@ import pytest
 from spatial_vlm import answers
 from spatial_vlm.data import relations
 from spatial_vlm.data.relations import RELATIONS
-from spatial_vlm.data.render import Background, Scene, SceneObject
-from spatial_vlm.data.scenes import PictureSource, SceneSource
+from spatial_vlm.data.scenes.render import Background, Scene, SceneObject
+from spatial_vlm.data.scenes.source import PictureSource, SceneSource
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.synthesis.scene_teacher import chain, comparison, pretrain_messages
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from spatial_vlm import metrics, sharding
-from spatial_vlm.commands.setup import load_policy
-from spatial_vlm.data import prompts
-from spatial_vlm.data.scenes import SceneSource
+from spatial_vlm.data import messages
+from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.model import qwen3_vl
-from spatial_vlm.optim import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import Size, collate_batch, encode, total_size
 from spatial_vlm.synthesis import scene_teacher
+from spatial_vlm.tasks import statements
 from spatial_vlm.train import sft
 from spatial_vlm.train.sft import SftSettings, sft_loop, sft_loss, sft_step
 
@@ -54,11 +55,11 @@ def batch(policy):
   for i, example in enumerate(source):
     caption = example.record.caption
     turns = [
-      [(prompts.question(caption, "chain"), scene_teacher.chain(example))],
-      [(prompts.question(caption, "direct"), "Yes.")],
-      [scene_teacher.listing(example.scene), (prompts.question(caption, "direct"), "No.")],
+      [(statements.question(caption, "chain"), scene_teacher.chain(example))],
+      [(statements.question(caption, "direct"), "Yes.")],
+      [scene_teacher.listing(example.scene), (statements.question(caption, "direct"), "No.")],
     ][i % 3]
-    rows.append(encode(policy.processor, prompts.conversation(example.image, turns)))
+    rows.append(encode(policy.processor, messages.conversation(example.image, turns)))
   batch = collate_batch([[row] for row in rows], policy.processor, Size(192, 64))
   counts = batch.targets.sum(axis=1)
   assert counts.min() * 5 < counts.max()
@@ -66,7 +67,7 @@ def batch(policy):
 
 
 def fresh(policy):
-  return sft.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
+  return update.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
 
 
 def step(state, batch, policy, **changes):
@@ -83,10 +84,10 @@ def gradient(policy, batch, **changes):
     total, count = sft_loss(params, rows, policy.model, chosen)
     return total, {"loss": (total, count)}
 
-  grads, sums = jax.jit(lambda p: sft.accumulate(loss, p, batch, chosen.micro_batches))(
+  grads, sums = jax.jit(lambda p: update.accumulate(loss, p, batch, chosen.micro_batches))(
     policy.params
   )
-  return jax.device_get(sft.mean_gradient(grads, sums["loss"][1])), jax.device_get(sums["loss"])
+  return jax.device_get(update.mean_gradient(grads, sums["loss"][1])), jax.device_get(sums["loss"])
 
 
 def assert_close(found, expected, relative=1e-5):
@@ -176,7 +177,7 @@ def test_what_the_user_says_is_not_learnt(policy):
   """Words of the user behind the last answer are neither predicted nor read by what is."""
   image = SceneSource("train", 0, 2)[0].image
   rows = [
-    encode(policy.processor, prompts.conversation(image, [("Is it red?", "Yes."), (last,)]))
+    encode(policy.processor, messages.conversation(image, [("Is it red?", "Yes."), (last,)]))
     for last in ("Where is the bar?", "Where is the square?")
   ]
   assert len(rows[0].tokens) == len(rows[1].tokens) and not np.array_equal(
@@ -228,7 +229,7 @@ def test_loop_is_lazy():
 
 
 def test_cut_rows_deals_rows_like_cards():
-  pieces = sft.cut_rows({"a": np.arange(12).reshape(6, 2)}, 3)
+  pieces = update.cut_rows({"a": np.arange(12).reshape(6, 2)}, 3)
   assert pieces["a"][:, :, 0].tolist() == [[0, 6], [2, 8], [4, 10]]
 
 
@@ -241,18 +242,18 @@ def conversations(policy):
     return rng.integers(0, 256, (height, width, 3), np.uint8)
 
   source = list(SceneSource("train", 0, 4))
-  chain = [(prompts.question(source[0].record.caption, "chain"), scene_teacher.chain(source[0]))]
+  chain = [(statements.question(source[0].record.caption, "chain"), scene_teacher.chain(source[0]))]
   several = [scene_teacher.listing(source[1].scene), ("Is it red?", "No.")]
-  both = prompts.conversation(picture(96, 64), [("Which is larger?", "The second.")])
+  both = messages.conversation(picture(96, 64), [("Which is larger?", "The second.")])
   both[0]["content"].insert(1, {"type": "image", "image": picture(64, 112)})
-  messages = [
-    prompts.conversation(picture(48, 128), chain),
+  conversations = [
+    messages.conversation(picture(48, 128), chain),
     [{"role": "user", "content": "x=1?"}, {"role": "assistant", "content": "Yes."}],
-    prompts.conversation(picture(128, 48), several),
+    messages.conversation(picture(128, 48), several),
     both,
-    prompts.conversation(picture(112, 80), [("Where is it?", "Left.")]),
+    messages.conversation(picture(112, 80), [("Where is it?", "Left.")]),
   ]
-  encoded = [encode(policy.processor, conversation) for conversation in messages]
+  encoded = [encode(policy.processor, conversation) for conversation in conversations]
   assert len({grid for row in encoded for _, grid in row.images}) == 5
   return encoded
 

@@ -1,0 +1,1 @@
+"""Records, images and conversations, and the input pipeline that batches them."""

@@ -1,0 +1,33 @@
+"""Messages in the chat format of transformers: turns with an image or a video."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from spatial_vlm.processor.video import Outline, Video
+
+Messages = list[dict[str, Any]]
+"""Turns in Hugging Face's form: {"role": …, "content": [{"type": "image" | "video" | "text", …}]}."""
+Visual = Image.Image | np.ndarray | Video | tuple
+"""An image or a video, or the `Extent` or `Outline` that stands for one where only its size matters."""
+
+
+def messages(visual: Visual, text: str, answer: str | None = None) -> Messages:
+  """One question on one image or video, with its answer where it is known."""
+  turns = [] if answer is None else [answer]
+  return conversation(visual, [(text, *turns)])
+
+
+def conversation(visual: Visual, turns: Sequence[tuple[str, ...]]) -> Messages:
+  """Several (question, answer) turns on one image or video, which stands before the first question."""
+  kind = "video" if isinstance(visual, Video | Outline) else "image"
+  result: Messages = []
+  for text, *answer in turns:
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    if not result:
+      content.insert(0, {"type": kind, kind: visual})
+    result.append({"role": "user", "content": content})
+    result += [{"role": "assistant", "content": [{"type": "text", "text": a}]} for a in answer]
+  return result

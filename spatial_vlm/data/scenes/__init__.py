@@ -1,0 +1,1 @@
+"""Rendered scenes with statements about them."""

@@ -1,0 +1,108 @@
+"""Scores of the boxes that answers name."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from spatial_vlm import answers
+from spatial_vlm.answers import Box
+from spatial_vlm.evaluation.predictions import Prediction
+
+RIGHT_BOX_IOU = 0.5
+"""A box counts as right from this overlap on (PASCAL VOC's threshold)."""
+
+
+class BoxScores(TypedDict):
+  """How well the boxes that an answer names lie on the objects."""
+
+  box_n: int
+  box_iou: float | None
+  right_through_wrong_boxes: float | None
+  binding_errors: float | None
+
+
+def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
+  """Are the boxes of the chains right, and does the verdict rest on them?
+
+  - `box_n`: answers judged: those with true boxes that are chains, and those that do not parse.
+  - `box_iou`: mean over these answers of the IoU of the objects named in the statement; a missing
+    box counts 0.
+  - `right_through_wrong_boxes`: share of the right ones among them in which the box of a named
+    object has IoU < 0.5.
+  - `binding_errors`: share of the predicted boxes that lie nearer to another object than to the one
+    whose name they carry. Boxes with a name that the image does not hold have no right place and
+    are not counted.
+
+  All None when chains are not the usual form of the parsed answers: a method that answers in the
+  short form has no boxes, and the few full chains it falls back on do not speak for it.
+  """
+  forms = [answers.parse(p.text) for p in predictions]
+  judged = [
+    (p, answer.boxes if answer else {})
+    for p, answer in zip(predictions, forms, strict=True)
+    if named_objects(p) and (answer is None or answer.form == "chain")
+  ]
+  parsed = [answer.form == "chain" for answer in forms if answer]
+  if not judged or sum(parsed) * 2 <= len(parsed):
+    return BoxScores(box_n=0, box_iou=None, right_through_wrong_boxes=None, binding_errors=None)
+  ious = [
+    [iou(boxes[n], p.boxes_true[n]) if n in boxes else 0.0 for n in named_objects(p)]
+    for p, boxes in judged
+  ]
+  lucky = [min(row) < RIGHT_BOX_IOU for (p, _), row in zip(judged, ious, strict=True) if p.right]
+  misbound = [
+    nearest_object(box, p.boxes_true) != name
+    for p, boxes in judged
+    for name, box in boxes.items()
+    if name in p.boxes_true
+  ]
+  return BoxScores(
+    box_n=len(judged),
+    box_iou=_mean(map(_mean, ious)),
+    right_through_wrong_boxes=_mean(lucky) if lucky else None,
+    binding_errors=_mean(misbound) if misbound else None,
+  )
+
+
+def named_objects(p: Prediction) -> list[str]:
+  """Objects with a true box that the statement names, in the order of the statement.
+
+  Longer names are found first, so that "red mug" is not also taken for "mug".
+  """
+  caption, found = p.caption.casefold(), {}
+  for name in sorted(p.boxes_true, key=len, reverse=True):
+    if match := re.search(rf"(?<!\w){re.escape(name.casefold())}(?!\w)", caption):
+      found[name] = match.start()
+      caption = caption[: match.start()] + "\0" * len(match[0]) + caption[match.end() :]
+  return sorted(found, key=found.__getitem__)
+
+
+def iou(a: Box, b: Box) -> float:
+  """Intersection over union of two boxes x1, y1, x2, y2 with area."""
+  width = min(a[2], b[2]) - max(a[0], b[0])
+  height = min(a[3], b[3]) - max(a[1], b[1])
+  shared = max(width, 0) * max(height, 0)
+  return shared / (_area(a) + _area(b) - shared)
+
+
+def nearest_object(box: Box, objects: Mapping[str, Box]) -> str:
+  """Name of the object that `box` overlaps most; among equals (none overlapped), the one with
+  the nearest centre."""
+  return max(
+    objects, key=lambda name: (iou(box, objects[name]), -_centre_distance(box, objects[name]))
+  )
+
+
+def _area(box: Box) -> int:
+  return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _centre_distance(a: Box, b: Box) -> float:
+  return math.hypot(a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]) / 2
+
+
+def _mean(values: Iterable[float]) -> float:
+  return float(np.mean(list(values)))

@@ -1,0 +1,145 @@
+"""Figures of merit of a method from its stored answers, and paired tests between two methods.
+
+Every share comes with its number of cases and a 95 % interval (Wilson 1927). An answer that does
+not parse is wrong for either label, and is counted apart as well.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TypedDict
+
+import numpy as np
+
+from spatial_vlm import answers
+from spatial_vlm.evaluation.boxes import box_scores
+from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.evaluation.statistics import Rate, rate
+
+UNALLOCATED = "Unallocated"
+"""VSR's own meta-category for relations that belong to none of the other six."""
+
+
+class Scores(TypedDict):
+  """What `score` measures; plain JSON. Shares are fractions, None marks what does not apply."""
+
+  n: int
+  right: int
+  accuracy: float
+  ci_low: float
+  ci_high: float
+  balanced_accuracy: float | None
+  f1: float | None
+  yes_rate: float
+  parse_rate: float | None
+  truncated_rate: float
+  retrieved_rate: float
+  box_n: int
+  box_iou: float | None
+  right_through_wrong_boxes: float | None
+  binding_errors: float | None
+  by_relation: dict[str, Rate]
+  by_category: dict[str, Rate]
+  pairs: Rate | None
+  generated_tokens_mean: float
+  prompt_tokens_mean: float
+  total_tokens_mean: float
+  seconds_n: int
+  seconds_mean: float | None
+  seconds_p50: float | None
+  seconds_p95: float | None
+
+
+def score(
+  predictions: Sequence[Prediction], meta_category: Mapping[str, str] = MappingProxyType({})
+) -> Scores:
+  """All figures of merit of one method.
+
+  `meta_category` maps a relation to its meta-category (VSR has seven); a relation it lacks is
+  "Unallocated".
+
+  - `balanced_accuracy`: mean of the accuracies on true and on false statements; None unless both
+    occur.
+  - `f1`: of "yes"; an unparsable answer to a true statement is a miss. None when nothing is true or
+    called true.
+  - `yes_rate`: share of *all* answers whose verdict is yes (not of the labels, not of the parsed
+    ones).
+  - `parse_rate`: share of the written answers whose text is one whole answer, not cut off; None for
+    a method that writes none.
+  - `box_*`, `right_through_wrong_boxes`, `binding_errors`: see `box_scores`.
+  - `pairs`: share of contrastive pairs (one caption, a true and a false image) with both answers
+    right.
+
+  Raises ValueError when there is nothing to score, or when an id occurs twice.
+  """
+  if not predictions:
+    raise ValueError("no predictions to score; answer at least one example first")
+  repeated = [id for id, count in Counter(p.id for p in predictions).items() if count > 1]
+  if repeated:
+    raise ValueError(
+      f"{len(repeated)} ids occur twice (first: {repeated[0]}); keep one prediction for each example"
+    )
+  seconds = [p.seconds for p in predictions if p.seconds is not None]
+  generated = _mean(p.generated_tokens for p in predictions)
+  prompt = _mean(p.prompt_tokens for p in predictions)
+  return Scores(
+    **rate([p.right for p in predictions]),
+    balanced_accuracy=_balanced_accuracy(predictions),
+    f1=_f1(predictions),
+    yes_rate=_mean(p.verdict == 1 for p in predictions),
+    parse_rate=_parse_rate(predictions),
+    truncated_rate=_mean(p.truncated for p in predictions),
+    retrieved_rate=_mean(p.retrieved is not None for p in predictions),
+    **box_scores(predictions),
+    by_relation=_rates_by(predictions, lambda p: p.relation),
+    by_category=_rates_by(predictions, lambda p: meta_category.get(p.relation, UNALLOCATED)),
+    pairs=_pair_rate(predictions),
+    generated_tokens_mean=generated,
+    prompt_tokens_mean=prompt,
+    total_tokens_mean=prompt + generated,
+    seconds_n=len(seconds),
+    seconds_mean=_mean(seconds) if seconds else None,
+    seconds_p50=float(np.percentile(seconds, 50)) if seconds else None,
+    seconds_p95=float(np.percentile(seconds, 95)) if seconds else None,
+  )
+
+
+def _balanced_accuracy(predictions: Sequence[Prediction]) -> float | None:
+  recalls = [[p.right for p in predictions if p.label == label] for label in (0, 1)]
+  return _mean(map(_mean, recalls)) if all(recalls) else None
+
+
+def _f1(predictions: Sequence[Prediction]) -> float | None:
+  hits = sum(p.label == 1 and p.verdict == 1 for p in predictions)
+  called, true = sum(p.verdict == 1 for p in predictions), sum(p.label == 1 for p in predictions)
+  return 2 * hits / (called + true) if called + true else None
+
+
+def _parse_rate(predictions: Sequence[Prediction]) -> float | None:
+  written = [p for p in predictions if p.text or p.generated_tokens]
+  if not written:
+    return None
+  return _mean(answers.parse(p.text) is not None and not p.truncated for p in written)
+
+
+def _rates_by(
+  predictions: Sequence[Prediction], key: Callable[[Prediction], str]
+) -> dict[str, Rate]:
+  groups = defaultdict(list)
+  for p in predictions:
+    groups[key(p)].append(p.right)
+  return {name: rate(groups[name]) for name in sorted(groups)}
+
+
+def _pair_rate(predictions: Sequence[Prediction]) -> Rate | None:
+  """Within a caption the k-th true example is paired with the k-th false one, in the order of
+  ids; what is left over has no partner and does not count."""
+  groups: dict[str, dict[int, list[bool]]] = defaultdict(lambda: {0: [], 1: []})
+  for p in sorted(predictions, key=lambda p: p.id):
+    groups[p.caption][p.label].append(p.right)
+  both = [a and b for group in groups.values() for a, b in zip(group[0], group[1], strict=False)]
+  return rate(both) if both else None
+
+
+def _mean(values: Iterable[float]) -> float:
+  return float(np.mean(list(values)))

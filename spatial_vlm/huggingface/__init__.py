@@ -1,0 +1,1 @@
+"""Hugging Face checkpoint folders: what they hold, streamed reading and writing, PEFT adapters."""

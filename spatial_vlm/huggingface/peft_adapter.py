@@ -1,0 +1,89 @@
+"""Low-rank pairs as a folder that PEFT reads: adapter_config.json and adapter_model.safetensors.
+
+  base_model.model.<module>.lora_A.weight [r, in]     base_model.model.<module>.lora_B.weight [out, r]
+
+Modules are named as in the checkpoint that the adapter belongs to. Where a module there is several kernels here (fused
+q, k, v of the vision tower), its pair has the columns of all of them, B being zero outside its own rows.
+"""
+
+import json
+
+import jax
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from jax.experimental import multihost_utils
+
+from spatial_vlm.huggingface.tensor_table import Tensor, tensors
+from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.parameters.lora import beside
+from spatial_vlm.parameters.partition import Subset, leaves
+from spatial_vlm.types import Params
+
+
+def write_adapter(
+  folder: epath.PathLike, base: str, model: ModelConfig, subset: Subset, pairs: Params
+) -> None:
+  """Writes the pairs, float32; `base` is the folder of the weights that they belong to. All processes call this, the
+  first one writes."""
+  host = {path: _gathered(leaf) for path, leaf in leaves(pairs).items()}
+  if jax.process_index() > 0:
+    return
+  stored, several = {}, {}
+  for tensor in tensors(model):
+    parts = [path for path in tensor.paths if beside(path, "lora_a") in host]
+    if not parts:
+      continue
+    a, b = _as_one_pair(tensor, host, subset.rank)
+    for layer, name in enumerate(tensor.names(a.shape)):
+      module = name.removesuffix(".weight")
+      stored[f"base_model.model.{module}.lora_A.weight"] = a[layer] if tensor.is_stacked else a
+      stored[f"base_model.model.{module}.lora_B.weight"] = b[layer] if tensor.is_stacked else b
+      if len(parts) > 1:
+        several[module] = len(parts)
+  folder = epath.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  modules = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name in stored})
+  description = {
+    "peft_type": "LORA",
+    "task_type": None,
+    "base_model_name_or_path": base,
+    "target_modules": modules,
+    "r": subset.rank,
+    "lora_alpha": subset.alpha,
+    "rank_pattern": {module: subset.rank * count for module, count in several.items()},
+    "alpha_pattern": {module: subset.alpha * count for module, count in several.items()},
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+  }
+  weights = {name: np.ascontiguousarray(value) for name, value in stored.items()}
+  (folder / "adapter_model.safetensors").write_bytes(
+    safetensors.numpy.save(weights, metadata={"format": "pt"})
+  )
+  (folder / "adapter_config.json").write_text(
+    json.dumps(description, indent=2, sort_keys=True) + "\n"
+  )
+
+
+def _as_one_pair(
+  tensor: Tensor, host: dict[str, np.ndarray], rank: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """A [(layers) R in] and B [(layers) out R] of a tensor of the checkpoint; R is `rank` for each kernel with a pair."""
+  width, rows = tensor.shape[0], tensor.shape[0] // len(tensor.paths)
+  above, below = [], []
+  for part, path in enumerate(tensor.paths):
+    if beside(path, "lora_a") not in host:
+      continue
+    a, b = host[beside(path, "lora_a")], host[beside(path, "lora_b")]
+    leading = a.shape[:1] if tensor.is_stacked else ()
+    above.append(a.reshape(*leading, -1, rank).swapaxes(-1, -2))
+    own = np.zeros((*leading, width, rank), b.dtype)
+    own[..., part * rows : (part + 1) * rows, :] = b.reshape(*leading, rank, rows).swapaxes(-1, -2)
+    below.append(own)
+  return np.concatenate(above, axis=-2), np.concatenate(below, axis=-1)
+
+
+def _gathered(leaf: jax.Array) -> np.ndarray:
+  return np.asarray(multihost_utils.process_allgather(leaf, tiled=True), np.float32)

@@ -1,0 +1,1 @@
+"""Asking a policy: loading, questions, batched generation, stored answers."""

@@ -1,0 +1,51 @@
+"""Loading a policy: the model and the processor of a Hugging Face folder."""
+
+import jax
+from jax.sharding import Mesh
+
+from spatial_vlm import sharding
+from spatial_vlm.huggingface.folder import find_folder
+from spatial_vlm.huggingface.weights import abstract_params, open_checkpoint
+from spatial_vlm.inference.policy import Policy
+from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.model.qwen3_vl import init_params
+from spatial_vlm.parameters.int8 import held
+from spatial_vlm.parameters.partition import EVERYTHING, Subset, leaves, tree_of
+from spatial_vlm.processor.chat import Processor
+from spatial_vlm.processor.tokenizer import SpecialIds
+from spatial_vlm.sharding import over_mesh
+from spatial_vlm.types import Params, Purpose
+
+
+def load_policy(
+  folder: str,
+  from_scratch_seed: int | None = None,
+  mesh: Mesh | None = None,
+  subset: Subset = EVERYTHING,
+) -> Policy:
+  """Model and processor of a Hugging Face folder; with a seed, its architecture with freshly drawn weights.
+
+  To ask, leave `mesh` out: the weights are NumPy arrays in the types of the files. To train, give it: what trains is
+  float32, what is frozen has the type that `subset` says; they lie over the mesh, and each process reads what its
+  devices hold.
+  """
+  path = find_folder(folder)
+  processor = Processor.from_folder(path)
+  model = processor.model_config
+  if from_scratch_seed is None:
+    checkpoint = open_checkpoint(path)
+    wanted = checkpoint.shapes if mesh is None else master_shapes(mesh, model, subset)
+    params = checkpoint.read(wanted)
+  else:
+    key = jax.random.fold_in(jax.random.key(from_scratch_seed), Purpose.WEIGHTS)
+    where = mesh and sharding.param_shardings(mesh, abstract_params(model))
+    params = jax.jit(init_params, static_argnums=0, out_shardings=where)(model, key)
+  return Policy(processor, model, params, SpecialIds.of(processor.tokenizer, model))
+
+
+def master_shapes(mesh: Mesh, model: ModelConfig, subset: Subset = EVERYTHING) -> Params:
+  """The weights as they are held to train, laid out over the mesh, as `jax.ShapeDtypeStruct`s: float32, but for those
+  that are frozen (`model.int8.held`)."""
+  shapes = leaves(held(abstract_params(model), subset))
+  # a model without DeepStack has stacks of no layer, which no file holds
+  return over_mesh(mesh, tree_of({path: leaf for path, leaf in shapes.items() if leaf.size}))

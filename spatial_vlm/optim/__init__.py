@@ -1,0 +1,1 @@
+"""Optimizers and schedules, and the storage of their moments."""

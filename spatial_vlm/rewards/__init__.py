@@ -1,0 +1,1 @@
+"""Rewards of sampled answers, computed from token ids on the device."""

@@ -1,0 +1,1 @@
+"""Chains of thought written by a teacher and kept only when verified."""

@@ -1,0 +1,1 @@
+"""A server on this machine that answers in place of a remote teacher."""

@@ -1,0 +1,1 @@
+"""One synthesis run: questions, journal, ledger, rate limit, batches."""

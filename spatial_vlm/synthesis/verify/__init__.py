@@ -1,0 +1,1 @@
+"""Checks, selection and report of written chains."""

@@ -1,0 +1,1 @@
+"""Tasks: how records are read, questions are put, and answers are parsed and scored."""

@@ -1,0 +1,29 @@
+"""Questions about statements: is this caption true of the image?"""
+
+LIST_OBJECTS = "List the objects."
+
+_INSTRUCTIONS = {
+  "direct": "Answer Yes or No.",
+  "chain": "Think in four steps: Summary, Caption, Reasoning, Conclusion.",
+}
+
+
+def question(caption: str, form: str, behavior: str | None = None) -> str:
+  """Asks whether `caption` holds, to be answered in `form` (see `answers`).
+
+  `behavior` is the line "behavior_…: instruction" that a short answer recalls; other forms take none.
+
+  >>> question("The cat is left of the mug.", "direct")
+  'The cat is left of the mug. True? Answer Yes or No.'
+  >>> question("The cat is left of the mug.", "short", "behavior_left_of: Compare the centres.")
+  'The cat is left of the mug. True? Use behavior_left_of: Compare the centres.'
+  """
+  if form == "short":
+    if not behavior:
+      raise ValueError("a short question needs the behavior to use, as 'behavior_…: instruction'")
+    return f"{caption} True? Use {behavior}"
+  if form not in _INSTRUCTIONS:
+    raise ValueError(f"form is {form!r}; allowed are {sorted([*_INSTRUCTIONS, 'short'])}")
+  if behavior is not None:
+    raise ValueError(f"form {form!r} takes no behavior; ask in form 'short' to use one")
+  return f"{caption} True? {_INSTRUCTIONS[form]}"

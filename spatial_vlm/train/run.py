@@ -1,0 +1,121 @@
+"""What training runs share: checks, placement over the mesh, recorded settings, progress."""
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from spatial_vlm import sharding
+from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.model.stack import REMAT_POLICIES
+from spatial_vlm.parameters.int8 import PARTS, dequantized
+from spatial_vlm.parameters.lora import new_pairs
+from spatial_vlm.parameters.partition import Subset, join, leaves, split
+from spatial_vlm.train.update import init_state
+from spatial_vlm.types import Params, Purpose, TrainState
+
+HARMLESS = ("log_*", "checkpoint_*", "keep_*", "*.workers", "mesh.*", "sampling_mesh.*")
+"""Settings that may change when a run goes on: they do not change its results."""
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+def check_training(config: Config) -> None:
+  """Raises UsageError for settings of the computation that do not exist."""
+  if config.remat not in REMAT_POLICIES:
+    raise UsageError(f"remat is {config.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
+  if config.dtype not in DTYPES:
+    raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
+
+
+def check_rows(mesh: Mesh, name: str, rows: int) -> None:
+  """Raises UsageError unless the mesh gives every process the rows of a batch that it reads: a block of its own."""
+  count = jax.process_count()
+  if rows % count:
+    raise UsageError(
+      f"{name} is {rows}; it must be a multiple of the {count} processes that share it"
+    )
+  shape, index = (rows,), jax.process_index()
+  where = sharding.batch_sharding(mesh, jax.ShapeDtypeStruct(shape, np.int32))
+  held = {
+    row
+    for rows_of in where.addressable_devices_indices_map(shape).values()
+    for row in range(rows)[rows_of[0]]
+  }
+  if held != {*range(index * rows // count, (index + 1) * rows // count)}:
+    parts = " × ".join(f"mesh.{axis} {mesh.shape[axis]}" for axis in sharding.ROWS)
+    raise UsageError(
+      f"{name} is {rows} and {parts}; these axes must cut a batch into as many parts as there are processes, {count}, "
+      "or a multiple: raise one of them, or the batch"
+    )
+
+
+def record_settings(config: Config, workdir: epath.Path) -> None:
+  """`config.snapshot` of a training run: the first process writes, the others are checked against what it wrote."""
+  first = jax.process_index() == 0
+  with user_errors():
+    if first:
+      snapshot(config, workdir, HARMLESS)
+  with user_errors():
+    if not first and not (workdir / "config.json").exists():
+      raise UsageError(
+        f"{workdir} lacks the config.json that process 0 has written; --workdir must be a folder that all hosts share,"
+        " e.g. on gs://"
+      )
+    if not first:
+      snapshot(config, workdir, HARMLESS)
+
+
+def place_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+  """A fresh train state, its weights in float32, laid out over the mesh.
+
+  Weights that lie there already (`load_policy` with a mesh) become part of it without a copy, so the caller gives
+  them away: the first update overwrites them.
+  """
+  masters = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, np.float32), params)
+  shapes = jax.eval_shape(lambda p: init_state(p, optimizer), masters)
+  where = sharding.state_shardings(mesh, shapes)
+  # one by one: a second copy of the model may not fit
+  params = jax.tree.map(
+    lambda p, sharding: jax.device_put(p.astype(np.float32), sharding), params, where.params
+  )
+  rest = jax.jit(
+    lambda p: init_state(p, optimizer).replace(params=None),
+    out_shardings=where.replace(params=None),
+  )
+  return rest(params).replace(params=params)
+
+
+def progress(name: str, done: int, total: int) -> tqdm:
+  """A bar with the time left; only the first process shows it."""
+  return tqdm(
+    total=total,
+    initial=done,
+    desc=name,
+    dynamic_ncols=True,
+    disable=jax.process_index() > 0,
+    mininterval=1.0,
+  )
+
+
+def split_policy(mesh: Mesh, params: Params, subset: Subset, seed: int) -> tuple[Params, Params]:
+  """(trained, frozen) of a loaded policy, with fresh pairs. Raises ValueError for patterns that do not fit, and where
+  no kernel is in int8 that should be."""
+  if subset.frozen_int8 and not any(path.endswith(PARTS[0]) for path in leaves(params)):
+    raise ValueError(
+      f"frozen_int8 is True, but trainable {subset.trainable} freezes no kernel; leave it out, or train low-rank pairs"
+      " alone: trainable=('.*/lora_[ab]',) and lora.rank=16"
+    )
+  if not subset.rank:
+    return split(params, subset.trainable)
+  key = jax.random.fold_in(jax.random.key(seed), Purpose.ADAPTERS)
+  shapes = jax.eval_shape(dequantized, params)
+  where = sharding.param_shardings(
+    mesh, jax.eval_shape(lambda k: new_pairs(shapes, subset, k), key)
+  )
+  pairs = jax.jit(lambda k: new_pairs(shapes, subset, k), out_shardings=where)(key)
+  return split(join(params, pairs), subset.trainable)

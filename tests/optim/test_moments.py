@@ -1,0 +1,322 @@
+"""Moments in fewer bits: rounding keeps the mean, training follows float32, resumed runs equal uninterrupted ones."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from spatial_vlm import sharding
+from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.optim import moments
+from spatial_vlm.optim.moments import FIRST, SECOND
+from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+def settings(**changes) -> OptimizerSettings:
+  return OptimizerSettings(
+    **dict(
+      method="adamw",
+      moments="float32",
+      learning_rate=0.01,
+      schedule="constant",
+      warmup_steps=0,
+      total_steps=1000,
+      final_fraction=1.0,
+      beta1=0.9,
+      beta2=0.999,
+      eps=1e-8,
+      weight_decay=0.0,
+      clip_norm=1e9,
+    )
+    | changes
+  )
+
+
+@pytest.fixture
+def rounding_to_nearest(monkeypatch):
+  """What the rounding by chance replaces."""
+  make_optimizer.cache_clear()
+  monkeypatch.setattr(moments, "stochastically_rounded", lambda x, dtype, key: x.astype(dtype))
+  yield
+  make_optimizer.cache_clear()
+
+
+def neighbours(x, dtype):
+  """The two numbers of the type around each x, from the list of all of them."""
+  unsigned = np.arange(2 ** (8 * np.dtype(dtype).itemsize), dtype=f"u{np.dtype(dtype).itemsize}")
+  numbers = unsigned.view(dtype)
+  with np.errstate(invalid="ignore"):
+    numbers = np.unique(numbers[np.isfinite(numbers)].astype(np.float64))
+  above = np.searchsorted(numbers, x)
+  return numbers[np.maximum(above - (numbers[above] != x), 0)], numbers[above]
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, FIRST, SECOND])
+def test_rounding_takes_a_neighbour_and_keeps_the_mean(dtype):
+  """Over all magnitudes of the type, those below its smallest normal number included."""
+  rng = np.random.default_rng(0)
+  low, high = (-12, 7) if dtype == FIRST else (-18, 14)
+  x = np.float32(rng.choice([-1, 1], 400) * 2 ** rng.uniform(low, high, 400))
+  x[:2] = 0.0, 1.0
+  draws = 4000
+  keys = jax.random.split(jax.random.key(0), draws)
+  rounded = jax.jit(jax.vmap(lambda key: moments.stochastically_rounded(x, dtype, key)))(keys)
+  assert rounded.dtype == dtype
+  rounded = np.asarray(rounded).astype(np.float64)
+  below, above = neighbours(np.float64(x), dtype)
+  assert ((rounded == below) | (rounded == above)).all()
+  error = (rounded.mean(axis=0) - x) / np.where(above > below, above - below, 1.0)
+  assert np.abs(error).max() < 4.5 * 0.5 / np.sqrt(draws)
+  assert np.abs(error.mean()) < 4.5 * 0.5 / np.sqrt(draws * x.size)
+  assert (rounded[:, :2] == x[:2]).all()
+
+
+@pytest.mark.parametrize("dtype", [FIRST, SECOND])
+def test_rows_in_eight_bits(dtype):
+  """Rows of any size come back to the type's precision, zero as zero; what came back is stored again without a change,
+  whatever becomes of another value of its row."""
+  rng = np.random.default_rng(1)
+  scales = np.float32([1.0, 3e-30, 1e30, 0.7, 0.0])[:, None]
+  x = np.float32(rng.uniform(0.25, 1, (5, 64)) * scales)
+  x[:, 5] = 0.0
+  store = jax.jit(moments.in_eight_bits, static_argnames="dtype")
+  first = store(x, dtype, jax.random.key(0))
+  assert first.codes.dtype == dtype and first.scale.shape == (5,)
+  found = np.array(moments.from_eight_bits(first))
+  np.testing.assert_allclose(found, x, rtol=2.0 ** -jnp.finfo(dtype).nmant)
+  found[:, 0] *= 1.9
+  again = moments.from_eight_bits(store(found, dtype, jax.random.key(1)))
+  np.testing.assert_array_equal(again[:, 1:], found[:, 1:])
+
+
+def test_a_second_moment_never_vanishes():
+  """Where it would be too small for its row it is larger, so that the update becomes smaller and not infinite."""
+  v = jnp.float32([[1.0, 1e-12, 0.0], [1e-20, 1e-30, 1e-38]])
+  found = np.asarray(moments.from_eight_bits(moments.in_eight_bits(v, SECOND, jax.random.key(0))))
+  assert ((found > 0) == (v > 0)).all()
+  assert (found >= 0.8 * v).all()
+  assert found[0, 1] == 2.0**-28
+
+
+@pytest.mark.parametrize(("dtype", "wrong"), [("float8", np.nan), ("bfloat16", np.inf)])
+def test_what_is_not_finite_stays_so(dtype, wrong):
+  optimizer = make_optimizer(settings(moments=dtype))
+  params = {"kernel": jnp.ones((2, 8))}
+  state = optimizer.init(params)
+  gradient = {"kernel": jnp.ones((2, 8)).at[1, 3].set(wrong)}
+  step = jax.jit(optimizer.update)
+  _, state = step(gradient, state, params)
+  updates, _ = step(params, state, params)
+  assert not np.isfinite(updates["kernel"][1, 3])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", slow("float8")])
+def test_averages_go_on_moving(dtype):
+  assert 0.95 < _second_moment_over_exact(dtype) < 1.05
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", slow("float8")])
+def test_averages_rounded_to_nearest_stand_still(dtype, rounding_to_nearest):
+  assert _second_moment_over_exact(dtype) > 1.5
+
+
+def _second_moment_over_exact(dtype):
+  """Mean second moment over that in float32: 1,500 updates after the gradients have become ten times smaller."""
+  params = {"kernel": jnp.zeros((64, 64))}
+
+  def second_moment(dtype):
+    optimizer = make_optimizer(settings(moments=dtype))
+
+    def step(state, number):
+      key = jax.random.fold_in(jax.random.key(0), number)
+      size = jnp.where(number < 50, 1.0, 0.1)
+      gradient = {"kernel": size * jax.random.normal(key, (64, 64))}
+      return optimizer.update(gradient, state, params)[1], None
+
+    def run():
+      return jax.lax.scan(step, optimizer.init(params), jnp.arange(1550))[0]
+
+    return float(optax.tree.get(moments._decoded(jax.jit(run)()), "nu")["kernel"].mean())
+
+  return second_moment(dtype) / second_moment("float32")
+
+
+@pytest.fixture(scope="module")
+def exact():
+  return _held_out_loss("float32")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [slow("bfloat16", 0.002), ("float8", 0.02)])
+def test_training_follows_float32(exact, dtype, tolerance):
+  """600 updates with β₂ = 0.999 on noisy labels; nats."""
+  assert exact < np.log(CLASSES) - 1.5
+  assert abs(_held_out_loss(dtype) - exact) < tolerance
+
+
+def test_training_with_eight_bits_rounded_to_nearest_does_not(exact, rounding_to_nearest):
+  assert _held_out_loss("float8") > exact + 0.08
+
+
+INPUTS, HIDDEN, CLASSES = 32, 64, 10
+
+
+def _held_out_loss(dtype):
+  """Cross-entropy of a network of two layers, taught by the noisy labels of a linear teacher."""
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.normal(size=(728, 32, INPUTS)))
+  teacher = 0.7 * rng.normal(size=(INPUTS, CLASSES))
+  labels = np.argmax(x @ teacher + 0.5 * rng.normal(size=(728, 32, CLASSES)), axis=-1)
+  params = {
+    "in": {"kernel": np.float32(rng.normal(size=(INPUTS, HIDDEN)) / INPUTS**0.5)},
+    "out": {"kernel": np.float32(rng.normal(size=(HIDDEN, CLASSES)) / HIDDEN**0.5)},
+  }
+  optimizer = make_optimizer(settings(moments=dtype))
+
+  def loss(params, batch):
+    x, labels = batch
+    scores = jnp.tanh(x @ params["in"]["kernel"]) @ params["out"]["kernel"]
+    return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
+
+  def step(carry, batch):
+    params, state = carry
+    updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  @jax.jit
+  def run(params, x, labels):
+    start = (params, optimizer.init(params))
+    (trained, _), _ = jax.lax.scan(step, start, (x[:600], labels[:600]))
+    return loss(trained, (x[600:], labels[600:]))
+
+  return float(run(params, x, labels))
+
+
+MATRIX = {"text": {"layers": {"mlp": {"up_proj": {"kernel": (2, 128, 256)}}}}}
+
+
+def arrays(shapes, seed):
+  rng = np.random.default_rng(seed)
+  draw = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+  return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+@pytest.mark.parametrize(
+  ("method", "dtype", "expected"),
+  [
+    ("adamw", "float32", 8),
+    ("adamw", "bfloat16", 4),
+    ("adamw", "float8", 2 + 8 / 256),
+    ("muon", "float32", 4),
+    ("muon", "bfloat16", 2),
+    ("muon", "float8", 1 + 4 / 256),
+    *[("adafactor", dtype, 4 / 128 + 4 / 256) for dtype in moments.DTYPES],
+  ],
+)
+def test_bytes_for_each_parameter(method, dtype, expected):
+  params = jax.eval_shape(lambda: arrays(MATRIX, 0))
+  state = jax.eval_shape(make_optimizer(settings(method=method, moments=dtype)).init, params)
+  held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  assert expected <= held / (2 * 128 * 256) < expected + 1e-3
+
+
+SHAPES = MATRIX | {"vision": {"merger": {"norm": {"scale": (96,)}, "fc1": {"kernel": (96, 64)}}}}
+
+
+@functools.partial(jax.jit, static_argnames="optimizer")
+def update(params, state, gradient, optimizer):
+  updates, state = optimizer.update(gradient, state, params)
+  return optax.apply_updates(params, updates), state
+
+
+def assert_same_bits(found, expected):
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
+  ):
+    a, b = np.asarray(a), np.asarray(b)
+    assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes()), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(
+  ("method", "dtype"),
+  [
+    ("adamw", "float8"),
+    slow("adafactor", "float8"),
+    slow("muon", "float8"),
+    slow("adamw", "bfloat16"),
+  ],
+)
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, method, dtype):
+  optimizer = make_optimizer(settings(method=method, moments=dtype))
+  params = arrays(SHAPES, 0)
+  run = (params, optimizer.init(params))
+  for number in range(4):
+    if number == 2:
+      with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, run, {})
+    run = update(*run, arrays(SHAPES, 10 + number), optimizer=optimizer)
+  assert any(leaf.dtype.itemsize < 4 for leaf in jax.tree.leaves(run[1]))
+  with Checkpoints(tmp_path) as checkpoints:
+    resumed, _ = checkpoints.restore(jax.eval_shape(lambda: run))
+  for number in (2, 3):
+    resumed = update(*resumed, arrays(SHAPES, 10 + number), optimizer=optimizer)
+  assert_same_bits(resumed, run)
+
+
+def test_rounding_does_not_depend_on_the_mesh():
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+  optimizer = make_optimizer(settings(moments="float8"))
+  params, gradient = arrays(MATRIX, 0), arrays(MATRIX, 1)
+  expected = update(params, optimizer.init(params), gradient, optimizer=optimizer)
+  cut = NamedSharding(mesh, P(None, "fsdp", "tensor"))
+  params, gradient = jax.device_put((params, gradient), cut)
+  found = update(params, jax.jit(optimizer.init)(params), gradient, optimizer=optimizer)
+  codes = [x for x in jax.tree.leaves(found[1]) if x.dtype == FIRST]
+  assert codes and all(not x.is_fully_replicated for x in codes)
+  assert_same_bits(found[1], expected[1])
+
+
+def test_no_two_arrays_share_their_chances():
+  """Moments of equal gradients, rounded each in its own way; and anew in every update."""
+  optimizer = make_optimizer(settings(moments="bfloat16"))
+  params = {"a": {"kernel": jnp.ones((64, 64))}, "b": {"kernel": jnp.ones((64, 64))}}
+  state, step = optimizer.init(params), jax.jit(optimizer.update)
+  seen = []
+  for _ in range(2):
+    _, state = step(jax.tree.map(lambda x: x / 3, params), state, params)
+    seen += [optax.tree.get(state, "mu")["a"]["kernel"], optax.tree.get(state, "mu")["b"]["kernel"]]
+  chances = [np.asarray(x) > np.asarray(x).astype(np.float64).mean() for x in seen]
+  for i, one in enumerate(chances):
+    assert 0.05 < one.mean() < 0.95
+    for other in chances[:i]:
+      assert 0.02 < (one == other).mean() < 0.98
+
+
+def test_another_type_is_refused():
+  with pytest.raises(
+    ValueError, match="moments is 'int8'; choose one of float32, bfloat16, float8"
+  ):
+    make_optimizer(settings(moments="int8"))
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("dtype", moments.DTYPES)
+def test_on_a_tpu_no_moment_exists_in_float32(v5e, dtype):
+  """An update of eight arrays of 32 MiB holds less than a third of one of them beside what it reads and writes."""
+  chip = SingleDeviceSharding(v5e[0])
+  optimizer = make_optimizer(settings(moments=dtype))
+  params = {f"{i}": {"kernel": jax.ShapeDtypeStruct((2048, 4096), jnp.float32)} for i in range(8)}
+  arguments = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip),
+    (params, jax.eval_shape(optimizer.init, params), params),
+  )
+  step = jax.jit(functools.partial(update.__wrapped__, optimizer=optimizer), donate_argnums=(0, 1))
+  memory = step.lower(*arguments).compile().memory_analysis()
+  assert memory.temp_size_in_bytes < 2048 * 4096 * 4 / 3

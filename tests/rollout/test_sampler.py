@@ -1,0 +1,234 @@
+"""Sampling, held against whole forward passes and against what a sampler must never do."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatial_vlm import sharding
+from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.inference.generation import encode_question
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.model import qwen3_vl
+from spatial_vlm.objectives.token_logprobs import ban
+from spatial_vlm.processor.chat import collate_prompts
+from spatial_vlm.rollout.sampler import STAGES, choose, generate, stages
+from spatial_vlm.types import Batch
+
+TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def policy(nano):
+  return load_policy(str(nano))
+
+
+@pytest.fixture(scope="module")
+def prompts(policy):
+  """Four questions of different lengths, padded on the left; their numbers have gaps."""
+  source = SceneSource("train", 0, 8)
+  texts = [
+    "?",
+    "List the objects.",
+    source[4].record.caption,
+    f"{source[6].record.caption} True? Why so?",
+  ]
+  rows = [
+    encode_question(policy.processor, source[2 * i].image, text) for i, text in enumerate(texts)
+  ]
+  assert len({len(row.tokens) for row in rows}) == 4
+  return collate_prompts(rows, policy.processor, [3, 11, 5, 400], [1, 0, 1, 0], 64, 64)
+
+
+def answer(
+  policy, prompts, params=None, *, samples=1, temperature=1.0, seed=0, banned=None, model=None
+):
+  completions = generate(
+    policy.params if params is None else params,
+    prompts,
+    jax.random.key(seed),
+    policy.banned if banned is None else banned,
+    model=model or policy.model,
+    samples=samples,
+    max_tokens=TOKENS,
+    temperature=temperature,
+    eos=policy.special.eos,
+    pad=policy.special.pad,
+  )
+  return jax.device_get(completions)
+
+
+def rows_of(prompts, numbers):
+  return jax.tree.map(lambda x: x[np.array(numbers)], prompts)
+
+
+@pytest.fixture(scope="module")
+def outspoken(policy):
+  """Parameters whose unembedding is apart, so that a test can make tokens likely: (model, params)."""
+  model = dataclasses.replace(policy.model, tie_word_embeddings=False)
+  table = policy.params["text"]["embed"]["embedding"]
+  return model, {**policy.params, "head": {"embedding": table * 3}}
+
+
+def loud(outspoken, ids, strength=30.0):
+  """Opposite directions for the first and the second half of `ids`: whatever is read, one half is shouted."""
+  model, params = outspoken
+  table = np.array(params["head"]["embedding"])
+  direction = np.random.default_rng(0).normal(size=table.shape[1]).astype(np.float32)
+  half = len(ids) // 2
+  table[ids[:half]], table[ids[half:]] = strength * direction, -strength * direction
+  return model, {**params, "head": {"embedding": table}}
+
+
+@pytest.fixture(scope="module")
+def ending(policy, outspoken):
+  """(model, params) that end a turn at some tokens and not at others."""
+  model, params = outspoken
+  table = np.array(params["head"]["embedding"])
+  table[policy.special.eos] *= 12
+  return model, {**params, "head": {"embedding": table}}
+
+
+def test_greedy_is_the_argmax_of_whole_forward_passes(policy, prompts):
+  completions = answer(policy, prompts, temperature=0.0)
+  length = prompts.tokens.shape[1]
+  start = np.where(prompts.segments[..., None] > 0, prompts.positions, 0).max(axis=(1, 2)) + 1
+  answer_positions = start[:, None] + np.arange(TOKENS)
+  batch = Batch(
+    tokens=np.concatenate([prompts.tokens, completions.tokens], axis=1),
+    segments=np.concatenate([prompts.segments, completions.mask.astype(np.int32)], axis=1),
+    targets=np.zeros((4, length + TOKENS), bool),
+    positions=np.concatenate(
+      [prompts.positions, np.repeat(answer_positions[..., None], 3, axis=-1)], axis=1
+    ),
+    vision=prompts.vision,
+  )
+  forward = jax.jit(qwen3_vl.forward, static_argnums=1)
+  for t in range(TOKENS):
+    seen = np.arange(length + TOKENS) < length + t  # the tokens to come are hidden
+    hidden = forward(policy.params, policy.model, batch.replace(segments=batch.segments * seen))
+    scores = ban(
+      qwen3_vl.logits(policy.params, policy.model, hidden[:, length - 1 + t]), policy.banned
+    )
+    real = completions.mask[:, t]
+    assert real.any()
+    np.testing.assert_array_equal(completions.tokens[real, t], jnp.argmax(scores, axis=-1)[real])
+    expected = jnp.max(jax.nn.log_softmax(scores), axis=-1)
+    np.testing.assert_allclose(completions.logp[real, t], expected[real], atol=1e-5)
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(policy, prompts):
+  whole = answer(policy, prompts, samples=3)
+  order = [2, 0]
+  part = answer(policy, rows_of(prompts, order), samples=3)
+  for name in ("tokens", "mask"):
+    expected = getattr(whole, name).reshape(4, 3, TOKENS)[order]
+    np.testing.assert_array_equal(getattr(part, name).reshape(2, 3, TOKENS), expected)
+  np.testing.assert_allclose(
+    part.logp, whole.logp.reshape(4, 3, TOKENS)[order].reshape(6, TOKENS), atol=1e-5
+  )
+
+
+def test_over_a_mesh_devices_agree_on_the_end_and_exchange_nothing_else(policy, prompts):
+  """A prompt's cache lies where its samples are answered."""
+  mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+  spread = sharding.put_batch(mesh, rows_of(prompts, [0, 1, 2, 3] * 2))
+  params = jax.device_put(policy.params, sharding.replicated(mesh))
+  settings = dict(samples=2, max_tokens=TOKENS, temperature=1.0)
+  ids = dict(eos=policy.special.eos, pad=policy.special.pad)
+  compiled = generate.lower(
+    params, spread, jax.random.key(0), policy.banned, model=policy.model, **settings, **ids
+  ).compile()
+  exchanged = re.findall(r"= (\S+) (?:all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text())
+  assert exchanged == ["pred[]"] * STAGES
+
+
+def test_samples_differ_and_seeds_and_numbers_decide(policy, prompts):
+  first = answer(policy, prompts, samples=4).tokens
+  assert len({row.tobytes() for row in first}) == 16
+  np.testing.assert_array_equal(answer(policy, prompts, samples=4).tokens, first)
+  assert not np.array_equal(answer(policy, prompts, samples=4, seed=1).tokens, first)
+  # Sample i of a prompt stays the same when more are drawn.
+  fewer = answer(policy, prompts, samples=2).tokens.reshape(4, 2, TOKENS)
+  np.testing.assert_array_equal(fewer, first.reshape(4, 4, TOKENS)[:, :2])
+  renumbered = prompts.replace(ids=np.array([3, 12, 5, 400], np.int32))
+  other = answer(policy, renumbered, samples=4).tokens.reshape(4, 4, TOKENS)
+  changed = (other != first.reshape(4, 4, TOKENS)).any(axis=(1, 2))
+  assert changed.tolist() == [False, True, False, False]
+
+
+def test_without_temperature_nothing_is_drawn(policy, prompts):
+  first = answer(policy, prompts, samples=3, temperature=0.0, seed=0)
+  second = answer(policy, prompts, samples=3, temperature=0.0, seed=9)
+  np.testing.assert_array_equal(first.tokens, second.tokens)
+  rows = first.tokens.reshape(4, 3, TOKENS)
+  np.testing.assert_array_equal(rows, np.repeat(rows[:, :1], 3, axis=1))
+  assert np.all(first.logp[first.mask] < 0)
+
+
+def test_behind_the_end_of_turn_there_is_only_padding(policy, prompts, ending):
+  model, params = ending
+  found = answer(policy, prompts, params, samples=32, model=model)
+  lengths = found.mask.sum(axis=1)
+  ended = (found.tokens == policy.special.eos).any(axis=1)
+  assert 0 < ended.sum() < len(ended) and len(set(lengths)) > 3
+  for tokens, mask, logp, length, has_end in zip(*found, lengths, ended, strict=True):
+    assert mask[:length].all() and not mask[length:].any()
+    assert (tokens[length:] == policy.special.pad).all() and (logp[length:] == 0).all()
+    assert (logp[:length] <= 0).all() and not np.isin(
+      tokens[: length - 1], policy.special.eos
+    ).any()
+    assert tokens[length - 1] == policy.special.eos if has_end else length == TOKENS
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_banned_tokens_are_never_produced_however_likely(policy, prompts, outspoken, temperature):
+  forbidden = np.array(policy.special.never_sampled)
+  special = policy.special
+  assert {special.pad, special.image, special.video, special.vision_start, special.im_start} <= {
+    *forbidden
+  }
+  assert special.eos not in forbidden
+  model, params = loud(outspoken, forbidden)
+  ask = functools.partial(
+    answer, policy, prompts, params, samples=64, temperature=temperature, model=model
+  )
+  unguarded = ask(banned=np.zeros_like(policy.banned))
+  assert np.isin(unguarded.tokens[unguarded.mask], forbidden).mean() > 0.8
+  guarded = ask()
+  assert guarded.mask.sum() > 2000
+  assert not np.isin(guarded.tokens[guarded.mask], forbidden).any()
+  assert np.isfinite(guarded.logp).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
+  logits = np.array([2.0, 0.0, -np.inf, 1.0, -1.0], np.float32)
+  rows = 40_000
+  keys = jax.random.split(jax.random.key(0), rows)
+  drawn, logp = choose(jnp.tile(logits, (rows, 1)), keys, jnp.int32(7), temperature)
+  with np.errstate(divide="ignore"):
+    expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+    expected_logp = np.log(expected)
+  shares = np.bincount(drawn, minlength=5) / rows
+  assert shares[2] == 0
+  np.testing.assert_allclose(shares, expected, atol=4 * 0.5 / rows**0.5)
+  np.testing.assert_allclose(logp, expected_logp[drawn], rtol=1e-5)
+
+
+def test_each_token_of_an_answer_has_randomness_of_its_own():
+  keys = jax.random.split(jax.random.key(0), 64)
+  flat = jnp.zeros((64, 1000))
+  first, second = (choose(flat, keys, jnp.int32(t), 1.0)[0] for t in (0, 1))
+  assert (first != second).mean() > 0.95
+
+
+@pytest.mark.parametrize("max_tokens", [1, 3, 4, 10, 1024])
+def test_stages_make_room_for_every_token(max_tokens):
+  slots = stages(max_tokens)
+  assert sum(slots) == max_tokens and len(slots) == min(STAGES, max_tokens)
+  assert max(slots) - min(slots) <= 1

@@ -1,0 +1,99 @@
+"""What a journal keeps, also of a start that was killed in the middle of a line."""
+
+import json
+
+import pytest
+
+from spatial_vlm.config import UsageError
+from spatial_vlm.synthesis.run.journal import Journal
+from spatial_vlm.synthesis.teacher import Refused, Reply, Usage
+
+REPLY = Reply("Yes.", "STOP", "teacher-001", Usage(9, 2, 3, 4), raw={"from": "server"})
+
+
+def begun(folder):
+  with Journal(folder) as journal:
+    journal.sent("a")
+    journal.reply("a", REPLY)
+    journal.sent("b")
+    journal.refused("b", "too large")
+    for key in ("c", "d", "d", "e"):
+      journal.sent(key)
+    journal.lose("c", "cut")
+    journal.busy("d", "429")
+    journal.job("job-1", ["x", "y"])
+    journal.job("job-2", ["z"])
+    journal.end("job-1", "SUCCEEDED")
+  return folder
+
+
+def test_the_next_start_knows_all_that_was_written(tmp_path):
+  with Journal(begun(tmp_path)) as journal:
+    assert journal.answers["a"] == Reply("Yes.", "STOP", "teacher-001", Usage(9, 2, 3, 4), raw={})
+    assert isinstance(journal.answers["b"], Refused) and str(journal.answers["b"]) == "too large"
+    assert set(journal.answers) == {"a", "b"} and journal.versions == {"teacher-001"}
+    assert journal.lost == ["c"] and sorted(journal.interrupted) == ["d", "e"]
+    assert journal.open_jobs() == {"job-2": ("z",)} and journal.questions_in_batches() == ["z"]
+    assert dict(journal.raw()) == {"a": {"from": "server"}}
+    assert [(spent.usage.thoughts, spent.batch) for spent in journal.spent] == [(4, False)]
+
+
+def test_every_start_appends_to_a_part_of_its_own(tmp_path):
+  before = (begun(tmp_path) / "part-00000.jsonl").read_bytes()
+  with Journal(tmp_path) as journal:
+    assert not (tmp_path / "part-00001.jsonl").exists(), (
+      "a start that writes nothing leaves nothing"
+    )
+    journal.reply("e", REPLY, batch=True)
+    assert set(journal.answers) == {"a", "b", "e"}
+  assert (tmp_path / "part-00000.jsonl").read_bytes() == before
+  with Journal(tmp_path) as journal:
+    assert set(journal.answers) == {"a", "b", "e"}
+    assert [spent.batch for spent in journal.spent] == [False, True]
+
+
+def test_what_was_in_flight_stays_listed_after_it_was_answered(tmp_path):
+  """It may have been billed twice."""
+  with Journal(begun(tmp_path)) as journal:
+    journal.sent("e")
+    journal.reply("e", REPLY)
+  with Journal(tmp_path) as journal:
+    assert sorted(journal.interrupted) == ["d", "e"]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+  part = begun(tmp_path) / "part-00000.jsonl"
+  lines = part.read_text().splitlines(keepends=True)
+  part.write_text("".join(lines[:1]) + lines[1][:-5])
+  with Journal(tmp_path) as journal:
+    assert not journal.answers and journal.interrupted == ["a"]
+    journal.reply("a", REPLY)
+  with Journal(tmp_path) as journal:
+    assert set(journal.answers) == {"a"}
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '"reply"', '{"key": "a"}', '{"kind": "sneezed"}'])
+def test_any_other_broken_line_is_named_with_its_place(tmp_path, line):
+  part = begun(tmp_path) / "part-00000.jsonl"
+  part.write_text(f"{part.read_text()}{line}\n{json.dumps({'kind': 'sent', 'key': 'f'})}\n")
+  count = part.read_text().count("\n")
+  with pytest.raises(UsageError, match=rf"part-00000\.jsonl:{count - 1} .*remove the line"):
+    with Journal(tmp_path):
+      pass
+  part.write_text(part.read_text().replace(f"{line}\n", ""))
+  with Journal(tmp_path) as journal:
+    assert "f" in journal.interrupted, "the folder is free again"
+
+
+def test_one_process_at_a_time(tmp_path):
+  with Journal(tmp_path):
+    with pytest.raises(UsageError, match="another process writes to"):
+      with Journal(tmp_path):
+        pass
+  with Journal(tmp_path):
+    pass
+
+
+def test_a_folder_elsewhere_is_refused():
+  with pytest.raises(UsageError, match="give a local --workdir"):
+    Journal("gs://bucket/run/journal")

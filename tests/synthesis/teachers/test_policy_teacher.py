@@ -1,0 +1,191 @@
+"""A policy as its own teacher: batches that nobody notices, draws of their own, and what is refused."""
+
+import asyncio
+import dataclasses
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from spatial_vlm.config import UsageError
+from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.data.relations import RELATIONS
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.policy import encode_question
+from spatial_vlm.processor.image import open_image
+from spatial_vlm.rollout import sampler
+from spatial_vlm.synthesis.draft import CHAIN
+from spatial_vlm.synthesis.teacher import Question, Refused, Reply
+from spatial_vlm.synthesis.teachers import policy_teacher
+from spatial_vlm.synthesis.teachers.policy_teacher import (
+  PolicySettings,
+  PolicyTeacher,
+  weights_version,
+)
+from spatial_vlm.synthesis.verify.checks import Limits, examine
+
+SETTINGS = PolicySettings(
+  batch_size=4, prompt_tokens=64, patches=64, max_output_tokens=6, temperature=1.0
+)
+
+
+@pytest.fixture(scope="module")
+def policy(nano):
+  """Draws from four letters and the end of the turn alone, so that some answers end in time and some do not."""
+  policy = load_policy(str(nano))
+  letters = [policy.processor.encode_text(letter)[0] for letter in "abcd"]
+  drawn = {policy.special.eos, *letters}
+  never = tuple(sorted({*range(policy.model.text.vocab_size)} - drawn))
+  return policy._replace(special=dataclasses.replace(policy.special, never_sampled=never))
+
+
+def picture(shade):
+  file = io.BytesIO()
+  PIL.Image.fromarray(np.full((32, 32, 3), shade, np.uint8)).save(file, "png")
+  return file.getvalue()
+
+
+def question(number, **changes):
+  fields = {"system": "", "text": f"{'?' * (1 + number % 3)}", "image": picture(40 * (number % 4))}
+  return Question(**{**fields, "mime_type": "image/png", "seed": number, "schema": None, **changes})
+
+
+QUESTIONS = [question(number) for number in range(7)]
+
+
+def ask(policy, *questions, settings=SETTINGS, at_once=True):
+  async def main():
+    async with PolicyTeacher(policy, "v-1", settings) as teacher:
+      if at_once:
+        return await asyncio.gather(*map(teacher.ask, questions), return_exceptions=True)
+      return [await teacher.ask(question) for question in questions]
+
+  return asyncio.run(main())
+
+
+@pytest.fixture(scope="module")
+def replies(policy):
+  return ask(policy, *QUESTIONS)
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(policy, replies):
+  assert ask(policy, *QUESTIONS[::-1])[::-1] == replies
+  assert ask(policy, *QUESTIONS[4:6], at_once=False) == replies[4:6]
+
+
+def test_questions_are_answered_together_by_one_program(policy, replies, monkeypatch):
+  batches = []
+  generate = sampler.generate
+
+  def count(params, prompts, *rest, **settings):
+    batches.append(prompts.tokens.shape)
+    return generate(params, prompts, *rest, **settings)
+
+  monkeypatch.setattr(sampler, "generate", count)
+  programs = generate._cache_size()
+  assert ask(policy, *QUESTIONS) == replies
+  assert batches == [(4, 64), (4, 64)] and generate._cache_size() == programs
+
+
+def test_every_seed_and_every_question_draws_anew(policy, replies):
+  by_seed = ask(policy, *(question(0, seed=seed) for seed in range(12)))
+  assert len({reply.text for reply in by_seed}) > 6
+  by_picture = [policy_teacher.draw_id(question(0, image=picture(n))) for n in range(3)]
+  by_text = [policy_teacher.draw_id(question(0, text=text)) for text in "abc"]
+  assert len({*by_picture, *by_text}) == 6 and 0 <= min(by_text) <= max(by_text) < 2**31
+
+
+def test_what_is_told_about_an_answer(policy, replies):
+  assert {reply.finish for reply in replies} == {"STOP", "MAX_TOKENS"}
+  for asked, reply in zip(QUESTIONS, replies, strict=True):
+    row = encode_question(policy.processor, open_image(asked.image), asked.text)
+    letters = len(reply.text or "")
+    assert reply.usage.prompt == len(row.tokens)
+    assert reply.usage.answer == letters + (reply.finish == "STOP")
+    assert (reply.finish == "MAX_TOKENS") == (letters == 6)
+    assert reply.model_version == reply.raw["model_version"] == "v-1"
+    assert reply.raw["text"] == (reply.text or "") and reply.raw["finish"] == reply.finish
+
+
+def test_a_question_that_cannot_be_asked_is_refused_alone(policy, replies):
+  bad = [question(0, image=b"none"), question(0, text="?" * 99)]
+  told = ask(policy, *bad, *QUESTIONS)
+  assert [type(outcome) for outcome in told[:2]] == [Refused, Refused]
+  assert "cannot read" in str(told[0]) and "prompt_tokens is 64" in str(told[1])
+  assert told[2:] == replies
+
+
+def test_structured_output_and_system_turns_are_not_asked_for(policy):
+  for changes in ({"schema": {}}, {"system": "Look."}):
+    [error] = ask(policy, question(0, **changes))
+    assert isinstance(error, UsageError) and "CHAIN" in str(error)
+
+
+def test_trouble_with_the_program_is_told_to_all_who_wait(policy, replies, monkeypatch):
+  async def main():
+    async with PolicyTeacher(policy, "v-1", SETTINGS) as teacher:
+      with monkeypatch.context() as broken:
+        broken.setattr(policy_teacher, "written", lambda *_: 1 / 0)
+        told = await asyncio.gather(*map(teacher.ask, QUESTIONS[:3]), return_exceptions=True)
+      return told, await teacher.ask(QUESTIONS[0])
+
+  told, afterwards = asyncio.run(main())
+  assert [type(error) for error in told] == 3 * [ZeroDivisionError] and afterwards == replies[0]
+
+
+def test_who_no_longer_waits_takes_nobody_along(policy, replies):
+  async def main():
+    async with PolicyTeacher(policy, "v-1", SETTINGS) as teacher:
+      tasks = [asyncio.create_task(teacher.ask(question)) for question in QUESTIONS]
+      while teacher._waiting.qsize() == 0 and not any(task.done() for task in tasks):
+        await asyncio.sleep(0)
+      tasks[1].cancel()
+      return await asyncio.gather(*tasks, return_exceptions=True)
+
+  told = asyncio.run(main())
+  assert isinstance(told.pop(1), asyncio.CancelledError)
+  assert told == [*replies[:1], *replies[2:]]
+
+
+def test_weights_are_known_by_their_content(nano, tmp_path):
+  version = weights_version(nano)
+  assert version == weights_version(str(nano)) and version.startswith(f"{nano.name}@")
+  copy = tmp_path / nano.name
+  copy.mkdir()
+  [weights] = nano.glob("*.safetensors")
+  content = bytearray(weights.read_bytes())
+  (copy / weights.name).write_bytes(content)
+  assert weights_version(copy) == version
+  content[-1] ^= 1
+  (copy / weights.name).write_bytes(content)
+  assert weights_version(copy) != version
+  with pytest.raises(UsageError, match="holds no"):
+    weights_version(tmp_path)
+
+
+def test_settings_that_cannot_work_are_refused(policy):
+  for name in ("batch_size", "patches", "temperature"):
+    with pytest.raises(UsageError, match=f"{name} is 0"):
+      PolicyTeacher(policy, "v-1", dataclasses.replace(SETTINGS, **{name: 0}))
+
+
+@pytest.mark.slow
+def test_of_several_draws_the_checks_keep_the_true_ones(taught, scenes_folder):
+  """A policy that knows two chains by heart, and not which belongs to which picture."""
+  source = JsonlSource(scenes_folder / "train.jsonl", scenes_folder / "images")
+  limits = Limits(8, 120, 0.0005, 0.95, 0, 60, tuple(RELATIONS), ())
+  settings = dataclasses.replace(SETTINGS, batch_size=8, max_output_tokens=128)
+  records = [source.describe(index)[0] for index in range(2)]
+  questions = [
+    CHAIN.question(record, source.pictures.read(record.image), "image/png", seed, None)
+    for record in records
+    for seed in range(8)
+  ]
+  replies = ask(load_policy(str(taught)), *questions, settings=settings)
+  assert all(isinstance(reply, Reply) for reply in replies)
+  for number, record in enumerate(records):
+    drawn = replies[8 * number : 8 * number + 8]
+    verdicts = [examine(reply, CHAIN, record, limits) for reply in drawn]
+    kept = [draft for draft, rejections in verdicts if not rejections]
+    assert 0 < len(kept) < 8 and all(draft.verdict == record.label for draft in kept)

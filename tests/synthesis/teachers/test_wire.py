@@ -1,0 +1,120 @@
+"""Addresses, waiting times, bodies and statuses."""
+
+import datetime
+
+import pytest
+
+from spatial_vlm.config import UsageError
+from spatial_vlm.synthesis.teacher import Busy, Lost, Refused
+from spatial_vlm.synthesis.teachers import wire
+
+NOON = datetime.datetime(2026, 11, 24, 12, 0, 0, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+  ("url", "local"),
+  [
+    ("http://127.0.0.1:80/v1", True),
+    ("http://127.8.8.8", True),
+    ("http://localhost:8000", True),
+    ("http://[::1]:8000", True),
+    ("http://10.0.0.1", False),
+    ("http://localhost.example.org", False),
+    ("http://127.0.0.1.example.org", False),
+    ("", False),
+  ],
+)
+def test_which_addresses_are_this_machine(url, local):
+  assert wire.is_local(url) == local
+
+
+@pytest.mark.parametrize(
+  ("url", "says"),
+  [
+    ("http://10.0.0.1/v1", "https://"),
+    ("ftp://127.0.0.1", "an address"),
+    ("https://", "an address"),
+    ("https://[::1", "no address"),
+    ("https://example.org:99999", "no address"),
+    ("https://me:secret@example.org", "environment"),
+    ("https://example.org?key=secret", "environment"),
+  ],
+)
+def test_addresses_that_a_key_may_not_go_to_are_refused(url, says):
+  for good in ("https://example.org/v1", "http://127.0.0.1:8000/v1"):
+    wire.check_url(good)
+  with pytest.raises(UsageError, match=says) as error:
+    wire.check_url(url)
+  assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sk-abc…def", "sk-abc\ndef", "sk-abc def"])
+def test_a_key_that_no_header_can_carry_is_refused_unseen(key, monkeypatch):
+  """Libraries repeat it in their errors, escaped, so that it would not be found and left out."""
+  monkeypatch.setenv("SOME_KEY", key)
+  with pytest.raises(UsageError, match="SOME_KEY holds") as error:
+    wire.read_key(("OTHER_KEY", "SOME_KEY"))
+  assert "abc" not in repr(error.value)
+
+
+def test_the_first_key_that_is_set_counts(monkeypatch):
+  monkeypatch.setenv("FIRST_KEY", "  ")
+  monkeypatch.setenv("SECOND_KEY", " sk-2 ")
+  monkeypatch.setenv("THIRD_KEY", "sk-3")
+  assert wire.read_key(("FIRST_KEY", "SECOND_KEY", "THIRD_KEY")) == "sk-2"
+  assert wire.read_key(("FIRST_KEY",)) == ""
+
+
+def test_what_is_told_of_an_error_is_one_short_line_without_the_key():
+  page = "wrong sk-secret-key\n" + "x" * 3000
+  assert wire.told(page, "sk-secret-key").startswith("wrong [key] xxx")
+  assert len(wire.told(page, "sk-secret-key")) == 500
+
+
+def test_a_word_that_stands_for_no_key_is_left_in_answers():
+  assert wire.read_body('{"a": "none of them"}', "none") == {"a": "none of them"}
+
+
+@pytest.mark.parametrize(
+  ("header", "seconds"),
+  [
+    ("7", 7.0),
+    ("0.5", 0.5),
+    ("Tue, 24 Nov 2026 12:01:30 GMT", 90.0),
+    ("Tue, 24 Nov 2026 11:00:00 GMT", 0.0),
+    (None, None),
+    ("soon", None),
+    ("-3", None),
+    ("inf", None),
+    ("nan", None),
+  ],
+)
+def test_how_long_to_wait(header, seconds):
+  assert wire.seconds_to_wait(header, NOON) == seconds
+
+
+@pytest.mark.parametrize(
+  ("status", "error"),
+  [
+    *((status, Busy) for status in (408, 409, 429, 499, 500, 502, 503, 504, 529)),
+    *((status, UsageError) for status in (301, 307, 401, 402, 403)),
+    (404, wire.NotFound),
+    *((status, Refused) for status in (400, 413, 422)),
+    (204, Lost),
+  ],
+)
+def test_what_a_status_means_for_the_next_attempt(status, error):
+  failure = wire.failure(status, "why", 3.0)
+  assert type(failure) is error and "why" in str(failure) and str(status) in str(failure)
+
+
+def test_a_body_is_read_without_secrets_and_without_what_is_dropped():
+  body = '{"a": [{"b": "my sk-secret-key", "big": "x"}], "big": 1}'
+  assert wire.read_body(body, "sk-secret-key", ("big",)) == {"a": [{"b": "my [key]"}]}
+  assert wire.read_body('{"a": "b"}', "") == {"a": "b"}
+
+
+@pytest.mark.parametrize("body", ["", "<html>", '{"a": ', "[1]", "null", "[" * 100_000])
+def test_a_body_that_is_no_object_is_lost(body):
+  with pytest.raises(Lost, match="the body is"):
+    wire.read_body(body, "KEY")

@@ -1,0 +1,502 @@
+"""DAPO's rounds and updates, on rollouts made by hand and by the sampler."""
+
+import dataclasses
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spatial_vlm import metrics, sharding
+from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.inference.generation import encode_question
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.processor.chat import collate_prompts
+from spatial_vlm.processor.tokenizer import token_bytes
+from spatial_vlm.rewards.verdict_automaton import answer_automaton
+from spatial_vlm.tasks import statements
+from spatial_vlm.train import policy_optimization
+from spatial_vlm.train.policy_optimization import DapoSettings
+
+G, TOKENS = 4, 12
+
+# eps: as in test_sft.
+OPTIMIZER = make_optimizer(
+  OptimizerSettings(
+    method="adamw",
+    moments="float32",
+    learning_rate=3e-3,
+    schedule="constant",
+    warmup_steps=0,
+    total_steps=10,
+    final_fraction=1.0,
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-4,
+    weight_decay=0.1,
+    clip_norm=1.0,
+  )
+)
+
+
+@pytest.fixture(scope="module")
+def policy(nano):
+  return load_policy(str(nano))
+
+
+@pytest.fixture(scope="module")
+def settings(policy):
+  return DapoSettings(
+    prompts=8,
+    samples=G,
+    round_prompts=8,
+    max_rounds=2,
+    minibatches=1,
+    micro_batches=1,
+    eps_low=0.2,
+    eps_high=0.28,
+    max_tokens=TOKENS,
+    overlong_cache_tokens=6,
+    temperature=0.7,
+    chunk_tokens=4096,
+    remat="none",
+    dtype="float32",
+    eos=policy.special.eos,
+    pad=policy.special.pad,
+  )
+
+
+@pytest.fixture(scope="module")
+def sampled(policy, settings):
+  """Eight prompts of different lengths, each answered by G samples of the model."""
+  source = SceneSource("train", 0, 16)
+  texts = [
+    statements.question(source[i].record.caption, ("chain", "direct")[i % 2]) for i in range(7)
+  ] + ["Is it?"]
+  rows = [encode_question(policy.processor, source[i].image, text) for i, text in enumerate(texts)]
+  prompts = collate_prompts(rows, policy.processor, range(8), [1, 0] * 4, 64, 64)
+  assert len(set((prompts.segments > 0).sum(axis=1))) > 2
+  automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+  rollout = policy_optimization.sample_groups(
+    policy.params,
+    prompts,
+    jax.random.key(0),
+    automaton,
+    policy.banned,
+    model=policy.model,
+    settings=settings,
+  )
+  return jax.device_get(rollout)
+
+
+def shortened(rollout, settings, seed):
+  """The same answers, cut to lengths of their own and ended."""
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(2, TOKENS + 1, rollout.length_tokens.shape)
+  lengths = np.minimum(
+    lengths, rollout.length_tokens
+  )  # behind its end it is padding, which is banned
+  places = np.arange(TOKENS)
+  mask = places < lengths[..., None]
+  tokens = np.where(mask, rollout.tokens, settings.pad)
+  tokens = np.where(places == lengths[..., None] - 1, settings.eos, tokens)
+  return rollout.replace(
+    tokens=tokens.astype(np.int32), mask=mask, length_tokens=lengths.astype(np.int32)
+  )
+
+
+def judged(rollout, correct):
+  """With verdicts such that exactly these answers are right; of the wrong ones every other does not parse."""
+  correct = np.array(correct, bool)
+  label = rollout.prompts.label[:, None]
+  wrong = np.where(np.arange(G) % 2, -1, 1 - label)
+  verdict = np.where(correct, label, wrong).astype(np.int32)
+  return rollout.replace(verdict=verdict, correct=correct)
+
+
+def some_right(groups, seed=0):
+  """Groups with 1 … G−1 right answers."""
+  rng = np.random.default_rng(seed)
+  return np.stack([rng.permutation(np.arange(G) < 1 + i % (G - 1)) for i in range(groups)])
+
+
+@pytest.fixture(scope="module")
+def informative(sampled, settings):
+  return judged(shortened(sampled, settings, 0), some_right(8))
+
+
+def rows(rollout, numbers):
+  return jax.tree.map(lambda x: x[np.array(numbers)], rollout)
+
+
+def fresh(policy, rollout, settings):
+  train = update.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
+  return policy_optimization.init_state(train, rollout, settings)
+
+
+def collected(policy, rollout, settings):
+  return policy_optimization.collect(fresh(policy, rollout, settings), rollout, settings=settings)
+
+
+def update(state, policy, settings):
+  result = policy_optimization.update(
+    state, policy.banned, model=policy.model, optimizer=OPTIMIZER, settings=settings
+  )
+  return jax.device_get(result)
+
+
+def change(settings, **changes):
+  return dataclasses.replace(settings, **changes)
+
+
+def assert_close(found, expected, relative=1e-5):
+  largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
+
+  def check(path, a, b):
+    scale = max(float(np.abs(b).max()), 1e-2 * largest)
+    np.testing.assert_allclose(
+      a, b, rtol=0, atol=relative * scale, err_msg=jax.tree_util.keystr(path)
+    )
+
+  jax.tree_util.tree_map_with_path(check, found, expected)
+
+
+def assert_equal(found, expected):
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def assert_means_close(found, expected):
+  found, expected = metrics.means(found), metrics.means(expected)
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+# Rounds
+
+
+def test_collect_keeps_informative_groups_in_order_and_drops_the_surplus(policy, sampled, settings):
+  settings = change(settings, prompts=5)
+  none, every = np.zeros((1, G)), np.ones((1, G))
+  some = some_right(8)
+  first = judged(
+    sampled, np.concatenate([none, some[1:2], every, some[3:4], none, none, some[6:7], every])
+  )
+  second = judged(sampled, np.concatenate([some[:1], every, some[2:8]]))
+  second = second.replace(tokens=second.tokens + 1)
+  state = fresh(policy, first, settings)
+  state = jax.device_get(policy_optimization.collect(state, first, settings=settings))
+  assert (state.filled, state.cursor, state.rounds) == (3, 8, 1)
+  assert_equal(rows(state.buffer, [0, 1, 2]), rows(first, [1, 3, 6]))
+  assert not state.buffer.mask[3:].any() and not state.buffer.correct[3:].any()
+  state = jax.device_get(
+    policy_optimization.collect(jax.tree.map(jnp.array, state), second, settings=settings)
+  )
+  assert (state.filled, state.cursor, state.rounds) == (5, 16, 2)
+  assert_equal(rows(state.buffer, [0, 1, 2]), rows(first, [1, 3, 6]))
+  assert_equal(rows(state.buffer, [3, 4]), rows(second, [0, 2]))
+  # What was drawn is counted over both rounds, whatever became of it.
+  right = np.concatenate([first.correct, second.correct])
+  verdict = np.concatenate([first.verdict, second.verdict])
+  expected = {
+    "informative": (10, 16),
+    "accuracy": (right.sum(), 64),
+    "unparsed": ((verdict < 0).sum(), 64),
+    "yes": ((verdict == 1).sum(), 64),
+    "length_tokens": (2 * sampled.length_tokens.sum(), 64),
+    "all_right": (3, 16),
+    "all_wrong": (3, 16),
+    "some_right": (13, 16),
+  }
+  assert {name: tuple(map(float, sums)) for name, sums in state.sampled.items()} == {
+    f"sampled/{name}": tuple(map(float, sums)) for name, sums in expected.items()
+  }
+
+
+def test_collect_of_a_full_buffer_changes_only_the_counts(policy, informative, settings):
+  settings = change(settings, prompts=2)
+  before = jax.device_get(collected(policy, informative, settings))
+  after = policy_optimization.collect(
+    jax.tree.map(jnp.array, before), rows(informative, [7, 6, 5, 4, 3, 2, 1, 0]), settings=settings
+  )
+  assert_equal(after.buffer, before.buffer)
+  assert (before.filled, after.filled, after.cursor, after.rounds) == (2, 2, 16, 2)
+
+
+def fake_loop(informative_per_round, steps, prompts=8, max_rounds=3, start=None):
+  """The loop over states that only count; returns what happened."""
+  events = []
+
+  def prompts_at(cursor):
+    return cursor
+
+  def sample(params, prompts, cursor):
+    assert prompts == cursor
+    return next(informative_per_round)
+
+  def collect(state, kept):
+    events.append(("round", int(state.cursor)))
+    filled = min(state.filled + kept, prompts)
+    counts = {
+      **vars(state),
+      "filled": filled,
+      "cursor": state.cursor + 4,
+      "rounds": state.rounds + 1,
+    }
+    return SimpleNamespace(**counts)
+
+  def update_policy(state):
+    events.append(("update", int(state.filled)))
+    counts = {**vars(state), "filled": 0, "rounds": 0, "batches": state.batches + 1}
+    return SimpleNamespace(**counts), {}
+
+  state = start or SimpleNamespace(
+    train=SimpleNamespace(params=None), cursor=0, filled=0, rounds=0, batches=0
+  )
+  settings = SimpleNamespace(prompts=prompts, max_rounds=max_rounds)
+  yields = list(
+    policy_optimization.dapo_loop(
+      state, prompts_at, sample, collect, update_policy, settings, steps
+    )
+  )
+  return events, yields
+
+
+def test_rounds_go_on_until_the_batch_is_full_or_the_bound_is_met():
+  events, yields = fake_loop(iter([5, 2, 1, 0, 0, 0, 8]), steps=3)
+  assert events == [
+    *[("round", 0), ("round", 4), ("round", 8), ("update", 8)],
+    *[("round", 12), ("round", 16), ("round", 20), ("update", 0)],
+    *[("round", 24), ("update", 8)],
+  ]
+  assert [sums is not None for _, sums in yields] == [event == "update" for event, _ in events]
+  assert yields[-1][0].batches == 3
+
+
+@pytest.mark.parametrize("stop", range(1, 8))
+def test_the_loop_goes_on_from_any_state_that_it_yields(stop):
+  kept = [5, 2, 1, 0, 0, 0, 8]
+  events, yields = fake_loop(iter(kept), steps=3)
+  state = yields[stop - 1][0]
+  rounds = sum(event == "round" for event, _ in events[:stop])
+  resumed, _ = fake_loop(iter(kept[rounds:]), steps=3, start=state)
+  assert events[:stop] + resumed == events
+
+
+# Updates
+
+
+def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings):
+  """Two programs, left-padded prompts, answers behind them: positions, cache and padding have to agree."""
+  model = dataclasses.replace(policy.model, tie_word_embeddings=False)
+  table = np.array(policy.params["text"]["embed"]["embedding"]) * 2
+  table[policy.special.eos] *= 6  # so that some answers end early
+  params = {**policy.params, "head": {"embedding": table}}
+  automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+  rollout = policy_optimization.sample_groups(
+    params,
+    sampled.prompts,
+    jax.random.key(3),
+    automaton,
+    policy.banned,
+    model=model,
+    settings=settings,
+  )
+  assert len(set(np.asarray(rollout.length_tokens).ravel())) > 3
+  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
+  for chunk in (4096, 5):
+    logp, entropy = score(
+      params, rollout, policy.banned, model, change(settings, chunk_tokens=chunk)
+    )
+    logp = np.asarray(logp).reshape(rollout.logp.shape)
+    np.testing.assert_allclose(logp[rollout.mask], rollout.logp[rollout.mask], atol=1e-5)
+    assert np.isfinite(entropy).all()
+  assert np.isneginf(
+    logp[~rollout.mask]
+  ).all()  # padding is banned: nothing may be computed from it
+  np.testing.assert_array_equal(rollout.length_tokens, rollout.mask.sum(axis=-1))
+
+
+def test_first_minibatch_has_a_ratio_of_exactly_one(policy, informative, settings):
+  state, sums = update(collected(policy, informative, settings), policy, settings)
+  values = metrics.means(sums)
+  assert values["ratio_max"] == 1.0 and values["ratio"] == 1.0
+  assert values["kl_old"] == values["clip_low"] == values["clip_high"] == 0.0
+  assert state.train.step == 1 and state.batches == 1
+  assert (state.filled, state.rounds, state.cursor) == (0, 0, 8)
+  assert all(total == 0 and count == 0 for total, count in state.sampled.values())
+
+
+def test_the_sampler_and_the_trainer_are_compared(policy, sampled, settings):
+  """The metric that warns when the two programs drift apart: here they do not, or by as much as is added."""
+  rollout = judged(sampled, some_right(8))
+  _, sums = update(collected(policy, rollout, settings), policy, settings)
+  assert metrics.means(sums)["sampler_mismatch"] < 1e-5
+  off = rollout.replace(logp=rollout.logp + 0.25)
+  _, sums = update(collected(policy, off, settings), policy, settings)
+  np.testing.assert_allclose(metrics.means(sums)["sampler_mismatch"], 0.25, rtol=1e-3)
+
+
+def test_later_minibatches_are_measured_against_the_policy_that_began(
+  policy, informative, settings
+):
+  settings = change(settings, minibatches=2)
+  state, sums = update(collected(policy, informative, settings), policy, settings)
+  assert metrics.means(sums)["ratio_max"] != 1.0 and state.train.step == 2
+  one = jax.jit(
+    functools.partial(
+      policy_optimization.dapo_step,
+      banned=policy.banned,
+      model=policy.model,
+      optimizer=OPTIMIZER,
+      settings=settings,
+    )
+  )
+  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
+  reward = policy_optimization.shaped_reward(informative, settings)
+  whole = informative.replace(
+    advantage=policy_optimization.group_advantage(reward, informative.correct)
+  )
+  parts = [rows(whole, numbers) for numbers in ([0, 2, 4, 6], [1, 3, 5, 7])]
+  old = [
+    score(policy.params, part, policy.banned, policy.model, settings)[0].reshape(part.logp.shape)
+    for part in parts
+  ]
+  train = update.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
+  # Whatever is given as old, the first mini-batch measures itself against itself; a later one does not.
+  shifted = [
+    one(train, parts[0], old[0] - 0.5, first)[1]["ratio_max"][0] for first in (True, False)
+  ]
+  assert shifted[0] == 1.0
+  np.testing.assert_allclose(shifted[1], np.exp(0.5), rtol=1e-4)
+  train, _ = one(train, parts[0], old[0], True)
+  train, sums_second = one(train, parts[1], old[1], False)
+  assert_close(state.train.params, train.params)
+  np.testing.assert_allclose(
+    sums["ratio_max"][0], max(1.0, float(sums_second["ratio_max"][0])), rtol=1e-5
+  )
+
+
+def test_objective_and_kept_statistics_by_numpy(policy, informative, settings):
+  """Before any step r is 1, so that the objective is the mean advantage over tokens."""
+  _, sums = update(collected(policy, informative, settings), policy, settings)
+  length = informative.length_tokens.astype(float)
+  soft = np.clip((TOKENS - 6 - length) / 6, -1, 0)
+  reward = np.where(informative.correct, 1.0, -1.0) + soft
+  deviation = reward - reward.mean(axis=1, keepdims=True)
+  advantage = deviation / (np.sqrt((deviation**2).sum(axis=1, keepdims=True) / (G - 1)) + 1e-6)
+  values = metrics.means(sums)
+  np.testing.assert_allclose(
+    values["objective"], (advantage * length).sum() / length.sum(), rtol=1e-4
+  )
+  np.testing.assert_allclose(values["kept/reward"], reward.mean(), rtol=1e-5)
+  np.testing.assert_allclose(values["kept/accuracy"], informative.correct.mean(), rtol=1e-5)
+  np.testing.assert_allclose(values["kept/length_tokens"], length.mean(), rtol=1e-5)
+  assert values["kept/groups"] == 8 and values["rounds"] == 1
+  assert sums["objective"][1] == length.sum()
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_nothing_informative_leaves_the_policy_as_it_is(policy, sampled, settings, minibatches):
+  settings = change(settings, minibatches=minibatches)
+  correct = np.repeat(np.arange(8)[:, None] % 2, G, axis=1)
+  state = collected(policy, judged(shortened(sampled, settings, 1), correct), settings)
+  before = jax.device_get(state.train)
+  after, sums = update(state, policy, settings)
+  assert_equal(after.train, before)
+  assert after.batches == 1 and after.rounds == 0 and after.filled == 0 and after.cursor == 8
+  values = metrics.means(sums)
+  assert values["kept/groups"] == 0 and values["sampled/informative"] == 0
+  assert values["sampled/all_right"] == values["sampled/all_wrong"] == 0.5
+  assert not {"objective", "ratio_max", "kept/reward", "entropy"} & values.keys()
+  assert np.isfinite(list(values.values())).all()
+
+
+def test_an_empty_minibatch_makes_no_step(policy, informative, settings):
+  """One group for two mini-batches: a single update, no decay and no momentum for the other."""
+  one = judged(informative, np.concatenate([some_right(1), np.zeros((7, G))]))
+  state, _ = update(
+    collected(policy, one, change(settings, minibatches=2)), policy, change(settings, minibatches=2)
+  )
+  expected, _ = update(collected(policy, one, settings), policy, settings)
+  assert state.train.step == expected.train.step == 1
+  assert_close(state.train.params, expected.train.params)
+
+
+def test_a_partial_buffer_weighs_only_what_it_holds(policy, informative, settings):
+  kept = [1, 4, 6]
+  correct = np.where(np.isin(np.arange(8), kept)[:, None], informative.correct, False)
+  partial, sums = update(
+    collected(policy, judged(informative, correct), settings), policy, settings
+  )
+  fewer = change(settings, prompts=3)
+  expected, expected_sums = update(collected(policy, rows(informative, kept), fewer), policy, fewer)
+  assert_close(partial.train, expected.train)
+  for name in (
+    *policy_optimization.UPDATE_SUMS,
+    "kept/reward",
+    "kept/accuracy",
+    "kept/length_tokens",
+    "sampler_mismatch",
+  ):
+    np.testing.assert_allclose(sums[name], expected_sums[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_what_an_earlier_batch_left_in_the_buffer_is_not_seen(policy, informative, settings):
+  """The buffer is emptied by its counter alone: old rows stay behind the new ones."""
+  state, _ = update(collected(policy, informative, settings), policy, settings)
+  state = jax.tree.map(jnp.array, state).replace(train=fresh(policy, informative, settings).train)
+  few = judged(informative, np.where(np.arange(8)[:, None] < 2, informative.correct, False))
+  again, sums = update(policy_optimization.collect(state, few, settings=settings), policy, settings)
+  expected, expected_sums = update(collected(policy, few, settings), policy, settings)
+  assert sums["objective"][1] == expected_sums["objective"][1]
+  assert_close(again.train, expected.train)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_micro_batches_do_not_change_the_update(policy, informative, settings, micro_batches):
+  expected, expected_sums = update(collected(policy, informative, settings), policy, settings)
+  cut = change(settings, micro_batches=micro_batches)
+  found, sums = update(collected(policy, informative, cut), policy, cut)
+  assert_close(found.train, expected.train)
+  assert sums["objective"][1] == expected_sums["objective"][1]
+  assert_means_close(sums, expected_sums)
+
+
+def test_sharded_update_equals_the_unsharded(policy, informative, settings):
+  settings = change(settings, minibatches=2)
+  expected, expected_sums = update(collected(policy, informative, settings), policy, settings)
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  state = fresh(policy, informative, settings)
+  state = state.replace(
+    train=jax.device_put(state.train, sharding.state_shardings(mesh, state.train)),
+    buffer=sharding.put_batch(mesh, jax.device_get(state.buffer)),
+  )
+  where = policy_optimization.state_shardings(mesh, state)
+  with jax.set_mesh(mesh):
+    state = policy_optimization.collect(
+      state, sharding.put_batch(mesh, informative), settings=settings
+    )
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == where
+    found, sums = update(state, policy, settings)
+  assert_close(found.train, expected.train)
+  assert_means_close(sums, expected_sums)
+
+
+def test_good_answers_become_likelier_and_bad_ones_rarer(policy, informative, settings):
+  state, _ = update(collected(policy, informative, settings), policy, settings)
+  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
+
+  def of_answers(params):
+    logp = np.asarray(score(params, informative, policy.banned, policy.model, settings)[0])
+    return np.where(informative.mask, logp.reshape(informative.logp.shape), 0).sum(axis=-1)
+
+  gain = of_answers(state.train.params) - of_answers(policy.params)
+  right = np.asarray(informative.correct)
+  # Of a group's answers, whatever all of them gain or lose by the words that they share.
+  gain = gain - gain.mean(axis=1, keepdims=True)
+  assert gain[right].mean() > 0 > gain[~right].mean()

@@ -1,0 +1,165 @@
+"""What the commands share."""
+
+import jax
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from spatial_vlm import sharding
+from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.huggingface.folder import copy_processor, find_folder
+from spatial_vlm.huggingface.weights import read_checkpoint
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.train.run import check_rows, place_state, record_settings
+
+
+def test_a_folder_is_looked_for_here_and_then_in_the_project(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert find_folder("configs") == epath.Path(PACKAGE_FOLDER.parent) / "configs"
+  (tmp_path / "configs").mkdir()
+  assert find_folder("configs").resolve() == epath.Path(tmp_path / "configs").resolve()
+  with pytest.raises(UsageError, match="no/such does not exist"):
+    find_folder("no/such")
+
+
+def test_weights_are_read_or_drawn(nano):
+  stored = read_checkpoint(nano)[1]
+  policy = load_policy(str(nano))
+  jax.tree.map(np.testing.assert_array_equal, policy.params, stored)
+  first, again, other = (load_policy(str(nano), from_scratch_seed=seed) for seed in (1, 1, 2))
+  jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+  table = [p.params["text"]["embed"]["embedding"] for p in (policy, first, other)]
+  assert table[0].shape == table[1].shape and not np.array_equal(table[0], table[1])
+  assert not np.array_equal(table[1], table[2])
+  assert first.model == policy.model
+
+
+def test_banned_are_all_special_tokens_but_the_end_of_a_turn(nano):
+  policy = load_policy(str(nano))
+  tokenizer = policy.processor.tokenizer
+  special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+  assert {*np.flatnonzero(policy.banned)} == special - {policy.special.eos}
+  assert policy.banned.shape == (policy.model.text.vocab_size,)
+
+
+def test_files_beside_the_weights_are_copied(nano, tmp_path):
+  source = tmp_path / "source"
+  source.mkdir()
+  for path in nano.iterdir():
+    (source / path.name).write_bytes(path.read_bytes())
+  (source / "model.safetensors.index.json").write_text("{}")
+  (source / "notes.py").write_text("")
+  export = tmp_path / "deep" / "export"
+  copy_processor(epath.Path(export), epath.Path(source))
+  copied = {path.name for path in export.iterdir()}
+  assert copied == {path.name for path in nano.iterdir()} - {"config.json", "model.safetensors"}
+  assert all((export / name).read_bytes() == (nano / name).read_bytes() for name in copied)
+
+
+def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
+  policy = load_policy(str(nano))
+  half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), policy.params)
+  adam = dict(method="adamw", beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
+  constant = dict(learning_rate=1.0, schedule="constant", warmup_steps=0, final_fraction=1.0)
+  optimizer = make_optimizer(
+    OptimizerSettings(**adam, **constant, moments="float32", total_steps=9)
+  )
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  state = place_state(mesh, half, optimizer)
+  expected = sharding.state_shardings(mesh, state)
+  jax.tree.map(
+    lambda x, where: where.is_equivalent_to(x.sharding, x.ndim) or pytest.fail("elsewhere"),
+    state,
+    expected,
+  )
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(x, y.astype(np.float32)),
+    jax.device_get(state.params),
+    half,
+  )
+
+
+def test_weights_are_read_to_where_they_are_trained(nano):
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  whole, cut = load_policy(str(nano)), load_policy(str(nano), mesh=mesh)
+  jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
+  where = sharding.param_shardings(mesh, cut.params)
+  assert jax.tree.map(lambda leaf: leaf.sharding, cut.params) == where
+  drawn = [load_policy(str(nano), 1, mesh=mesh).params for mesh in (None, mesh)]
+  jax.tree.map(np.testing.assert_array_equal, *drawn)
+  assert jax.tree.map(lambda leaf: leaf.sharding, drawn[1]) == where
+  # They become the state's: no second copy of the model is made.
+  state = place_state(mesh, cut.params, optax.sgd(1.0))
+  for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(cut.params), strict=True):
+    buffers = [
+      {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
+      for array in (ours, theirs)
+    ]
+    assert buffers[0] == buffers[1]
+
+
+def test_what_a_user_can_mend_loses_its_traceback():
+  for error in (ValueError("a"), FileNotFoundError("b"), ImportError("c")):
+    with pytest.raises(UsageError, match=str(error)), user_errors():
+      raise error
+  with pytest.raises(ZeroDivisionError), user_errors():
+    raise ZeroDivisionError
+
+
+def test_a_usage_error_stays_the_same():
+  error = UsageError("x")
+  with pytest.raises(UsageError) as found, user_errors():
+    raise error
+  assert str(found.value) == "x"
+
+
+def test_the_first_process_records_the_settings_and_the_others_are_checked(tmp_path, monkeypatch):
+  workdir, config = epath.Path(tmp_path / "run"), Config(ConfigDict({"seed": 1, "keep_dirs": 2}))
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  with pytest.raises(UsageError, match="a folder that all hosts share"):
+    record_settings(config, workdir)
+  assert not workdir.exists()
+  with monkeypatch.context() as patch:
+    patch.setattr(jax, "process_index", lambda: 0)
+    record_settings(config, workdir)
+  before = (workdir / "config.json").read_text()
+  record_settings(Config(ConfigDict({"seed": 1, "keep_dirs": 3})), workdir)
+  with pytest.raises(UsageError, match="seed: 1 → 2"):
+    record_settings(Config(ConfigDict({"seed": 2, "keep_dirs": 2})), workdir)
+  assert (workdir / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+  ("mesh", "rows", "message"),
+  [
+    ((1, 2, 4, 1), 8, None),
+    ((1, 2, 2, 2), 12, None),
+    ((1, 1, 2, 4), 8, None),
+    ((1, 8, 1, 1), 9, "batch_size is 9; it must be a multiple of the 2 processes that share it"),
+    ((1, 1, 1, 8), 8, "must cut a batch into as many parts as there are processes, 2"),
+    ((1, 8, 1, 1), 12, "batch_size is 12 and mesh.slice 1 × mesh.data 8 × mesh.fsdp 1"),
+  ],
+)
+def test_each_process_reads_rows_that_its_devices_hold(monkeypatch, mesh, rows, message):
+  """As if the first four of the eight devices were those of this process."""
+  mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True)))
+  check_rows(mesh, "batch_size", rows)  # alone
+  own = {device: device.id < 4 for device in jax.devices()}
+  whole = jax.sharding.NamedSharding.devices_indices_map
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+    jax.sharding.NamedSharding,
+    "addressable_devices_indices_map",
+    lambda where, shape: {d: i for d, i in whole(where, shape).items() if own[d]},
+  )
+  if message is None:
+    check_rows(mesh, "batch_size", rows)
+  else:
+    with pytest.raises(UsageError, match=message):
+      check_rows(mesh, "batch_size", rows)
