@@ -69,7 +69,8 @@ def svg(
     for i, line in enumerate(box.lines):
       weight = ' font-weight="bold"' if i == 0 else ""
       parts.append(
-        f'<text x="{box.x + box.width / 2:g}" y="{top + i * LINE_HEIGHT:g}" text-anchor="middle"{weight}>{escape(line)}</text>'
+        f'<text x="{box.x + box.width / 2:g}" y="{top + i * LINE_HEIGHT:g}" text-anchor="middle"{weight}>'
+        f"{escape(line)}</text>"
       )
   return "\n".join([*parts, "</svg>", ""])
 
