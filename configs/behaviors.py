@@ -6,12 +6,11 @@ tiny   8,000 training scenes
 
 from ml_collections import ConfigDict, config_dict
 
+from .common import choose, data_parallel_mesh, fully_sharded_mesh
+
 
 def get_config(preset: str) -> ConfigDict:
-  presets = {"tiny": tiny, "8b": qwen3_vl_8b}
-  if preset not in presets:
-    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
-  return presets[preset]()
+  return choose(preset, {"tiny": tiny, "8b": qwen3_vl_8b})
 
 
 def tiny() -> ConfigDict:
@@ -26,15 +25,15 @@ def tiny() -> ConfigDict:
       limit=8000,  # > 0: only the first so many records
       batch_size=128,
       in_flight=2,  # batches answered at a time; on several devices one
-      mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
+      mesh=data_parallel_mesh(),
       prompt_tokens=64,
       patches=64,
-      max_tokens=128,
+      max_new_tokens=128,
       min_support=5,  # correct chains that must agree on a procedure
       max_entries=64,  # limits of the handbook
       max_handbook_tokens=4096,
       behavior_tokens=48,  # most tokens of a behavior in a question; longer ones are not taught
-      similarity_floor=0.8,  # below it nothing is recalled
+      min_similarity=0.8,  # below it nothing is recalled
       full_share=0.1,  # of the verified answers that stay full chains in the fine-tuning set
     )
   )
@@ -48,10 +47,10 @@ def qwen3_vl_8b() -> ConfigDict:
   config.limit = 0
   config.batch_size = 64
   config.in_flight = 1
-  config.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
+  config.mesh = fully_sharded_mesh()
   config.prompt_tokens = 1280
   config.patches = 4096
-  config.max_tokens = 1024
+  config.max_new_tokens = 1024
   config.max_entries = 1000
   config.max_handbook_tokens = 65_536
   config.behavior_tokens = 64

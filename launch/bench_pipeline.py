@@ -27,11 +27,11 @@ from torch.utils.data import DataLoader
 
 from spatial_vlm.config import read_preset
 from spatial_vlm.data import batch_plan, conversations, messages, pipeline, store
-from spatial_vlm.data.batch_plan import ARRANGEMENTS, padding
+from spatial_vlm.data.batch_plan import BATCHINGS, padding
 from spatial_vlm.data.conversations import Conversation, ConversationSource
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.model.config import PRESETS
-from spatial_vlm.processor.chat import Extent, Processor, Size, collate_batch, encode, measure
+from spatial_vlm.processor.chat import ImageSize, Processor, Size, collate_batch, encode, measure
 from spatial_vlm.processor.tokenizer import fit_config
 from spatial_vlm.tasks import statements
 from spatial_vlm.text import markdown_table
@@ -44,7 +44,7 @@ ROW, BATCH = Size(1024, 1536), 4
 BUCKETS = [Size(t, p) for p in (768, 1088, 1200, 1472) for t in (544, 608, 672, 736, 864)]
 
 
-def draw(number: int) -> tuple[Extent, dict, Conversation]:
+def draw(number: int) -> tuple[ImageSize, dict, Conversation]:
   """A picture's size, the record, and its chain of 200 to 450 tokens."""
   rng = np.random.default_rng(number)
   subj, obj = rng.choice(OBJECTS, 2, replace=False)
@@ -54,11 +54,11 @@ def draw(number: int) -> tuple[Extent, dict, Conversation]:
   record = {"image": image, "image_link": "", "caption": caption, "label": 1, "relation": relation}
   answer = " left" * int(rng.integers(200, 451))
   chain = Conversation(image, statements.question(caption, "chain"), answer)
-  extent = Extent(*EXTENTS[rng.integers(len(EXTENTS))])
+  extent = ImageSize(*EXTENTS[rng.integers(len(EXTENTS))])
   return extent, record | {"annotator_id": 0} | votes, chain
 
 
-def photograph(extent: Extent, number: int) -> bytes:
+def photograph(extent: ImageSize, number: int) -> bytes:
   """JPEG of soft shapes with some noise: about 100 kB for 640×480."""
   rng, size = np.random.default_rng(number), (extent.width, extent.height)
   shapes = PIL.Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(size, 3)
@@ -160,13 +160,13 @@ def take_turns(readers: dict[str, Callable[[], Iterable]], count: int, rounds: i
 def speed_table(names: Iterable[str], speeds: np.ndarray) -> str:
   ratios = speeds / speeds[:, :1]
   rows = [
-    [name, spread(s, "{:.1f}"), spread(r, "{:.2f}")]
+    [name, constrain_rows(s, "{:.1f}"), constrain_rows(r, "{:.2f}")]
     for name, s, r in zip(names, speeds.T, ratios.T, strict=True)
   ]
   return markdown_table(["reader", "records/s", "of the plain loop's"], rows)
 
 
-def spread(values: np.ndarray, form: str) -> str:
+def constrain_rows(values: np.ndarray, form: str) -> str:
   median, least, most = map(form.format, (np.median(values), values.min(), values.max()))
   return f"{median} [{least}–{most}]"
 
@@ -180,10 +180,10 @@ def padding_table(processor: Processor, count: int) -> str:
   (packed,) = [Size(*shape) for shape in read_preset("configs/sft.py:8b").data.shapes]
   rows = []
   for name, shapes in (("shuffled", [ROW]), ("bucketed", BUCKETS), ("packed", [packed])):
-    plan = ARRANGEMENTS[name](range(count), sizes, shapes, 32)
+    plan = BATCHINGS[name](range(count), sizes, shapes, 32)
     shares = [f"{padded / slots:.1%}" for padded, slots in padding(plan, sizes).values()]
     rows.append([name, str(tuple(batch_plan.largest(shapes))), str(len(shapes)), *shares])
-  return markdown_table(["arrangement", "largest row", "shapes", "of tokens", "of patches"], rows)
+  return markdown_table(["batching", "largest row", "shapes", "of tokens", "of patches"], rows)
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ import numpy as np
 
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
-from spatial_vlm.data.messages import LIST_OBJECTS
 from spatial_vlm.data.scenes.source import Picture, PictureSource
 from spatial_vlm.evaluation.boxes import iou, nearest_object
 from spatial_vlm.inference.generation import greedy
@@ -24,6 +23,7 @@ from spatial_vlm.model.config import PRESETS
 from spatial_vlm.processor.tiny_tokenizer import train_tokenizer
 from spatial_vlm.processor.tokenizer import fit_config, load_tokenizer
 from spatial_vlm.synthesis.scene_teacher import vocabulary_texts, where
+from spatial_vlm.tasks.statements import LIST_OBJECTS
 
 VOCABULARY = 512
 SCENES, BATCH = 1024, 256

@@ -1,13 +1,6 @@
 """`spatial-vlm COMMAND …`: nothing but dispatch.
 
-A command is a module of `spatial_vlm.commands` with
-
-  a docstring                    the command's help; its first line stands in the list of commands
-  run(config, workdir, args)     loads, calls and writes; an expected failure raises `config.UsageError`
-  arguments(parser)              optional: adds the command's own arguments (argparse)
-  CONFIG                         optional: the default of --config, where it is that of another command
-  FILES_MAY_BE_MISSING           optional: True where leaves that name files may be left out
-  SEVERAL_HOSTS                  optional: its processes on several hosts work together (`hosts`)
+Each module of `spatial_vlm.commands` that COMMANDS names holds a `Command` under the name COMMAND.
 """
 
 import argparse
@@ -18,13 +11,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import NoReturn
 
 from etils import epath
 
 from spatial_vlm import __version__
 from spatial_vlm import config as config_lib
+from spatial_vlm.commands.command import Command
 
 COMMANDS = {
   "demo": "spatial_vlm.commands.demo",
@@ -85,23 +78,23 @@ def _dispatch(argv: list[str]) -> None:
     return
   if name not in COMMANDS:
     raise config_lib.UsageError(f"unknown command {name!r}{config_lib.closest(name, COMMANDS)}")
-  command = importlib.import_module(COMMANDS[name])
+  module = importlib.import_module(COMMANDS[name])
+  command: Command = module.COMMAND
   overrides = [argument for argument in rest if argument.startswith("--config.")]
   rest = [argument for argument in rest if not argument.startswith("--config.")]
-  parser = _parser(name, command)
+  parser = _parser(command, module.__doc__ or "")
   if {"-h", "--help"} & set(rest):
     parser.epilog = _settings(_spec(rest, parser.get_default("config")))
   args, unknown = parser.parse_known_args(rest)
   if unknown:
     raise config_lib.UsageError(_unknown(unknown[0], parser, args.config))
-  complete = not getattr(command, "FILES_MAY_BE_MISSING", False)
-  config = config_lib.load(args.config, overrides, complete)
+  config = config_lib.load(args.config, overrides, complete=command.requires_files)
   workdir = epath.Path(args.workdir).expanduser()
   if workdir.exists() and not workdir.is_dir():
     raise config_lib.UsageError(f"--workdir {workdir} is a file; give a folder")
   from spatial_vlm import hosts  # with jax, which the help does without
 
-  if hasattr(command, "SEVERAL_HOSTS"):
+  if command.multi_process:
     with hosts.together(args.coordinator, args.processes, args.process):
       command.run(config, workdir, args)
   elif (tasks := hosts.launched_tasks()) > 1:
@@ -112,26 +105,26 @@ def _dispatch(argv: list[str]) -> None:
     command.run(config, workdir, args)
 
 
-def _parser(name: str, command: ModuleType) -> _Parser:
+def _parser(command: Command, description: str) -> _Parser:
   parser = _Parser(
-    prog=f"spatial-vlm {name}",
-    description=command.__doc__,
+    prog=f"spatial-vlm {command.name}",
+    description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument(
     "--config",
-    default=getattr(command, "CONFIG", f"configs/{name}.py:tiny"),
+    default=command.config,
     metavar="FILE.py:PRESET",
     help="settings, looked for here, then in the project (default: %(default)s)",
   )
   parser.add_argument(
     "--workdir",
-    default=f"runs/{name}",
+    default=f"runs/{command.name}",
     metavar="DIR",
     help="folder or gs:// address for everything the command writes (default: %(default)s)",
   )
-  if hasattr(command, "SEVERAL_HOSTS"):
+  if command.multi_process:
     group = parser.add_argument_group(
       "several processes",
       "found on TPU hosts, under Slurm and Open MPI; elsewhere each is told all three",
@@ -143,8 +136,8 @@ def _parser(name: str, command: ModuleType) -> _Parser:
       "--processes", type=int, metavar="N", help="how many there are; 1 alone: look for no other"
     )
     group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
-  if hasattr(command, "arguments"):
-    command.arguments(parser)
+  if command.add_arguments:
+    command.add_arguments(parser)
   return parser
 
 

@@ -140,7 +140,7 @@ def alone() -> bool:
   return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather_json(value: Any) -> list[Any]:
   """The values (JSON) of all processes, in their order; all of them call this."""
   if alone():
     return [value]
@@ -154,7 +154,7 @@ def gathered(value: Any) -> list[Any]:
 
 def error_of_any(message: str | None) -> UsageErrorOfAll | None:
   """What to raise where one of the processes was refused something; all of them call this, with None if it was not."""
-  messages = gathered(message)
+  messages = all_gather_json(message)
   refused = [(process, text) for process, text in enumerate(messages) if text is not None]
   if not refused:
     return None

@@ -42,7 +42,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def cut_anew(mesh: Mesh, shape: Mapping[str, int]) -> Mesh:
+def reshape_mesh(mesh: Mesh, shape: Mapping[str, int]) -> Mesh:
   """A mesh of another shape over the same devices in the same order: one program may have arrays on both.
 
   Raises ValueError as `make_mesh` does.
@@ -146,7 +146,7 @@ def batch_sharding(mesh: Mesh | AbstractMesh, batch: Any) -> Any:
   return jax.tree.map(lambda leaf: _fit(mesh, P(ROWS) if leaf.shape else P(), leaf.shape), batch)
 
 
-def spread(batch: Any) -> Any:
+def constrain_rows(batch: Any) -> Any:
   """The arrays, their rows cut over the mesh that `jax.set_mesh` has set, if any: within a program."""
   mesh = jax.sharding.get_abstract_mesh()
   return (
@@ -160,7 +160,7 @@ def process_block(mesh: Mesh) -> tuple[int, int]:
   Processes whose devices share heads and hidden units hold, and read, the same rows. Raises ValueError for a mesh that
   scatters a process's rows over the batch.
   """
-  parts = count_parts(mesh, ROWS)
+  parts = axis_product(mesh, ROWS)
   where = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((parts,))
   held = sorted({row for (rows,) in where.values() for row in range(parts)[rows]})
   first, size = held[0], len(held)
@@ -172,7 +172,7 @@ def process_block(mesh: Mesh) -> tuple[int, int]:
   return first // size, parts // size
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
+def make_global_batch(mesh: Mesh, batch: Any) -> Any:
   """This process's rows of a batch (NumPy, its `process_block`) as arrays of the whole batch on the mesh; None leaves
   stay."""
   _, count = process_block(mesh)
@@ -184,7 +184,7 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
   return jax.tree.map(put, batch)
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
+def with_shardings(shapes: Any, shardings: Any) -> Any:
   """A tree of `jax.ShapeDtypeStruct`s with the shapes and types of `shapes` (or of arrays), and these shardings."""
   return jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -200,7 +200,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def _fit(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
   """`spec` on `mesh`, without the axes that do not divide their dimension."""
-  kept = [dividing(_axes(entry), mesh, size) for entry, size in zip(spec, shape, strict=False)]
+  kept = [
+    divisible_axes(_axes(entry), mesh, size) for entry, size in zip(spec, shape, strict=False)
+  ]
   return _named(mesh, kept)
 
 
@@ -212,10 +214,10 @@ def _fit_parameter(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> N
   if len(spec) > len(shape):
     raise ValueError(f"spec {spec} has more dimensions than a parameter of shape {shape}.")
   leading, sizes = len(shape) - len(spec), shape[len(shape) - len(spec) :]
-  kept = [dividing(_axes(entry), mesh, size) for entry, size in zip(spec, sizes, strict=True)]
+  kept = [divisible_axes(_axes(entry), mesh, size) for entry, size in zip(spec, sizes, strict=True)]
   wanted = {axis for entry in spec for axis in _axes(entry)}
   for axis in sorted(wanted.difference(*kept)):
-    left = [size // count_parts(mesh, axes) for size, axes in zip(sizes, kept, strict=True)]
+    left = [size // axis_product(mesh, axes) for size, axes in zip(sizes, kept, strict=True)]
     if room := [i for i, size in enumerate(left) if size % mesh.shape[axis] == 0]:
       place = max(room, key=left.__getitem__)
       kept[place] = (*kept[place], axis)
@@ -226,7 +228,7 @@ def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
   return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def count_parts(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
+def axis_product(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
   """Parts that the axes cut a dimension into."""
   return math.prod(mesh.shape[axis] for axis in axes)
 
@@ -240,13 +242,13 @@ def _named(mesh: Mesh, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
   return NamedSharding(mesh, P(*entries))
 
 
-def dividing(axes: tuple[str, ...], mesh: Mesh | AbstractMesh, size: int) -> tuple[str, ...]:
+def divisible_axes(axes: tuple[str, ...], mesh: Mesh | AbstractMesh, size: int) -> tuple[str, ...]:
   """The axes, without the last ones if together they do not divide `size`."""
-  while size % count_parts(mesh, axes):
+  while size % axis_product(mesh, axes):
     axes = axes[:-1]
   return axes
 
 
-def over_mesh(mesh: Mesh, shapes: Params) -> Params:
+def with_param_shardings(mesh: Mesh, shapes: Params) -> Params:
   """Shapes of parameters, laid out over the mesh."""
-  return placed(shapes, param_shardings(mesh, shapes))
+  return with_shardings(shapes, param_shardings(mesh, shapes))

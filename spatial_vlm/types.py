@@ -99,7 +99,7 @@ class TrainState:
 
 
 @flax.struct.dataclass
-class DapoState:
+class RlState:
   """All that a DAPO run knows between two sampling rounds."""
 
   train: TrainState

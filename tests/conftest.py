@@ -109,6 +109,7 @@ def taught(tmp_path_factory, nano, scenes_folder, on_devices):
   """
   from spatial_vlm import cli
   from spatial_vlm.data import conversations
+  from spatial_vlm.tasks import statements
 
   workdir = tmp_path_factory.mktemp("taught")
   pair = [

@@ -1,5 +1,6 @@
 """Dispatch: help in a user's words, errors on one line, exit statuses."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ A longer explanation with a list:
   one
 """
 
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import UsageError
 
 
@@ -34,6 +36,9 @@ def run(config, workdir, args):
   text = f"{config.steps} {type(workdir).__name__} {args.photo} {args.brush_px}"
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "painted.txt").write_text(text)
+
+
+COMMAND = Command("paint", run, add_arguments=arguments)
 '''
 
 CONFIG = """
@@ -159,12 +164,12 @@ def test_version(capsys):
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_every_command_keeps_the_protocol(name):
-  """The first docstring line is a sentence that fits; the module has `run`; its config is there."""
+  """The first docstring line is a sentence that fits; the command has the name of its file; its config is there."""
   summary = cli._summary(cli.COMMANDS[name])
   assert summary.endswith(".") and len(summary) <= 100
-  module = __import__(cli.COMMANDS[name], fromlist=["run"])
-  assert callable(module.run)
-  config_lib.read_preset(getattr(module, "CONFIG", f"configs/{name}.py:tiny"))
+  command = importlib.import_module(cli.COMMANDS[name]).COMMAND
+  assert command.name == name and callable(command.run)
+  config_lib.read_preset(command.config)
 
 
 def test_help_needs_no_heavy_library():

@@ -34,7 +34,7 @@ def one_of_two(monkeypatch):
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(jax, "process_index", lambda: 1)
-  monkeypatch.setattr(hosts, "gathered", lambda value: [None, value])
+  monkeypatch.setattr(hosts, "all_gather_json", lambda value: [None, value])
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_what_is_not_for_several_processes_is_not_started_by_them(monkeypatch, c
 
 
 def test_one_process_gathers_what_it_has():
-  assert hosts.gathered({"a": [1]}) == [{"a": [1]}]
+  assert hosts.all_gather_json({"a": [1]}) == [{"a": [1]}]
   assert hosts.error_of_any(None) is None
   assert str(hosts.error_of_any("no file")) == "no file"
 
@@ -138,8 +138,8 @@ def test_bytes_of_every_process_are_gathered(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   twice = mock.Mock(side_effect=lambda value: np.stack([value, value]))
   monkeypatch.setattr(hosts.multihost_utils, "process_allgather", twice)
-  value = {"left_out": [3, 4], "text": "Größe"}
-  assert hosts.gathered(value) == [value, value]
+  value = {"skipped": [3, 4], "text": "Größe"}
+  assert hosts.all_gather_json(value) == [value, value]
   (room,) = twice.call_args.args
   assert room.size & (room.size - 1) == 0
 
@@ -154,7 +154,7 @@ def test_bytes_of_every_process_are_gathered(monkeypatch):
   ],
 )
 def test_what_one_is_refused_all_raise(monkeypatch, messages, text):
-  monkeypatch.setattr(hosts, "gathered", lambda value: messages)
+  monkeypatch.setattr(hosts, "all_gather_json", lambda value: messages)
   error = hosts.error_of_any(messages[0])
   assert (error and str(error)) == text
 

@@ -386,7 +386,7 @@ def test_every_mesh_gives_the_unsharded_loss_and_gradients(shape):
   gradient, params, batch, (grads, (total, count)) = small_problem()
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   on_mesh = jax.device_put(params, sharding.param_shardings(mesh, params))
-  rows = sharding.put_batch(mesh, batch)
+  rows = sharding.make_global_batch(mesh, batch)
   assert len({str(part.index) for part in rows.tokens.addressable_shards}) == np.prod(shape[:3])
   with jax.set_mesh(mesh):
     grads_mesh, (total_mesh, count_mesh) = gradient(on_mesh, rows)
@@ -439,7 +439,7 @@ def test_put_batch_keeps_values_and_missing_images():
   batch = Batch(
     tokens=tokens, segments=tokens, targets=tokens > 0, positions=np.zeros((8, 3, 3)), vision=None
   )
-  placed = sharding.put_batch(mesh, batch)
+  placed = sharding.make_global_batch(mesh, batch)
   assert placed.vision is None
   np.testing.assert_array_equal(placed.tokens, tokens)
   assert placed.tokens.addressable_shards[0].data.shape == (2, 3)

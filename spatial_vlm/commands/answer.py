@@ -12,6 +12,7 @@ from etils import epath
 from PIL import Image, ImageDraw
 
 from spatial_vlm import answers
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, check_positive
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import greedy
@@ -48,19 +49,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   with user_errors():
     image = open_image(args.photo)
-    check_positive(config, "max_tokens", "max_patches")
+    check_positive(config, "max_new_tokens", "max_patches")
     policy = load_policy(args.checkpoint)
     processor = policy.processor.limited_to(config.max_patches)
     row = encode_question(processor, image, asked(args))
   patches = padded_length([row.patches], PATCH_BUCKET)
   shape = PromptShape(padded_length([len(row.tokens)], TOKEN_BUCKET), patches)
   prompts = collate(policy.processor, [row], [0], [-1], shape)
-  (answer,) = written(policy, greedy(policy, policy.params, prompts, config.max_tokens))
+  (answer,) = written(policy, greedy(policy, policy.params, prompts, config.max_new_tokens))
   parsed = None if answer.truncated else answers.parse(answer.text)
   verdict = {None: "none: the answer does not parse", 1: "yes", 0: "no"}[
     parsed.verdict if parsed else None
   ]
-  cut = f", cut off at max_tokens {config.max_tokens}" if answer.truncated else ""
+  cut = f", cut off at max_new_tokens {config.max_new_tokens}" if answer.truncated else ""
   print(answer.text)
   print(f"\nverdict: {verdict}")
   print(f"tokens: {answer.tokens} generated{cut}, {len(row.tokens)} read")
@@ -93,3 +94,6 @@ def draw(image: Image.Image, boxes: dict[str, answers.Box]) -> Image.Image:
     pen.rectangle(pen.textbbox(at, name), fill=color)
     pen.text(at, name, fill="white")
   return picture
+
+
+COMMAND = Command("answer", run, add_arguments=arguments)

@@ -13,16 +13,17 @@ import functools
 from etils import epath
 
 from spatial_vlm import sharding
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation
-from spatial_vlm.data.records import First, JsonlSource
+from spatial_vlm.data.records import JsonlSource, Take
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.inference.generation import Asker, check_batch, laid_out, stored_answers
+from spatial_vlm.inference.generation import BatchGenerator, check_batch, on_mesh, stored_answers
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import PromptShape
-from spatial_vlm.inference.questions import plan_answers, unaided
+from spatial_vlm.inference.questions import plain_question, plan_answers
 from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.extraction import (
@@ -37,7 +38,7 @@ from spatial_vlm.tasks.statements import question
 HELD_OUT = ("validation", "val", "dev", "test")
 """Splits that teach nothing."""
 HARMLESS = (
-  *("min_support", "max_entries", "max_handbook_tokens", "behavior_tokens", "similarity_floor"),
+  *("min_support", "max_entries", "max_handbook_tokens", "behavior_tokens", "min_similarity"),
   *("full_share", "in_flight", "mesh.*"),
 )
 """Settings that may change between two starts: the answers do not depend on them, and what does is made anew."""
@@ -48,15 +49,17 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     check(config)
     data = config.data
     source = JsonlSource(data.records, data.images, max_bad_share=data.max_bad_share)
-    examples = First(source, config.limit or len(source))
+    examples = Take(source, config.limit or len(source))
     mesh = sharding.make_mesh(config.mesh)
     check_batch(config, mesh)
-    policy = laid_out(load_policy(config.checkpoint), mesh)
+    policy = on_mesh(load_policy(config.checkpoint), mesh)
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
-    index = BehaviorIndex(handbook, LexicalEmbedder(), config.similarity_floor)
+    index = BehaviorIndex(handbook, LexicalEmbedder(), config.min_similarity)
     snapshot(config, workdir, HARMLESS)
   shape = PromptShape(config.prompt_tokens, config.patches)
-  asker = Asker(policy, mesh, shape, config.max_tokens, functools.partial(unaided, form="chain"))
+  asker = BatchGenerator(
+    policy, mesh, shape, config.max_new_tokens, functools.partial(plain_question, form="chain")
+  )
   predictions = stored_answers(
     workdir / "predictions",
     asker,
@@ -78,7 +81,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     )
   index.save(workdir / "index")
   images = [source.image_name(p.id) for p in predictions]
-  rows = lessons(index, solutions, images, config.full_share, config.behavior_tokens)
+  rows = training_examples(index, solutions, images, config.full_share, config.behavior_tokens)
   conversations.write(workdir / "conversations.jsonl", rows)
   for behavior in index.handbook.behaviors:
     print(f"{behavior.line}  [{len(behavior.provenance)} chains]")
@@ -89,7 +92,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 def check(config: Config) -> None:
   """Raises UsageError for settings out of their range."""
-  check_positive(config, "batch_size", "in_flight", "max_tokens", "min_support")
+  check_positive(config, "batch_size", "in_flight", "max_new_tokens", "min_support")
   if epath.Path(config.data.records).stem in HELD_OUT:
     raise UsageError(
       f"data.records is {config.data.records}, a split to measure on; behaviors come from training records"
@@ -102,7 +105,7 @@ def solution(split: str, p: Prediction) -> Solution:
   return Solution(f"{split}:{p.id}", p.caption, p.relation, None, None, p.text, p.label)
 
 
-def lessons(
+def training_examples(
   index: BehaviorIndex,
   solutions: list[Solution],
   images: list[str],
@@ -122,3 +125,6 @@ def lessons(
       short = short_from_chain(plan.behavior, answer, solution.names)
       rows.append(Conversation(image, plan.question, short))
   return rows
+
+
+COMMAND = Command("behaviors", run, check=check)

@@ -21,54 +21,49 @@ from jax.sharding import Mesh
 
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.config import Config, UsageError, settings_of
+from spatial_vlm.commands.command import Command
+from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.data import split_guard
 from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.inference.generation import Asker, Row, greedy
+from spatial_vlm.inference.generation import BatchGenerator, Row, greedy
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import Policy, PromptShape, collate
-from spatial_vlm.inference.questions import unaided
+from spatial_vlm.inference.questions import plain_question
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
-from spatial_vlm.parameters.partition import subset_of
+from spatial_vlm.parameters.partition import subset_from_config
 from spatial_vlm.processor.tokenizer import token_bytes
-from spatial_vlm.rewards.verdict_automaton import (
-  AnswerAutomaton,
-  answer_automaton,
-  is_correct,
-  verdicts,
-)
+from spatial_vlm.rewards.accuracy import is_correct
+from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton, compile_automaton, verdicts
 from spatial_vlm.train import policy_optimization
 from spatial_vlm.train.policy_optimization import check
 from spatial_vlm.train.run import (
+  partition_policy,
   place_state,
   progress,
   record_settings,
-  split_policy,
 )
-from spatial_vlm.train.trained_weights import base_note, check_base, write_trained
-from spatial_vlm.types import DapoState, Params, Prompts, Purpose, Rollout, TrainState
-
-SEVERAL_HOSTS = True
+from spatial_vlm.train.trained_weights import base_record, check_base, write_trained
+from spatial_vlm.types import Params, Prompts, Purpose, RlState, Rollout, TrainState
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
     mesh = sharding.make_mesh(config.mesh)
-    sampling_mesh = sharding.cut_anew(mesh, config.sampling_mesh)
+    sampling_mesh = sharding.reshape_mesh(mesh, config.sampling_mesh)
     check_blocks(config, sampling_mesh)
-    subset = subset_of(config, config.lora)
+    subset = subset_from_config(config, config.lora)
     policy = load_policy(config.checkpoint, mesh=mesh, subset=subset)
-    trained, frozen = split_policy(mesh, policy.params, subset, config.seed)
-    automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
-    settings = settings_of(
-      policy_optimization.DapoSettings, config, eos=policy.special.eos, pad=policy.special.pad
+    trained, frozen = partition_policy(mesh, policy.params, subset, config.seed)
+    automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+    settings = settings_from(
+      policy_optimization.RlSettings, config, eos=policy.special.eos, pad=policy.special.pad
     )
     updates = config.steps * config.minibatches
     optimizer = make_optimizer(
-      settings_of(OptimizerSettings, config.optimizer, total_steps=updates)
+      settings_from(OptimizerSettings, config.optimizer, total_steps=updates)
     )
     read = question_reader(config, policy, sampling_mesh, config.data.records)
     guard(config, read.source)
@@ -80,7 +75,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   groups_of = functools.partial(
     policy_optimization.sample_groups,
     automaton=automaton,
-    banned=policy.banned,
+    forbidden_tokens=policy.forbidden_tokens,
     model=policy.model,
     settings=settings,
   )
@@ -94,15 +89,15 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       return to_train(groups_of(to_sample(params), prompts, jax.random.fold_in(key, cursor)))
 
   state = place_state(mesh, trained, optimizer)
-  base = base_note(config, frozen)
+  base = base_record(config, frozen)
   loop = functools.partial(
-    policy_optimization.dapo_loop,
+    policy_optimization.rl_loop,
     prompts_at=prompts_at,
     sample=sample,
     collect_round=functools.partial(policy_optimization.collect, settings=settings),
     update_policy=functools.partial(
       policy_optimization.update,
-      banned=policy.banned,
+      forbidden_tokens=policy.forbidden_tokens,
       frozen=frozen,
       model=policy.model,
       optimizer=optimizer,
@@ -113,18 +108,18 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   )
   with (
     jax.set_mesh(mesh),  # for kernels, which are cut for it by hand
-    Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
+    Checkpoints(workdir / "checkpoints", config.max_to_keep) as checkpoints,
   ):
     state = place_run(mesh, state, groups, settings)
     if checkpoints.latest() is not None:
       with user_errors():
         state, host = checkpoints.restore(state)
         check_base(host["base"], base["checksums"])
-        for number in own_left_out(host["left_out"]):
+        for number in own_skipped(host["skipped"]):
           read(number)  # reported and counted as if this start had met it
 
     def note():
-      return {"left_out": hosts.gathered(read.left_out), "base": base}
+      return {"skipped": hosts.all_gather_json(read.skipped), "base": base}
 
     state = train(config, workdir, state, loop, validate, checkpoints, note)
   write_trained(workdir, base, policy.model, mesh, subset, state.train.params)
@@ -133,12 +128,12 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 def train(
   config: Config,
   workdir: epath.Path,
-  state: DapoState,
+  state: RlState,
   loop: Callable,
   validate: Callable[[Params], float],
   checkpoints: Checkpoints,
   note: Callable[[], dict[str, Any]],
-) -> DapoState:
+) -> RlState:
   """Runs the loop to its end; writes metrics, checkpoints and the bar."""
   saved = checkpoints.latest()
   with (
@@ -157,7 +152,7 @@ def train(
         writer.write(batch, values)
         report(config, batch, values, bar)
         started = time.perf_counter()
-      event = int(state.cursor) // config.round_prompts + batch
+      event = int(state.cursor) // config.rollout_batch_size + batch
       preempted = hosts.preempted(event)
       if preempted or event % config.checkpoint_steps == 0 or batch == config.steps:
         checkpoints.save(event, state, note())
@@ -168,11 +163,11 @@ def train(
 
 def report(config: Config, batch: int, values: dict[str, float], bar) -> None:
   groups = int(values["kept/groups"])
-  if groups < config.prompts and not bar.disable:
+  if groups < config.groups_per_batch and not bar.disable:
     consequence = "the update took these" if groups else "no update was made"
     bar.write(
-      f"batch {batch}: after {values['rounds']:.0f} rounds {groups} of {config.prompts} groups were neither all right "
-      f"nor all wrong; {consequence}"
+      f"batch {batch}: after {values['rounds']:.0f} rounds {groups} of {config.groups_per_batch} groups were neither "
+      f"all right nor all wrong; {consequence}"
     )
   bar.set_postfix(
     sampled=f"{values['sampled/accuracy']:.3f}",
@@ -185,8 +180,8 @@ def report(config: Config, batch: int, values: dict[str, float], bar) -> None:
 def check_blocks(config: Config, mesh: Mesh) -> None:
   """Raises UsageError unless every process can read the block of prompts that its devices sample answers to."""
   _, blocks = sharding.process_block(mesh)
-  parts = sharding.count_parts(mesh, sharding.ROWS)
-  for name in ("round_prompts", "validate_batch"):
+  parts = sharding.axis_product(mesh, sharding.ROWS)
+  for name in ("rollout_batch_size", "validate_batch"):
     if blocks > 1 and config[name] % parts:
       raise UsageError(
         f"{name} is {config[name]}; it must be a multiple of sampling_mesh.slice × data × fsdp = {parts}"
@@ -201,8 +196,8 @@ def guard(config: Config, source: JsonlSource) -> None:
 
 
 def place_run(
-  mesh: Mesh, train: TrainState, groups: Rollout, settings: policy_optimization.DapoSettings
-) -> DapoState:
+  mesh: Mesh, train: TrainState, groups: Rollout, settings: policy_optimization.RlSettings
+) -> RlState:
   """A run that has drawn nothing yet, its buffer for `groups` (shapes) laid out over the mesh like a batch.
 
   `train` becomes part of it without a copy.
@@ -224,7 +219,7 @@ def sampler(
   There they are cut by heads and hidden units: cut by width, as for training, every token of an answer would gather the
   whole model.
   """
-  make = functools.partial(policy_optimization.sampling_params, dtype=config.dtype)
+  make = functools.partial(policy_optimization.rollout_weights, dtype=config.dtype)
   shapes = jax.eval_shape(make, trained, frozen)
   placed = jax.jit(make, out_shardings=sharding.param_shardings(mesh, shapes))
   return lambda params: placed(params, frozen)
@@ -235,7 +230,9 @@ def question_reader(config: Config, policy: Policy, mesh: Mesh, records: str) ->
   data = config.data
   source = JsonlSource(records, data.images, max_bad_share=data.max_bad_share)
   shape = PromptShape(data.prompt_tokens, data.patches)
-  asker = Asker(policy, mesh, shape, config.max_tokens, functools.partial(unaided, form="chain"))
+  asker = BatchGenerator(
+    policy, mesh, shape, config.max_new_tokens, functools.partial(plain_question, form="chain")
+  )
   return Reader(source, asker.encode, data.max_bad_share)
 
 
@@ -254,13 +251,13 @@ def training_prompts(
     return next(found for found in following if found is not None)
 
   def prompts_at(cursor: int) -> Prompts:
-    ids = [cursor + i for i in own_rows(mesh, config.round_prompts)]
+    ids = [cursor + i for i in own_rows(mesh, config.rollout_batch_size)]
     return ask(config, policy, mesh, [usable(order(id)) for id in ids], ids)
 
   return prompts_at
 
 
-def own_left_out(notes: Sequence[Sequence[int]]) -> Sequence[int]:
+def own_skipped(notes: Sequence[Sequence[int]]) -> Sequence[int]:
   """Of the records that each process had left out, those that this one counts; all, if there were others then."""
   if len(notes) == jax.process_count():
     return notes[jax.process_index()]
@@ -281,13 +278,13 @@ def ask(
   shape = PromptShape(config.data.prompt_tokens, config.data.patches)
   rows = [row for _, _, row in questions]
   labels = [example.record.label for example, _, _ in questions]
-  return sharding.put_batch(mesh, collate(policy.processor, rows, ids, labels, shape))
+  return sharding.make_global_batch(mesh, collate(policy.processor, rows, ids, labels, shape))
 
 
 def validation(
   config: Config,
   policy: Policy,
-  automaton: AnswerAutomaton,
+  automaton: VerdictAutomaton,
   mesh: Mesh,
   to_sample: Callable[[Params], Params],
 ) -> Callable[[Params], float]:
@@ -311,9 +308,12 @@ def validation(
     params, right = to_sample(params), 0
     for prompts in batches:
       with jax.set_mesh(mesh):
-        completions = greedy(policy, params, prompts, config.max_tokens)
+        completions = greedy(policy, params, prompts, config.max_new_tokens)
       verdict = verdicts(automaton, completions.tokens, completions.mask)
       right += int(jnp.sum(is_correct(verdict, prompts.label)))
     return right / count
 
   return accuracy
+
+
+COMMAND = Command("dapo", run, check=check, multi_process=True)

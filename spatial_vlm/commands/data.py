@@ -23,11 +23,12 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import split_report, store, vsr
 from spatial_vlm.data.contact_sheet import contact_sheet
 from spatial_vlm.data.image_files import MissingImage
-from spatial_vlm.data.images import Pictures
+from spatial_vlm.data.images import ImageFiles
 from spatial_vlm.data.pipeline import Reader, prompt_order
 from spatial_vlm.data.records import BadRecord, JsonlSource, Record, TooManyBadRecords
 from spatial_vlm.data.split_guard import Pair, read_pairs, refuse_shared, shared_pairs
@@ -98,7 +99,7 @@ class Split:
   def describe(self) -> dict[str, Any]:
     missing = {"count": len(self.missing), "first": self.missing[: split_report.SHOWN]}
     bad = [dataclasses.asdict(bad) for bad in self.bad]
-    return {**describe(self.records), "left_out": bad, "missing_images": missing}
+    return {**describe(self.records), "skipped": bad, "missing_images": missing}
 
   def check(self, max_bad_share: float) -> None:
     """Raises TooManyBadRecords."""
@@ -115,11 +116,11 @@ def read_splits(config: Config) -> dict[str, Split]:
   if published:
     records = {name: split.records for name, split in read.items()}
     vsr.check_published(published, records, allow_subset)
-  pictures = Pictures(data.images) if data.images else None
+  pictures = ImageFiles(data.images) if data.images else None
   return {name: with_pictures(name, split, pictures) for name, split in read.items()}
 
 
-def with_pictures(name: str, split: vsr.Split, pictures: Pictures | None) -> Split:
+def with_pictures(name: str, split: vsr.Split, pictures: ImageFiles | None) -> Split:
   """Looks for the picture of each record; none is opened."""
   if pictures is None:
     return Split(split.records, split.bad, [])
@@ -189,7 +190,7 @@ def prepare(config: Config, workdir: epath.Path) -> dict[str, Any]:
         )
       notes[name] = {
         "records": len(written),
-        "left_out": [dataclasses.asdict(b) for b in written.bad],
+        "skipped": [dataclasses.asdict(b) for b in written.bad],
       }
   return notes
 
@@ -200,3 +201,6 @@ def draw_sheet(source: JsonlSource, config: Config) -> bytes:
   order = map(prompt_order(config.seed, len(source)), range(len(source)))
   chosen = (example for number in order if (example := read(number)) is not None)
   return png(contact_sheet(list(itertools.islice(chosen, config.sheet))))
+
+
+COMMAND = Command("data", run, check=check)

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from types import ModuleType
 from typing import NamedTuple
 
 from etils import epath
@@ -25,6 +24,7 @@ from etils import epath
 from spatial_vlm import config as config_lib
 from spatial_vlm import metrics
 from spatial_vlm.commands import behaviors, dapo, evaluate, scenes, sft
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.relations import META_CATEGORY
@@ -41,7 +41,7 @@ class Stage(NamedTuple):
 
   title: str
   folder: str
-  command: ModuleType
+  command: Command
   preset: str
   changes: dict[str, object]
   seconds: float
@@ -58,9 +58,8 @@ class Stage(NamedTuple):
 
   def settings(self) -> Config:
     """Raises UsageError for what its command would refuse."""
-    name = self.command.__name__.rpartition(".")[2]
     changes = [f"--config.{leaf}={value}" for leaf, value in self.changes.items()]
-    config = config_lib.load(f"configs/{name}.py:{self.preset}", changes)
+    config = config_lib.load(f"configs/{self.command.name}.py:{self.preset}", changes)
     self.command.check(config)
     return config
 
@@ -102,7 +101,7 @@ def one_by_one(before: list[Stage], measured: list[Stage], questions: int) -> li
   return timed
 
 
-WORD = {"max_tokens": 16}
+WORD = {"max_new_tokens": 16}
 """Room for an answer that is one word."""
 PART = {"limit": 1000}
 """Enough to see whether the full chain is unlearnt."""
@@ -141,7 +140,9 @@ class Plan(NamedTuple):
       "counts.test": config.test_scenes,
       "chains": config.chains,
     }
-    return Stage("scenes", "scenes", scenes, "tiny", {"seed": config.seed, **counts}, seconds)
+    return Stage(
+      "scenes", "scenes", scenes.COMMAND, "tiny", {"seed": config.seed, **counts}, seconds
+    )
 
   def tuned(self, title: str, folder: str, preset: str, source: str, seconds: float) -> Stage:
     own = self.workdir / "behaviors" / "conversations.jsonl"
@@ -157,7 +158,7 @@ class Plan(NamedTuple):
       "epochs": self.config.reuse_epochs if preset == "reuse" else self.config.sft_epochs,
     }
     read = "behaviors" if preset == "reuse" else "scenes"
-    return Stage(title, folder, sft, preset, changes, seconds, self.needs(read, source))
+    return Stage(title, folder, sft.COMMAND, preset, changes, seconds, self.needs(read, source))
 
   def aligned(self, folder: str, source: str, seconds: float) -> Stage:
     changes = {
@@ -169,7 +170,7 @@ class Plan(NamedTuple):
       "steps": self.config.dapo_steps,
     }
     needs = self.needs("scenes", source)
-    return Stage("DAPO", folder, dapo, "tiny", self.labels | changes, seconds, needs)
+    return Stage("DAPO", folder, dapo.COMMAND, "tiny", self.labels | changes, seconds, needs)
 
   def distilled(self, folder: str, source: str, seconds: float) -> Stage:
     changes = {
@@ -179,7 +180,9 @@ class Plan(NamedTuple):
     }
     title = "behaviors from the policy's own chains"
     changes = self.labels | changes
-    return Stage(title, folder, behaviors, "tiny", changes, seconds, self.needs("scenes", source))
+    return Stage(
+      title, folder, behaviors.COMMAND, "tiny", changes, seconds, self.needs("scenes", source)
+    )
 
   def measured(
     self, method: str, folder: str, seconds: float, source: str, **changes: object
@@ -200,7 +203,7 @@ class Plan(NamedTuple):
       held_out |= {"behaviors": self.workdir / "behaviors" / "index"}
     title = f"evaluation, {folder.removeprefix('evaluate_').replace('_', ' ')}"
     needs = self.needs("scenes", source, *read)
-    return Stage(title, folder, evaluate, "tiny", held_out | changes, seconds, needs)
+    return Stage(title, folder, evaluate.COMMAND, "tiny", held_out | changes, seconds, needs)
 
 
 ROWS = {
@@ -381,3 +384,6 @@ def made(config: Config, seconds: float) -> dict[str, str]:
     "versions": versions,
     "duration of the stages": f"{seconds / 60:.1f} min",
   }
+
+
+COMMAND = Command("demo", run)

@@ -19,11 +19,12 @@ import numpy as np
 from etils import epath
 
 from spatial_vlm import sharding
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive, snapshot
 from spatial_vlm.data.pipeline import Reader
 from spatial_vlm.data.records import (
-  First,
   JsonlSource,
+  Take,
   UnusableRecord,
   read_records,
 )
@@ -32,15 +33,15 @@ from spatial_vlm.evaluation import results_report, scores
 from spatial_vlm.evaluation.predictions import Prediction, majority_predictions
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import (
-  Asker,
+  BatchGenerator,
   check_batch,
-  laid_out,
+  on_mesh,
   stored_answers,
   written_verdicts,
 )
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.policy import Policy, PromptShape, Written
-from spatial_vlm.inference.questions import Plan, plan_answers, unaided
+from spatial_vlm.inference.policy import Generation, Policy, PromptShape
+from spatial_vlm.inference.questions import Plan, plain_question, plan_answers
 from spatial_vlm.model.qwen3_vl import prefill
 from spatial_vlm.processor.image import UnreadableImage
 from spatial_vlm.reuse.embedder import LexicalEmbedder
@@ -57,7 +58,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     check(config)
     data = config.data
     source = JsonlSource(data.records, data.images, data.boxes or None, data.max_bad_share)
-    examples = First(source, config.limit or len(source))
+    examples = Take(source, config.limit or len(source))
     answer = majority(config) if config.method == "majority" else model_answers(config, workdir)
     snapshot(config, workdir, HARMLESS)
   predictions = answer(examples)
@@ -73,27 +74,27 @@ def check(config: Config) -> None:
   """Raises UsageError for settings out of their range."""
   if config.method not in METHODS:
     raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")
-  check_positive(config, "batch_size", "in_flight", "max_tokens")
+  check_positive(config, "batch_size", "in_flight", "max_new_tokens")
 
 
-def majority(config: Config) -> Callable[[First], list[Prediction]]:
+def majority(config: Config) -> Callable[[Take], list[Prediction]]:
   """Examples -> the likelier label of their relation."""
   data = config.data
   train, _ = read_records(data.training_records, data.images, data.max_bad_share)
   labels = [(record.relation, record.label) for record in train]
 
-  def answer(examples: First) -> list[Prediction]:
+  def answer(examples: Take) -> list[Prediction]:
     read = Reader(examples, lambda example: example, data.max_bad_share)
     return majority_predictions(labels, read)
 
   return answer
 
 
-def model_answers(config: Config, workdir: epath.Path) -> Callable[[First], list[Prediction]]:
+def model_answers(config: Config, workdir: epath.Path) -> Callable[[Take], list[Prediction]]:
   """Examples -> stored answers, and those still missing; then the timed questions."""
   mesh = sharding.make_mesh(config.mesh)
   check_batch(config, mesh)
-  policy = laid_out(load_policy(config.checkpoint), mesh)
+  policy = on_mesh(load_policy(config.checkpoint), mesh)
   index = None
   if config.method == "reuse":
     index = BehaviorIndex.load(config.behaviors, LexicalEmbedder())
@@ -101,9 +102,9 @@ def model_answers(config: Config, workdir: epath.Path) -> Callable[[First], list
   shape = PromptShape(config.prompt_tokens, config.patches)
   plan = functools.partial(planned, config.method, index, config.behavior_tokens)
   judge = likelier if config.method == "zero-shot" else written_verdicts
-  asker = Asker(policy, mesh, shape, config.max_tokens, plan, judge)
+  asker = BatchGenerator(policy, mesh, shape, config.max_new_tokens, plan, judge)
 
-  def answer(examples: First) -> list[Prediction]:
+  def answer(examples: Take) -> list[Prediction]:
     predictions = stored_answers(
       workdir / "predictions",
       asker,
@@ -122,10 +123,10 @@ def planned(method: str, index: BehaviorIndex | None, behavior_tokens: int, capt
   """In which form the caption is asked about."""
   if index is not None:
     return plan_answers(index, [caption], behavior_tokens)[0]
-  return unaided(caption, "chain" if method == "chain" else "direct")
+  return plain_question(caption, "chain" if method == "chain" else "direct")
 
 
-def time_one_by_one(asker: Asker, examples: First, count: int) -> dict[int, float]:
+def time_one_by_one(asker: BatchGenerator, examples: Take, count: int) -> dict[int, float]:
   """Seconds from a picture and a statement to the parsed answer, one question at a time, retrieval included.
 
   The first question is asked once before, so that compilation is not measured.
@@ -147,7 +148,7 @@ def with_seconds(predictions: Sequence[Prediction], seconds: dict[int, float]) -
   return [dataclasses.replace(p, seconds=seconds.get(p.id)) for p in predictions]
 
 
-def likelier(policy: Policy, prompts: Prompts, texts: Sequence[Written]) -> list[int]:
+def likelier(policy: Policy, prompts: Prompts, texts: Sequence[Generation]) -> list[int]:
   """1 where "Yes" is likelier than "No" as the first token of the answer, else 0."""
   (yes,), (no,) = (policy.processor.encode_text(word) for word in ("Yes", "No"))
   scores = first_token_logits(policy.params, prompts, policy.model)
@@ -157,3 +158,6 @@ def likelier(policy: Policy, prompts: Prompts, texts: Sequence[Written]) -> list
 @functools.partial(jax.jit, static_argnames="model")
 def first_token_logits(params, prompts, model):
   return prefill(params, model, prompts)[0]
+
+
+COMMAND = Command("evaluate", run, check=check)

@@ -18,17 +18,16 @@ from etils import epath
 
 from spatial_vlm import sharding
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.huggingface.folder import copy_processor, find_folder
 from spatial_vlm.huggingface.peft_adapter import write_adapter
 from spatial_vlm.huggingface.weights import stream_checkpoint
-from spatial_vlm.parameters.partition import leaves, subset_of, tree_of
+from spatial_vlm.parameters.partition import flatten, subset_from_config, unflatten
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.train.run import DTYPES
-from spatial_vlm.train.trained_weights import is_pair, trained_shapes, with_base
-
-SEVERAL_HOSTS = True
+from spatial_vlm.train.trained_weights import is_adapter, trained_shapes, with_base
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
@@ -46,7 +45,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     model = Processor.from_folder(source).model_config
   # A DAPO run keeps its train state beside the groups it has collected.
-  above = ("train", "params") if "samples" in settings else ("params",)
+  above = ("train", "params") if "group_size" in settings else ("params",)
   mesh = sharding.make_mesh({"fsdp": -1})
   with Checkpoints(run_folder / "checkpoints", read_only=True) as checkpoints:
     step = checkpoints.latest()
@@ -56,13 +55,13 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       )
     try:
       lora = {name: settings[f"lora.{name}"] for name in ("rank", "alpha", "targets")}
-      subset = subset_of(settings, lora)
+      subset = subset_from_config(settings, lora)
     except KeyError as error:
       raise UsageError(
         f"the settings of {run_folder} do not tell {error}; it was made by an earlier version, which has to export it"
       ) from error
     with user_errors():
-      trained = leaves(trained_shapes(mesh, model, subset))
+      trained = flatten(trained_shapes(mesh, model, subset))
 
     def restored(path: str) -> jax.Array:
       names = (*above, *path.split("/"))
@@ -74,7 +73,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
     if config.adapter:
       check_adapter(run_folder, trained)
-      pairs = tree_of({path: restored(path) for path in trained})
+      pairs = unflatten({path: restored(path) for path in trained})
       write_adapter(workdir, settings["checkpoint"], model, subset, pairs)
     else:
       copy_processor(workdir, source)
@@ -86,7 +85,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:
   """Raises UsageError unless pairs are all that the run trains."""
-  if others := [path for path in trained if not is_pair(path)]:
+  if others := [path for path in trained if not is_adapter(path)]:
     raise UsageError(
       f"{run_folder} trains {len(others)} parameters that are no low-rank pairs ({others[0]} …), so no adapter can tell"
       " what it has learnt; leave out adapter=true"
@@ -105,3 +104,6 @@ def at(tree, names):
   for name in names:
     tree = tree[name]
   return tree
+
+
+COMMAND = Command("export", run, check=check, multi_process=True)

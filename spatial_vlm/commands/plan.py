@@ -28,6 +28,7 @@ from etils import epath
 from tqdm import tqdm
 
 from spatial_vlm import sharding
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import PACKAGE_FOLDER, Config, UsageError, leaves, versions
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.huggingface.folder import find_folder
@@ -40,9 +41,6 @@ from spatial_vlm.planning.plan_report import as_json, ranking, tables
 from spatial_vlm.planning.programs import programs
 from spatial_vlm.planning.search import REMAT, Candidate, Ranked, meshes, rank, search
 from spatial_vlm.rollout.sampler import TOKENS
-
-CONFIG = "configs/sft.py:8b"
-FILES_MAY_BE_MISSING = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,9 +191,9 @@ def advice(config: Config, found: Needs, where: Where) -> list[str]:
   sampling = "parameters to sample" in found.held_bytes
   shape = config.sampling_mesh if sampling else config.mesh
   mesh = sharding.make_mesh(shape, where.devices)
-  rows = config.round_prompts if sampling else rows_at_once(config)
-  parts = sharding.count_parts(mesh, sharding.ROWS)
-  used = sharding.count_parts(mesh, sharding.dividing(sharding.ROWS, mesh, rows))
+  rows = config.rollout_batch_size if sampling else rows_at_once(config)
+  parts = sharding.axis_product(mesh, sharding.ROWS)
+  used = sharding.axis_product(mesh, sharding.divisible_axes(sharding.ROWS, mesh, rows))
   if used < parts:
     lines.append(
       f"{rows} rows at a time lie on {used} of {parts} groups of chips, the others do the same work again: make them a "
@@ -215,13 +213,15 @@ def advice(config: Config, found: Needs, where: Where) -> list[str]:
 
 def rows_at_once(config: Config) -> int:
   """Rows of a micro-batch of the training step; of `dapo`, answers."""
-  samples = int(config.samples) if "samples" in config else 1
-  return rows_of_update(config) // int(config.micro_batches) * samples
+  group_size = int(config.group_size) if "group_size" in config else 1
+  return rows_of_update(config) // int(config.micro_batches) * group_size
 
 
 def rows_of_update(config: Config) -> int:
   """Rows (of `dapo`: groups) that one update learns from."""
-  rows = config.prompts // config.minibatches if "samples" in config else config.batch_size
+  rows = (
+    config.groups_per_batch // config.minibatches if "group_size" in config else config.batch_size
+  )
   return int(rows)
 
 
@@ -238,17 +238,22 @@ def to_shrink(config: Config, found: Needs, where: Where) -> list[str]:
     heads = where.model.text.num_key_value_heads
     lines.append(
       f"sampling: raise sampling_mesh.tensor (now {config.sampling_mesh.tensor}, up to {heads}); lower round_prompts, "
-      "samples or max_tokens"
+      "group_size or max_new_tokens"
     )
     return lines
   if config.remat not in ("full", "offload"):
     lines.append(
       f"remat is {config.remat}: full keeps the least, and offload puts that into the host's memory"
     )
-  parts = sharding.count_parts(sharding.make_mesh(config.mesh, where.devices), sharding.ROWS)
+  parts = sharding.axis_product(sharding.make_mesh(config.mesh, where.devices), sharding.ROWS)
   if rows_at_once(config) > parts:
     lines.append(
       f"a chip computes {rows_at_once(config) // parts} rows at a time: raise micro_batches from {config.micro_batches}"
     )
   lines.append(f"lower chunk_tokens from {config.chunk_tokens}, or raise mesh.tensor")
   return lines
+
+
+COMMAND = Command(
+  "plan", run, add_arguments=arguments, default_config="configs/sft.py:8b", requires_files=False
+)

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from spatial_vlm import answers
+from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.contact_sheet import contact_sheet
@@ -113,3 +114,6 @@ def _whole(path: epath.Path, count: int) -> bool:
 
 def _write_lines(path: epath.Path, entries: Iterable[dict[str, Any]]) -> None:
   path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+COMMAND = Command("scenes", run, check=check)

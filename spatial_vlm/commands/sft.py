@@ -30,32 +30,31 @@ import numpy as np
 
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.config import Config, UsageError, settings_of
+from spatial_vlm.commands.command import Command
+from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.data import batch_plan, pipeline, split_guard
-from spatial_vlm.data.batch_plan import ARRANGEMENTS
+from spatial_vlm.data.batch_plan import BATCHINGS
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.data.mixing import Joined, mixed_order
 from spatial_vlm.data.records import BadRecord, UnusableRecord
 from spatial_vlm.data.scenes.source import Picture, PictureSource
-from spatial_vlm.data.sizes import Outlines
+from spatial_vlm.data.sizes import SizedSource
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
-from spatial_vlm.parameters.partition import subset_of
+from spatial_vlm.parameters.partition import subset_from_config
 from spatial_vlm.processor.chat import Encoded, Processor, Size, collate_batch, encode, measure
 from spatial_vlm.synthesis.scene_teacher import pretrain_messages
 from spatial_vlm.train.run import (
   check_rows,
+  partition_policy,
   place_state,
   progress,
   record_settings,
-  split_policy,
 )
 from spatial_vlm.train.sft import SftSettings, check, sft_loop, sft_step
-from spatial_vlm.train.trained_weights import base_note, check_base, write_trained
+from spatial_vlm.train.trained_weights import base_record, check_base, write_trained
 from spatial_vlm.types import Params
-
-SEVERAL_HOSTS = True
 
 
 def run(config: Config, workdir, args) -> None:
@@ -63,26 +62,26 @@ def run(config: Config, workdir, args) -> None:
     check(config)
     mesh = sharding.make_mesh(config.mesh)
     check_rows(mesh, "batch_size", config.batch_size)
-    subset = subset_of(config, config.lora)
+    subset = subset_from_config(config, config.lora)
     scratch_seed = config.seed if config.from_scratch else None
     policy = load_policy(config.checkpoint, scratch_seed, mesh, subset)
-    trained, frozen = split_policy(mesh, policy.params, subset, config.seed)
+    trained, frozen = partition_policy(mesh, policy.params, subset, config.seed)
     check_scratch(config, frozen)
     data = (drawn if config.data.pretrain.scenes else read)(config, policy.processor)
     batches, total_steps = data.batches, data.steps
     optimizer = make_optimizer(
-      settings_of(OptimizerSettings, config.optimizer, total_steps=total_steps)
+      settings_from(OptimizerSettings, config.optimizer, total_steps=total_steps)
     )
-    settings = settings_of(SftSettings, config)
+    settings = settings_from(SftSettings, config)
   record_settings(config, workdir)
   state = place_state(mesh, trained, optimizer)
-  base = base_note(config, frozen)
+  base = base_record(config, frozen)
   step = functools.partial(
     sft_step, frozen=frozen, model=policy.model, optimizer=optimizer, settings=settings
   )
   with (
     jax.set_mesh(mesh),  # for kernels, which are cut for it by hand
-    Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints,
+    Checkpoints(workdir / "checkpoints", config.max_to_keep) as checkpoints,
   ):
     if checkpoints.latest() is not None:
       with user_errors():
@@ -90,7 +89,7 @@ def run(config: Config, workdir, args) -> None:
         check_base(host["base"], base["checksums"])
         batches.set_state(pipeline.own_state(host["batches"], this_process()))
     first = int(state.step)
-    rows = (sharding.put_batch(mesh, batch) for batch in batches)
+    rows = (sharding.make_global_batch(mesh, batch) for batch in batches)
     with (
       metrics.MetricsWriter(workdir) as writer,
       progress(workdir.name, first, total_steps) as bar,
@@ -108,7 +107,7 @@ def run(config: Config, workdir, args) -> None:
         preempted |= hosts.preempted(number)
         ends_early = preempted and number % config.log_steps == 0  # a resumed run logs the same
         if ends_early or number % config.checkpoint_steps == 0 or number == total_steps:
-          read_to = hosts.gathered(batches.get_state())
+          read_to = hosts.all_gather_json(batches.get_state())
           checkpoints.save(number, state, {"batches": read_to, "base": base})
         bar.update()
         if ends_early:
@@ -145,8 +144,8 @@ def read(config: Config, processor: Processor) -> Data:
   ]
   guard(config, sources)
   joined, shapes = Joined(sources), [Size(*shape) for shape in data.shapes]
-  sizes, unusable = pipeline.survey(
-    Joined([Outlines(source) for source in sources]),
+  sizes, unusable = pipeline.scan(
+    Joined([SizedSource(source) for source in sources]),
     functools.partial(size_of, processor, batch_plan.largest(shapes)),
     workers=data.workers,
     max_bad_share=data.max_bad_share,
@@ -157,7 +156,7 @@ def read(config: Config, processor: Processor) -> Data:
     epochs=config.epochs,
     seed=config.seed,
   )
-  plan = ARRANGEMENTS[data.arrangement](order, sizes, shapes, config.batch_size)
+  plan = BATCHINGS[data.batching](order, sizes, shapes, config.batch_size)
   if () in plan[0].rows:
     raise ValueError(
       f"{len(sizes)} records × {config.epochs} epochs do not fill one batch of {config.batch_size} rows;"
@@ -227,8 +226,8 @@ def report(data: Data) -> None:
   """What was left out of each file, and how much of the batches was padding."""
   met = {
     n: bad
-    for state in hosts.gathered(data.batches.get_state())
-    for n, bad in pipeline.left_out(state).items()
+    for state in hosts.all_gather_json(data.batches.get_state())
+    for n, bad in pipeline.skipped(state).items()
   }
   if jax.process_index() > 0:
     return
@@ -269,3 +268,6 @@ def _fitting(size: Size, limit: Size) -> Size:
 def collate_unplanned(processor: Processor, shapes: list[Size], rows: list[Encoded]):
   shape = batch_plan.smallest(shapes, [row.size for row in rows])
   return collate_batch([[row] for row in rows], processor, shape)
+
+
+COMMAND = Command("sft", run, check=check, multi_process=True)

@@ -28,7 +28,8 @@ from etils import epath
 from tqdm import tqdm
 
 from spatial_vlm import config as config_lib
-from spatial_vlm.config import Config, UsageError, settings_of, snapshot
+from spatial_vlm.commands.command import Command
+from spatial_vlm.config import Config, UsageError, settings_from, snapshot
 from spatial_vlm.data import conversations, split_guard
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.records import JsonlSource, Record
@@ -77,7 +78,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     questions = Questions(
       source,
       teacher.form,
-      settings_of(Attempts, config.attempts),
+      settings_from(Attempts, config.attempts),
       identity=identity(config),
       seed=config.seed,
       limit=config.data.limit,
@@ -89,8 +90,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     begun = Run(
       questions,
       journal,
-      Judge(teacher.form, settings_of(Limits, config.checks), config.model_version),
-      Ledger(journal, settings_of(Prices, config.prices), most(config), config.budget_usd),
+      Judge(teacher.form, settings_from(Limits, config.checks), config.model_version),
+      Ledger(journal, settings_from(Prices, config.prices), most(config), config.budget_usd),
       pace(config),
       config.allow_mixed_versions,
     )
@@ -105,16 +106,16 @@ def check(config: Config) -> None:
   if config.teacher not in TEACHERS:
     raise UsageError(f"teacher is {config.teacher!r}; choose one of {', '.join(TEACHERS)}")
   TEACHERS[config.teacher].check(config)
-  settings_of(Limits, config.checks)
-  settings_of(selection.Settings, config.selection)
-  settings_of(Prices, config.prices)
+  settings_from(Limits, config.checks)
+  settings_from(selection.Settings, config.selection)
+  settings_from(Prices, config.prices)
   pace(config)
   if config.batch.questions:
     if not TEACHERS[config.teacher].has_batches:
       raise UsageError(
         f"batch.questions is {config.batch.questions}, but the teacher {config.teacher} knows no batches; set it to 0"
       )
-    settings_of(BatchPlan, config.batch)
+    settings_from(BatchPlan, config.batch)
   amounts = {
     "data.limit": config.data.limit,
     "examples": config.examples,
@@ -136,7 +137,7 @@ def most(config: Config) -> Usage:
 
 
 def pace(config: Config) -> Pace:
-  return settings_of(
+  return settings_from(
     Pace,
     config.patience,
     concurrency=config.concurrency,
@@ -191,7 +192,7 @@ async def ask(config: Config, begun: Run, teacher: TeacherKind, key: str) -> Non
       if not config.batch.questions:
         await ask_all(begun, opened, on_settled)
       else:
-        plan = settings_of(BatchPlan, config.batch)
+        plan = settings_from(BatchPlan, config.batch)
         await ask_in_batches(begun, GeminiBatches(opened), plan, on_settled)
 
 
@@ -199,10 +200,10 @@ def write(config: Config, begun: Run, source: JsonlSource, workdir: epath.Path) 
   """Writes the set and all that is to know of it; raises UsageError, in the end, where records are not settled."""
   histories = [begun.history(number) for number in begun.questions.numbers]
   outcomes = [outcome for history in histories for outcome in history.outcomes]
-  kept, dropped = selection.select(outcomes, settings_of(selection.Settings, config.selection))
+  kept, dropped = selection.select(outcomes, settings_from(selection.Settings, config.selection))
   if not config.allow_mixed_versions:
     refuse_mixed(kept)
-  left_out = [outcome for outcome in outcomes if not outcome.accepted] + dropped
+  skipped = [outcome for outcome in outcomes if not outcome.accepted] + dropped
   keys = {
     (o.record, o.attempt): begun.questions.key(h.number, o.attempt)
     for h in histories
@@ -210,18 +211,18 @@ def write(config: Config, begun: Run, source: JsonlSource, workdir: epath.Path) 
   }
   conversations.write(workdir / "chains.jsonl", map(conversation, kept))
   write_lines(workdir / "accepted.jsonl", (described(outcome, keys) for outcome in kept))
-  write_lines(workdir / "rejected.jsonl", (described(outcome, keys) for outcome in left_out))
+  write_lines(workdir / "rejected.jsonl", (described(outcome, keys) for outcome in skipped))
   unsettled = sum(history.open is not None for history in histories)
   notes = {
     "ledger": begun.ledger.summary(),
     "unsettled": unsettled,
-    "left_out": [str(bad) for bad in begun.questions.bad],
+    "skipped": [str(bad) for bad in begun.questions.bad],
     "settings": config_lib.leaves(config),
   }
-  summary = synthesis_report.summarize([*kept, *left_out], begun.ledger.spent_usd)
+  summary = synthesis_report.summarize([*kept, *skipped], begun.ledger.spent_usd)
   (workdir / "results.json").write_text(json.dumps(summary | notes, indent=2) + "\n")
   examples = synthesis_report.choose_examples(
-    [*kept, *left_out], config.examples, config.examples // 2
+    [*kept, *skipped], config.examples, config.examples // 2
   )
   (workdir / "report.md").write_text(synthesis_report.markdown(summary, examples, "examples.png"))
   if examples:
@@ -268,3 +269,6 @@ def described(outcome: Outcome, keys: Mapping[tuple[Record, int], str]) -> dict[
 
 def write_lines(path: epath.Path, lines: Iterable[Mapping[str, Any]]) -> None:
   path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+COMMAND = Command("synthesize", run, check=check, add_arguments=arguments)

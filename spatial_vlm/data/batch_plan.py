@@ -110,7 +110,7 @@ def packed(
   ]
 
 
-ARRANGEMENTS: dict[str, Arrange] = {"shuffled": shuffled, "bucketed": bucketed, "packed": packed}
+BATCHINGS: dict[str, Arrange] = {"shuffled": shuffled, "bucketed": bucketed, "packed": packed}
 
 
 def padding(plan: Iterable[PlannedBatch], sizes: Sizes) -> dict[str, tuple[int, int]]:

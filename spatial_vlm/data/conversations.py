@@ -17,7 +17,7 @@ import PIL.Image
 from etils import epath
 
 from spatial_vlm.data import messages, records
-from spatial_vlm.data.images import Pictures, Places
+from spatial_vlm.data.images import ImageFiles, ImageLocations
 from spatial_vlm.processor.video import Video
 from spatial_vlm.processor.video_files import open_video
 
@@ -43,8 +43,8 @@ class ConversationSource:
   can be read; one that is damaged further on raises UnreadableImage where its frames are decoded.
   """
 
-  def __init__(self, jsonl: epath.PathLike, images: Places, max_bad_share: float):
-    self.jsonl, self.pictures = epath.Path(jsonl), Pictures(images)
+  def __init__(self, jsonl: epath.PathLike, images: ImageLocations, max_bad_share: float):
+    self.jsonl, self.pictures = epath.Path(jsonl), ImageFiles(images)
     self._numbered, self.bad = records.read_lines(jsonl, self.pictures, parse, max_bad_share)
 
   def __len__(self) -> int:

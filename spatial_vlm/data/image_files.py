@@ -35,7 +35,7 @@ class MissingImage(UnreadableImage):
   """No picture is meant by the name, or more than one, or one outside the places."""
 
 
-class Place(Protocol):
+class ImageLocation(Protocol):
   def find(self, name: str) -> str | None:
     """Path inside the place of the picture that is meant; MissingImage when that is not clear or not allowed."""
     ...
@@ -244,7 +244,7 @@ class _Zip(_Archive):
 _ENCRYPTED = -1
 
 
-def open_place(place: epath.PathLike) -> Place:
+def open_location(place: epath.PathLike) -> ImageLocation:
   """What lies at a path, by its suffix; UsageError for what is none of them."""
   path = epath.Path(place)
   name = os.fspath(path)

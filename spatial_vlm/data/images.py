@@ -14,23 +14,23 @@ from collections.abc import Sequence
 import PIL.Image
 from etils import epath
 
-from spatial_vlm.data.image_files import MissingImage, Place, open_place
+from spatial_vlm.data.image_files import ImageLocation, MissingImage, open_location
 from spatial_vlm.processor.image import UnreadableImage, open_image
 
-Places = epath.PathLike | Sequence[epath.PathLike]
+ImageLocations = epath.PathLike | Sequence[epath.PathLike]
 """A folder or archive, several of them, or several in one text with commas between."""
 
 
-class Pictures:
+class ImageFiles:
   """Random access to pictures by name; safe for threads, can be pickled, holds no file open.
 
   A name is a path inside a place. Where that does not exist, a file is taken whose path ends in the name, or which the
   name ends in: `train2017/1.jpg` is found by `1.jpg`, and the other way round. Archives are indexed at the first use.
   """
 
-  def __init__(self, places: Places):
-    self.places = tuple(open_place(path) for path in _split(places))
-    self._known: dict[str, tuple[Place, str]] = {}
+  def __init__(self, places: ImageLocations):
+    self.places = tuple(open_location(path) for path in _split(places))
+    self._known: dict[str, tuple[ImageLocation, str]] = {}
 
   def __repr__(self) -> str:
     return ", ".join(map(str, self.places))
@@ -42,7 +42,7 @@ class Pictures:
       return False
     return True
 
-  def find(self, name: str) -> tuple[Place, str]:
+  def find(self, name: str) -> tuple[ImageLocation, str]:
     """The place that holds a picture, and its path there; the picture is not opened.
 
     Raises MissingImage with the reason, or UnusableArchive where an archive is at fault rather than the name.
@@ -76,7 +76,7 @@ class Pictures:
       raise _unreadable(*self.find(name), error.__cause__ or error) from error
 
 
-def _split(places: Places) -> Sequence[epath.PathLike]:
+def _split(places: ImageLocations) -> Sequence[epath.PathLike]:
   if not isinstance(places, str):
     return places if isinstance(places, Sequence) else [places]
   if "," not in places or epath.Path(places).exists():
@@ -84,7 +84,7 @@ def _split(places: Places) -> Sequence[epath.PathLike]:
   return [place for part in places.split(",") if (place := part.strip())]
 
 
-def _unreadable(place: Place, member: str, reason: BaseException) -> UnreadableImage:
+def _unreadable(place: ImageLocation, member: str, reason: BaseException) -> UnreadableImage:
   where = os.path.join(str(place), member)
   return UnreadableImage(f"cannot read image {where}: {str(reason) or type(reason).__name__}")
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spatial_vlm.processor.video import Outline, Video
+from spatial_vlm.processor.video import Video, VideoInfo
 
 Messages = list[dict[str, Any]]
 """Turns in Hugging Face's form: {"role": …, "content": [{"type": "image" | "video" | "text", …}]}."""
 Visual = Image.Image | np.ndarray | Video | tuple
-"""An image or a video, or the `Extent` or `Outline` that stands for one where only its size matters."""
+"""An image or a video, or the `ImageSize` or `VideoInfo` that stands for one where only its size matters."""
 
 
 def messages(visual: Visual, text: str, answer: str | None = None) -> Messages:
@@ -22,7 +22,7 @@ def messages(visual: Visual, text: str, answer: str | None = None) -> Messages:
 
 def conversation(visual: Visual, turns: Sequence[tuple[str, ...]]) -> Messages:
   """Several (question, answer) turns on one image or video, which stands before the first question."""
-  kind = "video" if isinstance(visual, Video | Outline) else "image"
+  kind = "video" if isinstance(visual, Video | VideoInfo) else "image"
   result: Messages = []
   for text, *answer in turns:
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]

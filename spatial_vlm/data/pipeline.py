@@ -166,7 +166,7 @@ def planned(
   return iter(grain_experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=prefetch))
 
 
-def survey(
+def scan(
   source: Source, look: Callable[[Any], Any], *, workers: int = 0, max_bad_share: float = 0.01
 ) -> tuple[dict[int, Any], dict[int, BadRecord]]:
   """What `look` returns for each record, and the broken ones, both by number of the record.
@@ -193,7 +193,7 @@ def num_batches(records: int, batch_size: int, epochs: int) -> int:
   return count
 
 
-def left_out(state: dict[str, Any]) -> dict[int, BadRecord]:
+def skipped(state: dict[str, Any]) -> dict[int, BadRecord]:
   """The broken records that this process has met, by number, from `get_state()` of `batches(…)` or `planned(…)`."""
   return _bad_from_json(_tallied(state)["bad"])
 
@@ -234,7 +234,7 @@ def ordered(
   *,
   batch_size: int,
   start: int = 0,
-  left_out: Sequence[int] = (),
+  skipped: Sequence[int] = (),
   workers: int = 0,
   prefetch: int = 2,
   max_bad_share: float = 0.01,
@@ -244,7 +244,7 @@ def ordered(
 
   `collate(rows, ids)` receives the number of each row's record, −1 where the row is only there to fill the batch:
   behind the last record, and in place of a broken one (logged and counted as by `batches`). Such rows repeat
-  another record's, so that every batch has ordinary contents. Those that an earlier run had `left_out` before
+  another record's, so that every batch has ordinary contents. Those that an earlier run had `skipped` before
   `start` are read once more: they count, and are reported, as if this run had met them.
   """
   if not 0 <= start <= len(source):
@@ -260,7 +260,7 @@ def ordered(
   stream = grain.MapDataset.range(total).map(row).to_iter_dataset(_read_options(workers, rows))
   stream = stream.batch(rows, batch_fn=list)
   tally = _Tally(len(source), max_bad_share)
-  for number in left_out:
+  for number in skipped:
     tally.is_good(_encode_row(source, encode, number))
   filler = None
   for group in grain_experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=prefetch):
@@ -295,7 +295,7 @@ class Reader:
     return (row for number in range(len(self)) if (row := self(number)) is not None)
 
   @property
-  def left_out(self) -> list[int]:
+  def skipped(self) -> list[int]:
     return sorted(self._tally.bad)
 
 

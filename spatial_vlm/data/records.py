@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from spatial_vlm.answers import Box
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.image_files import UnusableArchive
-from spatial_vlm.data.images import Pictures, Places
+from spatial_vlm.data.images import ImageFiles, ImageLocations
 from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.processor.image import UnreadableImage
 
@@ -121,13 +121,13 @@ class TooManyBadRecords(UsageError):
 
 
 def read_records(
-  jsonl: epath.PathLike, images: Places, max_bad_share: float = 0.01
+  jsonl: epath.PathLike, images: ImageLocations, max_bad_share: float = 0.01
 ) -> tuple[list[Record], list[BadRecord]]:
   """Reads a file of records and leaves out those that cannot be used (see `BadRecord`).
 
   Images are looked up, not opened. Raises TooManyBadRecords, or ValueError for a file without any record.
   """
-  numbered, bad = read_lines(jsonl, Pictures(images), parse, max_bad_share)
+  numbered, bad = read_lines(jsonl, ImageFiles(images), parse, max_bad_share)
   return [record for _, record in numbered], bad
 
 
@@ -141,11 +141,11 @@ class JsonlSource:
   def __init__(
     self,
     jsonl: epath.PathLike,
-    images: Places,
+    images: ImageLocations,
     boxes: epath.PathLike | None = None,
     max_bad_share: float = 0.01,
   ):
-    self.jsonl, self.pictures = epath.Path(jsonl), Pictures(images)
+    self.jsonl, self.pictures = epath.Path(jsonl), ImageFiles(images)
     self.max_bad_share = max_bad_share
     self._numbered, self.bad = read_lines(jsonl, self.pictures, parse, max_bad_share)
     self._boxes = read_boxes(boxes) if boxes is not None else {}
@@ -183,7 +183,7 @@ class JsonlSource:
     return self._numbered[index][1].image
 
 
-class First:
+class Take:
   """The first `count` examples of a source."""
 
   def __init__(self, source: JsonlSource, count: int):
@@ -242,7 +242,7 @@ def _box(value: Any) -> Box:
 
 def read_lines(
   jsonl: epath.PathLike,
-  pictures: Pictures | None,
+  pictures: ImageFiles | None,
   parse: Callable[[bytes], Any],
   max_bad_share: float,
 ) -> tuple[list[tuple[int, Any]], list[BadRecord]]:

@@ -7,21 +7,22 @@ import PIL.Image
 
 from spatial_vlm.data import messages
 from spatial_vlm.data.conversations import Conversation, ConversationSource
-from spatial_vlm.processor.chat import Extent
+from spatial_vlm.processor.chat import ImageSize
 from spatial_vlm.processor.image import UnreadableImage
-from spatial_vlm.processor.video import Outline
+from spatial_vlm.processor.video import VideoInfo
 from spatial_vlm.processor.video_files import open_video
 
 
-class Outlines:
-  """The messages of a source of conversations, with an `Extent` in the place of each picture, an `Outline` of a video.
+class SizedSource:
+  """The messages of a source of conversations, with an `ImageSize` for each image and a `VideoInfo` for
+  each video.
 
   One whose header cannot be read raises UnreadableImage. One that is torn further on is not noticed here.
   """
 
   def __init__(self, source: ConversationSource):
     self.source = source
-    self._known: dict[tuple[str, str], Extent | Outline] = {}
+    self._known: dict[tuple[str, str], ImageSize | VideoInfo] = {}
 
   def __len__(self) -> int:
     return len(self.source)
@@ -33,7 +34,7 @@ class Outlines:
       self._known[key] = self._size(conversation)
     return messages.messages(self._known[key], conversation.question, conversation.answer)
 
-  def _size(self, conversation: Conversation) -> Extent | Outline:
+  def _size(self, conversation: Conversation) -> ImageSize | VideoInfo:
     data = self.source.pictures.read(conversation.image)
     if conversation.kind == "video":
       return open_video(data, name=conversation.image).outline
@@ -43,12 +44,12 @@ class Outlines:
     return self.source.place(index)
 
 
-def extent(data: bytes, name: str) -> Extent:
+def extent(data: bytes, name: str) -> ImageSize:
   """Size of the picture that `open_image` makes of a file: upright, after EXIF's orientation."""
   try:
     with PIL.Image.open(io.BytesIO(data)) as image:
       turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) in _ON_THEIR_SIDE
-      return Extent(*image.size) if turned else Extent(image.height, image.width)
+      return ImageSize(*image.size) if turned else ImageSize(image.height, image.width)
   except Exception as error:  # decoders of damaged files raise anything
     raise UnreadableImage(f"cannot read image {name}: {error}") from error
 

@@ -42,10 +42,10 @@ def markdown_report(
   sections += ["## Evaluation set", escaped(overlap_text(overlap))]
   sections += ["## By meta-category and by agreement", *groups_tables(statistics)]
   sections += ["## By relation", group_table(statistics, "by_relation", "relation")]
-  sections += ["## Left out", left_out_text({n: s["left_out"] for n, s in statistics.items()})]
+  sections += ["## Left out", left_out_text({n: s["skipped"] for n, s in statistics.items()})]
   if notes:
     sizes = [[escaped(name), f"{note['records']:,}"] for name, note in notes.items()]
-    unreadable = {name: note["left_out"] for name, note in notes.items()}
+    unreadable = {name: note["skipped"] for name, note in notes.items()}
     sections += ["## Store", markdown_table(["split", "records"], sizes), left_out_text(unreadable)]
   if has_sheet:
     sections += ["## Some of them", "![Examples](contact_sheet.png)"]

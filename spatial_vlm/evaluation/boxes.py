@@ -20,7 +20,7 @@ class BoxScores(TypedDict):
 
   box_n: int
   box_iou: float | None
-  right_through_wrong_boxes: float | None
+  correct_with_wrong_boxes: float | None
   binding_errors: float | None
 
 
@@ -30,7 +30,7 @@ def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
   - `box_n`: answers judged: those with true boxes that are chains, and those that do not parse.
   - `box_iou`: mean over these answers of the IoU of the objects named in the statement; a missing
     box counts 0.
-  - `right_through_wrong_boxes`: share of the right ones among them in which the box of a named
+  - `correct_with_wrong_boxes`: share of the right ones among them in which the box of a named
     object has IoU < 0.5.
   - `binding_errors`: share of the predicted boxes that lie nearer to another object than to the one
     whose name they carry. Boxes with a name that the image does not hold have no right place and
@@ -47,7 +47,7 @@ def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
   ]
   parsed = [answer.form == "chain" for answer in forms if answer]
   if not judged or sum(parsed) * 2 <= len(parsed):
-    return BoxScores(box_n=0, box_iou=None, right_through_wrong_boxes=None, binding_errors=None)
+    return BoxScores(box_n=0, box_iou=None, correct_with_wrong_boxes=None, binding_errors=None)
   ious = [
     [iou(boxes[n], p.boxes_true[n]) if n in boxes else 0.0 for n in named_objects(p)]
     for p, boxes in judged
@@ -62,7 +62,7 @@ def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
   return BoxScores(
     box_n=len(judged),
     box_iou=_mean(map(_mean, ious)),
-    right_through_wrong_boxes=_mean(lucky) if lucky else None,
+    correct_with_wrong_boxes=_mean(lucky) if lucky else None,
     binding_errors=_mean(misbound) if misbound else None,
   )
 

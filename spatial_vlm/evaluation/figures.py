@@ -92,7 +92,7 @@ PANELS = (
   Panel(
     "DAPO: share of groups",
     {
-      "sampled/informative": "informative",
+      "sampled/mixed_outcomes": "has_mixed_outcomes",
       "sampled/all_right": "all right",
       "sampled/all_wrong": "all wrong",
     },

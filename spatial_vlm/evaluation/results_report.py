@@ -254,7 +254,7 @@ def _boxes_table(scores: Mapping[str, Scores]) -> str:
       method,
       f"{s['box_n']:,}",
       _number(s["box_iou"], "{:.3f}"),
-      _percent(s["right_through_wrong_boxes"]),
+      _percent(s["correct_with_wrong_boxes"]),
       _percent(s["binding_errors"]),
     ]
     for method, s in scores.items()

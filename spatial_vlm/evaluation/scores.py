@@ -36,7 +36,7 @@ class Scores(TypedDict):
   retrieved_rate: float
   box_n: int
   box_iou: float | None
-  right_through_wrong_boxes: float | None
+  correct_with_wrong_boxes: float | None
   binding_errors: float | None
   by_relation: dict[str, Rate]
   by_category: dict[str, Rate]
@@ -66,7 +66,7 @@ def score(
     ones).
   - `parse_rate`: share of the written answers whose text is one whole answer, not cut off; None for
     a method that writes none.
-  - `box_*`, `right_through_wrong_boxes`, `binding_errors`: see `box_scores`.
+  - `box_*`, `correct_with_wrong_boxes`, `binding_errors`: see `box_scores`.
   - `pairs`: share of contrastive pairs (one caption, a true and a false image) with both answers
     right.
 

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from spatial_vlm.huggingface.tensor_table import Tensor, tensors
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.parameters.lora import beside
-from spatial_vlm.parameters.partition import Subset, leaves
+from spatial_vlm.parameters.partition import Subset, flatten
 from spatial_vlm.types import Params
 
 
@@ -26,7 +26,7 @@ def write_adapter(
 ) -> None:
   """Writes the pairs, float32; `base` is the folder of the weights that they belong to. All processes call this, the
   first one writes."""
-  host = {path: _gathered(leaf) for path, leaf in leaves(pairs).items()}
+  host = {path: _gathered(leaf) for path, leaf in flatten(pairs).items()}
   if jax.process_index() > 0:
     return
   stored, several = {}, {}

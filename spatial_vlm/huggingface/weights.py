@@ -53,9 +53,9 @@ class CheckpointFolder:
     """The parameters as `wanted` describes them, a tree of `jax.ShapeDtypeStruct` with the shapes of `shapes`.
 
     A leaf with a sharding becomes an array of the whole mesh: this process reads what its own devices hold of it, once.
-    One without becomes a NumPy array. Values are cast to the leaf's dtype. A kernel may be wanted in int8, as
-    `model.int8.held` describes it: it is quantized on the host, by whole rows, whatever part of them is held here, and
-    its files are read twice, once for the scales. Held beside the result: one leaf's slices, and a block of a file.
+    One without becomes a NumPy array. Values are cast to the leaf's dtype. A kernel may be wanted in int8 (see
+    `parameters.int8.storage_shapes`): it is quantized on the host, by whole rows, whatever part is held here, and its
+    files are read twice, once for the scales. Held beside the result: one leaf's slices, and a block of a file.
     """
     return jax.tree_util.tree_map_with_path(
       lambda path, leaf: self._leaf(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
@@ -211,7 +211,7 @@ def stream_checkpoint(
   max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
   """`write_checkpoint` of parameters that are made one after the other: `leaf_at(path)` gives the array at a path, or
-  the arrays that a kernel is made of (`model.lora.parts_at`), layer by layer.
+  the arrays that a kernel is made of (`parameters.lora.parts_at`), layer by layer.
 
   One tensor at a time is on the host. A tied head is not stored twice. Weights that were in `folder`, which may be
   remote (gs://), are replaced.

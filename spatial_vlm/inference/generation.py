@@ -13,12 +13,12 @@ from tqdm import tqdm
 from spatial_vlm import answers, sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.pipeline import ordered
-from spatial_vlm.data.records import Example, First
+from spatial_vlm.data.records import Example, Take
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.policy import (
+  Generation,
   Policy,
   PromptShape,
-  Written,
   collate,
   encode_question,
   written,
@@ -30,24 +30,26 @@ from spatial_vlm.types import Params, Prompts
 
 
 def greedy(
-  policy: Policy, params: Params, prompts: Prompts, max_tokens: int
+  policy: Policy, params: Params, prompts: Prompts, max_new_tokens: int
 ) -> sampler.Completions:
   """The likeliest answer to every prompt, token by token."""
   return sampler.generate(
     params,
     prompts,
     jax.random.key(0),  # a greedy choice draws nothing
-    policy.banned,
+    policy.forbidden_tokens,
     model=policy.model,
-    samples=1,
-    max_tokens=max_tokens,
-    temperature=0.0,
-    eos=policy.special.eos,
-    pad=policy.special.pad,
+    sampling=sampler.SamplingSettings(
+      group_size=1,
+      max_new_tokens=max_new_tokens,
+      temperature=0.0,
+      eos=policy.special.eos,
+      pad=policy.special.pad,
+    ),
   )
 
 
-def written_verdicts(policy: Policy, prompts: Prompts, texts: Sequence[Written]) -> list[int]:
+def written_verdicts(policy: Policy, prompts: Prompts, texts: Sequence[Generation]) -> list[int]:
   """1 yes, 0 no, −1 when the answer does not parse or was cut off."""
   parsed = [None if text.truncated else answers.parse(text.text) for text in texts]
   return [-1 if answer is None else answer.verdict for answer in parsed]
@@ -56,17 +58,17 @@ def written_verdicts(policy: Policy, prompts: Prompts, texts: Sequence[Written])
 Row = tuple[Example, Plan, Encoded]
 
 
-class Asker(NamedTuple):
+class BatchGenerator(NamedTuple):
   """How statements are put to a policy, and its answers judged."""
 
   policy: Policy
   mesh: Mesh
   """Batches are spread over it by rows; a batch that does not divide (one question) lies on all of its devices."""
   shape: PromptShape
-  max_tokens: int
+  max_new_tokens: int
   plan: Callable[[str], Plan]
   """Caption -> the form and words of the question."""
-  judge: Callable[[Policy, Prompts, Sequence[Written]], list[int]] = written_verdicts
+  judge: Callable[[Policy, Prompts, Sequence[Generation]], list[int]] = written_verdicts
 
   def encode(self, example: Example) -> Row:
     """Raises UnusableRecord when the prompt is too long."""
@@ -80,9 +82,9 @@ class Asker(NamedTuple):
     policy = self.policy
     encoded = [row for _, _, row in rows]
     prompts = collate(policy.processor, encoded, ids, [-1] * len(ids), self.shape)
-    prompts = sharding.put_batch(self.mesh, prompts)
+    prompts = sharding.make_global_batch(self.mesh, prompts)
     with jax.set_mesh(self.mesh):  # for kernels, which are cut for it by hand
-      completions = greedy(policy, policy.params, prompts, self.max_tokens)
+      completions = greedy(policy, policy.params, prompts, self.max_new_tokens)
     texts = written(policy, completions)
     verdicts = self.judge(policy, prompts, texts)
     return [
@@ -92,7 +94,7 @@ class Asker(NamedTuple):
     ]
 
 
-def laid_out(policy: Policy, mesh: Mesh) -> Policy:
+def on_mesh(policy: Policy, mesh: Mesh) -> Policy:
   """The same, its weights over the mesh."""
   shardings = sharding.param_shardings(mesh, policy.params)
   return policy._replace(params=jax.device_put(policy.params, shardings))
@@ -106,7 +108,7 @@ def check_batch(config: Config, mesh: Mesh) -> None:
       f"{jax.process_count()} processes see each other's devices here; questions are asked by one: use a machine that "
       "is not part of a larger TPU slice, or start one process"
     )
-  parts = sharding.count_parts(mesh, sharding.ROWS)
+  parts = sharding.axis_product(mesh, sharding.ROWS)
   if config.batch_size % parts:
     raise UsageError(
       f"batch_size is {config.batch_size}; it must be a multiple of mesh.slice × mesh.data × mesh.fsdp = {parts}, "
@@ -125,8 +127,8 @@ END = '{"end": true}'
 
 def stored_answers(
   folder: epath.Path,
-  asker: Asker,
-  examples: First,
+  asker: BatchGenerator,
+  examples: Take,
   batch_size: int,
   in_flight: int,
   max_bad_share: float,
@@ -150,7 +152,7 @@ def stored_answers(
     lambda rows, ids: (rows, ids.tolist()),
     batch_size=batch_size,
     start=start,
-    left_out=sorted({*range(start)} - {p.id for p in predictions}),
+    skipped=sorted({*range(start)} - {p.id for p in predictions}),
     max_bad_share=max_bad_share,
   )
   right = sum(p.right for p in predictions)
@@ -203,7 +205,7 @@ def read_part(path: epath.Path) -> list[Prediction] | None:
 
 
 def prediction(
-  example: Example, plan: Plan, row: Encoded, text: Written, verdict: int
+  example: Example, plan: Plan, row: Encoded, text: Generation, verdict: int
 ) -> Prediction:
   return Prediction(
     id=example.id,

@@ -9,11 +9,11 @@ from spatial_vlm.huggingface.weights import abstract_params, open_checkpoint
 from spatial_vlm.inference.policy import Policy
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
-from spatial_vlm.parameters.int8 import held
-from spatial_vlm.parameters.partition import EVERYTHING, Subset, leaves, tree_of
+from spatial_vlm.parameters.int8 import storage_shapes
+from spatial_vlm.parameters.partition import EVERYTHING, Subset, flatten, unflatten
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import SpecialIds
-from spatial_vlm.sharding import over_mesh
+from spatial_vlm.sharding import with_param_shardings
 from spatial_vlm.types import Params, Purpose
 
 
@@ -34,7 +34,7 @@ def load_policy(
   model = processor.model_config
   if from_scratch_seed is None:
     checkpoint = open_checkpoint(path)
-    wanted = checkpoint.shapes if mesh is None else master_shapes(mesh, model, subset)
+    wanted = checkpoint.shapes if mesh is None else training_shapes(mesh, model, subset)
     params = checkpoint.read(wanted)
   else:
     key = jax.random.fold_in(jax.random.key(from_scratch_seed), Purpose.WEIGHTS)
@@ -43,9 +43,11 @@ def load_policy(
   return Policy(processor, model, params, SpecialIds.of(processor.tokenizer, model))
 
 
-def master_shapes(mesh: Mesh, model: ModelConfig, subset: Subset = EVERYTHING) -> Params:
+def training_shapes(mesh: Mesh, model: ModelConfig, subset: Subset = EVERYTHING) -> Params:
   """The weights as they are held to train, laid out over the mesh, as `jax.ShapeDtypeStruct`s: float32, but for those
-  that are frozen (`model.int8.held`)."""
-  shapes = leaves(held(abstract_params(model), subset))
+  that are frozen (`parameters.int8.storage_shapes`)."""
+  shapes = flatten(storage_shapes(abstract_params(model), subset))
   # a model without DeepStack has stacks of no layer, which no file holds
-  return over_mesh(mesh, tree_of({path: leaf for path, leaf in shapes.items() if leaf.size}))
+  return with_param_shardings(
+    mesh, unflatten({path: leaf for path, leaf in shapes.items() if leaf.size})
+  )

@@ -25,11 +25,11 @@ class Policy(NamedTuple):
   special: SpecialIds
 
   @property
-  def banned(self) -> np.ndarray:
+  def forbidden_tokens(self) -> np.ndarray:
     """Bool[V]: ids that generation never produces (images, padding, control tokens but the end of a turn)."""
-    banned = np.zeros(self.model.text.vocab_size, bool)
-    banned[list(self.special.never_sampled)] = True
-    return banned
+    forbidden_tokens = np.zeros(self.model.text.vocab_size, bool)
+    forbidden_tokens[list(self.special.never_sampled)] = True
+    return forbidden_tokens
 
   def on_device(self) -> "Policy":
     """The same, its weights uploaded once rather than for every batch and question."""
@@ -51,7 +51,7 @@ class PromptShape(NamedTuple):
       )
 
 
-class Written(NamedTuple):
+class Generation(NamedTuple):
   """An answer as generated; `tokens` counts its end-of-turn token, `truncated` tells that there was no room for one."""
 
   text: str
@@ -76,12 +76,14 @@ def collate(
   return collate_prompts(rows, processor, ids, labels, shape.tokens, shape.patches)
 
 
-def written(policy: Policy, completions: sampler.Completions) -> list[Written]:
+def written(policy: Policy, completions: sampler.Completions) -> list[Generation]:
   """Generated rows as text."""
   tokens, mask = jax.device_get((completions.tokens, completions.mask))
   texts = []
   for row, real in zip(tokens, mask, strict=True):
     ids = row[real].tolist()
     ended = bool(ids) and ids[-1] == policy.special.eos
-    texts.append(Written(policy.processor.decode(ids[:-1] if ended else ids), len(ids), not ended))
+    texts.append(
+      Generation(policy.processor.decode(ids[:-1] if ended else ids), len(ids), not ended)
+    )
   return texts

@@ -33,7 +33,7 @@ def plan_answers(index: BehaviorIndex, captions: Sequence[str], max_tokens: int)
   ]
 
 
-def unaided(caption: str, form: str) -> Plan:
+def plain_question(caption: str, form: str) -> Plan:
   """Asks for an answer in `form` ("chain" or "direct") without recalling anything."""
   return Plan(form, statements.question(caption, form), None, 0.0)
 
@@ -44,4 +44,4 @@ def _plan(caption: str, matches: Sequence[tuple[Behavior, float]], max_tokens: i
       return Plan(
         "short", statements.question(caption, "short", behavior.line), behavior, similarity
       )
-  return unaided(caption, "chain")
+  return plain_question(caption, "chain")

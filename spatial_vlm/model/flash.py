@@ -65,7 +65,7 @@ def attention(
     segments,
     default=functools.partial(plain_attention, causal=causal),
     **{
-      platform: functools.partial(over_mesh, functools.partial(kernel, causal=causal))
+      platform: functools.partial(shard_mapped, functools.partial(kernel, causal=causal))
       for platform, kernel in kernels.items()
     },
   )
@@ -153,7 +153,7 @@ def _cudnn_is_installed() -> bool:
   return any(plugin.name.startswith("xla_cuda") for plugin in plugins)
 
 
-def over_mesh(
+def shard_mapped(
   kernel: Kernel,
   q: Float[Array, "B T N H"],
   k: Float[Array, "B K T H"],
@@ -168,9 +168,9 @@ def over_mesh(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return kernel(q, k, v, segments)
-  rows = sharding.dividing(sharding.ROWS, mesh, len(q))
-  heads = sharding.dividing(("tensor",), mesh, q.shape[2])
-  copies = math.lcm(k.shape[1], sharding.count_parts(mesh, heads)) // k.shape[1]
+  rows = sharding.divisible_axes(sharding.ROWS, mesh, len(q))
+  heads = sharding.divisible_axes(("tensor",), mesh, q.shape[2])
+  copies = math.lcm(k.shape[1], sharding.axis_product(mesh, heads)) // k.shape[1]
   k, v = (jnp.repeat(x, copies, axis=1) for x in (k, v))
   return jax.shard_map(
     kernel,
@@ -186,15 +186,17 @@ def cached_attention_over_mesh(
   v: Float[Array, "B K 1 H"],
   blocks: Sequence[CacheBlock],
 ) -> Float[Array, "B 1 N H"]:
-  """`attention.cached_attention` on the rows and key-value heads of each device of the mesh, as `over_mesh` cuts them.
+  """`attention.cached_attention` on the rows and key-value heads of each device of the mesh (see `shard_mapped`).
 
   A compiler that cuts it by itself gathers the scores of all heads in every layer, for every token.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return cached_attention(q, k, v, blocks)
-  rows = sharding.dividing(sharding.ROWS, mesh, math.gcd(*(len(block.valid) for block in blocks)))
-  heads = sharding.dividing(("tensor",), mesh, k.shape[1])
+  rows = sharding.divisible_axes(
+    sharding.ROWS, mesh, math.gcd(*(len(block.valid) for block in blocks))
+  )
+  heads = sharding.divisible_axes(("tensor",), mesh, k.shape[1])
   of_block = CacheBlock(P(rows, heads), P(rows, heads), P(rows))
   return jax.shard_map(
     cached_attention,

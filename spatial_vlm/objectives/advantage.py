@@ -19,10 +19,10 @@ def group_advantage(
   centred = reward - jnp.mean(reward, axis=-1, keepdims=True)
   squares = jnp.sum(jnp.square(centred), axis=-1, keepdims=True)
   std = jnp.sqrt(squares / max(reward.shape[-1] - 1, 1))
-  return jnp.where(informative(correct)[..., None], centred / (std + STD_EPS), 0.0)
+  return jnp.where(has_mixed_outcomes(correct)[..., None], centred / (std + STD_EPS), 0.0)
 
 
-def informative(correct: Bool[Array, "B G"]) -> Bool[Array, "B"]:
+def has_mixed_outcomes(correct: Bool[Array, "B G"]) -> Bool[Array, "B"]:
   """0 < #{i : correct} < G: the constraint of DAPO's Eq. 8, by which dynamic sampling keeps groups."""
   number = jnp.sum(correct, axis=-1, dtype=jnp.int32)
   return (number > 0) & (number < correct.shape[-1])

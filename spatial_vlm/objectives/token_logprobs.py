@@ -11,19 +11,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm.objectives.cross_entropy import CHUNKS, cut
-from spatial_vlm.objectives.vocabulary import Axes, log_partition, over_mesh, picked, shifted
+from spatial_vlm.objectives.vocabulary import (
+  Axes,
+  log_partition,
+  sharded_scores,
+  shifted,
+  target_values,
+)
 
 
-def ban(logits: Float[Array, "... V"], banned: Bool[Array, "V"]) -> Float[Array, "... V"]:
+def ban(logits: Float[Array, "... V"], forbidden_tokens: Bool[Array, "V"]) -> Float[Array, "... V"]:
   """Logits with −inf at ids that are never sampled (padding, images, …)."""
-  return jnp.where(banned, -jnp.inf, logits)
+  return jnp.where(forbidden_tokens, -jnp.inf, logits)
 
 
 def token_logprobs(
   hidden: Float[Array, "B T D"],
   unembed: Float[Array, "D V"],
   tokens: Int[Array, "B T"],
-  banned: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array, "V"],
   temperature: float = 1.0,
   chunk: int | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
@@ -41,14 +47,14 @@ def token_logprobs(
   if temperature <= 0:
     raise ValueError(f"temperature is {temperature}; log-probabilities need one above 0")
   score = functools.partial(_logprobs_of_rows, temperature=temperature, chunk=chunk)
-  scores = over_mesh(score, (unembed, banned), hidden[:, :-1], tokens[:, 1:])
+  scores = sharded_scores(score, (unembed, forbidden_tokens), hidden[:, :-1], tokens[:, 1:])
   logp, entropy = (jnp.pad(x, ((0, 0), (1, 0))) for x in scores)
   return logp, entropy
 
 
 def _logprobs_of_rows(
   unembed: Float[Array, "D V"],
-  banned: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array, "V"],
   hidden: Float[Array, "B T D"],
   tokens: Int[Array, "B T"],
   temperature: float,
@@ -57,8 +63,10 @@ def _logprobs_of_rows(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   rows, positions = tokens.shape
   if chunk is None or chunk >= positions:
-    return _logprobs(unembed, banned, hidden, tokens, temperature, axes)
-  score = jax.checkpoint(lambda piece: _logprobs(unembed, banned, *piece, temperature, axes))
+    return _logprobs(unembed, forbidden_tokens, hidden, tokens, temperature, axes)
+  score = jax.checkpoint(
+    lambda piece: _logprobs(unembed, forbidden_tokens, *piece, temperature, axes)
+  )
   with jax.named_scope(CHUNKS):
     pieces = jax.lax.map(score, jax.tree.map(lambda x: cut(x, chunk), (hidden, tokens)))
   logp, entropy = (jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :positions] for x in pieces)
@@ -67,15 +75,15 @@ def _logprobs_of_rows(
 
 def _logprobs(
   unembed: Float[Array, "D V"],
-  banned: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array, "V"],
   hidden: Float[Array, "B C D"],
   tokens: Int[Array, "B C"],
   temperature: float,
   axes: Axes,
 ) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
   logits = jnp.einsum("bcd,dv->bcv", hidden, unembed, preferred_element_type=jnp.float32)
-  scores = shifted(ban(logits / temperature, banned), axes)
+  scores = shifted(ban(logits / temperature, forbidden_tokens), axes)
   logp = scores - log_partition(scores, axes)[..., None]
   # p · log p → 0 as p → 0, but 0 · −inf is NaN, in the value as in the gradient.
-  entropy = -jnp.sum(jnp.exp(logp) * jnp.where(banned, 0.0, logp), axis=-1)
-  return picked(logp, tokens, axes), jax.lax.psum(entropy, axes)
+  entropy = -jnp.sum(jnp.exp(logp) * jnp.where(forbidden_tokens, 0.0, logp), axis=-1)
+  return target_values(logp, tokens, axes), jax.lax.psum(entropy, axes)

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
-from spatial_vlm.parameters.partition import Subset, leaves, trains, tree_of
+from spatial_vlm.parameters.partition import Subset, flatten, trains, unflatten
 from spatial_vlm.parameters.paths import as_matrix, matrix_axes
 from spatial_vlm.types import Params
 
@@ -56,11 +56,11 @@ def quantizes(path: str, subset: Subset) -> bool:
   return subset.frozen_int8 and is_kernel and not trains(path, subset.trainable)
 
 
-def held(shapes: Params, subset: Subset) -> Params:
+def storage_shapes(shapes: Params, subset: Subset) -> Params:
   """Shapes of all parameters -> shapes and types as a run holds them: what trains in float32, the rest as told by
   `subset`."""
   result = {}
-  for path, leaf in leaves(shapes).items():
+  for path, leaf in flatten(shapes).items():
     if quantizes(path, subset):
       leading, inputs, outputs = as_matrix(path, leaf.shape)
       q, scale = (path.removesuffix("kernel") + name for name in PARTS)
@@ -69,7 +69,7 @@ def held(shapes: Params, subset: Subset) -> Params:
     else:
       dtype = np.float32 if trains(path, subset.trainable) else subset.frozen_dtype
       result[path] = jax.ShapeDtypeStruct(leaf.shape, dtype)
-  return tree_of(result)
+  return unflatten(result)
 
 
 def source_of(path: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:

@@ -6,7 +6,7 @@ axis of a stack. The modules know nothing of it: `stack.bind`, where the paramet
 `effective`. So one layer's W' exists at a time, inside what is rematerialised: W' of all layers would be another copy
 of the model. The price is that the backward pass makes the gradient of W' (one layer's) on its way to those of A and B.
 Training, sampling and the exported weights see the same W', rounded once to the type of W. Where W is held in int8
-(`model.int8`), it is what its int8 and scales multiply to.
+(`parameters.int8`), it is what its int8 and scales multiply to.
 """
 
 import math
@@ -19,7 +19,15 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from spatial_vlm.parameters.int8 import PARTS, dequantized, quantizes
-from spatial_vlm.parameters.partition import Subset, fits, join, leaves, split, trains, tree_of
+from spatial_vlm.parameters.partition import (
+  Subset,
+  combine,
+  fits,
+  flatten,
+  partition,
+  trains,
+  unflatten,
+)
 from spatial_vlm.parameters.paths import as_matrix, matrix_axes
 from spatial_vlm.types import Params
 
@@ -34,7 +42,7 @@ def target_kernels(shapes: Params, subset: Subset) -> list[str]:
   """
   if not subset.rank:
     return []
-  paths = leaves(shapes)
+  paths = flatten(shapes)
   for pattern in subset.targets or ("",):
     found = [path for path in paths if fits(path, [pattern])]
     wrong = [path for path in found if not matrix_axes(path)]
@@ -59,10 +67,10 @@ def beside(kernel: str, name: str) -> str:
   return kernel.removesuffix("kernel") + name
 
 
-def new_pairs(shapes: Params, subset: Subset, key: PRNGKeyArray) -> Params:
+def new_adapters(shapes: Params, subset: Subset, key: PRNGKeyArray) -> Params:
   """Pairs of all targets: A uniform within ±1/√in (as PEFT draws it), B zero, so that W' = W. Raises as
   `target_kernels` does."""
-  kernels, pairs = leaves(shapes), {}
+  kernels, pairs = flatten(shapes), {}
   for path in target_kernels(shapes, subset):
     leading, inputs, outputs = as_matrix(path, kernels[path].shape)
     bound = math.prod(inputs) ** -0.5
@@ -71,7 +79,7 @@ def new_pairs(shapes: Params, subset: Subset, key: PRNGKeyArray) -> Params:
     pairs[beside(path, "lora_a")] = jax.random.uniform(own, shape, minval=-bound, maxval=bound)
     pairs[beside(path, "lora_b")] = jnp.zeros((*leading, subset.rank, *outputs))
     pairs[beside(path, "lora_scale")] = jnp.full(leading, subset.alpha / subset.rank)
-  return tree_of(pairs)
+  return unflatten(pairs)
 
 
 def low_rank(
@@ -106,9 +114,9 @@ def effective(params: Params) -> Params:
 def unmerged(params: Params, pairs: Params) -> Params:
   """Undoes `merged`, up to rounding: the pairs' products are taken off the kernels, and the pairs put back."""
   negative = {
-    path: -leaf if path.endswith("/lora_scale") else leaf for path, leaf in leaves(pairs).items()
+    path: -leaf if path.endswith("/lora_scale") else leaf for path, leaf in flatten(pairs).items()
   }
-  return join(merged(join(params, tree_of(negative))), pairs)
+  return combine(merged(combine(params, unflatten(negative))), pairs)
 
 
 def parts_at(leaf_at: Callable[[str], Array], subset: Subset, path: str) -> Array | Params:
@@ -126,8 +134,8 @@ def parts_at(leaf_at: Callable[[str], Array], subset: Subset, path: str) -> Arra
   return parts
 
 
-def parts_of(shapes: Params, subset: Subset) -> tuple[Params, Params]:
+def partition_shapes(shapes: Params, subset: Subset) -> tuple[Params, Params]:
   """Shapes of what trains, pairs included, and of what is frozen. Raises ValueError for patterns that do not fit."""
   kernels = jax.eval_shape(dequantized, shapes)
-  pairs = jax.eval_shape(lambda: new_pairs(kernels, subset, jax.random.key(0)))
-  return split(join(shapes, pairs), subset.trainable)
+  pairs = jax.eval_shape(lambda: new_adapters(kernels, subset, jax.random.key(0)))
+  return partition(combine(shapes, pairs), subset.trainable)

@@ -1,7 +1,7 @@
 """Trainable subsets: patterns of parameter paths tell what trains; everything else is read and never changes.
 
 Gradients, optimizer state and checkpoints exist for what trains alone. The two parts are trees of the same paths, so
-that `join` gives the model all it reads; with the pattern `.*` nothing is frozen, and nothing differs.
+that `combine` gives the model all it reads; with the pattern `.*` nothing is frozen, and nothing differs.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ class Subset:
   """What of a model a run trains.
 
   trainable: regular expressions, one of which fits the path of a parameter in full if it trains;
-  rank: r, columns of the low-rank pairs (`model.lora`) beside the kernels whose paths `targets` fit; 0: no pairs;
+  rank: r, columns of the low-rank pairs (`parameters.lora`) beside the kernels whose paths `targets` fit; 0: no pairs;
   alpha: α, the pairs' product counts α/r times; frozen_dtype: type in which everything else is held, but for kernels
-  with `frozen_int8` (`model.int8`).
+  with `frozen_int8` (`parameters.int8`).
   """
 
   trainable: tuple[str, ...]
@@ -47,14 +47,14 @@ CONSTANTS = ("lora_scale", "kernel_int8", "kernel_scale")
 """Names of what no pattern reaches: α/r of low-rank pairs, and quantized kernels."""
 
 
-def leaves(params: Params) -> dict[str, Array]:
+def flatten(params: Params) -> dict[str, Array]:
   """Path ("text/embed/embedding") -> array or shape."""
   flat: Any = flatten_dict(params, sep="/")
   return flat
 
 
-def tree_of(flat: dict[str, Array]) -> Params:
-  """Undoes `leaves`."""
+def unflatten(flat: dict[str, Array]) -> Params:
+  """Undoes `flatten`."""
   return unflatten_dict(flat, sep="/")
 
 
@@ -68,12 +68,12 @@ def trains(path: str, patterns: Sequence[str]) -> bool:
   return path.rpartition("/")[2] not in CONSTANTS and fits(path, patterns)
 
 
-def split(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
+def partition(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
   """(trained, frozen): the parameters (arrays or shapes) whose paths the patterns fit, and the others.
 
   Raises ValueError for a pattern that fits none, and where nothing would train.
   """
-  flat = leaves(params)
+  flat = flatten(params)
   for pattern in patterns:
     if not any(trains(path, [pattern]) for path in flat):
       raise ValueError(
@@ -83,12 +83,12 @@ def split(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
   trained = {path: leaf for path, leaf in flat.items() if trains(path, patterns)}
   if not trained:
     raise ValueError("trainable is empty; ('.*',) trains every parameter")
-  return tree_of(trained), tree_of({path: flat[path] for path in flat.keys() - trained.keys()})
+  return unflatten(trained), unflatten({path: flat[path] for path in flat.keys() - trained.keys()})
 
 
-def join(trained: Params, frozen: Params) -> Params:
-  """All parameters; undoes `split`."""
-  return tree_of(leaves(trained) | leaves(frozen))
+def combine(trained: Params, frozen: Params) -> Params:
+  """All parameters; undoes `partition`."""
+  return unflatten(flatten(trained) | flatten(frozen))
 
 
 def checksums(params: Params) -> dict[str, int]:
@@ -96,7 +96,7 @@ def checksums(params: Params) -> dict[str, int]:
 
   Σᵢ bitsᵢ · (2i + 1) mod 2³²: sums of integers do not depend on their order, so meshes do not matter.
   """
-  return {path: int(number) for path, number in _checksums(leaves(params)).items()}
+  return {path: int(number) for path, number in _checksums(flatten(params)).items()}
 
 
 @jax.jit
@@ -113,7 +113,7 @@ def _checksum(leaf: Shaped[Array, "..."]) -> UInt32[Array, ""]:
   return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
 
-def subset_of(config: Mapping[str, Any], lora: Mapping[str, Any]) -> Subset:
+def subset_from_config(config: Mapping[str, Any], lora: Mapping[str, Any]) -> Subset:
   """What a training command's settings, and those of their group `lora`, say of it. Raises UsageError for ranks, alphas
   and patterns that cannot be."""
   if lora["rank"] < 0 or lora["alpha"] <= 0:

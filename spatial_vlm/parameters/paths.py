@@ -68,8 +68,8 @@ def path_name(path: Any) -> str:
 
 
 def partition_spec(name: str) -> PartitionSpec:
-  """The row of the table; a low-rank pair (`model.lora`) and a kernel in int8 with its scales (`model.int8`) lie as
-  the kernel does on the axes they share."""
+  """The row of the table; LoRA factors (`parameters.lora`) and an int8 kernel with its scales
+  (`parameters.int8`) are sharded as the kernel on the axes they share."""
   owner, _, leaf = name.rpartition("/")
   if leaf not in ("lora_a", "lora_b", "lora_scale", "kernel_int8", "kernel_scale"):
     return _row(name)

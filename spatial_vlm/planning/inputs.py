@@ -20,7 +20,7 @@ def batch_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Batch
     positions=_ints(*tokens, 3),
     vision=_vision(model, rows, size.patches),
   )
-  return sharding.placed(batch, sharding.batch_sharding(mesh, batch))
+  return sharding.with_shardings(batch, sharding.batch_sharding(mesh, batch))
 
 
 def prompt_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Prompts:
@@ -34,7 +34,7 @@ def prompt_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Prom
     vision=_vision(model, rows, size.patches),
     label=_ints(rows),
   )
-  return sharding.placed(prompts, sharding.batch_sharding(mesh, prompts))
+  return sharding.with_shardings(prompts, sharding.batch_sharding(mesh, prompts))
 
 
 def _vision(model: ModelConfig, rows: int, patches: int) -> Vision | None:

@@ -11,25 +11,25 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spatial_vlm import sharding
-from spatial_vlm.config import Config, settings_of
+from spatial_vlm.config import Config, settings_from
 from spatial_vlm.data import batch_plan
-from spatial_vlm.inference.loading import master_shapes
+from spatial_vlm.inference.loading import training_shapes
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
-from spatial_vlm.parameters.lora import parts_of
-from spatial_vlm.parameters.partition import subset_of
+from spatial_vlm.parameters.lora import partition_shapes
+from spatial_vlm.parameters.partition import subset_from_config
 from spatial_vlm.planning.compiled import Program, bytes_of_a_chip
 from spatial_vlm.planning.flops import traced_flops
 from spatial_vlm.planning.inputs import batch_shapes, prompt_shapes
 from spatial_vlm.processor.chat import Size
-from spatial_vlm.rewards.verdict_automaton import answer_automaton
+from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.rollout.sampler import stages
-from spatial_vlm.sharding import over_mesh
+from spatial_vlm.sharding import with_param_shardings
 from spatial_vlm.train import policy_optimization, sft, update
 from spatial_vlm.train.policy_optimization import check as check_dapo
 from spatial_vlm.train.sft import check as check_sft
-from spatial_vlm.types import DapoState, Params, Prompts, TrainState
+from spatial_vlm.types import Params, Prompts, RlState, TrainState
 
 
 def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
@@ -39,7 +39,7 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
   """
   trained, frozen = parts(config, model, mesh)
   state = train_state(config, mesh, trained)
-  if "samples" in config:
+  if "group_size" in config:
     check_dapo(config)
     return dapo_programs(config, model, mesh, state, frozen)
   check_sft(config)
@@ -48,9 +48,9 @@ def programs(config: Config, model: ModelConfig, mesh: Mesh) -> list[Program]:
 
 def parts(config: Config, model: ModelConfig, mesh: Mesh) -> tuple[Params, Params]:
   """Shapes of what trains and of what is frozen, over the mesh."""
-  subset = subset_of(config, config.lora)
-  both = parts_of(master_shapes(mesh, model, subset), subset)
-  trained, frozen = (over_mesh(mesh, part) for part in both)
+  subset = subset_from_config(config, config.lora)
+  both = partition_shapes(training_shapes(mesh, model, subset), subset)
+  trained, frozen = (with_param_shardings(mesh, part) for part in both)
   return trained, frozen
 
 
@@ -58,7 +58,7 @@ def train_state(config: Config, mesh: Mesh, trained: Params) -> TrainState:
   """Shapes of a fresh train state, over the mesh."""
   optimizer = optimizer_of(config)
   shapes = jax.eval_shape(lambda p: update.init_state(p, optimizer), trained)
-  return sharding.placed(shapes, sharding.state_shardings(mesh, shapes))
+  return sharding.with_shardings(shapes, sharding.state_shardings(mesh, shapes))
 
 
 def sft_program(
@@ -66,7 +66,7 @@ def sft_program(
 ) -> Program:
   size = batch_plan.largest([Size(*shape) for shape in config.data.shapes])
   batch = batch_shapes(mesh, model, config.batch_size, size)
-  settings = settings_of(sft.SftSettings, config)
+  settings = settings_from(sft.SftSettings, config)
   trace = functools.partial(
     sft.sft_step.trace, state, batch, frozen, model=model, optimizer=optimizer_of(config)
   )
@@ -83,46 +83,53 @@ def sft_program(
 def dapo_programs(
   config: Config, model: ModelConfig, mesh: Mesh, train: TrainState, frozen: Params
 ) -> list[Program]:
-  sampling_mesh = sharding.cut_anew(mesh, config.sampling_mesh)
-  settings = settings_of(policy_optimization.DapoSettings, config, eos=0, pad=0)
+  sampling_mesh = sharding.reshape_mesh(mesh, config.sampling_mesh)
+  settings = settings_from(policy_optimization.RlSettings, config, eos=0, pad=0)
   optimizer = optimizer_of(config)
   prompts = prompt_shapes(
     sampling_mesh,
     model,
-    config.round_prompts,
+    config.rollout_batch_size,
     Size(config.data.prompt_tokens, config.data.patches),
   )
   words = model.text.vocab_size
-  banned = jax.ShapeDtypeStruct((words,), jnp.bool_, sharding=sharding.replicated(sampling_mesh))
-  automaton = jax.eval_shape(lambda: answer_automaton([b""] * words, eos_id=0))
-  make = functools.partial(policy_optimization.sampling_params, dtype=config.dtype)
-  params = over_mesh(sampling_mesh, jax.eval_shape(make, train.params, frozen))
+  forbidden_tokens = jax.ShapeDtypeStruct(
+    (words,), jnp.bool_, sharding=sharding.replicated(sampling_mesh)
+  )
+  automaton = jax.eval_shape(lambda: compile_automaton([b""] * words, eos_id=0))
+  make = functools.partial(policy_optimization.rollout_weights, dtype=config.dtype)
+  params = with_param_shardings(sampling_mesh, jax.eval_shape(make, train.params, frozen))
   key = jax.eval_shape(lambda: jax.random.key(0))
   sample = functools.partial(
-    *(policy_optimization.sample_groups.trace, params, prompts, key, automaton, banned),
+    *(policy_optimization.sample_groups.trace, params, prompts, key, automaton, forbidden_tokens),
     model=model,
     settings=settings,
   )
   groups = jax.eval_shape(
     functools.partial(policy_optimization.sample_groups, model=model, settings=settings),
-    *(params, prompts, key, automaton, banned),
+    *(params, prompts, key, automaton, forbidden_tokens),
   )
   state = jax.eval_shape(lambda t: policy_optimization.init_state(t, groups, settings), train)
-  state: DapoState = sharding.placed(state, policy_optimization.state_shardings(mesh, state))
+  state: RlState = sharding.with_shardings(state, policy_optimization.state_shardings(mesh, state))
   rest = state.replace(train=None)
   update = functools.partial(
-    policy_optimization.update.trace, state, banned, frozen, model=model, optimizer=optimizer
+    policy_optimization.update.trace,
+    state,
+    forbidden_tokens,
+    frozen,
+    model=model,
+    optimizer=optimizer,
   )
   sampling = traced_program(
     "sampling",
     sampling_mesh,
     lambda remat: sample(),
     config.remat,
-    held={"parameters to sample": params, "prompts": prompts},
+    held={"parameters to sample": params, "groups_per_batch": prompts},
     beside={f"{name} (training)": tree for name, tree in held(train, frozen).items()}
     | {"groups": rest},
     cache_bytes=cache_bytes(config, model, sampling_mesh, params, prompts),
-    turns=math.ceil(config.max_tokens / len(stages(config.max_tokens))),
+    turns=math.ceil(config.max_new_tokens / len(stages(config.max_new_tokens))),
   )
   updating = traced_program(
     "DAPO update",
@@ -137,7 +144,7 @@ def dapo_programs(
 
 def optimizer_of(config: Config) -> Any:
   steps = config.optimizer.warmup_steps + 1  # a constant of the program, whatever it is
-  return make_optimizer(settings_of(OptimizerSettings, config.optimizer, total_steps=steps))
+  return make_optimizer(settings_from(OptimizerSettings, config.optimizer, total_steps=steps))
 
 
 def traced_program(
@@ -179,11 +186,11 @@ def cache_bytes(
 ) -> int:
   """Keys and values that a chip holds at the end of sampling, if rows and heads are cut as far as the mesh goes."""
   _, cache = jax.eval_shape(lambda p, q: qwen3_vl.prefill(p, model, q), params, prompts)
-  rows = config.round_prompts * config.samples
-  cache = jax.eval_shape(lambda c: qwen3_vl.with_room(c, config.max_tokens, rows), cache)
-  heads = sharding.dividing(("tensor",), mesh, model.text.num_key_value_heads)
-  axes = (*sharding.dividing(sharding.ROWS, mesh, config.round_prompts), *heads)
+  rows = config.rollout_batch_size * config.group_size
+  cache = jax.eval_shape(lambda c: qwen3_vl.with_room(c, config.max_new_tokens, rows), cache)
+  heads = sharding.divisible_axes(("tensor",), mesh, model.text.num_key_value_heads)
+  axes = (*sharding.divisible_axes(sharding.ROWS, mesh, config.rollout_batch_size), *heads)
   total = sum(
     leaf.size * leaf.dtype.itemsize for block in cache.blocks for leaf in (block.keys, block.values)
   )
-  return total // sharding.count_parts(mesh, axes)
+  return total // sharding.axis_product(mesh, axes)

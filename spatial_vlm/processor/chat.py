@@ -36,8 +36,8 @@ from spatial_vlm.processor.image import (
 )
 from spatial_vlm.processor.tokenizer import SpecialIds, load_tokenizer
 from spatial_vlm.processor.video import (
-  Outline,
   Video,
+  VideoInfo,
   VideoSettings,
   patchify_video,
   timestamps,
@@ -66,8 +66,8 @@ def total_size(sizes: Iterable[Size]) -> Size:
   return Size(sum(size.tokens for size in sizes), sum(size.patches for size in sizes))
 
 
-class Extent(NamedTuple):
-  """Stands for a picture of so many pixels where only its size matters; an `Outline` stands for a video."""
+class ImageSize(NamedTuple):
+  """Stands for a picture of so many pixels where only its size matters; an `VideoInfo` stands for a video."""
 
   height: int
   width: int
@@ -201,7 +201,7 @@ def encode(
 
 
 def measure(processor: Processor, messages: Sequence[Message]) -> Size:
-  """Size of what `encode` makes of a conversation whose pictures may be `Extent`s, its videos `Outline`s: no pixel
+  """Size of what `encode` makes of a conversation whose pictures may be `ImageSize`s, its videos `VideoInfo`s: no pixel
   is looked at."""
   return _row(processor, messages, False, _MEASURED).encoded().size
 
@@ -213,13 +213,13 @@ class _Visuals(NamedTuple):
   of_video: Callable[[Any, VideoSettings], Patches]
 
 
-def _blank_picture(picture: Extent, settings: ImageSettings) -> Patches:
+def _blank_picture(picture: ImageSize, settings: ImageSettings) -> Patches:
   """As many patches as `patchify` makes, without values."""
   height, width = smart_resize(picture.height, picture.width, settings)
   return _blank_patches((1, height // settings.patch_size, width // settings.patch_size))
 
 
-def _blank_video(video: Video | Outline, settings: VideoSettings) -> Patches:
+def _blank_video(video: Video | VideoInfo, settings: VideoSettings) -> Patches:
   return _blank_patches(video_grid(_outline(video), settings))
 
 
@@ -403,8 +403,8 @@ def _place_video(row: _Row, processor: Processor, video: Any, visuals: _Visuals)
   row.images.append(patches)
 
 
-def _outline(video: Any) -> Outline:
-  if isinstance(video, Outline):
+def _outline(video: Any) -> VideoInfo:
+  if isinstance(video, VideoInfo):
     return video
   if not isinstance(video, Video):
     raise ValueError(

@@ -1,7 +1,7 @@
 """Videos as patches: frames sampled, resized, normalised and flattened as Hugging Face's video processor does it.
 
 Values equal `Qwen3VLVideoProcessor` (transformers 5.23) on a CPU bit for bit. Sizes and times follow from an
-`Outline` alone, so that nothing is decoded to plan with; frames are decoded and resized one at a time.
+`VideoInfo` alone, so that nothing is decoded to plan with; frames are decoded and resized one at a time.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class UnreadableVideo(UnreadableImage):
   """A file that is no video, is damaged or cannot be sampled. Whoever leaves out unreadable images leaves it out."""
 
 
-class Outline(NamedTuple):
+class VideoInfo(NamedTuple):
   """What is known of a video before any frame is looked at; stands for it where only its size matters."""
 
   frames: int
@@ -45,7 +45,7 @@ class Video(Protocol):
   """Frames to be decoded: a `Clip`, or what `open_video` returns."""
 
   @property
-  def outline(self) -> Outline: ...
+  def outline(self) -> VideoInfo: ...
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """The frames of these ascending numbers, from 0; UnreadableImage where one cannot be had."""
@@ -67,9 +67,9 @@ class Clip:
     check_rate(self.fps)
 
   @property
-  def outline(self) -> Outline:
+  def outline(self) -> VideoInfo:
     frames, height, width, _ = self.pixels.shape
-    return Outline(frames, self.fps, height, width)
+    return VideoInfo(frames, self.fps, height, width)
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     return (self.pixels[number] for number in numbers)
@@ -115,14 +115,14 @@ _SAMPLING = {"fps": 2, "min_frames": 4, "max_frames": 768}
 """Published files leave these to Hugging Face's class."""
 
 
-def frame_numbers(outline: Outline, settings: VideoSettings) -> list[int]:
+def frame_numbers(outline: VideoInfo, settings: VideoSettings) -> list[int]:
   """The frames that are looked at, evenly spaced from the first to the last."""
   count = int(outline.frames / outline.fps * settings.fps)
   count = min(max(count, settings.min_frames), settings.max_frames, outline.frames)
   return np.linspace(0, outline.frames - 1, count).round().astype(int).tolist()
 
 
-def timestamps(outline: Outline, settings: VideoSettings) -> list[float]:
+def timestamps(outline: VideoInfo, settings: VideoSettings) -> list[float]:
   """Seconds from the start of each group of frames that becomes one: the mean of its first and last frame's."""
   T = settings.temporal_patch_size
   numbers = frame_numbers(outline, settings)
@@ -131,7 +131,7 @@ def timestamps(outline: Outline, settings: VideoSettings) -> list[float]:
   return [(seconds[i] + seconds[i + T - 1]) / 2 for i in range(0, len(seconds), T)]
 
 
-def video_grid(outline: Outline, settings: VideoSettings) -> Grid:
+def video_grid(outline: VideoInfo, settings: VideoSettings) -> Grid:
   """Groups of frames, rows and columns of patches of what `patchify_video` makes of a video."""
   count = len(frame_numbers(outline, settings))
   height, width = smart_resize_video(count, outline.height, outline.width, settings)

@@ -20,7 +20,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from spatial_vlm.processor.image import check_pixels, open_image, to_rgb
-from spatial_vlm.processor.video import Outline, UnreadableVideo, Video, check_rate
+from spatial_vlm.processor.video import UnreadableVideo, Video, VideoInfo, check_rate
 
 _DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 """FFmpeg's names. Playlists and the like are not among them: they would open other files and addresses."""
@@ -68,7 +68,7 @@ class FrameFolder:
       raise UnreadableVideo(f"cannot read video {folder}: a folder of frames has no rate; give fps")
     self.files = sorted(files, key=_natural_order)
     width, height = open_image(self.files[0]).size
-    self.outline = Outline(len(files), fps, height, width)
+    self.outline = VideoInfo(len(files), fps, height, width)
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     return (np.asarray(open_image(self.files[number])) for number in numbers)
@@ -91,7 +91,7 @@ class Animation:
         raise UnreadableVideo(
           f"cannot read video {name}: it does not say how long frames last; give fps"
         )
-      self.outline = Outline(frames, rate, image.height, image.width)
+      self.outline = VideoInfo(frames, rate, image.height, image.width)
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     with _stream(self.file) as stream, PIL.Image.open(stream) as image:
@@ -117,7 +117,7 @@ class Container:
         raise UnreadableVideo(f"cannot read video {name}: it states no rate; give fps")
       first = next(container.decode(stream))
       height, width, _ = _upright(first).shape
-      self.outline = Outline(stream.frames or self._counted(), rate, height, width)
+      self.outline = VideoInfo(stream.frames or self._counted(), rate, height, width)
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     wanted = set(numbers)

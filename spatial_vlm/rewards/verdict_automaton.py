@@ -15,7 +15,7 @@ import interegular
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from spatial_vlm import answers
 
@@ -23,7 +23,7 @@ DEAD, START = 0, 1
 
 
 @flax.struct.dataclass
-class AnswerAutomaton:
+class VerdictAutomaton:
   """State 0 is dead (no answer can follow), state 1 is the start."""
 
   transitions: Int[Array, "S V"]
@@ -33,7 +33,7 @@ class AnswerAutomaton:
   eos: Int[Array, ""]
 
 
-def answer_automaton(token_bytes: Sequence[bytes], eos_id: int) -> AnswerAutomaton:
+def compile_automaton(token_bytes: Sequence[bytes], eos_id: int) -> VerdictAutomaton:
   """The grammar of answers as a table over token ids.
 
   `token_bytes[i]` are the bytes that token i stands for, empty for special tokens. A special token
@@ -41,11 +41,11 @@ def answer_automaton(token_bytes: Sequence[bytes], eos_id: int) -> AnswerAutomat
   """
   byte_table, verdict = _byte_automaton()
   table = _compose(byte_table, token_bytes)
-  return AnswerAutomaton(jnp.asarray(table), jnp.asarray(verdict), jnp.asarray(eos_id, jnp.int32))
+  return VerdictAutomaton(jnp.asarray(table), jnp.asarray(verdict), jnp.asarray(eos_id, jnp.int32))
 
 
 def verdicts(
-  automaton: AnswerAutomaton, tokens: Int[Array, "*R T"], mask: Bool[Array, "*R T"]
+  automaton: VerdictAutomaton, tokens: Int[Array, "*R T"], mask: Bool[Array, "*R T"]
 ) -> Int[Array, "*R"]:
   """1 yes, 0 no, −1 for what is no answer or has no end-of-turn token inside `mask`.
 
@@ -65,16 +65,6 @@ def verdicts(
   steps = (jnp.moveaxis(tokens, -1, 0), jnp.moveaxis(mask, -1, 0))
   (state, ended), _ = jax.lax.scan(read, start, steps)
   return jnp.where(ended, automaton.verdict[state], -1)
-
-
-def is_correct(verdict: Int[Array, "*R"], label: Int[Array, "*R"]) -> Bool[Array, "*R"]:
-  """Whether the answer parses and agrees with the label; never where the label is unknown (−1)."""
-  return (verdict == label) & (verdict >= 0)
-
-
-def accuracy_reward(verdict: Int[Array, "*R"], label: Int[Array, "*R"]) -> Float[Array, "*R"]:
-  """R(ŷ, y) = 1 if is_equivalent(ŷ, y), else −1      (DAPO, Eq. 7)"""
-  return 2.0 * is_correct(verdict, label) - 1.0
 
 
 def _byte_automaton() -> tuple[np.ndarray, np.ndarray]:

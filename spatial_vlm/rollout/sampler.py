@@ -1,9 +1,10 @@
-"""Answers from the model: prefill the prompts once, then decode token by token, state -> state.
+"""Sampling completions: the prompts are prefilled once, then decoded token by token, state -> state.
 
-Random keys are functions of (key, prompt, sample, token), so an answer does not depend on the batch it is drawn
-in, nor on how often the run was interrupted.
+Random keys are functions of (key, prompt, sample, token): a completion depends neither on its batch nor on
+interruptions of the run.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -18,12 +19,29 @@ from spatial_vlm.objectives.token_logprobs import ban
 from spatial_vlm.types import Params, Prompts
 
 
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+  """How completions are sampled; all of it is compiled into the program."""
+
+  group_size: int
+  """Completions of each prompt."""
+  max_new_tokens: int
+  temperature: float
+  """0 takes the likeliest token."""
+  eos: int
+  """Id of the token that ends a completion."""
+  pad: int
+  """Id that fills a row after its end."""
+
+
 class Completions(NamedTuple):
-  """Generated tokens (R = prompts × samples rows); `mask` is True up to and including the end token."""
+  """Generated tokens (R = prompts × group_size rows)."""
 
   tokens: Int[Array, "R T"]
   mask: Bool[Array, "R T"]
+  """True up to and including the end-of-turn token."""
   logp: Float[Array, "R T"]
+  """Log-probability of each token; 0 after the end."""
 
 
 class DecodeState(NamedTuple):
@@ -36,14 +54,14 @@ class DecodeState(NamedTuple):
   completions: Completions
 
 
-def sample_keys(key: PRNGKeyArray, ids: Int[Array, "B"], samples: int) -> PRNGKeyArray:
-  """One key for each of `samples` answers to each prompt: fold_in(fold_in(key, id), sample)."""
+def sample_keys(key: PRNGKeyArray, ids: Int[Array, "B"], group_size: int) -> PRNGKeyArray:
+  """One key for each of `group_size` answers to each prompt: fold_in(fold_in(key, id), sample)."""
   of_prompt = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
   of_sample = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-  return of_sample(of_prompt, jnp.arange(samples)).reshape(-1)
+  return of_sample(of_prompt, jnp.arange(group_size)).reshape(-1)
 
 
-def choose(
+def sample_token(
   logits: Float[Array, "R V"], keys: PRNGKeyArray, t: Int[Array, ""], temperature: float
 ) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
   """Next tokens and their log-probabilities at `temperature`; 0 means the likeliest token (log-probability at 1)."""
@@ -56,57 +74,52 @@ def choose(
   return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
 
 
-@functools.partial(
-  jax.jit, static_argnames=("model", "samples", "max_tokens", "temperature", "eos", "pad")
-)
+@functools.partial(jax.jit, static_argnames=("model", "sampling"))
 def generate(
   params: Params,
   prompts: Prompts,
   key: PRNGKeyArray,
-  banned: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array, "V"],
   *,
   model: ModelConfig,
-  samples: int,
-  max_tokens: int,
-  temperature: float,
-  eos: int,
-  pad: int,
+  sampling: SamplingSettings,
 ) -> Completions:
-  """`samples` answers of at most `max_tokens` tokens to every prompt; `banned` ids are never produced.
+  """Samples `group_size` completions of at most `max_new_tokens` tokens for every prompt.
 
-  The prompt is read once and its cache shared by its samples. Rows that have ended produce `pad`, and the loop stops
-  when all have ended.
+  `forbidden_tokens` are never sampled. A prompt is read once; its completions share the cache. Rows that have ended
+  produce `pad`; the loop stops when all rows have ended.
   """
+  group_size, max_new_tokens, pad = sampling.group_size, sampling.max_new_tokens, sampling.pad
   logits, cache = qwen3_vl.prefill(params, model, prompts)
-  logits = jnp.repeat(logits, samples, axis=0)
-  keys = sample_keys(key, prompts.ids, samples)
+  logits = jnp.repeat(logits, group_size, axis=0)
+  keys = sample_keys(key, prompts.ids, group_size)
   rows = logits.shape[0]
   empty = Completions(
-    tokens=jnp.full((rows, max_tokens), pad, jnp.int32),
-    mask=jnp.zeros((rows, max_tokens), bool),
-    logp=jnp.zeros((rows, max_tokens), jnp.float32),
+    tokens=jnp.full((rows, max_new_tokens), pad, jnp.int32),
+    mask=jnp.zeros((rows, max_new_tokens), bool),
+    logp=jnp.zeros((rows, max_new_tokens), jnp.float32),
   )
 
-  def extend(s: DecodeState) -> DecodeState:
-    token, logp = choose(ban(s.logits, banned), keys, s.t, temperature)
+  def decode_step(s: DecodeState) -> DecodeState:
+    token, logp = sample_token(ban(s.logits, forbidden_tokens), keys, s.t, sampling.temperature)
     token = jnp.where(s.done, pad, token).astype(jnp.int32)
     written = Completions(
       tokens=s.completions.tokens.at[:, s.t].set(token),
       mask=s.completions.mask.at[:, s.t].set(~s.done),
       logp=s.completions.logp.at[:, s.t].set(jnp.where(s.done, 0.0, logp)),
     )
-    done = s.done | (token == eos)
+    done = s.done | (token == sampling.eos)
     logits, cache = qwen3_vl.decode(params, model, token, s.cache)
     return DecodeState(s.t + 1, logits, cache, done, written)
 
   state = DecodeState(jnp.zeros((), jnp.int32), logits, cache, jnp.zeros(rows, bool), empty)
   end = 0
-  for slots in stages(max_tokens):
+  for slots in stages(max_new_tokens):
     end += slots
     with jax.named_scope(TOKENS):
       state = jax.lax.while_loop(
         lambda s, end=end: (s.t < end) & ~jnp.all(s.done),
-        extend,
+        decode_step,
         state._replace(cache=qwen3_vl.with_room(state.cache, slots, rows)),
       )
   return state.completions
@@ -119,10 +132,10 @@ STAGES = 4
 are to compile."""
 
 
-def stages(max_tokens: int) -> list[int]:
+def stages(max_new_tokens: int) -> list[int]:
   """Slots of each stage.
 
   >>> stages(10)
   [3, 3, 2, 2]
   """
-  return [len(part) for part in np.array_split(range(max_tokens), min(STAGES, max_tokens))]
+  return [len(part) for part in np.array_split(range(max_new_tokens), min(STAGES, max_new_tokens))]

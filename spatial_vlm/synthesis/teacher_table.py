@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple
 
-from spatial_vlm.config import Config, settings_of
+from spatial_vlm.config import Config, settings_from
 from spatial_vlm.huggingface.folder import find_folder
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.synthesis import draft as drafts
@@ -45,11 +45,11 @@ class TeacherKind(NamedTuple):
 
 
 def gemini_settings(config: Config, **known: object) -> GeminiSettings:
-  return settings_of(GeminiSettings, config, **known)
+  return settings_from(GeminiSettings, config, **known)
 
 
 def openai_settings(config: Config) -> OpenAIChatSettings:
-  return settings_of(OpenAIChatSettings, config)
+  return settings_from(OpenAIChatSettings, config)
 
 
 def check_local(config: Config) -> None:
@@ -76,7 +76,7 @@ async def open_local(config: Config, key: str) -> AsyncIterator[Teacher]:
 
 
 def policy_settings(config: Config) -> PolicySettings:
-  return settings_of(
+  return settings_from(
     PolicySettings,
     config.policy,
     max_output_tokens=config.max_output_tokens,

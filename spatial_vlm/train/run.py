@@ -12,8 +12,8 @@ from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.parameters.int8 import PARTS, dequantized
-from spatial_vlm.parameters.lora import new_pairs
-from spatial_vlm.parameters.partition import Subset, join, leaves, split
+from spatial_vlm.parameters.lora import new_adapters
+from spatial_vlm.parameters.partition import Subset, combine, flatten, partition
 from spatial_vlm.train.update import init_state
 from spatial_vlm.types import Params, Purpose, TrainState
 
@@ -102,20 +102,22 @@ def progress(name: str, done: int, total: int) -> tqdm:
   )
 
 
-def split_policy(mesh: Mesh, params: Params, subset: Subset, seed: int) -> tuple[Params, Params]:
+def partition_policy(
+  mesh: Mesh, params: Params, subset: Subset, seed: int
+) -> tuple[Params, Params]:
   """(trained, frozen) of a loaded policy, with fresh pairs. Raises ValueError for patterns that do not fit, and where
   no kernel is in int8 that should be."""
-  if subset.frozen_int8 and not any(path.endswith(PARTS[0]) for path in leaves(params)):
+  if subset.frozen_int8 and not any(path.endswith(PARTS[0]) for path in flatten(params)):
     raise ValueError(
       f"frozen_int8 is True, but trainable {subset.trainable} freezes no kernel; leave it out, or train low-rank pairs"
       " alone: trainable=('.*/lora_[ab]',) and lora.rank=16"
     )
   if not subset.rank:
-    return split(params, subset.trainable)
+    return partition(params, subset.trainable)
   key = jax.random.fold_in(jax.random.key(seed), Purpose.ADAPTERS)
   shapes = jax.eval_shape(dequantized, params)
   where = sharding.param_shardings(
-    mesh, jax.eval_shape(lambda k: new_pairs(shapes, subset, k), key)
+    mesh, jax.eval_shape(lambda k: new_adapters(shapes, subset, k), key)
   )
-  pairs = jax.jit(lambda k: new_pairs(shapes, subset, k), out_shardings=where)(key)
-  return split(join(params, pairs), subset.trainable)
+  pairs = jax.jit(lambda k: new_adapters(shapes, subset, k), out_shardings=where)(key)
+  return partition(combine(params, pairs), subset.trainable)

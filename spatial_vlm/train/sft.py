@@ -18,18 +18,18 @@ from jaxtyping import Array, Float, Int
 
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError, check_positive
-from spatial_vlm.data.batch_plan import ARRANGEMENTS
+from spatial_vlm.data.batch_plan import BATCHINGS
 from spatial_vlm.metrics import Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.cross_entropy import token_cross_entropy
-from spatial_vlm.parameters.partition import NOTHING, join
+from spatial_vlm.parameters.partition import NOTHING, combine
 from spatial_vlm.train.run import check_training
 from spatial_vlm.train.update import (
   accumulate,
   apply_gradient,
   computed_in,
-  laid_out,
+  constrain_state,
   mean_gradient,
 )
 from spatial_vlm.types import Batch, Params, TrainState
@@ -75,7 +75,7 @@ def sft_step(
   tokens), `grad_norm`, `target_tokens`, and those of `padding`."""
 
   def loss(params, micro_batch):
-    total, count = sft_loss(join(params, frozen), micro_batch, model, settings)
+    total, count = sft_loss(combine(params, frozen), micro_batch, model, settings)
     return total, {"loss": (total, count)}
 
   grads, sums = accumulate(loss, state.params, batch, settings.micro_batches)
@@ -83,7 +83,7 @@ def sft_step(
   one = jnp.ones((), jnp.int32)
   sums["grad_norm"] = (optax.tree.norm(grads), one)
   sums["target_tokens"] = (sums["loss"][1], one)
-  state = laid_out(apply_gradient(state, grads, optimizer), sharding.state_shardings)
+  state = constrain_state(apply_gradient(state, grads, optimizer), sharding.state_shardings)
   return state, sums | padding(batch)
 
 
@@ -127,11 +127,9 @@ def check(config: Config) -> None:
 
 def check_data(config: Config) -> None:
   data = config.data
-  if data.arrangement not in ARRANGEMENTS:
-    raise UsageError(
-      f"data.arrangement is {data.arrangement!r}; choose one of {', '.join(ARRANGEMENTS)}"
-    )
-  if data.pretrain.scenes and (data.arrangement != "shuffled" or data.mix):
+  if data.batching not in BATCHINGS:
+    raise UsageError(f"data.arrangement is {data.batching!r}; choose one of {', '.join(BATCHINGS)}")
+  if data.pretrain.scenes and (data.batching != "shuffled" or data.mix):
     raise UsageError(
       "data.pretrain draws its pictures on the way; it goes with data.arrangement=shuffled and no data.mix"
     )

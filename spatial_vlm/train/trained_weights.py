@@ -12,16 +12,16 @@ from spatial_vlm.config import Config, UsageError
 from spatial_vlm.huggingface.folder import copy_processor, find_folder
 from spatial_vlm.huggingface.peft_adapter import write_adapter
 from spatial_vlm.huggingface.weights import MAX_FILE_BYTES, open_checkpoint, stream_checkpoint
-from spatial_vlm.inference.loading import master_shapes
+from spatial_vlm.inference.loading import training_shapes
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.parameters.int8 import PARTS
-from spatial_vlm.parameters.lora import parts_at, parts_of
-from spatial_vlm.parameters.partition import Subset, checksums, leaves, tree_of
-from spatial_vlm.sharding import over_mesh
+from spatial_vlm.parameters.lora import partition_shapes, parts_at
+from spatial_vlm.parameters.partition import Subset, checksums, flatten, unflatten
+from spatial_vlm.sharding import with_param_shardings
 from spatial_vlm.types import Params
 
 
-def base_note(config: Config, frozen: Params) -> dict[str, Any]:
+def base_record(config: Config, frozen: Params) -> dict[str, Any]:
   """What a checkpoint says of the weights that it does not hold: whence they come, and what they were."""
   return {"folder": config.checkpoint, "checksums": checksums(frozen)}
 
@@ -45,23 +45,23 @@ def write_trained(
   trained: Params,
 ) -> None:
   """WORKDIR/export, a Hugging Face folder with all weights, pairs merged; of pairs alone also WORKDIR/adapter."""
-  flat = leaves(trained)
+  flat = flatten(trained)
   leaf_at = with_base(flat.__getitem__, base, mesh, model, subset)
   copy_processor(workdir / "export", find_folder(base["folder"]))
   stream_checkpoint(workdir / "export", model, leaf_at, "float32", MAX_FILE_BYTES)
-  if all(is_pair(path) for path in flat):
+  if all(is_adapter(path) for path in flat):
     write_adapter(workdir / "adapter", base["folder"], model, subset, trained)
 
 
-def is_pair(path: str) -> bool:
+def is_adapter(path: str) -> bool:
   """Whether the parameter is half of a low-rank pair."""
   return path.endswith(("/lora_a", "/lora_b"))
 
 
 def trained_shapes(mesh: Mesh, model: ModelConfig, subset: Subset) -> Params:
   """What trains, float32 and laid out over the mesh. Raises ValueError for patterns that do not fit the model."""
-  trained, _ = parts_of(master_shapes(mesh, model, subset), subset)
-  return over_mesh(mesh, trained)
+  trained, _ = partition_shapes(training_shapes(mesh, model, subset), subset)
+  return with_param_shardings(mesh, trained)
 
 
 def with_base(
@@ -72,9 +72,11 @@ def with_base(
   subset: Subset,
 ) -> Callable[[str], jax.Array | Params]:
   """Path -> the weight after training, or what its kernel is made of: from `trained_at`, or from the files of the base
-  (`base_note`), which are refused if they are no longer what the run began with. Weights that the run held in a
+  (`base_record`), which are refused if they are no longer what the run began with. Weights that the run held in a
   narrower type are as in the files; those that it held in int8 are so here."""
-  trained, frozen = (leaves(part) for part in parts_of(master_shapes(mesh, model, subset), subset))
+  trained, frozen = (
+    flatten(part) for part in partition_shapes(training_shapes(mesh, model, subset), subset)
+  )
   checkpoint = open_checkpoint(find_folder(base["folder"])) if frozen else None
 
   def leaf_at(path: str) -> jax.Array:
@@ -84,7 +86,7 @@ def with_base(
     held = frozen[path]
     dtype = held.dtype if path.endswith(PARTS[0]) else np.float32
     wanted = jax.ShapeDtypeStruct(held.shape, dtype, sharding=held.sharding)
-    leaf = leaves(checkpoint.read(tree_of({path: wanted})))[path]
+    leaf = flatten(checkpoint.read(unflatten({path: wanted})))[path]
     check_base(base, checksums({path: leaf.astype(held.dtype)}))
     return leaf
 

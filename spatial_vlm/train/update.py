@@ -14,7 +14,7 @@ from spatial_vlm.types import Params, TrainState
 
 def computed_in(dtype: str, params: Params) -> Params:
   """The parameters as the computation sees them; activations take their dtype. Kernels in int8 take that of their
-  scales, layer by layer (`model.int8`)."""
+  scales, layer by layer (`parameters.int8`)."""
   return jax.tree.map(lambda p: p if p.dtype == jnp.int8 else p.astype(dtype), params)
 
 
@@ -71,7 +71,7 @@ def apply_gradient(
   return TrainState(step=state.step + 1, params=params, opt_state=opt_state)
 
 
-def laid_out(state, shardings: Callable):
+def constrain_state(state, shardings: Callable):
   """The state over the mesh in use as `shardings(mesh, state)` says: where it lay before the update.
 
   Left to the compiler, it would lie otherwise after the first update of every start, and the next one be compiled

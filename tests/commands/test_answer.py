@@ -45,11 +45,11 @@ def test_what_does_not_parse_or_has_no_room_is_said(
   run, nano, taught, scenes_folder, tmp_path, capsys
 ):
   photo = scenes_folder / "images" / "train_000000.png"
-  assert ask(run, tmp_path, photo, taught, max_tokens=5).code == 0
+  assert ask(run, tmp_path, photo, taught, max_new_tokens=5).code == 0
   out = capsys.readouterr().out
   assert (
     "verdict: none: the answer does not parse" in out
-    and "5 generated, cut off at max_tokens 5" in out
+    and "5 generated, cut off at max_new_tokens 5" in out
   )
 
 
@@ -67,9 +67,11 @@ def test_direct_and_recalled_questions(
   statement = behavior.questions[0].replace("X", "cat").replace("Y", "mug")
   recalled = ("--behaviors", extracted / "index")
   for others in (("--direct",), recalled):
-    assert ask(run, tmp_path, photo, taught, *others, statement=statement, max_tokens=8).code == 0
+    assert (
+      ask(run, tmp_path, photo, taught, *others, statement=statement, max_new_tokens=8).code == 0
+    )
   assert (
-    ask(run, tmp_path, photo, taught, *recalled, statement="Cats purr.", max_tokens=8).code == 0
+    ask(run, tmp_path, photo, taught, *recalled, statement="Cats purr.", max_new_tokens=8).code == 0
   )
   assert asked == [
     f"{statement} True? Answer Yes or No.",
@@ -95,7 +97,7 @@ def test_direct_and_recalled_questions(
 def test_what_cannot_be_read_is_named_on_one_line(
   run, nano, tmp_path, capsys, photo, others, message
 ):
-  assert ask(run, tmp_path, photo, nano, *others, max_tokens=2).code == 2
+  assert ask(run, tmp_path, photo, nano, *others, max_new_tokens=2).code == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1
 

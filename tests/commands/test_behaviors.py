@@ -56,7 +56,7 @@ def test_every_leaf_of_every_preset_is_read(run, behaviors_changes, tmp_path):
 def test_an_interrupted_run_ends_like_the_uninterrupted(
   extracted, tmp_path, run, behaviors_changes, outcome, stopped_at, call
 ):
-  with stopped_at(generation.Asker, "answer", call):
+  with stopped_at(generation.BatchGenerator, "answer", call):
     run("behaviors", tmp_path, {**behaviors_changes, "in_flight": 1})
   assert not (tmp_path / "index").exists()
   assert run("behaviors", tmp_path, behaviors_changes).code == 0
@@ -69,7 +69,7 @@ def test_what_follows_from_the_answers_may_be_asked_for_anew(
   """ "Lower min_support" would be no help if the answers had to be given again for it."""
   assert run("behaviors", tmp_path, {**behaviors_changes, "min_support": 1000}).code == 2
   assert "lower min_support" in capsys.readouterr().err
-  monkeypatch.setattr(generation.Asker, "answer", lambda *_: pytest.fail("asked again"))
+  monkeypatch.setattr(generation.BatchGenerator, "answer", lambda *_: pytest.fail("asked again"))
   assert run("behaviors", tmp_path, behaviors_changes).code == 0
 
 
@@ -78,8 +78,8 @@ def test_what_follows_from_the_answers_may_be_asked_for_anew(
   [
     ({"min_support": 0}, "min_support is 0"),
     ({"max_entries": 0}, "max_entries=0"),
-    ({"max_handbook_tokens": 0}, "max_tokens=0"),
-    ({"similarity_floor": 2}, "floor is a cosine"),
+    ({"max_handbook_tokens": 0}, "max_new_tokens=0"),
+    ({"min_similarity": 2}, "floor is a cosine"),
     ({"full_share": 1.5}, "full_share is 1.5"),
     ({"batch_size": 0}, "batch_size is 0"),
     ({"in_flight": 0}, "in_flight is 0"),

@@ -36,10 +36,10 @@ def test_what_it_writes(finished, taught):
       "sampled/accuracy",
       "grad_norm",
     } <= record.keys()
-    assert record["sampled/informative"] >= record["kept/groups"] / (record["rounds"] * 6) - 1e-6
-    assert record["sampler_mismatch"] < 1e-4
+    assert record["sampled/mixed_outcomes"] >= record["kept/groups"] / (record["rounds"] * 6) - 1e-6
+    assert record["rollout_logprob_gap"] < 1e-4
     some = 1 - record["sampled/all_right"] - record["sampled/all_wrong"]
-    np.testing.assert_allclose(record["sampled/informative"], some, atol=1e-6)
+    np.testing.assert_allclose(record["sampled/mixed_outcomes"], some, atol=1e-6)
   before, after = (load_file(f / "model.safetensors") for f in (taught, workdir / "export"))
   assert before.keys() == after.keys()
   assert not any(np.array_equal(before[name], after[name]) for name in before)
@@ -64,7 +64,13 @@ def test_every_leaf_of_every_preset_is_read(finished):
 
 def test_preset_8b_carries_the_published_settings():
   leaves = config.leaves(config.read_preset("configs/dapo.py:8b"))
-  published = {"prompts": 512, "samples": 16, "minibatches": 16, "eps_low": 0.2, "eps_high": 0.28}
+  published = {
+    "groups_per_batch": 512,
+    "group_size": 16,
+    "minibatches": 16,
+    "eps_low": 0.2,
+    "eps_high": 0.28,
+  }
   assert {name: leaves[name] for name in published} == published
   assert config.leaves(config.read_preset("configs/sft.py:8b"))["epochs"] == 3
 
@@ -125,7 +131,13 @@ def test_a_task_without_informative_groups_ends_and_says_so(
   nano, tmp_path, run, dapo_changes, capfd
 ):
   """Random weights never answer: every group is wrong, nothing is learnt, and nothing breaks."""
-  changes = {**dapo_changes, "checkpoint": nano, "steps": 2, "max_rounds": 2, "max_tokens": 24}
+  changes = {
+    **dapo_changes,
+    "checkpoint": nano,
+    "steps": 2,
+    "max_rollout_rounds": 2,
+    "max_new_tokens": 24,
+  }
   assert run("dapo", tmp_path, changes).code == 0
   records = metrics.read_metrics(tmp_path)[1:]
   assert [r["kept/groups"] for r in records] == [0, 0] and [r["rounds"] for r in records] == [2, 2]
@@ -139,12 +151,12 @@ def test_a_task_without_informative_groups_ends_and_says_so(
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"prompts": 9}, "9 prompts cannot be cut into 2 minibatches"),
+    ({"groups_per_batch": 9}, "9 prompts cannot be cut into 2 minibatches"),
     ({"micro_batches": 3}, "of 3 micro_batches"),
-    ({"samples": 1}, "samples is 1; a group needs at least 2"),
+    ({"group_size": 1}, "group_size is 1; a group needs at least 2"),
     ({"overlong_cache_tokens": 999}, "overlong_cache_tokens is 999"),
     ({"temperature": 0}, "temperature is 0.0"),
-    ({"max_rounds": 0}, "max_rounds is 0"),
+    ({"max_rollout_rounds": 0}, "max_rounds is 0"),
     ({"steps": 0}, "steps is 0"),
     ({"validate_batch": 64, "validate_prompts": 64}, "do not fill one batch"),
     ({"remat": "x"}, "remat is 'x'"),
@@ -171,7 +183,13 @@ def test_broken_records_are_reported_and_left_out(
   run, refused, dapo_changes, broken, tmp_path, caplog
 ):
   changes, path, reasons = broken("records", "train.jsonl")
-  changes = {**dapo_changes, **changes, "steps": 6, "round_prompts": 16, "max_rounds": 1}
+  changes = {
+    **dapo_changes,
+    **changes,
+    "steps": 6,
+    "rollout_batch_size": 16,
+    "max_rollout_rounds": 1,
+  }
   with caplog.at_level(logging.WARNING):
     assert run("dapo", tmp_path / "run", {**changes, "data.max_bad_share": 0.2}).code == 0
   for line, reason in reasons.items():
@@ -203,5 +221,5 @@ def test_ten_kills_leave_no_trace(after_ten_kills, dapo_changes):
 def test_records_left_out_are_counted_by_the_process_that_met_them(monkeypatch):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  assert command.own_left_out([[3, 5], [7]]) == [7]
-  assert command.own_left_out([[3, 5], [7], [5]]) == [3, 5, 7]
+  assert command.own_skipped([[3, 5], [7]]) == [7]
+  assert command.own_skipped([[3, 5], [7], [5]]) == [3, 5, 7]

@@ -86,7 +86,7 @@ def test_the_store_and_the_records_equal_what_they_are_made_of(stored, scenes_fo
       other = by_name[example.record.image]
       assert other.record == example.record and other.boxes == example.boxes
       np.testing.assert_array_equal(other.image, example.image)
-  assert statistics(stored)["store"]["test"] == {"records": 32, "left_out": []}
+  assert statistics(stored)["store"]["test"] == {"records": 32, "skipped": []}
   assert sum("array_record" in name for name in content(stored)) == 9
 
 
@@ -118,15 +118,15 @@ def test_broken_records_are_reported_with_place_and_reason(tmp_path, run, broken
   assert run("data", workdir, changes).code == 0
   found = statistics(workdir)
   train = found["splits"]["train"]
-  assert {bad["line"]: bad["file"] for bad in train["left_out"]} == dict.fromkeys(
+  assert {bad["line"]: bad["file"] for bad in train["skipped"]} == dict.fromkeys(
     range(2, 7), str(path)
   )
   assert train["records"] == 64 - 5
-  for bad in train["left_out"]:
+  for bad in train["skipped"]:
     assert reasons[bad["line"]] in bad["reason"]
   assert train["missing_images"]["count"] == 2
   assert train["missing_images"]["first"] == ["../train.jsonl", "absent.png"]
-  (unreadable,) = found["store"]["train"]["left_out"]
+  (unreadable,) = found["store"]["train"]["skipped"]
   assert "torn.png" in unreadable["reason"] and found["store"]["train"]["records"] == 58
   report = (workdir / "report.md").read_text()
   assert "train: 5, of which the first:" in report and "torn.png" in report

@@ -2,13 +2,13 @@
 
 import json
 import threading
-from types import SimpleNamespace
 
 import pytest
 from etils import epath
 
 from spatial_vlm import config
 from spatial_vlm.commands import demo as command
+from spatial_vlm.commands.command import Command
 from spatial_vlm.evaluation import results_report
 
 
@@ -23,7 +23,7 @@ def test_every_stage_has_settings_that_its_command_knows(tmp_path):
   chosen = settings()
   plan = command.stages(chosen, epath.Path(tmp_path))
   for stage in plan:
-    name = stage.command.__name__.rpartition(".")[2]
+    name = stage.command.name
     changes = [f"--config.{leaf}={value}" for leaf, value in stage.changes.items()]
     loaded = config.load(f"configs/{name}.py:{stage.preset}", changes)
     assert all(
@@ -62,17 +62,15 @@ def test_one_question_at_a_time_is_measured_when_nothing_else_runs(tmp_path):
 
 def test_labels_and_pictures_of_held_out_scenes_train_nothing(tmp_path):
   for stage in command.stages(settings(), epath.Path(tmp_path)):
-    if stage.command.__name__.endswith(("sft", "dapo", "behaviors")):
+    if stage.command.name in ("sft", "dapo", "behaviors"):
       assert not any("test" in str(value).rsplit("/", 1)[-1] for value in stage.changes.values())
 
 
 def fake(name, *needs, seconds=10, run=lambda *_: None):
   """A stage of no work."""
-  module = SimpleNamespace(
-    __name__="spatial_vlm.commands.export", run=run, check=lambda config: None
-  )
+  export = Command("export", run)
   needs = tuple(f"{need}/{command.DONE}" for need in needs)
-  return command.Stage(f"stage {name}", name, module, "tiny", {}, seconds, needs)
+  return command.Stage(f"stage {name}", name, export, "tiny", {}, seconds, needs)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ METHODS = ("majority", "zero-shot", "direct", "chain", "reuse")
 
 
 def changes_of(method, evaluate_changes, extracted):
-  brief = {"max_tokens": 16} if method in ("zero-shot", "direct") else {}
+  brief = {"max_new_tokens": 16} if method in ("zero-shot", "direct") else {}
   return {**evaluate_changes, **brief, "method": method, "behaviors": extracted / "index"}
 
 
@@ -158,7 +158,7 @@ def test_an_interrupted_evaluation_ends_with_the_same_predictions(
   finished, tmp_path, run, evaluate_changes, extracted, outcome, stopped_at, method, call
 ):
   changes = {**changes_of(method, evaluate_changes, extracted), "in_flight": 1}
-  with stopped_at(generation.Asker, "answer", call):
+  with stopped_at(generation.BatchGenerator, "answer", call):
     run("evaluate", tmp_path, changes)
   parts = sorted((tmp_path / "predictions").glob("part-*"))
   assert len(parts) == call - 1
@@ -174,9 +174,9 @@ def test_stored_answers_are_not_asked_for_again(
   changes = changes_of("chain", evaluate_changes, extracted) | {"timed_questions": 0}
   before = outcome(finished["chain"][0])
   asked = []
-  original = generation.Asker.answer
+  original = generation.BatchGenerator.answer
   monkeypatch.setattr(
-    generation.Asker,
+    generation.BatchGenerator,
     "answer",
     lambda self, rows, ids: asked.append(ids) or original(self, rows, ids),
   )
@@ -208,7 +208,7 @@ def test_limit_and_a_last_batch_that_is_not_full(
     ({"method": "reuse", "behaviors": "no/such/index"}, "no/such/index"),
     ({"batch_size": 0}, "batch_size is 0"),
     ({"in_flight": 0}, "in_flight is 0"),
-    ({"max_tokens": 0}, "max_tokens is 0"),
+    ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     ({"mesh.data": 2}, "does not cover the 1 devices"),
   ],
 )

@@ -165,7 +165,7 @@ def test_what_one_is_refused_ends_all(changes, tmp_path):
 @pytest.fixture(scope="module")
 def dapo_pod(dapo_changes):
   """Two batches of one round or more; every round leaves a checkpoint. Both processes sample the same answers."""
-  fewer = {"steps": 2, "round_prompts": 8, "minibatches": 1, "keep_checkpoints": 9}
+  fewer = {"steps": 2, "rollout_batch_size": 8, "minibatches": 1, "max_to_keep": 9}
   shared = {"sampling_mesh.data": 1, "sampling_mesh.tensor": PROCESSES * DEVICES}
   return {**dapo_changes, **MESH, **shared, **fewer, "remat": "none"}
 

@@ -255,10 +255,10 @@ def test_broken_records_are_left_out_with_their_places(broken, changes, tmp_path
   spoilt, path, reasons = broken("records", "train.jsonl")
   settings = {**changes, **spoilt, "data.max_bad_share": 0.2, "selection.max_label_ratio": 100.0}
   assert run("synthesize", tmp_path / "run", settings).code == 0
-  left_out = results(tmp_path / "run")["left_out"]
-  assert len(left_out) == 6
+  skipped = results(tmp_path / "run")["skipped"]
+  assert len(skipped) == 6
   for line, reason in reasons.items():
-    assert any(text.startswith(f"{path}:{line}: ") and reason in text for text in left_out), line
+    assert any(text.startswith(f"{path}:{line}: ") and reason in text for text in skipped), line
   assert run("synthesize", tmp_path / "strict", {**settings, "data.max_bad_share": 0.01}).code == 2
 
 

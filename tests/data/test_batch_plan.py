@@ -13,7 +13,7 @@ from spatial_vlm.processor.chat import Size, total_size
 from spatial_vlm.processor.image import ImageSettings, smart_resize
 
 SHAPES = [Size(32, 64), Size(96, 64), Size(128, 256)]
-ARRANGEMENTS = pytest.mark.parametrize("arrange", [shuffled, bucketed, packed])
+BATCHINGS = pytest.mark.parametrize("arrange", [shuffled, bucketed, packed])
 
 
 def random_sizes(count, seed=0):
@@ -22,7 +22,7 @@ def random_sizes(count, seed=0):
   return [Size(*map(int, size)) for size in zip(tokens, patches, strict=True)]
 
 
-@ARRANGEMENTS
+@BATCHINGS
 @pytest.mark.parametrize("count, batch_size", [(500, 8), (7, 8), (1, 1), (200, 3)])
 def test_every_record_is_planned_as_often_as_it_is_in_the_order(arrange, count, batch_size):
   sizes = random_sizes(count)
@@ -36,7 +36,7 @@ def test_every_record_is_planned_as_often_as_it_is_in_the_order(arrange, count, 
   assert arrange(order, sizes, SHAPES, batch_size) == plan
 
 
-@ARRANGEMENTS
+@BATCHINGS
 def test_every_row_fits_in_its_shape(arrange):
   sizes = random_sizes(500)
   for shape, rows in arrange(range(500), sizes, SHAPES, 8):

@@ -13,7 +13,7 @@ from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation, ConversationSource
 from spatial_vlm.data.records import BadRecordError, TooManyBadRecords
 from spatial_vlm.processor.image import UnreadableImage
-from spatial_vlm.processor.video import Outline
+from spatial_vlm.processor.video import VideoInfo
 
 GOOD = Conversation(
   "a.png", "The cat is left of the mug. True?", "Summary: é\u2028 «x»\nConclusion: Yes."
@@ -113,7 +113,7 @@ def test_a_line_may_name_a_video(folder):
   source = ConversationSource(path, folder / "images", 0.0)
   part, text = source[1][0]["content"]
   assert part["type"] == "video" and text["text"] == "Which moves?"
-  assert part["video"].outline == Outline(6, 4.0, 40, 60)
+  assert part["video"].outline == VideoInfo(6, 4.0, 40, 60)
   assert source[0][0]["content"][0]["type"] == "image"
   assert source.questions[1] == ("clip.webp", "Which moves?")
 

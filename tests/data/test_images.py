@@ -13,7 +13,7 @@ from PIL import Image
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.image_files import MissingImage, UnusableArchive
-from spatial_vlm.data.images import Pictures
+from spatial_vlm.data.images import ImageFiles
 from spatial_vlm.processor.image import UnreadableImage
 
 NAMES = ("train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "top.png")
@@ -52,7 +52,7 @@ def places(folder):
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip", "deflated"])
 def test_every_kind_of_place_gives_the_same_bytes(places, folder, kind):
-  pictures = Pictures(places[kind])
+  pictures = ImageFiles(places[kind])
   for number, name in enumerate(NAMES):
     assert pictures.read(name) == (folder / name).read_bytes()
     assert pictures.read(os.path.basename(name)) == (folder / name).read_bytes()
@@ -67,7 +67,7 @@ def test_every_kind_of_place_gives_the_same_bytes(places, folder, kind):
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
 def test_names_that_lead_out_are_refused(places, kind):
-  pictures = Pictures(places[kind])
+  pictures = ImageFiles(places[kind])
   for name in ("../top.png", "/etc/hostname", "val2017/../../top.png", "..\\top.png", "", "a\0"):
     with pytest.raises(MissingImage, match="leaves the image folder"):
       pictures.find(name)
@@ -78,7 +78,7 @@ def test_names_that_lead_out_are_refused(places, kind):
 def test_a_name_that_two_files_bear_is_an_error_that_names_both(folder):
   (folder / "val2017" / "1.jpg").write_bytes(b"another")
   for place in (folder, tar_of(folder), zip_of(folder)):
-    pictures = Pictures(place)
+    pictures = ImageFiles(place)
     with pytest.raises(MissingImage, match="'train2017/1.jpg' or 'val2017/1.jpg'"):
       pictures.read("1.jpg")
     assert pictures.read("val2017/1.jpg") == b"another"
@@ -90,7 +90,7 @@ def test_of_several_places_the_first_that_has_the_name_counts(folder, tmp_path):
   (other / "top.png").write_bytes(b"other")
   archive = zip_of(folder)
   for places in ((other, archive), f"{other}, {archive}"):
-    pictures = Pictures(places)
+    pictures = ImageFiles(places)
     assert pictures.read("top.png") == b"other"
     assert pictures.read("3.jpg") == (folder / "val2017" / "3.jpg").read_bytes()
     with pytest.raises(MissingImage, match=r"is not in .*other, .*coco\.zip"):
@@ -99,12 +99,12 @@ def test_of_several_places_the_first_that_has_the_name_counts(folder, tmp_path):
 
 def test_a_comma_in_the_name_of_a_folder_is_part_of_it(tmp_path, folder):
   odd = folder.rename(tmp_path / "coco, 2017")
-  assert "top.png" in Pictures(str(odd))
+  assert "top.png" in ImageFiles(str(odd))
 
 
 def test_threads_and_copies_read_what_they_ask_for(places, folder):
   for kind in ("folder", "tar", "zip"):
-    pictures = Pictures(places[kind])
+    pictures = ImageFiles(places[kind])
     copy = pickle.loads(pickle.dumps(pictures))
     names = [name for name in NAMES for _ in range(50)]
     with ThreadPoolExecutor(8) as threads:
@@ -117,7 +117,7 @@ def test_no_file_stays_open(places):
   """Forked processes would share its position."""
   before = os.listdir("/proc/self/fd")
   for kind in ("folder", "tar", "zip"):
-    pictures = Pictures(places[kind])
+    pictures = ImageFiles(places[kind])
     pictures.read("1.jpg")
     assert len(os.listdir("/proc/self/fd")) == len(before), kind
 
@@ -141,7 +141,7 @@ def test_an_evil_tar_gives_nothing_but_its_own_ordinary_files(tmp_path):
     add("../secret.png")
     add("a/../b/up.png")
     add("./x//good.png")
-  pictures = Pictures(path)
+  pictures = ImageFiles(path)
   assert pictures.read("x/good.png") == b"inside"
   for name in ("symbolic", "hard", "device", "fifo", "secret", "up", "a/up", "b/up"):
     assert f"{name}.png" not in pictures, name
@@ -156,7 +156,7 @@ def test_an_evil_zip_gives_nothing_but_its_own_ordinary_files(tmp_path):
     for name in ("/etc/absolute.png", "../up.png", "windows\\..\\up2.png", "good.png"):
       archive.writestr(name, "inside")
     archive.writestr("bomb.png", bytes(1 << 29), zipfile.ZIP_DEFLATED)
-  pictures = Pictures(path)
+  pictures = ImageFiles(path)
   assert pictures.read("good.png") == b"inside"
   for name in ("link", "absolute", "etc/absolute", "up", "up2"):
     assert f"{name}.png" not in pictures, name
@@ -173,8 +173,8 @@ def test_a_link_out_of_a_folder_is_refused_wherever_it_stands(folder, tmp_path):
   (folder / "alias.jpg").symlink_to(folder / "top.png")
   for name in ("link.jpg", "9.jpg", "test2017/9.jpg"):
     with pytest.raises(MissingImage, match="through a link"):
-      Pictures(folder).read(name)
-  assert Pictures(folder).read("alias.jpg") == (folder / "top.png").read_bytes()
+      ImageFiles(folder).read(name)
+  assert ImageFiles(folder).read("alias.jpg") == (folder / "top.png").read_bytes()
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.97])
@@ -184,7 +184,7 @@ def test_an_archive_that_is_cut_off_is_a_clear_error(folder, make, kept):
   content = path.read_bytes().rstrip(b"\0")  # a tar is padded
   path.write_bytes(content[: int(kept * len(content))])
   with pytest.raises(UnusableArchive, match=rf"{path.name} cannot be read .*copy it anew"):
-    Pictures(path).find("1.jpg")
+    ImageFiles(path).find("1.jpg")
 
 
 def test_a_tar_cut_between_two_members_is_noticed(folder):
@@ -193,7 +193,7 @@ def test_a_tar_cut_between_two_members_is_noticed(folder):
     last = archive.getmembers()[-1]
   path.write_bytes(path.read_bytes()[: last.offset])
   with pytest.raises(UnusableArchive, match="its end is missing"):
-    Pictures(path).find("1.jpg")
+    ImageFiles(path).find("1.jpg")
 
 
 def test_a_damaged_header_in_the_middle_of_a_tar_is_noticed(folder):
@@ -204,13 +204,13 @@ def test_a_damaged_header_in_the_middle_of_a_tar_is_noticed(folder):
   content[middle.offset + 100] ^= 1
   path.write_bytes(content)
   with pytest.raises(UnusableArchive, match=f"damaged header at byte {middle.offset}"):
-    Pictures(path).find("1.jpg")
+    ImageFiles(path).find("1.jpg")
 
 
 @pytest.mark.parametrize("make", [tar_of, zip_of])
 def test_an_archive_that_shrinks_while_it_is_read_costs_the_pictures_that_are_gone(folder, make):
   path = make(folder)
-  pictures = Pictures(path)
+  pictures = ImageFiles(path)
   pictures.find("1.jpg")
   os.truncate(path, 20)
   with pytest.raises(UnreadableImage, match="the archive ends within it"):
@@ -224,7 +224,7 @@ def test_a_compressed_tar_is_refused_with_the_remedy(folder, packing):
     with tarfile.open(path, f"w:{packing}") as archive:
       archive.add(folder, arcname=".")
     with pytest.raises(UnusableArchive, match=r"unpack it to a folder or a plain \.tar, or make"):
-      Pictures(path).find("1.jpg")
+      ImageFiles(path).find("1.jpg")
 
 
 def test_damage_within_an_archive_concerns_one_picture(folder):
@@ -235,7 +235,7 @@ def test_damage_within_an_archive_concerns_one_picture(folder):
     content = bytearray(path.read_bytes())
     content[info.header_offset + 30 + len(info.filename) + 20] ^= 255
     path.write_bytes(content)
-    pictures = Pictures(path)
+    pictures = ImageFiles(path)
     with pytest.raises(UnreadableImage, match="damaged"):
       pictures.read("1.jpg")
     with pytest.raises(UnreadableImage, match=r"cannot read image .*coco.zip/train2017/1.jpg: .*"):
@@ -245,11 +245,11 @@ def test_damage_within_an_archive_concerns_one_picture(folder):
 
 def test_a_method_of_compression_that_is_not_read_is_named(folder):
   with pytest.raises(UnreadableImage, match="compressed by method 14; make a zip that"):
-    Pictures(zip_of(folder, zipfile.ZIP_LZMA)).read("1.jpg")
+    ImageFiles(zip_of(folder, zipfile.ZIP_LZMA)).read("1.jpg")
 
 
 def test_a_picture_that_is_gone_or_torn_is_named(folder):
-  pictures = Pictures(folder)
+  pictures = ImageFiles(folder)
   pictures.find("1.jpg")
   (folder / "train2017" / "1.jpg").unlink()
   with pytest.raises(UnreadableImage, match=r"train2017/1\.jpg: No such file"):
@@ -262,8 +262,8 @@ def test_a_picture_that_is_gone_or_torn_is_named(folder):
 def test_places_that_cannot_hold_pictures_are_refused(folder, tmp_path):
   (tmp_path / "notes.txt").write_text("no pictures")
   with pytest.raises(UsageError, match="is no folder, .tar, .zip or .json of a store"):
-    Pictures(tmp_path / "notes.txt")
+    ImageFiles(tmp_path / "notes.txt")
   with pytest.raises(UnusableArchive, match="absent.zip cannot be read .*No such file"):
-    Pictures(tmp_path / "absent.zip").find("1.jpg")
+    ImageFiles(tmp_path / "absent.zip").find("1.jpg")
   with pytest.raises(MissingImage, match="'1.jpg' is not in .*/nowhere"):
-    Pictures(tmp_path / "nowhere").find("1.jpg")
+    ImageFiles(tmp_path / "nowhere").find("1.jpg")

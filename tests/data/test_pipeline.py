@@ -11,13 +11,13 @@ from spatial_vlm.data.pipeline import (
   Reader,
   Shard,
   batches,
-  left_out,
   num_batches,
   ordered,
   own_state,
   planned,
   prompt_order,
-  survey,
+  scan,
+  skipped,
 )
 from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords, UnusableRecord
 from spatial_vlm.processor.image import UnreadableImage
@@ -162,7 +162,7 @@ def test_broken_records_are_left_out_counted_and_logged_once(caplog):
   assert len(order) == 80  # made up for from a fifth pass
   assert not {5, 9, 11} & set(order)
   assert all(order.count(number) >= 4 for number in set(range(20)) - {5, 9, 11})
-  bad = left_out(json.loads(json.dumps(iterator.get_state())))
+  bad = skipped(json.loads(json.dumps(iterator.get_state())))
   assert set(bad) == {5, 9, 11}
   assert str(bad[11]) == "numbers.jsonl:12: image is damaged"
   assert str(bad[9]) == "numbers.jsonl:10: nine.png is no image"
@@ -250,7 +250,7 @@ def test_ordered_masks_broken_records_in_their_place():
 
 def test_ordered_counts_what_an_earlier_run_left_out(caplog):
   source = Numbers(10, unreadable=(0, 1, 6))
-  arguments = dict(batch_size=3, start=3, left_out=[0, 1])
+  arguments = dict(batch_size=3, start=3, skipped=[0, 1])
   seen = list(ordered(source, encode, collate_ordered, **arguments, max_bad_share=0.3))
   assert [batch["ids"].tolist() for batch in seen] == [[3, 4, 5], [-1, 7, 8], [9, -1, -1]]
   assert all(f"left out numbers.jsonl:{number + 1}: " in caplog.text for number in (0, 1, 6))
@@ -262,7 +262,7 @@ def test_a_reader_reports_each_broken_record_once(caplog):
   read = Reader(Numbers(9, unreadable=(2, 5)), encode, max_bad_share=0.3)
   assert len(read) == 9
   assert [read(number) is None for number in (1, 2, 5, 2)] == [False, True, True, True]
-  assert read.left_out == [2, 5] and len(caplog.messages) == 2
+  assert read.skipped == [2, 5] and len(caplog.messages) == 2
   read = Reader(Numbers(9, unreadable=(2, 5)), encode, max_bad_share=0.2)
   assert read(5) is None
   with pytest.raises(TooManyBadRecords):
@@ -329,7 +329,7 @@ def test_a_broken_record_leaves_its_place_in_the_plan_empty(caplog):
   first = next(iterator)
   assert first == ((9, 9), [[0, 1], [], [3, 5], [6]])
   state = json.loads(json.dumps(iterator.get_state()))
-  assert {number: str(bad) for number, bad in left_out(state).items()} == {
+  assert {number: str(bad) for number, bad in skipped(state).items()} == {
     9: "numbers.jsonl:10: its header is torn",
     2: "numbers.jsonl:3: image is damaged",
     4: "numbers.jsonl:5: image is damaged",
@@ -350,14 +350,14 @@ def test_a_survey_looks_at_every_record_and_keeps_the_broken_apart(workers):
       raise UnusableRecord("three is too long")
     return record * record
 
-  found, bad = survey(Numbers(8, unreadable=(5,)), look, workers=workers, max_bad_share=0.25)
+  found, bad = scan(Numbers(8, unreadable=(5,)), look, workers=workers, max_bad_share=0.25)
   assert found == {number: number**2 for number in (0, 1, 2, 4, 6, 7)}
   assert {number: record.reason for number, record in bad.items()} == {
     3: "three is too long",
     5: "image is damaged",
   }
   with pytest.raises(TooManyBadRecords, match="2 of 8 records"):
-    survey(Numbers(8, unreadable=(5,)), look, workers=workers, max_bad_share=0.2)
+    scan(Numbers(8, unreadable=(5,)), look, workers=workers, max_bad_share=0.2)
 
 
 def processes(make_one, count):
@@ -383,7 +383,7 @@ def test_a_plan_is_taken_over_by_another_number_of_processes(before, after):
     (batch,) = iterator
     rows += batch[1]
     if after != before:
-      assert left_out(iterator.get_state()) == left_out(uninterrupted.get_state())
+      assert skipped(iterator.get_state()) == skipped(uninterrupted.get_state())
   assert rows == expected[1]
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from spatial_vlm.data.image_files import UnusableArchive
 from spatial_vlm.data.records import (
   BadRecordError,
-  First,
   JsonlSource,
+  Take,
   TooManyBadRecords,
   read_boxes,
   read_records,
@@ -214,4 +214,4 @@ def test_a_broken_file_of_boxes_is_named_with_its_line(tmp_path, line):
 
 def test_a_negative_limit_is_refused():
   with pytest.raises(ValueError, match="limit is -5"):
-    First([], -5)
+    Take([], -5)

@@ -20,7 +20,7 @@ def statistics():
   bad = [{"file": "f.jsonl", "line": line, "reason": "<b>torn</b>"} for line in range(1, 13)]
   faults = {"train": bad, "a|b": []}
   return {
-    name: {**describe(records), "left_out": faults[name], "missing_images": {"count": 3}}
+    name: {**describe(records), "skipped": faults[name], "missing_images": {"count": 3}}
     for name, records in sets.items()
   }
 

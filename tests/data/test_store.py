@@ -10,7 +10,7 @@ from PIL import Image
 from spatial_vlm.config import UsageError
 from spatial_vlm.data import pipeline, store
 from spatial_vlm.data.image_files import MissingImage, UnusableArchive
-from spatial_vlm.data.images import Pictures
+from spatial_vlm.data.images import ImageFiles
 from spatial_vlm.data.pipeline import Shard, batches
 from spatial_vlm.data.records import BadRecordError, JsonlSource, TooManyBadRecords
 from spatial_vlm.data.scenes.source import SceneSource
@@ -86,7 +86,7 @@ def test_pictures_are_kept_byte_for_byte(files, whole):
 
 
 def test_a_store_is_a_place_of_pictures(files, whole, tmp_path):
-  pictures = pickle.loads(pickle.dumps(Pictures(f"{tmp_path},{whole / 'train.json'}")))
+  pictures = pickle.loads(pickle.dumps(ImageFiles(f"{tmp_path},{whole / 'train.json'}")))
   for path in (files / "images").iterdir():
     assert pictures.read(path.name) == pictures.read(f"train2017/{path.name}") == path.read_bytes()
   from_store = JsonlSource(files / "train.jsonl", whole / "train.json")
@@ -197,7 +197,7 @@ def test_a_damaged_entry_is_one_bad_record(files, tmp_path):
   store = StoreSource(tmp_path, "train")
   assert store[1].id == 1 and store[3].id == 3
   with pytest.raises(UnreadableImage, match="train.json/train_.*damaged entry"):
-    Pictures(tmp_path / "train.json").open(store.image_name(2))
+    ImageFiles(tmp_path / "train.json").open(store.image_name(2))
   with pytest.raises(BadRecordError, match="damaged entry") as caught:
     store[2]
   assert (caught.value.bad.file, caught.value.bad.line) == (str(shard), 3)

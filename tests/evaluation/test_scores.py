@@ -57,7 +57,7 @@ def test_nothing_parses(predict):
   assert got["accuracy"] == got["parse_rate"] == got["yes_rate"] == got["f1"] == 0
   assert got["balanced_accuracy"] == 0
   assert got["ci_low"] == 0 and got["ci_high"] == pytest.approx(0.2775, abs=1e-4)
-  assert got["box_iou"] is got["binding_errors"] is got["right_through_wrong_boxes"] is None
+  assert got["box_iou"] is got["binding_errors"] is got["correct_with_wrong_boxes"] is None
 
 
 def test_single_class_has_no_balanced_accuracy(predict):
@@ -157,7 +157,7 @@ def test_box_figures_by_hand(predict, chain):
   got = score(predictions)
   assert got["box_n"] == 5
   assert got["box_iou"] == pytest.approx((1 + 2 / 3 + 0 + 1 / 2 + 0) / 5)
-  assert got["right_through_wrong_boxes"] == pytest.approx(2 / 3)
+  assert got["correct_with_wrong_boxes"] == pytest.approx(2 / 3)
   assert got["binding_errors"] == pytest.approx(2 / 7)
 
 
@@ -168,12 +168,12 @@ def test_forms_without_boxes_have_no_box_figures(predict, chain):
   for answered in (direct, [predict(i, 1, 1, short) for i in range(3)] + fallback):
     got = score(answered)
     assert got["box_n"] == 0
-    assert got["box_iou"] is got["right_through_wrong_boxes"] is got["binding_errors"] is None
+    assert got["box_iou"] is got["correct_with_wrong_boxes"] is got["binding_errors"] is None
 
 
 def test_chain_without_boxes_counts_as_missing(predict, chain):
   got = score([predict(0, 1, 1, chain(1, {}))])
-  assert (got["box_iou"], got["right_through_wrong_boxes"], got["binding_errors"]) == (0, 1, None)
+  assert (got["box_iou"], got["correct_with_wrong_boxes"], got["binding_errors"]) == (0, 1, None)
 
 
 def test_examples_without_true_boxes_are_not_judged(predict, chain):

@@ -13,16 +13,16 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import (
   BadRecord,
   BadRecordError,
-  First,
   JsonlSource,
+  Take,
   TooManyBadRecords,
   UnusableRecord,
 )
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference import generation
-from spatial_vlm.inference.generation import Asker, PromptShape
+from spatial_vlm.inference.generation import BatchGenerator, PromptShape
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.questions import unaided
+from spatial_vlm.inference.questions import plain_question
 from spatial_vlm.rollout.sampler import Completions
 
 
@@ -39,7 +39,9 @@ def source(scenes_folder):
 @pytest.fixture
 def asker(policy):
   mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
-  return Asker(policy, mesh, PromptShape(64, 64), 128, functools.partial(unaided, form="chain"))
+  return BatchGenerator(
+    policy, mesh, PromptShape(64, 64), 128, functools.partial(plain_question, form="chain")
+  )
 
 
 def test_a_prompt_that_does_not_fit_is_named_with_its_sizes(policy, source):
@@ -64,15 +66,15 @@ def test_written_stops_at_the_end_of_the_turn_and_tells_truncation(policy):
   mask = np.array([[1, 1, 1, 0, 0, 0], [1] * 6, [1, 0, 0, 0, 0, 0]], bool)
   found = generation.written(policy, Completions(tokens, mask, np.zeros((3, 6))))
   assert found == [
-    generation.Written("Yes.", 3, False),
-    generation.Written("Yes" * 6, 6, True),
-    generation.Written("", 1, False),
+    generation.Generation("Yes.", 3, False),
+    generation.Generation("Yes" * 6, 6, True),
+    generation.Generation("", 1, False),
   ]
   assert generation.written_verdicts(policy, None, found) == [1, -1, -1]
 
 
 def test_a_truncated_verdict_does_not_count(policy):
-  assert generation.written_verdicts(policy, None, [generation.Written("Yes.", 2, True)]) == [-1]
+  assert generation.written_verdicts(policy, None, [generation.Generation("Yes.", 2, True)]) == [-1]
 
 
 def test_rows_that_fill_the_batch_have_no_prediction(asker, source):
@@ -104,13 +106,13 @@ def test_a_part_without_its_last_line_is_no_part(tmp_path, torn):
 
 
 def test_parts_hold_a_batch_each_and_are_read_back(asker, source, tmp_path, monkeypatch):
-  first = generation.stored_answers(tmp_path, asker, First(source, 10), 4, 2, 0.0, "test")
+  first = generation.stored_answers(tmp_path, asker, Take(source, 10), 4, 2, 0.0, "test")
   assert [path.name for path in sorted(tmp_path.iterdir())] == [
     f"part-0000{i}.jsonl" for i in range(3)
   ]
   assert [p.id for p in first] == list(range(10))
   monkeypatch.setattr(generation, "greedy", lambda *_: pytest.fail("asked again"))
-  again = generation.stored_answers(tmp_path, asker, First(source, 10), 4, 2, 0.0, "test")
+  again = generation.stored_answers(tmp_path, asker, Take(source, 10), 4, 2, 0.0, "test")
   assert again == first
 
 
@@ -168,8 +170,10 @@ def test_a_resumed_run_counts_the_pictures_that_were_broken_before(asker, tmp_pa
     def place(self, index):
       return "file", index + 1
 
-  monkeypatch.setattr(Asker, "encode", lambda _, example: example)
-  monkeypatch.setattr(Asker, "answer", lambda _, rows, ids: [prediction(i) for i in ids if i >= 0])
+  monkeypatch.setattr(BatchGenerator, "encode", lambda _, example: example)
+  monkeypatch.setattr(
+    BatchGenerator, "answer", lambda _, rows, ids: [prediction(i) for i in ids if i >= 0]
+  )
   whole = generation.stored_answers(tmp_path / "whole", asker, Source(), 2, 1, 0.4, "test")
   assert [p.id for p in whole] == [1, 2, 4, 5]
   with pytest.raises(TooManyBadRecords):

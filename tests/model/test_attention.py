@@ -100,7 +100,7 @@ def test_over_a_mesh_nothing_changes(shape, rows, kernel):
   arrays = inputs(B=rows, T=48)
   expected = jax.jit(partial(with_gradients, FORMULA))(*arrays)
   with jax.set_mesh(sharding.make_mesh(shape)):
-    found = jax.jit(partial(with_gradients, partial(flash.over_mesh, kernel)))(*arrays)
+    found = jax.jit(partial(with_gradients, partial(flash.shard_mapped, kernel)))(*arrays)
   assert_same(jax.device_get(found), jax.device_get(expected))
 
 
@@ -120,7 +120,7 @@ def test_the_whole_model_by_kernels_over_a_mesh(reference, make_case, monkeypatc
 
   def attend(q, k, v, segments, causal):
     kernel = partial(flash.splash_attention, causal=causal, interpret=True)
-    return flash.over_mesh(kernel, q, k, v, segments)
+    return flash.shard_mapped(kernel, q, k, v, segments)
 
   for tower in (text, vision):
     monkeypatch.setattr(tower, "attention", attend)
@@ -128,7 +128,7 @@ def test_the_whole_model_by_kernels_over_a_mesh(reference, make_case, monkeypatc
   with jax.set_mesh(mesh):
     params = jax.device_put(reference.params, sharding.param_shardings(mesh, reference.params))
     found, logits = jax.jit(jax.grad(lambda *inputs: loss(*inputs), has_aux=True))(
-      params, sharding.put_batch(mesh, case.batch)
+      params, sharding.make_global_batch(mesh, case.batch)
     )
   with torch.no_grad():
     exact = reference.model(**case.hf).logits.numpy()
@@ -150,8 +150,8 @@ def test_each_device_works_on_its_own_rows_and_heads():
   q, k, v, segments, _ = inputs(B=4, T=8, N=8, K=2, H=4)
   for shape in [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 2, "tensor": 4}]:
     with jax.set_mesh(sharding.make_mesh(shape)):
-      jax.eval_shape(partial(flash.over_mesh, kernel), q, k, v, segments)
-  flash.over_mesh(kernel, q, k, v, segments)
+      jax.eval_shape(partial(flash.shard_mapped, kernel), q, k, v, segments)
+  flash.shard_mapped(kernel, q, k, v, segments)
   assert seen == [
     ((1, 8, 4, 4), (1, 1, 8, 4), (1, 1, 8, 4), (1, 8)),
     ((2, 8, 2, 4), (2, 1, 8, 4), (2, 1, 8, 4), (2, 8)),

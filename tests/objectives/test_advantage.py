@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_vlm.objectives.advantage import group_advantage, informative
+from spatial_vlm.objectives.advantage import group_advantage, has_mixed_outcomes
 
 advantage = jax.jit(group_advantage)
 
@@ -38,4 +38,4 @@ def test_a_single_sample_teaches_nothing():
 
 def test_informative_groups_are_neither_all_right_nor_all_wrong():
   correct = jnp.array([[1, 1, 1], [0, 0, 0], [0, 0, 1], [1, 1, 0]], bool)
-  assert informative(correct).tolist() == [False, False, True, True]
+  assert has_mixed_outcomes(correct).tolist() == [False, False, True, True]

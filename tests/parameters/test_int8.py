@@ -16,7 +16,7 @@ from spatial_vlm.model.config import PRESETS
 from spatial_vlm.parameters import int8
 from spatial_vlm.parameters.int8 import dequantized, quantized_rows, row_scales
 from spatial_vlm.parameters.lora import beside
-from spatial_vlm.parameters.partition import Subset, leaves, split
+from spatial_vlm.parameters.partition import Subset, flatten, partition
 from spatial_vlm.parameters.paths import as_matrix
 
 PAIRS = Subset((".*/lora_[ab]",), 2, 4.0, ("text/layers/.*_proj/kernel",), "bfloat16", True)
@@ -64,7 +64,7 @@ def test_a_kernel_is_rounded_once_to_the_type_of_the_computation():
 
 @pytest.fixture(scope="module")
 def plain(nano):
-  return leaves(read_checkpoint(nano)[1])
+  return flatten(read_checkpoint(nano)[1])
 
 
 def read(nano, shape):
@@ -75,7 +75,7 @@ def read(nano, shape):
 
 def test_every_kernel_is_read_in_int8_and_nothing_else_is(nano, plain):
   _, params = read(nano, {"data": 1, "fsdp": 1, "tensor": 1})
-  found, made = leaves(params), leaves(dequantized(params))
+  found, made = flatten(params), flatten(dequantized(params))
   assert made.keys() == plain.keys()
   assert not any(path.endswith("/kernel") for path in found)
   for path, weight in plain.items():
@@ -97,14 +97,14 @@ def test_parts_of_kernels_that_are_cut_on_any_axis_are_those_of_the_whole(nano):
   """The scale is of the whole row of inputs, also where a device holds a part of it."""
   _, whole = read(nano, {"data": 1, "fsdp": 1, "tensor": 1})
   mesh, cut = read(nano, {"data": 1, "fsdp": 4, "tensor": 2})
-  expected, where = leaves(whole), leaves(sharding.param_shardings(mesh, cut))
+  expected, where = flatten(whole), flatten(sharding.param_shardings(mesh, cut))
   inputs_cut = 0
-  for path, leaf in leaves(cut).items():
+  for path, leaf in flatten(cut).items():
     np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
     assert leaf.sharding.is_equivalent_to(where[path], leaf.ndim)
     if path.endswith("/kernel_int8"):
       kernel = path.removesuffix("_int8")
-      scale = where[f"{kernel}_scale"].shard_shape(leaves(cut)[f"{kernel}_scale"].shape)
+      scale = where[f"{kernel}_scale"].shard_shape(flatten(cut)[f"{kernel}_scale"].shape)
       leading, inputs, outputs = as_matrix(kernel, where[path].shard_shape(leaf.shape))
       assert scale == (*leading, *(1 for _ in inputs), *outputs), path
       inputs_cut += inputs != as_matrix(kernel, leaf.shape)[1]
@@ -118,16 +118,16 @@ def test_bytes_of_a_frozen_model(preset, bfloat16_gib, int8_gib):
   """Tables of embeddings are not quantized: of the 8B model two of 151,936 × 4,096."""
   for in_int8, gib in ((False, bfloat16_gib), (True, int8_gib)):
     subset = Subset((".*/lora_[ab]",), 2, 4.0, (), "bfloat16", in_int8)
-    held = jax.tree.leaves(int8.held(abstract_params(PRESETS[preset]), subset))
+    held = jax.tree.leaves(int8.storage_shapes(abstract_params(PRESETS[preset]), subset))
     assert sum(x.size * x.dtype.itemsize for x in held) / 2**30 == pytest.approx(gib, abs=0.006)
 
 
 def test_what_trains_is_not_quantized_and_what_is_quantized_does_not_train():
   subset = Subset(("vision/.*", ".*scale"), 0, 1.0, (), "bfloat16", True)
-  shapes = int8.held(abstract_params(PRESETS["tiny"]), subset)
-  held, (trained, _) = leaves(shapes), split(shapes, subset.trainable)
+  shapes = int8.storage_shapes(abstract_params(PRESETS["tiny"]), subset)
+  held, (trained, _) = flatten(shapes), partition(shapes, subset.trainable)
   assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(trained))
-  assert not any("kernel_" in path for path in leaves(trained))
+  assert not any("kernel_" in path for path in flatten(trained))
   assert held["vision/merger/fc1/kernel"].dtype == "float32"
   assert held["text/layers/attention/q_norm/scale"].dtype == "float32"
   assert held["text/layers/mlp/up_proj/kernel_int8"].dtype == "int8"

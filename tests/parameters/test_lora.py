@@ -17,8 +17,15 @@ from spatial_vlm.huggingface.peft_adapter import write_adapter
 from spatial_vlm.huggingface.weights import abstract_params, read_checkpoint, write_checkpoint
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import PRESETS
-from spatial_vlm.parameters import lora, partition
-from spatial_vlm.parameters.partition import Subset, join, leaves, split
+from spatial_vlm.parameters import lora
+from spatial_vlm.parameters.partition import (
+  Subset,
+  checksums,
+  combine,
+  flatten,
+  partition,
+  unflatten,
+)
 
 PAIRS = (".*/lora_[ab]",)
 LORA = Subset(PAIRS, 3, 6.0, ("text/layers/(attention|mlp)/.*_proj/kernel",), "float32", False)
@@ -31,12 +38,12 @@ def model_and_params(nano):
 
 def filled(params, subset):
   """Pairs whose B is not zero, as after some updates."""
-  pairs = leaves(jax.device_get(lora.new_pairs(params, subset, jax.random.key(1))))
+  pairs = flatten(jax.device_get(lora.new_adapters(params, subset, jax.random.key(1))))
   rng = np.random.default_rng(0)
   for path, leaf in pairs.items():
     if path.endswith("/lora_b"):
       pairs[path] = rng.normal(size=leaf.shape).astype(np.float32)
-  return partition.tree_of(pairs)
+  return unflatten(pairs)
 
 
 def same(found, expected, **tolerance):
@@ -57,11 +64,11 @@ def by_hand(kernel, a, b, scale):
 
 def test_parts_are_chosen_by_path_and_join_to_the_whole(model_and_params):
   _, params = model_and_params
-  trained, frozen = split(params, ("(text|head)/.*",))
-  assert all(path.startswith(("text/", "head/")) for path in leaves(trained))
-  assert all(path.startswith("vision/") for path in leaves(frozen))
-  same(join(trained, frozen), params, rtol=0)
-  everything, nothing = split(params, (".*",))
+  trained, frozen = partition(params, ("(text|head)/.*",))
+  assert all(path.startswith(("text/", "head/")) for path in flatten(trained))
+  assert all(path.startswith("vision/") for path in flatten(frozen))
+  same(combine(trained, frozen), params, rtol=0)
+  everything, nothing = partition(params, (".*",))
   assert nothing == {}
   same(everything, params, rtol=0)
 
@@ -69,9 +76,9 @@ def test_parts_are_chosen_by_path_and_join_to_the_whole(model_and_params):
 def test_patterns_that_fit_nothing_are_refused(model_and_params):
   _, params = model_and_params
   with pytest.raises(ValueError, match="'text' *, which is the path of no parameter.*embedding"):
-    split(params, (".*/bias", "text"))
+    partition(params, (".*/bias", "text"))
   with pytest.raises(ValueError, match="trainable is empty"):
-    split(params, ())
+    partition(params, ())
 
 
 @pytest.mark.parametrize(
@@ -86,15 +93,15 @@ def test_patterns_that_fit_nothing_are_refused(model_and_params):
 )
 def test_targets_are_kernels_and_pairs_train_in_their_place(model_and_params, changes, message):
   with pytest.raises(ValueError, match=re.escape(message)):
-    lora.new_pairs(model_and_params[1], dataclasses.replace(LORA, **changes), jax.random.key(0))
+    lora.new_adapters(model_and_params[1], dataclasses.replace(LORA, **changes), jax.random.key(0))
 
 
 def test_fresh_pairs_change_nothing_and_do_not_depend_on_each_other(model_and_params):
   _, params = model_and_params
-  pairs = lora.new_pairs(params, LORA, jax.random.key(1))
-  same(lora.merged(join(params, pairs)), params, rtol=0)
+  pairs = lora.new_adapters(params, LORA, jax.random.key(1))
+  same(lora.merged(combine(params, pairs)), params, rtol=0)
   one = dataclasses.replace(LORA, targets=("text/layers/attention/o_proj/kernel",))
-  drawn, others = leaves(lora.new_pairs(params, one, jax.random.key(1))), leaves(pairs)
+  drawn, others = flatten(lora.new_adapters(params, one, jax.random.key(1))), flatten(pairs)
   assert len(drawn) == 3 and len(others) == 7 * 3
   for path, leaf in drawn.items():
     np.testing.assert_array_equal(leaf, others[path])
@@ -111,8 +118,8 @@ def test_merging_adds_the_product_and_unmerging_takes_it_off(model_and_params):
     LORA, targets=(*LORA.targets, "vision/.*/kernel")
   )  # all kinds of kernels, stacks and others
   pairs = filled(params, subset)
-  merged = lora.merged(join(params, pairs))
-  before, after, flat = leaves(params), leaves(merged), leaves(pairs)
+  merged = lora.merged(combine(params, pairs))
+  before, after, flat = flatten(params), flatten(merged), flatten(pairs)
   assert before.keys() == after.keys()
   for path, leaf in before.items():
     a, b = (flat.get(lora.beside(path, half)) for half in ("lora_a", "lora_b"))
@@ -126,7 +133,7 @@ def test_merging_adds_the_product_and_unmerging_takes_it_off(model_and_params):
     parts = lora.parts_at((before | flat).__getitem__, subset, path)
     made = lora.effective(parts)["kernel"] if isinstance(parts, dict) else parts
     np.testing.assert_allclose(made, after[path], rtol=1e-6, atol=1e-6)
-  same(lora.unmerged(merged, pairs), join(params, pairs), rtol=0, atol=1e-5)
+  same(lora.unmerged(merged, pairs), combine(params, pairs), rtol=0, atol=1e-5)
 
 
 def test_merging_rounds_once_to_the_type_of_the_kernel():
@@ -142,10 +149,10 @@ def test_pairs_lie_as_their_kernels_do():
   mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 4})
   shapes = abstract_params(PRESETS["8b"])
   subset = dataclasses.replace(LORA, targets=("(text|vision)/.*/kernel",))
-  pairs = jax.eval_shape(lambda: lora.new_pairs(shapes, subset, jax.random.key(0)))
-  kernels, where = (leaves(sharding.param_shardings(mesh, tree)) for tree in (shapes, pairs))
-  sizes, cut = leaves(pairs), set()
-  for path, kernel in leaves(shapes).items():
+  pairs = jax.eval_shape(lambda: lora.new_adapters(shapes, subset, jax.random.key(0)))
+  kernels, where = (flatten(sharding.param_shardings(mesh, tree)) for tree in (shapes, pairs))
+  sizes, cut = flatten(pairs), set()
+  for path, kernel in flatten(shapes).items():
     if not path.endswith("/kernel"):
       continue
     a, b = (lora.beside(path, half) for half in ("lora_a", "lora_b"))
@@ -163,13 +170,13 @@ def test_pairs_lie_as_their_kernels_do():
 
 def test_checksums_tell_values_and_places_but_not_meshes():
   values = jnp.arange(48.0).reshape(4, 12)
-  number = partition.checksums({"x": values})
+  number = checksums({"x": values})
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  spread = jax.device_put(values, jax.NamedSharding(mesh, sharding.P("data", "tensor")))
-  assert partition.checksums({"x": spread}) == number
+  constrain_rows = jax.device_put(values, jax.NamedSharding(mesh, sharding.P("data", "tensor")))
+  assert checksums({"x": constrain_rows}) == number
   swapped = values.at[0, 0].set(1.0).at[0, 1].set(0.0)
   others = [swapped, values.at[3, 11].add(1e-5), values.T, values.astype(jnp.bfloat16)]
-  found = [partition.checksums({"x": other})["x"] for other in others]
+  found = [checksums({"x": other})["x"] for other in others]
   assert len({number["x"], *found}) == 5
   bits = np.asarray(values).view(np.uint32).ravel().astype(object)
   assert number["x"] == sum(int(b) * (2 * i + 1) for i, b in enumerate(bits)) % 2**32
@@ -189,7 +196,7 @@ def test_an_adapter_file_tells_the_same_update_of_every_tensor(
   pairs = filled(params, subset)
   write_adapter(tmp_path / "adapter", "base", model, subset, pairs)
   write_checkpoint(tmp_path / "base", model, params)
-  write_checkpoint(tmp_path / "merged", model, jax.device_get(lora.merged(join(params, pairs))))
+  write_checkpoint(tmp_path / "merged", model, jax.device_get(lora.merged(combine(params, pairs))))
   base, merged = (load_file(tmp_path / x / "model.safetensors") for x in ("base", "merged"))
   told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
   stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -213,9 +220,9 @@ def test_merged_weights_give_transformers_the_logits_of_pairs(reference, make_ca
   everywhere = dataclasses.replace(LORA, targets=("(text|vision)/.*/kernel",))
   small = {
     path: leaf * (0.02 if path.endswith("/lora_b") else 1)
-    for path, leaf in leaves(filled(tiny.params, everywhere)).items()
+    for path, leaf in flatten(filled(tiny.params, everywhere)).items()
   }
-  params = join(tiny.params, partition.tree_of(small))
+  params = combine(tiny.params, unflatten(small))
   case = make_case(tiny, [[3, (4, 6), 5], [9]])
   forward = jax.jit(lambda p, batch: qwen3_vl.forward(p, tiny.config, batch))
   found = qwen3_vl.logits(params, tiny.config, forward(params, case.batch))

@@ -15,9 +15,11 @@ def test_they_are_those_of_real_rows(nano):
   rows = [encode_question(processor, picture, "Is it red?") for _ in range(8)]
   mesh = sharding.make_mesh({"fsdp": -1})
   model = processor.model_config
-  batch = sharding.put_batch(mesh, collate_batch([[row] for row in rows], processor, Size(64, 64)))
+  batch = sharding.make_global_batch(
+    mesh, collate_batch([[row] for row in rows], processor, Size(64, 64))
+  )
   shape = PromptShape(64, 64)
-  prompts = sharding.put_batch(mesh, collate(processor, rows, range(8), [1] * 8, shape))
+  prompts = sharding.make_global_batch(mesh, collate(processor, rows, range(8), [1] * 8, shape))
   for real, shapes in (
     (batch, batch_shapes(mesh, model, 8, Size(64, 64))),
     (prompts, prompt_shapes(mesh, model, 8, Size(64, 64))),

@@ -11,7 +11,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from spatial_vlm.processor.chat import (
   Encoded,
-  Extent,
+  ImageSize,
   Processor,
   Size,
   collate_batch,
@@ -20,7 +20,7 @@ from spatial_vlm.processor.chat import (
   measure,
   total_size,
 )
-from spatial_vlm.processor.video import Clip, Outline
+from spatial_vlm.processor.video import Clip, VideoInfo
 
 ANSWER = "Summary: find the red circle.\nCaption: red circle [120, 340, 260, 480]\nConclusion: Yes."
 
@@ -402,7 +402,7 @@ def test_rows_that_do_not_fit_are_refused(tiny, conversations):
 @pytest.mark.parametrize("name", NAMES)
 def test_measured_without_pixels_as_encoded(processor, conversations, name):
   expected = encode(processor, conversations[name]).size
-  assert measure(processor, _conversations(Extent, Outline)[name]) == expected
+  assert measure(processor, _conversations(ImageSize, VideoInfo)[name]) == expected
   assert measure(processor, conversations[name]) == expected
 
 

@@ -13,8 +13,8 @@ from transformers.video_utils import VideoMetadata
 from spatial_vlm.processor.image import UnreadableImage
 from spatial_vlm.processor.video import (
   Clip,
-  Outline,
   UnreadableVideo,
+  VideoInfo,
   VideoSettings,
   frame_numbers,
   patchify_video,
@@ -41,12 +41,12 @@ SETTINGS = {
   ),
 }
 OUTLINES = [
-  Outline(4, 2, 64, 64),
-  Outline(9, 3.0, 70, 90),
-  Outline(5, 0.4, 33, 200),
-  Outline(41, 7.5, 120, 90),
-  Outline(30, 29.97, 13, 40),
-  Outline(3, 1.0, 100, 37),
+  VideoInfo(4, 2, 64, 64),
+  VideoInfo(9, 3.0, 70, 90),
+  VideoInfo(5, 0.4, 33, 200),
+  VideoInfo(41, 7.5, 120, 90),
+  VideoInfo(30, 29.97, 13, 40),
+  VideoInfo(3, 1.0, 100, 37),
 ]
 
 
@@ -81,7 +81,7 @@ def _outlines(count):
   sizes = np.exp(rng.uniform(np.log(4), np.log(4000), (count, 2))).astype(int)
   for n, (height, width) in zip(frames, sizes, strict=True):
     if max(height, width) < 150 * min(height, width):
-      yield Outline(int(n), float(rng.choice([0.3, 1, 2, 12.5, 24, 29.97, 60])), height, width)
+      yield VideoInfo(int(n), float(rng.choice([0.3, 1, 2, 12.5, 24, 29.97, 60])), height, width)
 
 
 @pytest.mark.parametrize("outline", OUTLINES, ids=str)
@@ -128,18 +128,18 @@ def test_sizes_equal_hugging_face(settings):
 
 def test_published_limits_are_of_the_whole_video():
   eight = SETTINGS["8b"]
-  full_hd = video_grid(Outline(250, 25, 1080, 1920), eight)  # 20 frames of ten seconds
+  full_hd = video_grid(VideoInfo(250, 25, 1080, 1920), eight)  # 20 frames of ten seconds
   assert full_hd == (10, 52, 92)  # 832×1472 pixels
-  hours = video_grid(Outline(90_000, 25, 1080, 1920), eight)
+  hours = video_grid(VideoInfo(90_000, 25, 1080, 1920), eight)
   assert hours == (384, 8, 14)
-  assert video_grid(Outline(4, 2, 16, 16), eight) == (2, 2, 2)
+  assert video_grid(VideoInfo(4, 2, 16, 16), eight) == (2, 2, 2)
 
 
 def test_too_short_and_too_elongated_is_an_error_as_in_hugging_face(settings):
   with pytest.raises(ValueError, match="must be larger than temporal_factor"):
     smart_resize(1, 64, 64)
   with pytest.raises(UnreadableVideo, match="a video of 1 frame is too short"):
-    patchify_video(_clip(Outline(1, 2, 64, 64)), settings)
+    patchify_video(_clip(VideoInfo(1, 2, 64, 64)), settings)
   with pytest.raises(ValueError, match="aspect ratio"):
     smart_resize(4, 64, 64 * 201)
   with pytest.raises(UnreadableVideo, match="12864×64 pixels is too elongated"):

@@ -8,12 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_vlm import answers
-from spatial_vlm.rewards.verdict_automaton import (
-  accuracy_reward,
-  answer_automaton,
-  is_correct,
-  verdicts,
-)
+from spatial_vlm.rewards.accuracy import accuracy_reward, is_correct
+from spatial_vlm.rewards.verdict_automaton import compile_automaton, verdicts
 
 PIECES = [bytes([b]) for b in range(256)] + [
   *(b"Yes", b"es", b"Yes.", b"No", b"o.", b".", b"No.", b"Yes.No."),
@@ -24,7 +20,7 @@ PIECES = [bytes([b]) for b in range(256)] + [
   *(b"c\nReasoning: d\nConclusion: No.", b"\nCaption: x\nReas", b"\r\n", b"\xe2\x80\xa8"),
 ]
 SPECIAL, EOS = len(PIECES), len(PIECES) + 1
-AUTOMATON = answer_automaton([*PIECES, b"", b"<|im_end|>"], EOS)
+AUTOMATON = compile_automaton([*PIECES, b"", b"<|im_end|>"], EOS)
 T = 160
 run = jax.jit(verdicts)
 
@@ -183,7 +179,7 @@ def test_a_full_size_vocabulary_is_compiled_in_seconds():
   rng = np.random.default_rng(0)
   lengths = np.minimum(128, rng.geometric(0.15, 151_936))
   pieces = [rng.bytes(n) for n in lengths]
-  table = answer_automaton(pieces, 151_645).transitions
+  table = compile_automaton(pieces, 151_645).transitions
   assert table.shape[1] == 151_936 and table.nbytes < 16e6
 
 

@@ -16,7 +16,7 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.objectives.token_logprobs import ban
 from spatial_vlm.processor.chat import collate_prompts
-from spatial_vlm.rollout.sampler import STAGES, choose, generate, stages
+from spatial_vlm.rollout.sampler import STAGES, SamplingSettings, generate, sample_token, stages
 from spatial_vlm.types import Batch
 
 TOKENS = 16
@@ -45,19 +45,29 @@ def prompts(policy):
 
 
 def answer(
-  policy, prompts, params=None, *, samples=1, temperature=1.0, seed=0, banned=None, model=None
+  policy,
+  prompts,
+  params=None,
+  *,
+  group_size=1,
+  temperature=1.0,
+  seed=0,
+  forbidden_tokens=None,
+  model=None,
 ):
   completions = generate(
     policy.params if params is None else params,
     prompts,
     jax.random.key(seed),
-    policy.banned if banned is None else banned,
+    policy.forbidden_tokens if forbidden_tokens is None else forbidden_tokens,
     model=model or policy.model,
-    samples=samples,
-    max_tokens=TOKENS,
-    temperature=temperature,
-    eos=policy.special.eos,
-    pad=policy.special.pad,
+    sampling=SamplingSettings(
+      group_size=group_size,
+      max_new_tokens=TOKENS,
+      temperature=temperature,
+      eos=policy.special.eos,
+      pad=policy.special.pad,
+    ),
   )
   return jax.device_get(completions)
 
@@ -112,7 +122,8 @@ def test_greedy_is_the_argmax_of_whole_forward_passes(policy, prompts):
     seen = np.arange(length + TOKENS) < length + t  # the tokens to come are hidden
     hidden = forward(policy.params, policy.model, batch.replace(segments=batch.segments * seen))
     scores = ban(
-      qwen3_vl.logits(policy.params, policy.model, hidden[:, length - 1 + t]), policy.banned
+      qwen3_vl.logits(policy.params, policy.model, hidden[:, length - 1 + t]),
+      policy.forbidden_tokens,
     )
     real = completions.mask[:, t]
     assert real.any()
@@ -122,9 +133,9 @@ def test_greedy_is_the_argmax_of_whole_forward_passes(policy, prompts):
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(policy, prompts):
-  whole = answer(policy, prompts, samples=3)
+  whole = answer(policy, prompts, group_size=3)
   order = [2, 0]
-  part = answer(policy, rows_of(prompts, order), samples=3)
+  part = answer(policy, rows_of(prompts, order), group_size=3)
   for name in ("tokens", "mask"):
     expected = getattr(whole, name).reshape(4, 3, TOKENS)[order]
     np.testing.assert_array_equal(getattr(part, name).reshape(2, 3, TOKENS), expected)
@@ -136,34 +147,40 @@ def test_an_answer_does_not_depend_on_its_neighbours(policy, prompts):
 def test_over_a_mesh_devices_agree_on_the_end_and_exchange_nothing_else(policy, prompts):
   """A prompt's cache lies where its samples are answered."""
   mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-  spread = sharding.put_batch(mesh, rows_of(prompts, [0, 1, 2, 3] * 2))
+  constrain_rows = sharding.make_global_batch(mesh, rows_of(prompts, [0, 1, 2, 3] * 2))
   params = jax.device_put(policy.params, sharding.replicated(mesh))
-  settings = dict(samples=2, max_tokens=TOKENS, temperature=1.0)
+  settings = dict(group_size=2, max_new_tokens=TOKENS, temperature=1.0)
   ids = dict(eos=policy.special.eos, pad=policy.special.pad)
   compiled = generate.lower(
-    params, spread, jax.random.key(0), policy.banned, model=policy.model, **settings, **ids
+    params,
+    constrain_rows,
+    jax.random.key(0),
+    policy.forbidden_tokens,
+    model=policy.model,
+    **settings,
+    **ids,
   ).compile()
   exchanged = re.findall(r"= (\S+) (?:all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text())
   assert exchanged == ["pred[]"] * STAGES
 
 
 def test_samples_differ_and_seeds_and_numbers_decide(policy, prompts):
-  first = answer(policy, prompts, samples=4).tokens
+  first = answer(policy, prompts, group_size=4).tokens
   assert len({row.tobytes() for row in first}) == 16
-  np.testing.assert_array_equal(answer(policy, prompts, samples=4).tokens, first)
-  assert not np.array_equal(answer(policy, prompts, samples=4, seed=1).tokens, first)
+  np.testing.assert_array_equal(answer(policy, prompts, group_size=4).tokens, first)
+  assert not np.array_equal(answer(policy, prompts, group_size=4, seed=1).tokens, first)
   # Sample i of a prompt stays the same when more are drawn.
-  fewer = answer(policy, prompts, samples=2).tokens.reshape(4, 2, TOKENS)
+  fewer = answer(policy, prompts, group_size=2).tokens.reshape(4, 2, TOKENS)
   np.testing.assert_array_equal(fewer, first.reshape(4, 4, TOKENS)[:, :2])
   renumbered = prompts.replace(ids=np.array([3, 12, 5, 400], np.int32))
-  other = answer(policy, renumbered, samples=4).tokens.reshape(4, 4, TOKENS)
+  other = answer(policy, renumbered, group_size=4).tokens.reshape(4, 4, TOKENS)
   changed = (other != first.reshape(4, 4, TOKENS)).any(axis=(1, 2))
   assert changed.tolist() == [False, True, False, False]
 
 
 def test_without_temperature_nothing_is_drawn(policy, prompts):
-  first = answer(policy, prompts, samples=3, temperature=0.0, seed=0)
-  second = answer(policy, prompts, samples=3, temperature=0.0, seed=9)
+  first = answer(policy, prompts, group_size=3, temperature=0.0, seed=0)
+  second = answer(policy, prompts, group_size=3, temperature=0.0, seed=9)
   np.testing.assert_array_equal(first.tokens, second.tokens)
   rows = first.tokens.reshape(4, 3, TOKENS)
   np.testing.assert_array_equal(rows, np.repeat(rows[:, :1], 3, axis=1))
@@ -172,7 +189,7 @@ def test_without_temperature_nothing_is_drawn(policy, prompts):
 
 def test_behind_the_end_of_turn_there_is_only_padding(policy, prompts, ending):
   model, params = ending
-  found = answer(policy, prompts, params, samples=32, model=model)
+  found = answer(policy, prompts, params, group_size=32, model=model)
   lengths = found.mask.sum(axis=1)
   ended = (found.tokens == policy.special.eos).any(axis=1)
   assert 0 < ended.sum() < len(ended) and len(set(lengths)) > 3
@@ -195,9 +212,9 @@ def test_banned_tokens_are_never_produced_however_likely(policy, prompts, outspo
   assert special.eos not in forbidden
   model, params = loud(outspoken, forbidden)
   ask = functools.partial(
-    answer, policy, prompts, params, samples=64, temperature=temperature, model=model
+    answer, policy, prompts, params, group_size=64, temperature=temperature, model=model
   )
-  unguarded = ask(banned=np.zeros_like(policy.banned))
+  unguarded = ask(forbidden_tokens=np.zeros_like(policy.forbidden_tokens))
   assert np.isin(unguarded.tokens[unguarded.mask], forbidden).mean() > 0.8
   guarded = ask()
   assert guarded.mask.sum() > 2000
@@ -210,7 +227,7 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
   logits = np.array([2.0, 0.0, -np.inf, 1.0, -1.0], np.float32)
   rows = 40_000
   keys = jax.random.split(jax.random.key(0), rows)
-  drawn, logp = choose(jnp.tile(logits, (rows, 1)), keys, jnp.int32(7), temperature)
+  drawn, logp = sample_token(jnp.tile(logits, (rows, 1)), keys, jnp.int32(7), temperature)
   with np.errstate(divide="ignore"):
     expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
     expected_logp = np.log(expected)
@@ -223,12 +240,12 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
 def test_each_token_of_an_answer_has_randomness_of_its_own():
   keys = jax.random.split(jax.random.key(0), 64)
   flat = jnp.zeros((64, 1000))
-  first, second = (choose(flat, keys, jnp.int32(t), 1.0)[0] for t in (0, 1))
+  first, second = (sample_token(flat, keys, jnp.int32(t), 1.0)[0] for t in (0, 1))
   assert (first != second).mean() > 0.95
 
 
-@pytest.mark.parametrize("max_tokens", [1, 3, 4, 10, 1024])
-def test_stages_make_room_for_every_token(max_tokens):
-  slots = stages(max_tokens)
-  assert sum(slots) == max_tokens and len(slots) == min(STAGES, max_tokens)
+@pytest.mark.parametrize("max_new_tokens", [1, 3, 4, 10, 1024])
+def test_stages_make_room_for_every_token(max_new_tokens):
+  slots = stages(max_new_tokens)
+  assert sum(slots) == max_new_tokens and len(slots) == min(STAGES, max_new_tokens)
   assert max(slots) - min(slots) <= 1

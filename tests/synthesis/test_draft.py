@@ -98,8 +98,8 @@ def test_a_caption_without_a_full_stop_gets_one():
 
 @pytest.mark.parametrize("step", ["summary", "caption", "reasoning"])
 def test_steps_are_folded_onto_one_line(step):
-  spread = f" {FIELDS[step].replace(' ', chr(10), 1).replace(' ', chr(9), 1)} "
-  assert GEMINI.read(json.dumps({**FIELDS, step: spread})) == DRAFT
+  constrain_rows = f" {FIELDS[step].replace(' ', chr(10), 1).replace(' ', chr(9), 1)} "
+  assert GEMINI.read(json.dumps({**FIELDS, step: constrain_rows})) == DRAFT
 
 
 def test_a_statement_stands_in_quotation_marks_and_cannot_end_them():

@@ -16,11 +16,11 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import encode_question
 from spatial_vlm.model import stack
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
-from spatial_vlm.parameters import int8, lora, partition
-from spatial_vlm.parameters.partition import Subset, join, leaves, split
+from spatial_vlm.parameters import int8, lora
+from spatial_vlm.parameters.partition import Subset, combine, flatten, partition, unflatten
 from spatial_vlm.processor.chat import Size, collate_batch, collate_prompts, encode
 from spatial_vlm.tasks import statements
-from spatial_vlm.train import policy_optimization, sft
+from spatial_vlm.train import policy_optimization, sft, update
 from spatial_vlm.train.sft import SftSettings, sft_loss, sft_step
 from spatial_vlm.types import Rollout
 
@@ -71,12 +71,12 @@ def batch(policy):
 @pytest.fixture(scope="module")
 def parts(policy):
   """(trained, frozen) with pairs whose B has moved."""
-  pairs = leaves(lora.new_pairs(policy.params, LORA, jax.random.key(0)))
+  pairs = flatten(lora.new_adapters(policy.params, LORA, jax.random.key(0)))
   rng = np.random.default_rng(0)
   for path, leaf in pairs.items():
     if path.endswith("/lora_b"):
       pairs[path] = jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
-  return split(join(policy.params, partition.tree_of(pairs)), LORA.trainable)
+  return partition(combine(policy.params, unflatten(pairs)), LORA.trainable)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def full_gradient(policy, batch):
     total, count = sft_loss(params, batch, policy.model, settings)
     return total / count
 
-  return lambda params: leaves(jax.device_get(jax.jit(jax.grad(mean_loss))(params)))
+  return lambda params: flatten(jax.device_get(jax.jit(jax.grad(mean_loss))(params)))
 
 
 def sft_update(policy, batch, state, frozen):
@@ -100,20 +100,20 @@ def descent(trained, frozen, update):
   state = update.init_state(jax.tree.map(jnp.array, trained), DESCENT)
   after, _ = update(state, frozen)
   assert jax.tree.structure(after.params) == jax.tree.structure(trained)
-  return leaves(jax.tree.map(lambda old, new: np.asarray(old) - new, trained, after.params))
+  return flatten(jax.tree.map(lambda old, new: np.asarray(old) - new, trained, after.params))
 
 
 def dapo_settings(dtype):
-  return policy_optimization.DapoSettings(
+  return policy_optimization.RlSettings(
     prompts=2,
-    samples=3,
-    round_prompts=2,
-    max_rounds=1,
+    group_size=3,
+    rollout_batch_size=2,
+    max_rollout_rounds=1,
     minibatches=1,
     micro_batches=1,
     eps_low=0.2,
     eps_high=0.28,
-    max_tokens=4,
+    max_new_tokens=4,
     overlong_cache_tokens=1,
     temperature=1.0,
     chunk_tokens=4096,
@@ -146,9 +146,9 @@ def assert_projected(pairs, of_merged, of_pairs):
 
 def test_a_step_of_pairs_is_the_full_gradient_projected(policy, batch, parts, full_gradient):
   trained, frozen = parts
-  gradient = full_gradient(lora.merged(join(trained, frozen)))
+  gradient = full_gradient(lora.merged(combine(trained, frozen)))
   assert_projected(
-    leaves(trained), gradient, descent(*parts, lambda *s: sft_update(policy, batch, *s))
+    flatten(trained), gradient, descent(*parts, lambda *s: sft_update(policy, batch, *s))
   )
 
 
@@ -164,7 +164,7 @@ def rollout(policy):
   asked = collate_prompts(rows, policy.processor, range(2), [1, 0], 64, 64)
   rng = np.random.default_rng(1)
   shape = (2, 3, 4)
-  allowed = np.flatnonzero(~policy.banned)
+  allowed = np.flatnonzero(~policy.forbidden_tokens)
   return Rollout(
     prompts=asked,
     tokens=rng.choice(allowed, shape).astype(np.int32),
@@ -183,15 +183,15 @@ def test_an_update_of_dapo_is_projected_too(policy, parts, rollout):
 
   @jax.jit
   def update(state, frozen):
-    return policy_optimization.dapo_step(
-      *(state, rollout, rollout.logp, True, policy.banned, frozen),
+    return policy_optimization.rl_step(
+      *(state, rollout, rollout.logp, True, policy.forbidden_tokens, frozen),
       model=policy.model,
       optimizer=DESCENT,
       settings=settings,
     )
 
-  gradient = descent(lora.merged(join(*parts)), {}, update)
-  assert_projected(leaves(parts[0]), gradient, descent(*parts, update))
+  gradient = descent(lora.merged(combine(*parts)), {}, update)
+  assert_projected(flatten(parts[0]), gradient, descent(*parts, update))
 
 
 @pytest.fixture(scope="module")
@@ -200,18 +200,20 @@ def in_int8(nano, parts):
   mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   subset = dataclasses.replace(LORA, frozen_int8=True)
   params = load_policy(str(nano), mesh=mesh, subset=subset).params
-  return join(params, split(parts[1], (".*/kernel", ".*/bias", ".*/scale", ".*/embedding"))[1])
+  return combine(
+    params, partition(parts[1], (".*/kernel", ".*/bias", ".*/scale", ".*/embedding"))[1]
+  )
 
 
 def test_a_step_over_kernels_in_int8_is_that_over_what_they_hold(policy, batch, parts, in_int8):
   trained, frozen = parts
   made = int8.dequantized(in_int8)
-  assert leaves(made).keys() == leaves(frozen).keys()
+  assert flatten(made).keys() == flatten(frozen).keys()
   found, expected, before = (
     descent(trained, base, lambda *s: sft_update(policy, batch, *s))
     for base in (in_int8, made, frozen)
   )
-  assert found.keys() == leaves(trained).keys()
+  assert found.keys() == flatten(trained).keys()
   for path, gradient in found.items():
     close(gradient, expected[path], path)
   assert any(np.abs(found[path] - before[path]).max() > 1e-4 for path in found)
@@ -220,7 +222,7 @@ def test_a_step_over_kernels_in_int8_is_that_over_what_they_hold(policy, batch, 
 def test_with_the_vision_tower_frozen_the_others_move_as_in_full_training(
   policy, batch, full_gradient
 ):
-  trained, frozen = split(policy.params, ("(text|head)/.*",))
+  trained, frozen = partition(policy.params, ("(text|head)/.*",))
   found = descent(trained, frozen, lambda *s: sft_update(policy, batch, *s))
   gradient = full_gradient(policy.params)
   assert found and not any(path.startswith("vision/") for path in found)
@@ -233,7 +235,7 @@ def test_with_the_vision_tower_frozen_the_others_move_as_in_full_training(
 )
 @pytest.mark.parametrize("method", ["adamw", "muon"])
 def test_no_moment_exists_for_what_is_frozen(parts, patterns, method):
-  trained, frozen = split(join(*parts), patterns)
+  trained, frozen = partition(combine(*parts), patterns)
   settings = OptimizerSettings(
     method, "float32", 1e-3, "constant", 1, 10, 1.0, 0.9, 0.95, 1e-8, 0.1, 1.0
   )
@@ -244,10 +246,10 @@ def test_no_moment_exists_for_what_is_frozen(parts, patterns, method):
     if leaf.shape
   ]
   moments = [name for name in names if not name.endswith("ns_coeffs")]
-  assert len(moments) == 2 * len(leaves(trained))
+  assert len(moments) == 2 * len(flatten(trained))
   for name in moments:
-    assert any(name.endswith(path) for path in leaves(trained)), name
-    assert not any(name.endswith(path) for path in leaves(frozen)), name
+    assert any(name.endswith(path) for path in flatten(trained)), name
+    assert not any(name.endswith(path) for path in flatten(frozen)), name
 
 
 def test_full_training_is_the_program_that_it_was(policy, batch, monkeypatch):
@@ -268,10 +270,10 @@ def test_full_training_is_the_program_that_it_was(policy, batch, monkeypatch):
 
 def test_sampling_makes_no_copy_of_kernels_in_int8(parts, in_int8):
   trained, _ = parts
-  found = policy_optimization.sampling_params(trained, in_int8, "bfloat16")
-  assert not any(path.endswith("/kernel") for path in leaves(found))
-  made = leaves(lora.effective(found))
-  expected = leaves(lora.merged(join(trained, int8.dequantized(in_int8))))
+  found = policy_optimization.rollout_weights(trained, in_int8, "bfloat16")
+  assert not any(path.endswith("/kernel") for path in flatten(found))
+  made = flatten(lora.effective(found))
+  expected = flatten(lora.merged(combine(trained, int8.dequantized(in_int8))))
   assert made.keys() == expected.keys()
   for path, leaf in made.items():
     assert leaf.dtype == "bfloat16"
@@ -282,8 +284,8 @@ def test_sampling_makes_no_copy_of_kernels_in_int8(parts, in_int8):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.02)])
 def test_answers_are_sampled_from_the_merged_kernels(parts, dtype, tolerance):
   trained, frozen = parts
-  found = leaves(policy_optimization.sampling_params(trained, frozen, dtype))
-  expected = leaves(lora.merged(join(trained, frozen)))
+  found = flatten(policy_optimization.rollout_weights(trained, frozen, dtype))
+  expected = flatten(lora.merged(combine(trained, frozen)))
   assert found.keys() == expected.keys()
   for path, leaf in found.items():
     assert leaf.dtype == dtype

@@ -16,10 +16,10 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import collate_prompts
 from spatial_vlm.processor.tokenizer import token_bytes
-from spatial_vlm.rewards.verdict_automaton import answer_automaton
+from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.tasks import statements
 from spatial_vlm.train import policy_optimization
-from spatial_vlm.train.policy_optimization import DapoSettings
+from spatial_vlm.train.policy_optimization import RlSettings
 
 G, TOKENS = 4, 12
 
@@ -49,16 +49,16 @@ def policy(nano):
 
 @pytest.fixture(scope="module")
 def settings(policy):
-  return DapoSettings(
+  return RlSettings(
     prompts=8,
-    samples=G,
-    round_prompts=8,
-    max_rounds=2,
+    group_size=G,
+    rollout_batch_size=8,
+    max_rollout_rounds=2,
     minibatches=1,
     micro_batches=1,
     eps_low=0.2,
     eps_high=0.28,
-    max_tokens=TOKENS,
+    max_new_tokens=TOKENS,
     overlong_cache_tokens=6,
     temperature=0.7,
     chunk_tokens=4096,
@@ -79,13 +79,13 @@ def sampled(policy, settings):
   rows = [encode_question(policy.processor, source[i].image, text) for i, text in enumerate(texts)]
   prompts = collate_prompts(rows, policy.processor, range(8), [1, 0] * 4, 64, 64)
   assert len(set((prompts.segments > 0).sum(axis=1))) > 2
-  automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+  automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
   rollout = policy_optimization.sample_groups(
     policy.params,
     prompts,
     jax.random.key(0),
     automaton,
-    policy.banned,
+    policy.forbidden_tokens,
     model=policy.model,
     settings=settings,
   )
@@ -124,7 +124,7 @@ def some_right(groups, seed=0):
 
 
 @pytest.fixture(scope="module")
-def informative(sampled, settings):
+def has_mixed_outcomes(sampled, settings):
   return judged(shortened(sampled, settings, 0), some_right(8))
 
 
@@ -143,7 +143,7 @@ def collected(policy, rollout, settings):
 
 def update(state, policy, settings):
   result = policy_optimization.update(
-    state, policy.banned, model=policy.model, optimizer=OPTIMIZER, settings=settings
+    state, policy.forbidden_tokens, model=policy.model, optimizer=OPTIMIZER, settings=settings
   )
   return jax.device_get(result)
 
@@ -202,7 +202,7 @@ def test_collect_keeps_informative_groups_in_order_and_drops_the_surplus(policy,
   right = np.concatenate([first.correct, second.correct])
   verdict = np.concatenate([first.verdict, second.verdict])
   expected = {
-    "informative": (10, 16),
+    "has_mixed_outcomes": (10, 16),
     "accuracy": (right.sum(), 64),
     "unparsed": ((verdict < 0).sum(), 64),
     "yes": ((verdict == 1).sum(), 64),
@@ -216,17 +216,19 @@ def test_collect_keeps_informative_groups_in_order_and_drops_the_surplus(policy,
   }
 
 
-def test_collect_of_a_full_buffer_changes_only_the_counts(policy, informative, settings):
+def test_collect_of_a_full_buffer_changes_only_the_counts(policy, has_mixed_outcomes, settings):
   settings = change(settings, prompts=2)
-  before = jax.device_get(collected(policy, informative, settings))
+  before = jax.device_get(collected(policy, has_mixed_outcomes, settings))
   after = policy_optimization.collect(
-    jax.tree.map(jnp.array, before), rows(informative, [7, 6, 5, 4, 3, 2, 1, 0]), settings=settings
+    jax.tree.map(jnp.array, before),
+    rows(has_mixed_outcomes, [7, 6, 5, 4, 3, 2, 1, 0]),
+    settings=settings,
   )
   assert_equal(after.buffer, before.buffer)
   assert (before.filled, after.filled, after.cursor, after.rounds) == (2, 2, 16, 2)
 
 
-def fake_loop(informative_per_round, steps, prompts=8, max_rounds=3, start=None):
+def fake_loop(informative_per_round, steps, prompts=8, max_rollout_rounds=3, start=None):
   """The loop over states that only count; returns what happened."""
   events = []
 
@@ -256,11 +258,9 @@ def fake_loop(informative_per_round, steps, prompts=8, max_rounds=3, start=None)
   state = start or SimpleNamespace(
     train=SimpleNamespace(params=None), cursor=0, filled=0, rounds=0, batches=0
   )
-  settings = SimpleNamespace(prompts=prompts, max_rounds=max_rounds)
+  settings = SimpleNamespace(prompts=prompts, max_rollout_rounds=max_rollout_rounds)
   yields = list(
-    policy_optimization.dapo_loop(
-      state, prompts_at, sample, collect, update_policy, settings, steps
-    )
+    policy_optimization.rl_loop(state, prompts_at, sample, collect, update_policy, settings, steps)
   )
   return events, yields
 
@@ -295,13 +295,13 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
   table = np.array(policy.params["text"]["embed"]["embedding"]) * 2
   table[policy.special.eos] *= 6  # so that some answers end early
   params = {**policy.params, "head": {"embedding": table}}
-  automaton = answer_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+  automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
   rollout = policy_optimization.sample_groups(
     params,
     sampled.prompts,
     jax.random.key(3),
     automaton,
-    policy.banned,
+    policy.forbidden_tokens,
     model=model,
     settings=settings,
   )
@@ -309,7 +309,7 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
   score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
   for chunk in (4096, 5):
     logp, entropy = score(
-      params, rollout, policy.banned, model, change(settings, chunk_tokens=chunk)
+      params, rollout, policy.forbidden_tokens, model, change(settings, chunk_tokens=chunk)
     )
     logp = np.asarray(logp).reshape(rollout.logp.shape)
     np.testing.assert_allclose(logp[rollout.mask], rollout.logp[rollout.mask], atol=1e-5)
@@ -320,8 +320,8 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
   np.testing.assert_array_equal(rollout.length_tokens, rollout.mask.sum(axis=-1))
 
 
-def test_first_minibatch_has_a_ratio_of_exactly_one(policy, informative, settings):
-  state, sums = update(collected(policy, informative, settings), policy, settings)
+def test_first_minibatch_has_a_ratio_of_exactly_one(policy, has_mixed_outcomes, settings):
+  state, sums = update(collected(policy, has_mixed_outcomes, settings), policy, settings)
   values = metrics.means(sums)
   assert values["ratio_max"] == 1.0 and values["ratio"] == 1.0
   assert values["kl_old"] == values["clip_low"] == values["clip_high"] == 0.0
@@ -334,35 +334,37 @@ def test_the_sampler_and_the_trainer_are_compared(policy, sampled, settings):
   """The metric that warns when the two programs drift apart: here they do not, or by as much as is added."""
   rollout = judged(sampled, some_right(8))
   _, sums = update(collected(policy, rollout, settings), policy, settings)
-  assert metrics.means(sums)["sampler_mismatch"] < 1e-5
+  assert metrics.means(sums)["rollout_logprob_gap"] < 1e-5
   off = rollout.replace(logp=rollout.logp + 0.25)
   _, sums = update(collected(policy, off, settings), policy, settings)
-  np.testing.assert_allclose(metrics.means(sums)["sampler_mismatch"], 0.25, rtol=1e-3)
+  np.testing.assert_allclose(metrics.means(sums)["rollout_logprob_gap"], 0.25, rtol=1e-3)
 
 
 def test_later_minibatches_are_measured_against_the_policy_that_began(
-  policy, informative, settings
+  policy, has_mixed_outcomes, settings
 ):
   settings = change(settings, minibatches=2)
-  state, sums = update(collected(policy, informative, settings), policy, settings)
+  state, sums = update(collected(policy, has_mixed_outcomes, settings), policy, settings)
   assert metrics.means(sums)["ratio_max"] != 1.0 and state.train.step == 2
   one = jax.jit(
     functools.partial(
-      policy_optimization.dapo_step,
-      banned=policy.banned,
+      policy_optimization.rl_step,
+      forbidden_tokens=policy.forbidden_tokens,
       model=policy.model,
       optimizer=OPTIMIZER,
       settings=settings,
     )
   )
   score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
-  reward = policy_optimization.shaped_reward(informative, settings)
-  whole = informative.replace(
-    advantage=policy_optimization.group_advantage(reward, informative.correct)
+  reward = policy_optimization.shaped_reward(has_mixed_outcomes, settings)
+  whole = has_mixed_outcomes.replace(
+    advantage=policy_optimization.group_advantage(reward, has_mixed_outcomes.correct)
   )
   parts = [rows(whole, numbers) for numbers in ([0, 2, 4, 6], [1, 3, 5, 7])]
   old = [
-    score(policy.params, part, policy.banned, policy.model, settings)[0].reshape(part.logp.shape)
+    score(policy.params, part, policy.forbidden_tokens, policy.model, settings)[0].reshape(
+      part.logp.shape
+    )
     for part in parts
   ]
   train = update.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
@@ -380,12 +382,12 @@ def test_later_minibatches_are_measured_against_the_policy_that_began(
   )
 
 
-def test_objective_and_kept_statistics_by_numpy(policy, informative, settings):
+def test_objective_and_kept_statistics_by_numpy(policy, has_mixed_outcomes, settings):
   """Before any step r is 1, so that the objective is the mean advantage over tokens."""
-  _, sums = update(collected(policy, informative, settings), policy, settings)
-  length = informative.length_tokens.astype(float)
+  _, sums = update(collected(policy, has_mixed_outcomes, settings), policy, settings)
+  length = has_mixed_outcomes.length_tokens.astype(float)
   soft = np.clip((TOKENS - 6 - length) / 6, -1, 0)
-  reward = np.where(informative.correct, 1.0, -1.0) + soft
+  reward = np.where(has_mixed_outcomes.correct, 1.0, -1.0) + soft
   deviation = reward - reward.mean(axis=1, keepdims=True)
   advantage = deviation / (np.sqrt((deviation**2).sum(axis=1, keepdims=True) / (G - 1)) + 1e-6)
   values = metrics.means(sums)
@@ -393,7 +395,7 @@ def test_objective_and_kept_statistics_by_numpy(policy, informative, settings):
     values["objective"], (advantage * length).sum() / length.sum(), rtol=1e-4
   )
   np.testing.assert_allclose(values["kept/reward"], reward.mean(), rtol=1e-5)
-  np.testing.assert_allclose(values["kept/accuracy"], informative.correct.mean(), rtol=1e-5)
+  np.testing.assert_allclose(values["kept/accuracy"], has_mixed_outcomes.correct.mean(), rtol=1e-5)
   np.testing.assert_allclose(values["kept/length_tokens"], length.mean(), rtol=1e-5)
   assert values["kept/groups"] == 8 and values["rounds"] == 1
   assert sums["objective"][1] == length.sum()
@@ -409,15 +411,15 @@ def test_nothing_informative_leaves_the_policy_as_it_is(policy, sampled, setting
   assert_equal(after.train, before)
   assert after.batches == 1 and after.rounds == 0 and after.filled == 0 and after.cursor == 8
   values = metrics.means(sums)
-  assert values["kept/groups"] == 0 and values["sampled/informative"] == 0
+  assert values["kept/groups"] == 0 and values["sampled/mixed_outcomes"] == 0
   assert values["sampled/all_right"] == values["sampled/all_wrong"] == 0.5
   assert not {"objective", "ratio_max", "kept/reward", "entropy"} & values.keys()
   assert np.isfinite(list(values.values())).all()
 
 
-def test_an_empty_minibatch_makes_no_step(policy, informative, settings):
+def test_an_empty_minibatch_makes_no_step(policy, has_mixed_outcomes, settings):
   """One group for two mini-batches: a single update, no decay and no momentum for the other."""
-  one = judged(informative, np.concatenate([some_right(1), np.zeros((7, G))]))
+  one = judged(has_mixed_outcomes, np.concatenate([some_right(1), np.zeros((7, G))]))
   state, _ = update(
     collected(policy, one, change(settings, minibatches=2)), policy, change(settings, minibatches=2)
   )
@@ -426,30 +428,36 @@ def test_an_empty_minibatch_makes_no_step(policy, informative, settings):
   assert_close(state.train.params, expected.train.params)
 
 
-def test_a_partial_buffer_weighs_only_what_it_holds(policy, informative, settings):
+def test_a_partial_buffer_weighs_only_what_it_holds(policy, has_mixed_outcomes, settings):
   kept = [1, 4, 6]
-  correct = np.where(np.isin(np.arange(8), kept)[:, None], informative.correct, False)
+  correct = np.where(np.isin(np.arange(8), kept)[:, None], has_mixed_outcomes.correct, False)
   partial, sums = update(
-    collected(policy, judged(informative, correct), settings), policy, settings
+    collected(policy, judged(has_mixed_outcomes, correct), settings), policy, settings
   )
   fewer = change(settings, prompts=3)
-  expected, expected_sums = update(collected(policy, rows(informative, kept), fewer), policy, fewer)
+  expected, expected_sums = update(
+    collected(policy, rows(has_mixed_outcomes, kept), fewer), policy, fewer
+  )
   assert_close(partial.train, expected.train)
   for name in (
     *policy_optimization.UPDATE_SUMS,
     "kept/reward",
     "kept/accuracy",
     "kept/length_tokens",
-    "sampler_mismatch",
+    "rollout_logprob_gap",
   ):
     np.testing.assert_allclose(sums[name], expected_sums[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_what_an_earlier_batch_left_in_the_buffer_is_not_seen(policy, informative, settings):
+def test_what_an_earlier_batch_left_in_the_buffer_is_not_seen(policy, has_mixed_outcomes, settings):
   """The buffer is emptied by its counter alone: old rows stay behind the new ones."""
-  state, _ = update(collected(policy, informative, settings), policy, settings)
-  state = jax.tree.map(jnp.array, state).replace(train=fresh(policy, informative, settings).train)
-  few = judged(informative, np.where(np.arange(8)[:, None] < 2, informative.correct, False))
+  state, _ = update(collected(policy, has_mixed_outcomes, settings), policy, settings)
+  state = jax.tree.map(jnp.array, state).replace(
+    train=fresh(policy, has_mixed_outcomes, settings).train
+  )
+  few = judged(
+    has_mixed_outcomes, np.where(np.arange(8)[:, None] < 2, has_mixed_outcomes.correct, False)
+  )
   again, sums = update(policy_optimization.collect(state, few, settings=settings), policy, settings)
   expected, expected_sums = update(collected(policy, few, settings), policy, settings)
   assert sums["objective"][1] == expected_sums["objective"][1]
@@ -458,28 +466,34 @@ def test_what_an_earlier_batch_left_in_the_buffer_is_not_seen(policy, informativ
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [2, 4])
-def test_micro_batches_do_not_change_the_update(policy, informative, settings, micro_batches):
-  expected, expected_sums = update(collected(policy, informative, settings), policy, settings)
+def test_micro_batches_do_not_change_the_update(
+  policy, has_mixed_outcomes, settings, micro_batches
+):
+  expected, expected_sums = update(
+    collected(policy, has_mixed_outcomes, settings), policy, settings
+  )
   cut = change(settings, micro_batches=micro_batches)
-  found, sums = update(collected(policy, informative, cut), policy, cut)
+  found, sums = update(collected(policy, has_mixed_outcomes, cut), policy, cut)
   assert_close(found.train, expected.train)
   assert sums["objective"][1] == expected_sums["objective"][1]
   assert_means_close(sums, expected_sums)
 
 
-def test_sharded_update_equals_the_unsharded(policy, informative, settings):
+def test_sharded_update_equals_the_unsharded(policy, has_mixed_outcomes, settings):
   settings = change(settings, minibatches=2)
-  expected, expected_sums = update(collected(policy, informative, settings), policy, settings)
+  expected, expected_sums = update(
+    collected(policy, has_mixed_outcomes, settings), policy, settings
+  )
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  state = fresh(policy, informative, settings)
+  state = fresh(policy, has_mixed_outcomes, settings)
   state = state.replace(
     train=jax.device_put(state.train, sharding.state_shardings(mesh, state.train)),
-    buffer=sharding.put_batch(mesh, jax.device_get(state.buffer)),
+    buffer=sharding.make_global_batch(mesh, jax.device_get(state.buffer)),
   )
   where = policy_optimization.state_shardings(mesh, state)
   with jax.set_mesh(mesh):
     state = policy_optimization.collect(
-      state, sharding.put_batch(mesh, informative), settings=settings
+      state, sharding.make_global_batch(mesh, has_mixed_outcomes), settings=settings
     )
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == where
     found, sums = update(state, policy, settings)
@@ -487,16 +501,20 @@ def test_sharded_update_equals_the_unsharded(policy, informative, settings):
   assert_means_close(sums, expected_sums)
 
 
-def test_good_answers_become_likelier_and_bad_ones_rarer(policy, informative, settings):
-  state, _ = update(collected(policy, informative, settings), policy, settings)
+def test_good_answers_become_likelier_and_bad_ones_rarer(policy, has_mixed_outcomes, settings):
+  state, _ = update(collected(policy, has_mixed_outcomes, settings), policy, settings)
   score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
 
   def of_answers(params):
-    logp = np.asarray(score(params, informative, policy.banned, policy.model, settings)[0])
-    return np.where(informative.mask, logp.reshape(informative.logp.shape), 0).sum(axis=-1)
+    logp = np.asarray(
+      score(params, has_mixed_outcomes, policy.forbidden_tokens, policy.model, settings)[0]
+    )
+    return np.where(has_mixed_outcomes.mask, logp.reshape(has_mixed_outcomes.logp.shape), 0).sum(
+      axis=-1
+    )
 
   gain = of_answers(state.train.params) - of_answers(policy.params)
-  right = np.asarray(informative.correct)
+  right = np.asarray(has_mixed_outcomes.correct)
   # Of a group's answers, whatever all of them gain or lose by the words that they share.
   gain = gain - gain.mean(axis=1, keepdims=True)
   assert gain[right].mean() > 0 > gain[~right].mean()

@@ -43,8 +43,8 @@ def test_banned_are_all_special_tokens_but_the_end_of_a_turn(nano):
   policy = load_policy(str(nano))
   tokenizer = policy.processor.tokenizer
   special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-  assert {*np.flatnonzero(policy.banned)} == special - {policy.special.eos}
-  assert policy.banned.shape == (policy.model.text.vocab_size,)
+  assert {*np.flatnonzero(policy.forbidden_tokens)} == special - {policy.special.eos}
+  assert policy.forbidden_tokens.shape == (policy.model.text.vocab_size,)
 
 
 def test_files_beside_the_weights_are_copied(nano, tmp_path):

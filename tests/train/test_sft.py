@@ -16,7 +16,7 @@ from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.chat import Size, collate_batch, encode, total_size
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.tasks import statements
-from spatial_vlm.train import sft
+from spatial_vlm.train import sft, update
 from spatial_vlm.train.sft import SftSettings, sft_loop, sft_loss, sft_step
 
 # eps: Adam divides by |g| + eps, and entries whose true gradient is zero (key biases) are nothing but rounding.
@@ -159,7 +159,7 @@ def test_sharded_step_equals_the_unsharded(policy, batch):
   with jax.set_mesh(mesh):
     found, sums = sft_step(
       placed,
-      sharding.put_batch(mesh, batch),
+      sharding.make_global_batch(mesh, batch),
       model=policy.model,
       optimizer=OPTIMIZER,
       settings=settings(micro_batches=2),

@@ -25,7 +25,7 @@ class Asked(NamedTuple):
   seed: int
 
 
-class Written(NamedTuple):
+class Generation(NamedTuple):
   """An answer, with its tokens as they are billed."""
 
   text: str
@@ -77,7 +77,7 @@ class LocalModel:
     self._stats = Stats()
     self._lock = threading.Lock()
 
-  def write(self, asked: Asked) -> Written:
+  def write(self, asked: Asked) -> Generation:
     """The answer, or what a fault makes of it; tokens are words, and a fixed number for the picture."""
     identity = question_hash(*asked)
     with self._lock:
@@ -85,7 +85,7 @@ class LocalModel:
     fault = self.faults.draw(ANSWER, self.seed, identity)
     text, finish = self._text(asked, fault)
     cached, words = len(asked.system.split()), len(asked.text.split())
-    written = Written(
+    written = Generation(
       text=text,
       finish=finish,
       version=f"{self.name}-{'002' if fault == 'other_version' else '001'}",

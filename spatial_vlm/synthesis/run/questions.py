@@ -12,7 +12,7 @@ import PIL.Image
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data import pipeline
-from spatial_vlm.data.images import Pictures
+from spatial_vlm.data.images import ImageFiles
 from spatial_vlm.data.records import BadRecord, BadRecordError, JsonlSource, Record
 from spatial_vlm.processor.image import UnreadableImage
 from spatial_vlm.synthesis.draft import Form
@@ -79,7 +79,7 @@ class Questions:
     self._source, self._seed = source, seed
     self._identity = dict(identity)
     sent = _Sent(source, min(limit, len(source)) if limit else len(source))
-    self._digests, bad = pipeline.survey(
+    self._digests, bad = pipeline.scan(
       sent, _digest, workers=workers, max_bad_share=source.max_bad_share
     )
     self.bad: list[BadRecord] = [*source.bad, *bad.values()]
@@ -123,7 +123,7 @@ class Questions:
     return self._source.image_name(number)
 
 
-def sent_picture(pictures: Pictures, name: str) -> Picture:
+def sent_picture(pictures: ImageFiles, name: str) -> Picture:
   """The file itself where every teacher reads it as we do, else the upright picture as JPEG.
 
   It is decoded as a whole, so that nobody pays for a question on half a picture. Raises UnreadableImage.

@@ -17,9 +17,9 @@ from etils import epath
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import UnusableRecord
 from spatial_vlm.inference.policy import (
+  Generation,
   Policy,
   PromptShape,
-  Written,
   collate,
   encode_question,
   written,
@@ -125,7 +125,7 @@ class PolicyTeacher:
       raise Refused(str(error)) from error
     return row
 
-  def _answers(self, batch: Sequence["_Asked"]) -> list[Written]:
+  def _answers(self, batch: Sequence["_Asked"]) -> list[Generation]:
     """Repeats the last question where the batch is not full."""
     policy, settings = self._policy, self.settings
     full = [*batch, *[batch[-1]] * (settings.batch_size - len(batch))]
@@ -140,17 +140,19 @@ class PolicyTeacher:
       policy.params,
       prompts,
       jax.random.fold_in(jax.random.key(0), Purpose.ROLLOUT),
-      policy.banned,
+      policy.forbidden_tokens,
       model=policy.model,
-      samples=1,
-      max_tokens=settings.max_output_tokens,
-      temperature=settings.temperature,
-      eos=policy.special.eos,
-      pad=policy.special.pad,
+      sampling=sampler.SamplingSettings(
+        group_size=1,
+        max_new_tokens=settings.max_output_tokens,
+        temperature=settings.temperature,
+        eos=policy.special.eos,
+        pad=policy.special.pad,
+      ),
     )
     return written(policy, completions)[: len(batch)]
 
-  def _reply(self, row: Encoded, answer: Written) -> Reply:
+  def _reply(self, row: Encoded, answer: Generation) -> Reply:
     finish = "MAX_TOKENS" if answer.truncated else "STOP"
     usage = Usage(prompt=len(row.tokens), cached=0, answer=answer.tokens, thoughts=0)
     raw = {
@@ -167,7 +169,7 @@ class _Asked(NamedTuple):
 
   question: Question
   row: Encoded
-  answer: asyncio.Future[Written]
+  answer: asyncio.Future[Generation]
 
 
 def draw_id(question: Question) -> int:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from spatial_vlm.commands.scenes import write_split
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.images import Pictures
+from spatial_vlm.data.images import ImageFiles
 from spatial_vlm.data.records import JsonlSource, TooManyBadRecords
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.synthesis import draft
@@ -85,7 +85,7 @@ def save(path, picture, **settings):
 @pytest.mark.parametrize(("form", "mime"), [("PNG", "image/png"), ("JPEG", "image/jpeg")])
 def test_pictures_that_every_teacher_reads_are_sent_as_they_are(tmp_path, form, mime):
   data = save(tmp_path / "a.img", Image.new("RGB", (8, 6), "red"), format=form)
-  assert sent_picture(Pictures(tmp_path), "a.img") == (data, mime)
+  assert sent_picture(ImageFiles(tmp_path), "a.img") == (data, mime)
 
 
 def test_other_pictures_are_sent_upright_as_jpeg(tmp_path):
@@ -95,7 +95,7 @@ def test_other_pictures_are_sent_upright_as_jpeg(tmp_path):
   save(tmp_path / "turned.jpg", Image.fromarray(ramp), format="JPEG", exif=exif)
   save(tmp_path / "other.bmp", Image.fromarray(ramp), format="BMP")
   for name, size in (("turned.jpg", (32, 64)), ("other.bmp", (64, 32))):
-    data, mime = sent_picture(Pictures(tmp_path), name)
+    data, mime = sent_picture(ImageFiles(tmp_path), name)
     sent = Image.open(io.BytesIO(data))
     assert (mime, sent.format, sent.size) == ("image/jpeg", "JPEG", size)
     assert sent.getexif().get(0x0112, 1) == 1
