@@ -31,7 +31,7 @@ def tiny() -> ConfigDict:
       groups_per_batch=32,  # groups of a policy batch
       group_size=8,  # G, answers to each prompt
       rollout_batch_size=32,  # prompts drawn in a round of dynamic sampling
-      max_rollout_rounds=4,  # after them the batch takes the groups that it has
+      max_rollout_rounds=4,  # rounds after which the batch takes the groups that it has
       minibatches=4,  # updates on each batch
       eps_low=0.2,
       eps_high=0.28,

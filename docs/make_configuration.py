@@ -7,9 +7,7 @@ comment on the leaf's line, and the comment lines directly above it.
 """
 
 import ast
-import importlib.util
 import io
-import sys
 import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,75 +15,75 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FieldReference, config_dict
 
+from spatial_vlm import config as config_lib
+
 ROOT = Path(__file__).parents[1]
 SHARED = "common"
 """File of the groups that several configs share; it has no preset of its own."""
 
 PLAIN = {
-  "seed": "Seed of every random draw.",
-  "epochs": "Passes over the training set.",
-  "batch_size": "Rows of one batch.",
-  "micro_batches": "Parts in which a batch is computed, one after the other; their gradients are added up.",
-  "eps_low": "Lower clip range: ratios below 1 − `eps_low` get no gradient when the advantage is negative.",
-  "eps_high": "Upper clip range: ratios above 1 + `eps_high` get no gradient when the advantage is positive.",
-  "max_tokens": "Longest answer, in tokens.",
-  "max_new_tokens": "Longest answer, in tokens.",
-  "overlong_cache_tokens": "Length before the limit over which the overlong penalty grows from 0 to −1.",
-  "temperature": "Sampling temperature.",
-  "validate_prompts": "Prompts of one validation.",
-  "validate_batch": "Prompts that validation answers at once.",
-  "validate_steps": "Batches between two validations.",
-  "log_steps": "Steps between two records of metrics.",
-  "checkpoint_steps": "Steps between two checkpoints.",
-  "keep_checkpoints": "Newest checkpoints that are kept.",
-  "max_to_keep": "Newest checkpoints that are kept.",
-  "learning_rate": "Peak learning rate.",
-  "schedule": '`"cosine"` or `"constant"`, after the warm-up.',
-  "warmup_steps": "Updates over which the learning rate rises from 0.",
-  "final_fraction": "Last learning rate, as a fraction of the peak.",
-  "beta1": "Decay of the first moment.",
-  "beta2": "Decay of the second moment.",
-  "eps": "Added to the root of the second moment.",
-  "weight_decay": "Decoupled weight decay of matrices.",
-  "clip_norm": "Global norm to which gradients are clipped.",
-  "slice": "Mesh axis of slices: rows of a batch are sharded over it.",
-  "data": "Mesh axis of data parallelism; −1: all devices that the other axes leave.",
-  "fsdp": "Mesh axis that shards rows, parameters and optimizer state; −1: all devices that the other axes leave.",
-  "tensor": "Mesh axis that shards heads and hidden units.",
-  "prompt_tokens": "Length to which prompts are padded; longer ones are skipped and counted.",
-  "patches": "Number to which the image patches of a prompt are padded.",
-  "max_bad_share": "Largest share of unusable records before the command stops.",
-  "max_handbook_tokens": "Limit on the sum of all lines of the handbook, in tokens.",
-  "dtype": "Type of the weights.",
-  "split": "Split that the local teacher knows.",
-  "records": "File of labelled records.",
-  "images": "Folder, archive or store of the images.",
-  "validation": "File of the records for validation.",
-  "evaluation": "File of records that must not be trained on.",
-  "training_records": "File of the training records.",
-  "checkpoint": "Hugging Face folder of the model.",
-  "max_patches": "Most patches of a photograph; larger ones are scaled down.",
-  "base": "Hugging Face folder of the model that the demo starts from.",
-  "validation_scenes": "Scenes of the validation split.",
-  "test_scenes": "Held-out scenes that every method is measured on.",
-  "sft_epochs": "Epochs of both SFT stages.",
-  "dapo_steps": "Policy batches of DAPO.",
-  "reuse_epochs": "Epochs over the model's own short answers.",
-  "timed_questions": "Questions asked one at a time, to measure seconds per answer.",
-  "scenes_shown": "Scenes drawn into the report.",
-  "train": "Examples of the training split.",
-  "test": "Examples of the test split.",
-  "splits": "Splits to read.",
-  "min_words": "Fewest words of a chain, boxes aside.",
-  "max_words": "Most words of a chain, boxes aside.",
-  "min_box_share": "Smallest box, as a share of the image's area.",
-  "max_box_share": "Largest box, as a share of the image's area.",
-  "api_version": "Version of the teacher's API.",
-  "max_output_tokens": "Most tokens of a teacher's answer, thoughts included.",
-  "max_delay_s": "Longest delay between two tries.",
-  "requests_per_minute": "Rate limit of requests.",
+  "seed": "seed of every random draw",
+  "epochs": "passes over the training set",
+  "batch_size": "rows of one batch",
+  "micro_batches": "parts in which a batch is computed, one after the other; their gradients are added up",
+  "eps_low": "lower clip range: ratios below 1 − `eps_low` get no gradient when the advantage is negative",
+  "eps_high": "upper clip range: ratios above 1 + `eps_high` get no gradient when the advantage is positive",
+  "max_new_tokens": "longest answer, in tokens",
+  "overlong_cache_tokens": "length before the limit over which the overlong penalty grows from 0 to −1",
+  "temperature": "sampling temperature",
+  "validate_prompts": "prompts of one validation",
+  "validate_batch": "prompts that validation answers at once",
+  "validate_steps": "batches between two validations",
+  "log_steps": "steps between two records of metrics",
+  "checkpoint_steps": "steps between two checkpoints",
+  "learning_rate": "peak learning rate",
+  "schedule": '`"cosine"` or `"constant"`, after the warm-up',
+  "warmup_steps": "updates over which the learning rate rises from 0",
+  "final_fraction": "last learning rate, as a fraction of the peak",
+  "beta1": "decay of the first moment",
+  "beta2": "decay of the second moment",
+  "eps": "added to the root of the second moment",
+  "weight_decay": "decoupled weight decay of matrices",
+  "clip_norm": "global norm to which gradients are clipped",
+  "slice": "mesh axis of slices: rows of a batch are sharded over it",
+  "data": "mesh axis of data parallelism; −1: all devices that the other axes leave",
+  "fsdp": "mesh axis that shards rows, parameters and optimizer state; −1: all devices that the other axes leave",
+  "tensor": "mesh axis that shards heads and hidden units",
+  "prompt_tokens": "length to which prompts are padded; longer ones are skipped and counted",
+  "patches": "number to which the image patches of a prompt are padded",
+  "max_bad_share": "largest share of unusable records before the command stops",
+  "counts.validation": "examples of the validation split",
+  "max_handbook_tokens": "limit on the sum of all lines of the handbook, in tokens",
+  "dtype": "type of the weights",
+  "split": "split that the local teacher knows",
+  "records": "file of labelled records",
+  "images": "folder, archive or store of the images",
+  "validation": "file of the records for validation",
+  "evaluation": "file of records that must not be trained on",
+  "training_records": "file of the training records",
+  "checkpoint": "Hugging Face folder of the model",
+  "max_patches": "most patches of a photograph; larger ones are scaled down",
+  "base": "Hugging Face folder of the model that the demo starts from",
+  "validation_scenes": "scenes of the validation split",
+  "test_scenes": "held-out scenes that every method is measured on",
+  "sft_epochs": "epochs of both SFT stages",
+  "dapo_steps": "policy batches of DAPO",
+  "reuse_epochs": "epochs over the model's own short answers",
+  "timed_questions": "questions asked one at a time, to measure seconds per answer",
+  "scenes_shown": "scenes drawn into the report",
+  "train": "examples of the training split",
+  "test": "examples of the test split",
+  "splits": "splits to read",
+  "min_words": "fewest words of a chain, boxes aside",
+  "max_words": "most words of a chain, boxes aside",
+  "min_box_share": "smallest box, as a share of the image's area",
+  "max_box_share": "largest box, as a share of the image's area",
+  "api_version": "version of the teacher's API",
+  "max_output_tokens": "most tokens of a teacher's answer, thoughts included",
+  "max_delay_s": "longest delay between two tries",
+  "requests_per_minute": "rate limit of requests",
 }
-"""Descriptions of leaves whose config has no comment: the name says nearly all."""
+"""Descriptions of leaves whose config has no comment, by name or by full path: the name says nearly all."""
 
 
 Comments = list[tuple[tuple[str, ...], str]]
@@ -158,10 +156,10 @@ def section(root: Path, path: Path) -> list[str]:
     large = f" {row.large} |" if has_8b else ""
     lines.append(f"| `{row.name}` | {row.tiny} |{large} {row.kind} | {cell(row.text)} |")
   lines.append("")
-  tiny = flatten(load(path)("tiny"))
+  tiny = flatten(load(path, "tiny"))
   for name in presets:
     if name not in ("tiny", "8b"):
-      changed = changes(tiny, flatten(load(path)(name)))
+      changed = changes(tiny, flatten(load(path, name)))
       text = ", ".join(f"`{leaf}` = {value}" for leaf, value in changed) or "nothing"
       lines += [f"`{name}` differs from `tiny` in {text}.", ""]
   return lines
@@ -169,10 +167,9 @@ def section(root: Path, path: Path) -> list[str]:
 
 def leaves(root: Path, path: Path) -> list[Leaf]:
   """Returns every leaf of a config, in alphabetical order; a group with a comment has a row before its leaves."""
-  get_config = load(path)
   _, presets = docstring_parts(path)
-  tiny = flatten(get_config("tiny"))
-  large = dict(changes(tiny, flatten(get_config("8b")))) if "8b" in presets else {}
+  tiny = flatten(load(path, "tiny"))
+  large = dict(changes(tiny, flatten(load(path, "8b")))) if "8b" in presets else {}
   own = comments(path)
   shared = (
     comments(path.with_name(f"{SHARED}.py")) if path.with_name(f"{SHARED}.py").exists() else []
@@ -187,14 +184,15 @@ def leaves(root: Path, path: Path) -> list[Leaf]:
     groups.add(group)
     text = describe(name, own, shared)
     if name in notes:
-      text = f"{text} In `8b`: {notes[name]}".strip()
+      text = f"{text} (`8b`: {notes[name]})"
     rows.append(Leaf(name, type_name(value), show(value), large.get(name, ""), text))
   return rows
 
 
 def describe(name: str, own: Comments, shared: Comments) -> str:
   """Returns the comment on a leaf: that of its own config, else of the shared groups, else the text in `PLAIN`."""
-  return comment_about(name, own, shared) or PLAIN.get(name.rpartition(".")[2], "")
+  text = comment_about(name, own, shared)
+  return text or PLAIN.get(name) or PLAIN.get(name.rpartition(".")[2], "")
 
 
 def comment_about(name: str, own: Comments, shared: Comments) -> str:
@@ -203,7 +201,7 @@ def comment_about(name: str, own: Comments, shared: Comments) -> str:
   for found in (own, shared):
     matching = [(len(path), text) for path, text in found if path == parts[-len(path) :] and text]
     if matching:
-      return sentence(max(matching, key=lambda match: match[0])[1])
+      return max(matching, key=lambda match: match[0])[1]
   return ""
 
 
@@ -262,7 +260,7 @@ def assigned_comments(path: Path) -> dict[str, str]:
     for node in ast.walk(function):
       if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("config."):
         if text := comment_on(node, trailing, full):
-          notes[ast.unparse(node.targets[0]).removeprefix("config.")] = sentence(text)
+          notes[ast.unparse(node.targets[0]).removeprefix("config.")] = text
   return notes
 
 
@@ -292,16 +290,9 @@ def docstring_parts(path: Path) -> tuple[str, dict[str, str]]:
   return title, presets
 
 
-def load(path: Path) -> Any:
-  """Returns `get_config` of a config file."""
-  folder = str(path.parents[1])
-  if folder not in sys.path:
-    sys.path.insert(0, folder)  # a config may import configs.common
-  spec = importlib.util.spec_from_file_location(f"documented_{path.stem}", path)
-  assert spec and spec.loader
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config
+def load(path: Path, preset: str) -> ConfigDict:
+  """Returns the config of a preset, as the commands read it."""
+  return config_lib.read_preset(f"{path}:{preset}")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -341,14 +332,6 @@ def type_name(value: Any) -> str:
   """Returns the type as which a value on the command line is read."""
   kind = value.get_type() if isinstance(value, FieldReference) else type(value)
   return kind.__name__
-
-
-def sentence(text: str) -> str:
-  """Returns a comment as a sentence: first letter large, a full stop at its end."""
-  text = text.strip()
-  if not text or text[0] in "0123456789":
-    return text
-  return text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else ".")
 
 
 def cell(text: str) -> str:

@@ -48,9 +48,9 @@ def test_every_preset_is_described(path):
   _, presets = make_configuration.docstring_parts(path)
   assert presets
   for name in presets:
-    make_configuration.load(path)(name)
-  with pytest.raises(ValueError, match="no preset"):
-    make_configuration.load(path)("unknown")
+    make_configuration.load(path, name)
+  with pytest.raises(config_lib.UsageError, match="no preset"):
+    make_configuration.load(path, "unknown")
 
 
 def test_comments_are_found_above_beside_and_at_the_end(tmp_path):
