@@ -113,3 +113,29 @@ def test_every_module_has_a_place_in_the_api():
 def test_every_page_is_in_the_navigation():
   navigation = (ROOT / "mkdocs.yml").read_text()
   assert not [page.name for page in ROOT.glob("docs/*.md") if f": {page.name}" not in navigation]
+
+
+def test_settings_of_the_rl_guide_are_those_of_the_config():
+  guide = (ROOT / "docs" / "rl_guide.md").read_text()
+  table = guide.partition("## Settings")[2].partition("\n## ")[0]
+  tiny, large = (
+    config_lib.leaves(config_lib.read_preset(f"configs/dapo.py:{preset}"))
+    for preset in ("tiny", "8b")
+  )
+  rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+  assert len(rows) > 10
+  for names, of_tiny, of_large, *_ in rows:
+    leaves = re.findall(r"`([\w.]+)`", names)
+    for config, written in ((tiny, of_tiny), (large, of_large)):
+      values = [float(value.replace(",", "")) for value in written.split(", ")]
+      assert values == [config[leaf] for leaf in leaves], names
+
+
+def test_metrics_of_the_rl_guide_are_those_of_the_code():
+  guide = (ROOT / "docs" / "rl_guide.md").read_text()
+  table = guide.partition("## Metrics")[2].partition("\n## ")[0]
+  rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+  metrics = [name for row in rows for name in re.findall(r"`([\w/]+)`", row)]
+  source = "".join(path.read_text() for path in (ROOT / "spatial_vlm").rglob("*.py"))
+  assert len(metrics) > 20
+  assert not [name for name in metrics if f'"{name}"' not in source]
