@@ -146,6 +146,8 @@ def section(root: Path, path: Path) -> list[str]:
   lines += [f"| `{name}` | {cell(text)} |" for name, text in presets.items()]
   lines += [
     "",
+    '<div class="settings" markdown>',
+    "",
     f"| leaf | `tiny` |{' `8b` |' if has_8b else ''} type | meaning |",
     "|---" * (4 + has_8b) + "|",
   ]
@@ -155,7 +157,7 @@ def section(root: Path, path: Path) -> list[str]:
       continue
     large = f" {row.large} |" if has_8b else ""
     lines.append(f"| `{row.name}` | {row.tiny} |{large} {row.kind} | {cell(row.text)} |")
-  lines.append("")
+  lines += ["", "</div>", ""]
   tiny = flatten(load(path, "tiny"))
   for name in presets:
     if name not in ("tiny", "8b"):
@@ -325,7 +327,7 @@ def show(value: Any) -> str:
   if value == "":
     return "*empty*"
   text = str(value) if isinstance(value, (str, bool)) else repr(value)
-  return f"`{text}`".replace("|", "\\|")
+  return f"`{text}`"
 
 
 def type_name(value: Any) -> str:
@@ -335,8 +337,9 @@ def type_name(value: Any) -> str:
 
 
 def cell(text: str) -> str:
-  """Returns text for a cell of a table."""
-  return text.replace("|", "\\|").replace("\n", " ")
+  """Returns text for a cell of a table; a vertical line needs no escape inside code."""
+  parts = text.replace("\n", " ").split("`")
+  return "`".join(part if i % 2 else part.replace("|", "\\|") for i, part in enumerate(parts))
 
 
 if __name__ == "__main__":
