@@ -33,8 +33,8 @@ def tiny() -> ConfigDict:
       max_entries=64,  # most behaviors of the handbook
       max_handbook_tokens=4096,
       behavior_tokens=48,  # most tokens of a behavior in a question; longer ones are not taught
-      min_similarity=0.8,  # smallest similarity at which a behavior is recalled
-      full_share=0.1,  # share of the verified answers that stay full chains in the fine-tuning set
+      min_similarity=0.8,  # below it nothing is recalled
+      full_share=0.1,  # of the verified answers that stay full chains in the fine-tuning set
     )
   )
 

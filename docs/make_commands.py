@@ -38,8 +38,9 @@ def command_names(root: Path) -> list[str]:
 
 
 def command_help(root: Path, name: str) -> str:
-  """Returns the docstring of a command's module."""
-  path = root / "spatial_vlm" / "commands" / f"{name}.py"
+  """Returns the docstring of a command's module or package."""
+  folder = root / "spatial_vlm" / "commands"
+  path = folder / name / "__init__.py" if (folder / name).is_dir() else folder / f"{name}.py"
   return ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
