@@ -171,7 +171,7 @@ def reuse() -> str:
 def layers() -> str:
   """The layers of the package; a file imports from lower layers."""
   rows = (
-    ("layer 3", "plain", ("commands, cli", "load, call, write: one thin file per command")),
+    ("layer 3", "plain", ("demo, commands, cli", "load, call, write: one thin file per command")),
     (
       "layer 2",
       "check",

@@ -9,6 +9,11 @@ from spatial_vlm.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+SOURCES = {
+  path.relative_to(ROOT).as_posix(): path.read_text()
+  for folder in ("spatial_vlm", "tests")
+  for path in sorted((ROOT / folder).rglob("*.py"))
+}
 PAGES = sorted(ROOT.glob("docs/*.md"))
 GENERATED = {"docs/configuration.md", "docs/commands.md", "docs/api/index.md"}
 
@@ -19,12 +24,17 @@ def test_functions_and_tests_of_the_equations_exist():
   rows = [line for line in equations.splitlines() if "<br>" in line]
   assert len(rows) > 40 and len(named) == 2 * len(rows)
   missing = [
-    f"{file}::{name}"
+    f"{file}::{name}, now in {places_of(name) or 'no file'}"
     for file, name in named
-    if not (ROOT / file).exists()
-    or not re.search(rf"^(def|class) {name}\b", (ROOT / file).read_text(), re.MULTILINE)
+    if file not in places_of(name)
   ]
   assert not missing
+
+
+def places_of(name):
+  """The files that define a function or a class of this name."""
+  definition = re.compile(rf"^(def|class) {name}\b", re.MULTILINE)
+  return [file for file, source in SOURCES.items() if definition.search(source)]
 
 
 def test_commands_are_listed():
