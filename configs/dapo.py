@@ -17,6 +17,7 @@ def tiny() -> ConfigDict:
   config = ConfigDict(
     training()
     | dict(
+      algorithm="dapo",  # the command that this config is for: `spatial-vlm dapo`
       checkpoint="runs/sft/export",  # Hugging Face folder of the policy to start from
       data=dict(
         records="runs/scenes/train.jsonl",

@@ -29,6 +29,7 @@ def tiny() -> ConfigDict:
   return ConfigDict(
     training()
     | dict(
+      algorithm="sft",  # the command that this config is for: `spatial-vlm sft`
       checkpoint="spatial_vlm/assets/tiny_base",  # Hugging Face folder: weights, tokenizer, processor
       from_scratch=False,  # keep only the architecture of `checkpoint` and draw the weights
       data=dict(

@@ -30,7 +30,7 @@ from etils import epath
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, settings_from
-from spatial_vlm.data import pipeline
+from spatial_vlm.data import skipped_records
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.train.run import (
@@ -71,7 +71,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     if not files.is_new:
       state, host = files.restore(state)
       with user_errors():
-        data.batches.set_state(pipeline.own_state(host["batches"], this_process()))
+        data.batches.set_state(skipped_records.own_state(host["batches"], this_process()))
     rows = (sharding.make_global_batch(mesh, batch) for batch in data.batches)
     updates = functools.partial(sft_loop, batches=rows, step=step)
     state = fit(config, workdir.name, state, data, updates, files)
@@ -117,7 +117,7 @@ def print_skipped(data: SftData) -> None:
   met = {
     number: bad
     for state in hosts.all_gather_json(data.batches.get_state())
-    for number, bad in pipeline.skipped(state).items()
+    for number, bad in skipped_records.skipped(state).items()
   }
   if jax.process_index() > 0:
     return

@@ -30,9 +30,10 @@ from tqdm import tqdm
 from spatial_vlm import config as config_lib
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from, snapshot
-from spatial_vlm.data import conversations, split_guard
+from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.records import JsonlSource, Record
+from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.processor.image import png
 from spatial_vlm.synthesis import draft as drafts
@@ -72,7 +73,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     source = JsonlSource(
       config.data.records, config.data.images, max_bad_share=config.data.max_bad_share
     )
-    guard(config, source)
+    remedy = "let `spatial-vlm data` remove them (drop_shared), or evaluate on another set"
+    refuse_shared_records(source.pairs, [config.evaluation], remedy)
     teacher = TEACHERS[config.teacher]
     key = "" if args.offline else teacher.key(config)
     questions = Questions(
@@ -143,13 +145,6 @@ def pace(config: Config) -> Pace:
     concurrency=config.concurrency,
     requests_per_minute=config.requests_per_minute,
   )
-
-
-def guard(config: Config, source: JsonlSource) -> None:
-  """Raises UsageError where records to be taught stand in the evaluation set."""
-  if config.evaluation:
-    remedy = "let `spatial-vlm data` leave them out (drop_shared), or evaluate on another set"
-    split_guard.guard(source.pairs, config.evaluation, remedy)
 
 
 def confirm(config: Config, begun: Run, is_agreed: bool) -> None:
@@ -226,7 +221,7 @@ def write(config: Config, begun: Run, source: JsonlSource, workdir: epath.Path) 
   )
   (workdir / "report.md").write_text(synthesis_report.markdown(summary, examples, "examples.png"))
   if examples:
-    sheet = synthesis_report.example_sheet(examples, source.pictures.open)
+    sheet = synthesis_report.example_sheet(examples, source.image_files.open)
     (workdir / "examples.png").write_bytes(png(sheet))
   print(f"{len(kept):,} chains, results.json and report.md are in {workdir}")
   if unsettled:

@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
-from spatial_vlm.data import split_guard
-from spatial_vlm.data.pipeline import Reader, prompt_order
+from spatial_vlm.data.pipeline import prompt_order
+from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.inference.generation import BatchGenerator, Row
 from spatial_vlm.inference.policy import Policy, PromptShape, collate
 from spatial_vlm.inference.questions import plain_question
@@ -36,9 +37,9 @@ def check_blocks(config: Config, mesh: Mesh) -> None:
 
 def refuse_evaluation_records(config: Config, source: JsonlSource) -> None:
   """Raises UsageError when a training record is validated or evaluated on."""
-  for file in filter(None, (config.data.validation, config.data.evaluation)):
-    remedy = f"leave those of {file} out of it (spatial-vlm data --config.drop_shared=true)"
-    split_guard.guard(source.pairs, file, remedy)
+  remedy = "remove them from the training records (spatial-vlm data --config.drop_shared=true)"
+  evaluated = (config.data.validation, config.data.evaluation)
+  refuse_shared_records(source.pairs, evaluated, remedy)
 
 
 def question_reader(config: Config, policy: Policy, mesh: Mesh, records: str) -> Reader:

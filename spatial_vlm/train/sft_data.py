@@ -1,7 +1,6 @@
 """What supervised fine-tuning learns from: conversations from files, or rendered images drawn on the way."""
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import grain
@@ -9,13 +8,15 @@ import jax
 import numpy as np
 
 from spatial_vlm.config import Config, UsageError
-from spatial_vlm.data import batch_plan, pipeline, split_guard
+from spatial_vlm.data import batch_plan, pipeline
 from spatial_vlm.data.batch_plan import BATCHINGS
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.data.mixing import Joined, mixed_order
+from spatial_vlm.data.reading import ReadOptions, Shard, scan
 from spatial_vlm.data.records import BadRecord, UnusableRecord
-from spatial_vlm.data.scenes.source import Picture, PictureSource
+from spatial_vlm.data.scenes.source import SceneImage, SceneImageSource
 from spatial_vlm.data.sizes import SizedSource
+from spatial_vlm.data.split_guard import asked_pairs, refuse_shared_records
 from spatial_vlm.processor.chat import Encoded, Processor, Size, collate_batch, encode, measure
 from spatial_vlm.synthesis.scene_teacher import pretrain_messages
 from spatial_vlm.types import Params
@@ -45,9 +46,11 @@ def conversations_of_files(config: Config, processor: Processor) -> SftData:
     ConversationSource(conversations, images, data.max_bad_share)
     for conversations, images, _ in ((data.conversations, data.images, 1), *data.mix)
   ]
-  refuse_evaluation_questions(config, sources)
+  questions = [question for source in sources for question in source.questions]
+  remedy = "remove them from the conversations, or evaluate on another set"
+  refuse_shared_records(questions, [data.evaluation], remedy, asked_pairs)
   joined, shapes = Joined(sources), [Size(*shape) for shape in data.shapes]
-  sizes, unusable = pipeline.scan(
+  sizes, unusable = scan(
     Joined([SizedSource(source) for source in sources]),
     functools.partial(size_of, processor, batch_plan.largest(shapes)),
     workers=data.workers,
@@ -65,26 +68,16 @@ def conversations_of_files(config: Config, processor: Processor) -> SftData:
       f"{len(sizes)} records × {config.epochs} epochs do not fill one batch of {config.batch_size} rows;"
       " lower batch_size, or give more records or epochs."
     )
-  batches = pipeline.planned(
+  batches = pipeline.planned_batches(
     joined,
     functools.partial(encode, processor),
     functools.partial(collate_batch, processor=processor),
     plan,
-    workers=data.workers,
-    max_bad_share=data.max_bad_share,
+    read_options(config),
     known_bad=unusable,
-    shard=this_process(),
   )
   bad = [record for source in sources for record in source.bad]
   return SftData(batches, len(plan), batch_plan.padding(plan, sizes), bad)
-
-
-def refuse_evaluation_questions(config: Config, sources: Sequence[ConversationSource]) -> None:
-  """Raises UsageError when a conversation asks about an evaluation record."""
-  if file := config.data.evaluation:
-    questions = (question for source in sources for question in source.questions)
-    remedy = f"leave those of {file} out of the conversations, or evaluate on another set"
-    split_guard.guard(questions, file, remedy, split_guard.asked_pairs)
 
 
 def rendered_images(config: Config, processor: Processor) -> SftData:
@@ -98,38 +91,39 @@ def rendered_images(config: Config, processor: Processor) -> SftData:
     )
   stages = Joined(
     [
-      PictureSource("pretrain", config.seed + stage, count, objects=(1, most))
+      SceneImageSource("pretrain", config.seed + stage, count, objects=(1, most))
       for stage, (count, most) in enumerate(zip(pretrain.scenes, pretrain.objects, strict=True))
     ]
   )
   to_messages = functools.partial(
     image_messages, config.seed, pretrain.requests, pretrain.list_share
   )
+  order = pipeline.EpochOrder(config.batch_size, config.seed, config.epochs, shuffle=False)
   batches = pipeline.batches(
     stages,
     functools.partial(encode_fitting, processor, batch_plan.largest(shapes), to_messages),
     functools.partial(collate_unplanned, processor, shapes),
-    batch_size=config.batch_size,
-    seed=config.seed,
-    epochs=config.epochs,
-    shuffle=False,
-    workers=data.workers,
-    max_bad_share=data.max_bad_share,
-    shard=this_process(),
+    order,
+    read_options(config),
   )
-  steps = pipeline.num_batches(len(stages), config.batch_size, config.epochs)
-  return SftData(batches, steps, padding={}, bad=[])
+  return SftData(batches, order.num_batches(len(stages)), padding={}, bad=[])
 
 
-def this_process() -> pipeline.Shard:
+def read_options(config: Config) -> ReadOptions:
+  """Returns how this process reads records."""
+  data = config.data
+  return ReadOptions(data.workers, max_bad_share=data.max_bad_share, shard=this_process())
+
+
+def this_process() -> Shard:
   """Returns the share of this process in each batch."""
-  return pipeline.Shard(jax.process_index(), jax.process_count())
+  return Shard(jax.process_index(), jax.process_count())
 
 
-def image_messages(seed: int, requests: int, list_share: float, picture: Picture):
+def image_messages(seed: int, requests: int, list_share: float, image: SceneImage):
   """Returns requests to caption and ground one rendered image; a function of the seed and the image's number."""
-  rng = np.random.default_rng((seed, picture.id))
-  return pretrain_messages(picture.scene, picture.image, rng, requests, list_share)
+  rng = np.random.default_rng((seed, image.id))
+  return pretrain_messages(image.scene, image.image, rng, requests, list_share)
 
 
 def size_of(processor: Processor, limit: Size, messages) -> Size:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import PIL.Image
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data import pipeline
-from spatial_vlm.data.images import ImageFiles
+from spatial_vlm.data.image_files import ImageFiles
+from spatial_vlm.data.reading import scan
 from spatial_vlm.data.records import BadRecord, BadRecordError, JsonlSource, Record
 from spatial_vlm.processor.image import UnreadableImage
 from spatial_vlm.synthesis.draft import Form
@@ -79,9 +79,7 @@ class Questions:
     self._source, self._seed = source, seed
     self._identity = dict(identity)
     sent = _Sent(source, min(limit, len(source)) if limit else len(source))
-    self._digests, bad = pipeline.scan(
-      sent, _digest, workers=workers, max_bad_share=source.max_bad_share
-    )
+    self._digests, bad = scan(sent, _digest, workers=workers, max_bad_share=source.max_bad_share)
     self.bad: list[BadRecord] = [*source.bad, *bad.values()]
     self.numbers = sorted(self._digests)
     """Of the records that can be asked about."""
@@ -94,7 +92,7 @@ class Questions:
 
   def question(self, number: int, attempt: int) -> Question:
     """Raises UnreadableImage for a picture that was readable before."""
-    return self._asked(number, attempt, sent_picture(self._source.pictures, self._name(number)))
+    return self._asked(number, attempt, sent_picture(self._source.image_files, self._name(number)))
 
   def key(self, number: int, attempt: int) -> str:
     """Hash of all that is sent, and of the teacher to whom."""
@@ -151,7 +149,7 @@ class _Sent:
 
   def __getitem__(self, number: int) -> Picture:
     try:
-      return sent_picture(self._source.pictures, self._source.image_name(number))
+      return sent_picture(self._source.image_files, self._source.image_name(number))
     except UnreadableImage as error:
       raise BadRecordError(BadRecord(*self.place(number), str(error))) from error
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from spatial_vlm.commands.scenes import write_split
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.images import ImageFiles
+from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.data.records import JsonlSource, TooManyBadRecords
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.synthesis import draft
