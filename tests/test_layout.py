@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 LAYERS = (
   ("types", "config", "answers", "text", "jsonl"),
   (
-    *("hosts", "checkpoint", "metrics", "parameters", "sharding"),
+    *("parameters", "sharding", "hosts", "checkpoint", "metrics"),
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (

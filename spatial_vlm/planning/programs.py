@@ -226,7 +226,7 @@ def rl_settings_from(config: Config) -> RlSettings:
 
 def sharded_training_shapes(config: Config, model: ModelConfig, mesh: Mesh) -> TrainingShapes:
   """Returns the shapes of a fresh train state and of the frozen parameters, sharded over the mesh."""
-  subset = subset_from_config(config, config.lora)
+  subset = subset_from_config(config)
   both = partition_shapes(training_shapes(mesh, model, subset), subset)
   trained, frozen = (with_param_shardings(mesh, part) for part in both)
   optimizer = optimizer_from(config)
@@ -271,7 +271,7 @@ def kv_cache_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Sam
     lambda p, q: qwen3_vl.prefill(p, model, q), sampling.rollout_weights, sampling.prompts
   )
   rows = config.rollout_batch_size * config.group_size
-  cache = jax.eval_shape(lambda c: qwen3_vl.with_room(c, config.max_new_tokens, rows), cache)
+  cache = jax.eval_shape(lambda c: qwen3_vl.add_cache_block(c, config.max_new_tokens, rows), cache)
   heads = sharding.divisible_axes(("tensor",), mesh, model.text.num_key_value_heads)
   axes = (*sharding.divisible_axes(sharding.ROWS, mesh, config.rollout_batch_size), *heads)
   total = sum(

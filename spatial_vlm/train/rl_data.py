@@ -26,7 +26,7 @@ from spatial_vlm.types import Params
 
 def check_blocks(config: Config, mesh: Mesh) -> None:
   """Raises UsageError unless every process can read the block of prompts that its devices answer."""
-  _, blocks = sharding.process_block(mesh)
+  _, blocks = sharding.process_rows(mesh)
   parts = sharding.axis_product(mesh, sharding.ROWS)
   for name in ("rollout_batch_size", "validate_batch"):
     if blocks > 1 and config[name] % parts:
@@ -75,7 +75,7 @@ def training_requests(
 
 def own_rows(mesh: Mesh, count: int) -> range:
   """Of `count` rows of a batch, those that this process reads."""
-  index, blocks = sharding.process_block(mesh)
+  index, blocks = sharding.process_rows(mesh)
   rows = count // blocks
   return range(index * rows, (index + 1) * rows)
 
