@@ -62,7 +62,10 @@ FOLDERS = {
     *("questions", "journal", "ledger", "history", "limiter", "ask", "ask_batches"),
   ),
   "train": ("update", "run", "trained_weights", "sft", "policy_optimization"),
-  "planning": ("chips", "hlo", "flops", "inputs", "compiled", "programs", "search", "plan_report"),
+  "planning": (
+    *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
+    *("programs", "batch_rows", "target", "cache", "search", "advice", "plan_report"),
+  ),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
 

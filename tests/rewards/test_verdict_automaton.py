@@ -1,14 +1,12 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_vlm import answers
-from spatial_vlm.rewards.accuracy import accuracy_reward, is_correct
 from spatial_vlm.rewards.verdict_automaton import compile_automaton, verdicts
 
 PIECES = [bytes([b]) for b in range(256)] + [
@@ -181,9 +179,3 @@ def test_a_full_size_vocabulary_is_compiled_in_seconds():
   pieces = [rng.bytes(n) for n in lengths]
   table = compile_automaton(pieces, 151_645).transitions
   assert table.shape[1] == 151_936 and table.nbytes < 16e6
-
-
-def test_accuracy_reward():
-  verdict, label = jnp.array([1, 1, 0, 0, -1, -1, 1]), jnp.array([1, 0, 1, 0, 0, -1, -1])
-  assert is_correct(verdict, label).tolist() == [True, False, False, True, False, False, False]
-  assert accuracy_reward(verdict, label).tolist() == [1, -1, -1, 1, -1, -1, -1]
