@@ -170,7 +170,7 @@ def patchify(image: PIL.Image.Image | np.ndarray, settings: ImageSettings) -> Pa
   """Resizes (bicubic), normalises and cuts an image into patches in 2×2 merge-block order.
 
   Args:
-    image: any PIL image (transparent parts become white; `open_image` applies EXIF's orientation) or RGB bytes [H, W, 3].
+    image: any PIL image (transparent parts become white; EXIF is applied by `open_image`), or RGB bytes [H, W, 3].
     settings: of the processor.
 
   Returns:
