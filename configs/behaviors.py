@@ -25,7 +25,7 @@ def tiny() -> ConfigDict:
       ),
       limit=8000,  # number of records, from the first; 0: all
       batch_size=128,
-      in_flight=2,  # batches answered at a time; on several devices one
+      in_flight=2,  # batches answered at a time; 1 on several devices
       mesh=data_parallel_mesh(),
       prompt_tokens=64,
       patches=64,
@@ -33,12 +33,12 @@ def tiny() -> ConfigDict:
       min_support=5,  # correct chains that must agree on a procedure
       max_entries=64,  # most behaviors of the handbook
       max_handbook_tokens=4096,
-      behavior_tokens=48,  # most tokens of a behavior in a question; longer ones are not taught
-      min_similarity=0.8,  # below it nothing is recalled
+      behavior_tokens=48,  # most tokens of a behavior in a question; longer ones are not trained on
+      min_similarity=0.8,  # below it no behavior is recalled
       # results.json of `evaluate` runs on training records, e.g. ("runs/evaluate/results.json",): when the handbook is
       # full, behaviors that these runs recalled more often are kept.
       recalls=(),
-      full_share=0.1,  # of the verified answers that stay full chains in the fine-tuning set
+      full_share=0.1,  # share of the verified answers that stay full chains in the fine-tuning set
     )
   )
 

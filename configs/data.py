@@ -1,7 +1,7 @@
-"""A set of records, looked at and prepared.
+"""Checking and preparing a set of records.
 
 tiny       the rendered scenes
-8b         VSR's random split with COCO's pictures: what Qwen3-VL-8B learns from
+8b         VSR's random split with COCO's images: the training data of Qwen3-VL-8B
 zeroshot   VSR's zero-shot split
 """
 
@@ -20,17 +20,17 @@ def tiny() -> ConfigDict:
       seed=0,  # seed of the store's order and of the contact sheet
       data=dict(
         folder="runs/scenes",  # folder of SPLIT.jsonl or Parquet files, as published
-        images="runs/scenes/images",  # folder, .tar or .zip, or several with commas; empty: not looked for
+        images="runs/scenes/images",  # folder, .tar or .zip, or several with commas; empty: images are not looked up
         splits=("train", "validation", "test"),
         published="",  # random | zeroshot: check the published sizes of this split of VSR; empty: do not
         allow_subset=False,  # accept fewer records than were published
         max_bad_share=0.01,  # stop when more than this share of the records cannot be used
       ),
-      evaluation="",  # file of records that `train` may not share; empty: the split `test`
+      evaluation="",  # file of records that must not be in `train`; empty: the split `test`
       drop_shared=False,  # drop the records of `train` that are shared instead of refusing
       sheet=24,  # examples on the contact sheet
       store=dict(
-        shards=0,  # files of each split; 0: no store is made
+        shards=0,  # files of each split; 0: no store is written
         max_pixels=0,  # pixels to which larger images are reduced; 0: keep all as they are
       ),
     )

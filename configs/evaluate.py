@@ -30,7 +30,7 @@ def tiny() -> ConfigDict:
       ),
       limit=0,  # number of records, from the first; 0: all
       batch_size=128,
-      in_flight=2,  # batches answered at a time; on several devices one
+      in_flight=2,  # batches answered at a time; 1 on several devices
       mesh=data_parallel_mesh(),
       prompt_tokens=96,  # padded length of a question, with room for a behavior
       patches=64,

@@ -1,7 +1,7 @@
 """Rendered scenes as VSR records.
 
 tiny   64 × 64 pixels, for the tiny model: the data of the demo
-8b     448 × 448 pixels, a few hundred: to try the real model's path on scenes
+8b     448 × 448 pixels, a few hundred: to try the 8B model's path on scenes
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def tiny() -> ConfigDict:
     dict(
       seed=0,
       image_size=64,  # pixels of width and height
-      objects=(2, 3),  # least and most objects of a scene
+      objects=(2, 3),  # smallest and largest number of objects in a scene
       counts=dict(
         train=8000, validation=1000, test=4000
       ),  # even numbers: examples come in contrastive pairs

@@ -1,8 +1,8 @@
-"""Measures the input pipeline beside a plain Python loop and a torch DataLoader, on the same records.
+"""Compares the speed of the input pipeline, a plain Python loop and a torch DataLoader on the same records.
 
 Draws photographs of COCO's sizes (JPEG) with statements and chains as long as VSR's, in a temporary folder. All readers
-make the same batches of the same rows: decode, resize, cut into patches, encode the text, pad. They take turns; the
-table gives the median over the rounds and, in brackets, the least and the most. Padding is that of larger plans.
+produce the same batches: decode, resize, cut into patches, encode the text, pad. They take turns; the table shows the
+median over the rounds and, in brackets, the minimum and the maximum. The padding is measured on larger plans.
 
 python launch/bench_pipeline.py
 python launch/bench_pipeline.py --records 256 --rounds 9
@@ -37,16 +37,16 @@ from spatial_vlm.processor.tokenizer import fit_config
 from spatial_vlm.tasks import statements
 from spatial_vlm.text import markdown_table
 
-EXTENTS = [(480, 640)] * 25 + [(640, 480)] * 9 + [(427, 640)] * 6 + [(640, 427)] * 3
-EXTENTS += [(375, 500)] * 3 + [(426, 640)] * 2 + [(500, 375), (612, 612)]
-"""Height and width, as often as in COCO."""
+IMAGE_SIZES = [(480, 640)] * 25 + [(640, 480)] * 9 + [(427, 640)] * 6 + [(640, 427)] * 3
+IMAGE_SIZES += [(375, 500)] * 3 + [(426, 640)] * 2 + [(500, 375), (612, 612)]
+"""Height and width, with COCO's frequencies."""
 OBJECTS, RELATIONS = ("cat", "dog", "bus", "cup", "person"), ("left of", "on", "touching", "behind")
 ROW, BATCH = Size(1024, 1536), 4
 BUCKETS = [Size(t, p) for p in (768, 1088, 1200, 1472) for t in (544, 608, 672, 736, 864)]
 
 
 def draw(number: int) -> tuple[ImageSize, dict, Conversation]:
-  """A picture's size, the record, and its chain of 200 to 450 tokens."""
+  """Returns an image's size, the record, and its chain of 200 to 450 tokens."""
   rng = np.random.default_rng(number)
   subj, obj = rng.choice(OBJECTS, 2, replace=False)
   relation = str(rng.choice(RELATIONS))
@@ -55,15 +55,15 @@ def draw(number: int) -> tuple[ImageSize, dict, Conversation]:
   record = {"image": image, "image_link": "", "caption": caption, "label": 1, "relation": relation}
   answer = " left" * int(rng.integers(200, 451))
   chain = Conversation(image, statements.question(caption, "chain"), answer)
-  extent = ImageSize(*EXTENTS[rng.integers(len(EXTENTS))])
-  return extent, record | {"annotator_id": 0} | votes, chain
+  size = ImageSize(*IMAGE_SIZES[rng.integers(len(IMAGE_SIZES))])
+  return size, record | {"annotator_id": 0} | votes, chain
 
 
-def photograph(extent: ImageSize, number: int) -> bytes:
-  """JPEG of soft shapes with some noise: about 100 kB for 640×480."""
-  rng, size = np.random.default_rng(number), (extent.width, extent.height)
+def photograph(image_size: ImageSize, number: int) -> bytes:
+  """Returns a JPEG of soft shapes with some noise: about 100 kB for 640×480."""
+  rng, size = np.random.default_rng(number), (image_size.width, image_size.height)
   shapes = PIL.Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(size, 3)
-  noise = rng.normal(0, 8, (extent.height, extent.width, 1))
+  noise = rng.normal(0, 8, (image_size.height, image_size.width, 1))
   pixels = np.clip(np.asarray(shapes) + noise, 0, 255).astype(np.uint8)
   buffer = io.BytesIO()
   PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
@@ -73,8 +73,8 @@ def photograph(extent: ImageSize, number: int) -> bytes:
 def write(folder: Path, count: int) -> None:
   (folder / "images").mkdir()
   drawn = [draw(number) for number in range(count)]
-  for number, (extent, record, _) in enumerate(drawn):
-    (folder / "images" / record["image"]).write_bytes(photograph(extent, number))
+  for number, (size, record, _) in enumerate(drawn):
+    (folder / "images" / record["image"]).write_bytes(photograph(size, number))
   (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for _, r, _ in drawn))
   conversations.write(folder / "chains.jsonl", (chain for _, _, chain in drawn))
   records = JsonlSource(folder / "train.jsonl", folder / "images")
@@ -82,7 +82,7 @@ def write(folder: Path, count: int) -> None:
 
 
 def patches_of_8b(tiny: Processor) -> Processor:
-  """Qwen3-VL-8B's patches with the tokenizer that ships; the texts are made as long as with its own."""
+  """Returns a processor with Qwen3-VL-8B's patches and the tiny tokenizer; the texts have the 8B tokenizer's length."""
   images = dataclasses.replace(
     tiny.image_settings, patch_size=16, min_pixels=256**2, max_pixels=4096**2
   )
@@ -91,7 +91,7 @@ def patches_of_8b(tiny: Processor) -> Processor:
 
 
 class Encoded:
-  """The rows, for the loop and for torch's workers."""
+  """Encoded rows by number, for the loop and for torch's workers."""
 
   def __init__(self, source: ConversationSource, processor: Processor):
     self.source, self.processor = source, processor
@@ -113,20 +113,21 @@ def loop(rows: Encoded, order: list[int]) -> Iterable:
 
 
 def readers(folder: Path, processor: Processor) -> dict[str, Callable[[], Iterable]]:
-  """Name -> one pass over the records, in batches."""
-  places = {"folder": folder / "images", "store": folder / "store" / "train.json"}
+  """Returns functions that make one pass over the records in batches, by name."""
+  locations = {"folder": folder / "images", "store": folder / "store" / "train.json"}
   found: dict[str, Callable[[], Iterable]] = {}
   source = {
-    name: ConversationSource(folder / "chains.jsonl", place, 0.0) for name, place in places.items()
+    name: ConversationSource(folder / "chains.jsonl", location, 0.0)
+    for name, location in locations.items()
   }
   rows = Encoded(source["folder"], processor)
   order = list(map(pipeline.prompt_order(0, len(rows)), range(len(rows))))
   found["plain loop, folder"] = functools.partial(loop, rows, order)
   make, pad = functools.partial(encode, processor), functools.partial(collate, processor)
-  for place, workers in itertools.product(source, (0, 2, 4)):
-    found[f"this pipeline, {place}, {workers} threads"] = functools.partial(
+  for location, workers in itertools.product(source, (0, 2, 4)):
+    found[f"this pipeline, {location}, {workers} threads"] = functools.partial(
       pipeline.batches,
-      source[place],
+      source[location],
       make,
       pad,
       pipeline.EpochOrder(BATCH, seed=0, epochs=1),
@@ -143,7 +144,7 @@ def readers(folder: Path, processor: Processor) -> dict[str, Callable[[], Iterab
 
 
 def take_turns(readers: dict[str, Callable[[], Iterable]], count: int, rounds: int) -> np.ndarray:
-  """Records per second, [rounds, readers]; a round before them all starts workers and fills caches."""
+  """Returns records per second [rounds, readers]; an extra first round starts workers and fills caches."""
   speeds = np.zeros((rounds + 1, len(readers)))
   for turn, (number, (name, start)) in itertools.product(
     range(rounds + 1), enumerate(readers.items())
@@ -171,10 +172,10 @@ def median_and_range(values: np.ndarray, form: str) -> str:
 
 
 def padding_table(processor: Processor, count: int) -> str:
-  """Shares of padded slots in one epoch of so many conversations, in batches of 32 rows."""
+  """Returns a table of padded shares in one epoch of `count` conversations, in batches of 32 rows."""
   drawn = [draw(number) for number in range(count)]
   sizes = [
-    measure(processor, messages.messages(extent, c.question, c.answer)) for extent, _, c in drawn
+    measure(processor, messages.messages(size, c.question, c.answer)) for size, _, c in drawn
   ]
   (packed,) = [Size(*shape) for shape in read_preset("configs/sft.py:8b").data.shapes]
   rows = []

@@ -2,8 +2,8 @@
 
 python launch/random_checkpoint.py FOLDER --size 8b    17.5 GB in files of 1 GB; some minutes
 
-For trying loading, sharding and memory at full size without the published weights. It holds a file's worth of memory at
-most (one tensor, in fact), and the same seed gives the same bytes. No tokenizer is written.
+Use it to test loading, sharding and memory at full size without the published weights. It keeps one tensor in memory at
+a time, and the same seed gives the same bytes. No tokenizer is written.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from spatial_vlm.model.config import PRESETS
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 DRAWN = 1 << 22
-"""Values drawn at once."""
+"""Values drawn at a time."""
 
 
-def drawn(tensor: TensorPlan, seed: int, number: int) -> np.ndarray:
-  """Weights of a size at which activations neither vanish nor explode: variance 1 / fan-in, norms around 1."""
+def draw_tensor(tensor: TensorPlan, seed: int, number: int) -> np.ndarray:
+  """Draws weights with which activations neither vanish nor explode: variance 1 / fan-in, norms around 1."""
   rng = np.random.default_rng((seed, number))
   mean = float("norm" in tensor.name and tensor.name.endswith("weight"))
   fan_in = math.prod(tensor.shape[1:]) if len(tensor.shape) > 1 else 100
@@ -36,12 +36,12 @@ def drawn(tensor: TensorPlan, seed: int, number: int) -> np.ndarray:
   return values.reshape(tensor.shape)
 
 
-def shown(plan: Sequence[TensorPlan], seed: int) -> Iterator[np.ndarray]:
-  """The tensors, under a bar that counts their bytes."""
+def draw_all(plan: Sequence[TensorPlan], seed: int) -> Iterator[np.ndarray]:
+  """Yields the tensors and shows a progress bar of their bytes."""
   total = sum(tensor.bytes for tensor in plan)
   with tqdm(total=total, unit="B", unit_scale=True, mininterval=1.0) as bar:
     for number, tensor in enumerate(plan):
-      yield drawn(tensor, seed, number)
+      yield draw_tensor(tensor, seed, number)
       bar.update(tensor.bytes)
 
 
@@ -57,7 +57,7 @@ def main() -> None:
   args = parser.parse_args()
   config, dtype = PRESETS[args.size], DTYPES[args.dtype]
   plan = plan_tensors(config, dtype)
-  write_tensors(args.folder, config, shown(plan, args.seed), dtype, args.max_file_bytes)
+  write_tensors(args.folder, config, draw_all(plan, args.seed), dtype, args.max_file_bytes)
   print(f"{args.folder}: {len(plan)} tensors, {sum(t.bytes for t in plan) / 1e9:.1f} GB")
 
 

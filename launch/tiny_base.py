@@ -1,4 +1,4 @@
-"""Makes the tiny base: its tokenizer and architecture before training, its score afterwards.
+"""Prepares the tiny base before its training, and scores it afterwards.
 
 python launch/tiny_base.py files FOLDER     tokenizer, processor files and config.json, no weights
 spatial-vlm sft --config configs/sft.py:pretrain --config.checkpoint=FOLDER --workdir RUN
@@ -43,29 +43,29 @@ def files(folder: Path) -> None:
 
 
 def score(folder: Path) -> None:
-  """Mean IoU of the boxes in lists and in answers to "where", and the share of boxes nearer to another object."""
+  """Prints the mean IoU of boxes in lists and answers to "where", and the share of boxes nearer to another object."""
   policy = load_policy(str(folder))
   source = SceneImageSource("validation", 0, SCENES, objects=(2, 3))
-  pictures = [source[i] for i in range(SCENES)]
-  names = [list(p.scene.boxes)[i % len(p.scene.boxes)] for i, p in enumerate(pictures)]
-  listed = [answers.parse_boxes(text) for text in ask(policy, pictures, [LIST_OBJECTS] * SCENES)]
-  questions = [where(p.scene, name)[0] for p, name in zip(pictures, names, strict=True)]
-  asked = [answers.parse_boxes(text) for text in ask(policy, pictures, questions)]
-  everything = [list(p.scene.boxes) for p in pictures]
+  images = [source[i] for i in range(SCENES)]
+  names = [list(p.scene.boxes)[i % len(p.scene.boxes)] for i, p in enumerate(images)]
+  listed = [answers.parse_boxes(text) for text in ask(policy, images, [LIST_OBJECTS] * SCENES)]
+  questions = [where(p.scene, name)[0] for p, name in zip(images, names, strict=True)]
+  asked = [answers.parse_boxes(text) for text in ask(policy, images, questions)]
+  everything = [list(p.scene.boxes) for p in images]
   result = {
     "scenes": SCENES,
-    "list": compare(pictures, everything, listed),
+    "list": compare(images, everything, listed),
     "list_complete": float(
       np.mean([set(b) == set(n) for b, n in zip(listed, everything, strict=True)])
     ),
-    "where": compare(pictures, [[name] for name in names], asked),
+    "where": compare(images, [[name] for name in names], asked),
   }
   print(json.dumps(result, indent=2))
 
 
-def ask(policy: Policy, pictures: Sequence[SceneImage], questions: Sequence[str]) -> list[str]:
+def ask(policy: Policy, images: Sequence[SceneImage], questions: Sequence[str]) -> list[str]:
   rows = [
-    encode_question(policy.processor, p.image, q) for p, q in zip(pictures, questions, strict=True)
+    encode_question(policy.processor, p.image, q) for p, q in zip(images, questions, strict=True)
   ]
   texts = []
   for start in range(0, len(rows), BATCH):
@@ -79,13 +79,13 @@ def ask(policy: Policy, pictures: Sequence[SceneImage], questions: Sequence[str]
 
 
 def compare(
-  pictures: Sequence[SceneImage],
+  images: Sequence[SceneImage],
   names: Sequence[Sequence[str]],
   predicted: Sequence[dict[str, Box]],
 ) -> dict[str, float]:
   overlaps, misplaced = [], []
-  for picture, wanted, boxes in zip(pictures, names, predicted, strict=True):
-    truth = picture.scene.boxes
+  for image, wanted, boxes in zip(images, names, predicted, strict=True):
+    truth = image.scene.boxes
     for name in wanted:
       overlaps.append(iou(boxes[name], truth[name]) if name in boxes else 0.0)
       misplaced += [nearest_object(boxes[name], truth) != name] if name in boxes else []

@@ -1,15 +1,14 @@
-"""Which records stand in which row of which batch, planned from their sizes before any picture is decoded.
+"""Plans of batches: the records of each row, computed from their sizes before any image is decoded.
 
-  shuffled   one conversation a row, in the order given
-  bucketed   likewise, each batch of conversations that are padded to the same shape
+  shuffled   one conversation a row, in the given order
+  bucketed   one conversation a row; the conversations of a batch have the same padded shape
   packed     as many conversations a row as fit
 
-A plan is a pure function of the order and the sizes: the number of steps is known before the first, every batch can
-be read by its number, and all processes agree on all shapes. (grain's packing knows sizes only once a record is read
-and decoded, so neither its steps could be counted nor its batches be read from the middle.)
+A plan is a pure function of the order and the sizes. The number of steps is known before the first step, every batch
+can be read by its number, and all processes agree on all shapes. (grain's packing knows sizes only after a record is
+read and decoded; its steps cannot be counted, and its batches cannot be read from the middle.)
 
-Every record of the order is in the plan exactly as often as it is in the order. Where the last batch is not full it
-has empty rows; they are padding altogether.
+A record occurs in the plan as often as in the order. The last batch may end in empty rows, which are padding.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,38 +17,36 @@ from typing import NamedTuple
 from spatial_vlm.processor.chat import Size, total_size
 
 OPEN_ROWS = 64
-"""Rows that are filled at the same time: with more, less is padded, and records stray further from their order."""
+"""Rows that are filled at the same time: with more rows, there is less padding and more deviation from the order."""
 
 
 class PlannedBatch(NamedTuple):
+  """A batch of a plan."""
+
   shape: Size
-  """Of each row, padding included."""
+  """Padded size of each row."""
   rows: tuple[tuple[int, ...], ...]
   """Numbers of the records in each row."""
 
 
 Sizes = Mapping[int, Size] | Sequence[Size]
-"""By number of the record."""
+"""Sizes by number of the record."""
 Arrange = Callable[[Sequence[int], Sizes, Sequence[Size], int], list[PlannedBatch]]
 """(order of the records, their sizes, shapes to choose from, rows of a batch) -> batches"""
 
 
 def largest(shapes: Sequence[Size]) -> Size:
-  """The shape that holds all others.
-
-  Raises ValueError when none does.
-  """
+  """Returns the shape that holds all others; ValueError if there is none."""
   for shape in shapes:
     if all(shape.holds(other) for other in shapes):
       return shape
   raise ValueError(
-    f"of the shapes {tuple(map(tuple, shapes))} none holds all others; one has to have the most tokens and the most"
-    " patches"
+    f"no shape of {tuple(map(tuple, shapes))} holds all others; one must have the most tokens and the most patches"
   )
 
 
 def smallest(shapes: Sequence[Size], sizes: Iterable[Size]) -> Size:
-  """The shape of fewest slots whose rows hold any of these sizes; `largest` holds them all."""
+  """Returns the shape with the fewest slots that holds each of these sizes."""
   tokens, patches = map(max, zip(*sizes, strict=True))
   return min((s for s in shapes if s.holds(Size(tokens, patches))), key=sum)
 
@@ -57,7 +54,7 @@ def smallest(shapes: Sequence[Size], sizes: Iterable[Size]) -> Size:
 def shuffled(
   order: Sequence[int], sizes: Sizes, shapes: Sequence[Size], batch_size: int
 ) -> list[PlannedBatch]:
-  """One record a row, in order; each batch in the smallest shape that holds it."""
+  """Plans one record a row, in order; each batch has the smallest shape that holds it."""
   return [
     _single(order[start : start + batch_size], sizes, shapes, batch_size)
     for start in range(0, len(order), batch_size)
@@ -67,9 +64,9 @@ def shuffled(
 def bucketed(
   order: Sequence[int], sizes: Sizes, shapes: Sequence[Size], batch_size: int
 ) -> list[PlannedBatch]:
-  """One record a row, batches of one shape: each record waits for enough others of its own.
+  """Plans one record a row: each record waits until a batch of its shape is full.
 
-  Those that wait in vain are batched with the next smaller ones, at the end.
+  The remaining records are batched with the next smaller ones, at the end.
   """
   waiting: dict[Size, list[int]] = {shape: [] for shape in shapes}
   plan = []
@@ -86,23 +83,23 @@ def bucketed(
 def packed(
   order: Sequence[int], sizes: Sizes, shapes: Sequence[Size], batch_size: int
 ) -> list[PlannedBatch]:
-  """As many records a row of the largest shape as fit: each goes to the fullest of the open rows that still holds it.
+  """Plans rows of the largest shape: each record goes to the fullest open row that still holds it.
 
-  When there is none a row is opened; beyond `OPEN_ROWS`, the fullest is closed for it.
+  If no row holds it, a row is opened; beyond `OPEN_ROWS`, the fullest row is closed.
   """
   shape = largest(shapes)
-  opened: list[_Row] = []
-  closed: list[_Row] = []
+  opened: list[_OpenRow] = []
+  closed: list[_OpenRow] = []
   for number in order:
     size = sizes[number]
-    # min takes the first of equals, the oldest: no order but that of the records decides
-    row = min((r for r in opened if r.left.holds(size)), key=_Row.slack, default=None)
+    # min returns the first of equals, the oldest row: only the order of the records decides
+    row = min((r for r in opened if r.left.holds(size)), key=_OpenRow.slack, default=None)
     if row is None:
-      row = _Row([], shape, shape)
+      row = _OpenRow([], shape, shape)
       opened.append(row)
     row.add(number, size)
     if len(opened) > OPEN_ROWS:
-      closed.append(opened.pop(opened.index(min(opened, key=_Row.slack))))
+      closed.append(opened.pop(opened.index(min(opened, key=_OpenRow.slack))))
   rows = [tuple(row.numbers) for row in closed + opened]
   return [
     _filled(shape, rows[start : start + batch_size], batch_size)
@@ -127,8 +124,8 @@ def padding(plan: Iterable[PlannedBatch], sizes: Sizes) -> dict[str, tuple[int, 
   }
 
 
-class _Row:
-  """A row being filled."""
+class _OpenRow:
+  """A row that is being filled."""
 
   def __init__(self, numbers: list[int], left: Size, shape: Size):
     self.numbers, self.left, self.shape = numbers, left, shape
@@ -138,7 +135,7 @@ class _Row:
     self.left = Size(self.left.tokens - size.tokens, self.left.patches - size.patches)
 
   def slack(self) -> float:
-    """Free share of the tokens plus that of the patches."""
+    """Returns the free share of the tokens plus the free share of the patches."""
     return self.left.tokens / self.shape.tokens + self.left.patches / max(self.shape.patches, 1)
 
 

@@ -1,10 +1,10 @@
-"""What supervised fine-tuning learns from: files of conversations, one JSON object a line.
+"""Files of conversations, the training data of supervised fine-tuning: one JSON object a line.
 
   {"image": "000000296471.png", "question": "…", "answer": "…"}
   {"video": "clip.mp4", "question": "…", "answer": "…"}
 
-A video is a container (the extra `video`) or an animated picture, among the images.
-Every writer of training data uses this form: the scene teacher, other teachers, a policy's own verified answers.
+A video is a container (needs the extra `video`) or an animated image, in the same locations as the images.
+The scene teacher, other teachers and the extraction of a policy's own verified answers write this format.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ class Conversation:
 class ConversationSource:
   """Random-access source of the messages of a file's usable conversations (see `records.read_lines`).
 
-  An image that turns out unreadable raises BadRecordError from `source[i]`, and so does a video of which nothing
-  can be read; one that is damaged further on raises UnreadableImage where its frames are decoded.
+  `source[i]` raises BadRecordError for an unreadable image, and for a video that cannot be opened. A video that is
+  damaged after its start raises UnreadableImage when its frames are decoded.
   """
 
   def __init__(self, jsonl: epath.PathLike, images: ImageLocations, max_bad_share: float):
@@ -51,12 +51,16 @@ class ConversationSource:
     return len(self._numbered)
 
   def __getitem__(self, index: int) -> messages.Messages:
-    line, conversation = self._numbered[index]
-    visual = records.open_listed(self.jsonl, line, self.visual, conversation)
+    conversation = self.conversation(index)
+    visual = records.open_listed(self.place(index), self.visual, conversation)
     return messages.messages(visual, conversation.question, conversation.answer)
 
+  def conversation(self, index: int) -> Conversation:
+    """Returns a conversation without opening its image or video."""
+    return self._numbered[index][1]
+
   def visual(self, conversation: Conversation) -> PIL.Image.Image | Video:
-    """The image, or the video to be decoded; raises UnreadableImage that names it."""
+    """Returns the image, or the video before decoding; the UnreadableImage that it raises names the file."""
     name = conversation.image
     if conversation.kind == "video":
       return open_video(self.image_files.read(name), name=name)
@@ -64,26 +68,26 @@ class ConversationSource:
 
   @property
   def questions(self) -> list[tuple[str, str]]:
-    """Image and question of each."""
+    """Image and question of each conversation."""
     return [(conversation.image, conversation.question) for _, conversation in self._numbered]
 
   def place(self, index: int) -> tuple[str, int]:
-    """File and line."""
+    """Returns file and line."""
     return os.fspath(self.jsonl), self._numbered[index][0]
 
 
 def parse(line: bytes) -> Conversation:
-  """Reads one line; raises ValueError with the reason for what is no conversation."""
+  """Returns the conversation of one line; the ValueError that it raises gives the reason."""
   fields = json.loads(line.decode())
   kind = "video" if isinstance(fields, dict) and "video" in fields else "image"
   names = [kind, "question", "answer"]
   if not isinstance(fields, dict) or sorted(fields) != sorted(names):
     raise ValueError(f"a conversation is a JSON object with the fields {', '.join(names)}")
   if bad := [name for name in names if not isinstance(fields[name], str) or not fields[name]]:
-    raise ValueError(f"{', '.join(bad)} must be text that is not empty")
+    raise ValueError(f"{', '.join(bad)} must be non-empty text")
   return Conversation(fields[kind], fields["question"], fields["answer"], kind)
 
 
 def write(path: epath.Path, conversations: Iterable[Conversation]) -> None:
-  """Writes a file of conversations as a whole."""
+  """Writes a file of conversations."""
   path.write_text("".join(json.dumps(item.to_json()) + "\n" for item in conversations))

@@ -1,11 +1,11 @@
-"""Where pictures come from: folders, tar and zip archives, stores; read by name.
+"""Images by name, from one or several folders, tar and zip archives, and stores.
 
-  coco                 a folder, flat or with sub-folders such as train2017/ and val2017/
-  train2017.zip        read where it lies: nothing is unpacked
-  store/train.json     the pictures of a store that `spatial-vlm data` made
-  train2017.zip,val    several places; the first that has the name wins
+  coco                 a folder, flat or with subfolders such as train2017/ and val2017/
+  train2017.zip        an archive; nothing is unpacked
+  store/train.json     the images of a store that `spatial-vlm data` wrote
+  train2017.zip,val    several locations; the first that has the name wins
 
-Only ordinary files count. Links, devices, absolute paths and paths with ".." are never followed.
+Only regular files are read. Links, devices, absolute paths and paths with ".." are never followed.
 """
 
 import os
@@ -18,22 +18,22 @@ from spatial_vlm.data.image_locations import ImageLocation, MissingImage, open_l
 from spatial_vlm.processor.image import UnreadableImage, open_image
 
 ImageLocations = epath.PathLike | Sequence[epath.PathLike]
-"""A folder or archive, several of them, or several in one text with commas between."""
+"""A folder or archive, several of them, or several in one string with commas between them."""
 
 
 class ImageFiles:
-  """Random access to pictures by name; safe for threads, can be pickled, holds no file open.
+  """Random access to images by name; safe for threads, can be pickled, keeps no file open.
 
-  A name is a path inside a place. Where that does not exist, a file is taken whose path ends in the name, or which the
-  name ends in: `train2017/1.jpg` is found by `1.jpg`, and the other way round. Archives are indexed at the first use.
+  A name is a path inside a location. If that path does not exist, a file matches whose path ends in the name, or whose
+  path the name ends in: `1.jpg` finds `train2017/1.jpg`, and the reverse. Archives are indexed at the first use.
   """
 
-  def __init__(self, places: ImageLocations):
-    self.places = tuple(open_location(path) for path in _split(places))
+  def __init__(self, locations: ImageLocations):
+    self.locations = tuple(open_location(path) for path in _split(locations))
     self._known: dict[str, tuple[ImageLocation, str]] = {}
 
   def __repr__(self) -> str:
-    return ", ".join(map(str, self.places))
+    return ", ".join(map(str, self.locations))
 
   def __contains__(self, name: str) -> bool:
     try:
@@ -43,49 +43,51 @@ class ImageFiles:
     return True
 
   def find(self, name: str) -> tuple[ImageLocation, str]:
-    """The place that holds a picture, and its path there; the picture is not opened.
+    """Returns the location of an image and its path there without opening it.
 
-    Raises MissingImage with the reason, or UnusableArchive where an archive is at fault rather than the name.
+    Raises:
+      MissingImage: the name is at fault; the message gives the reason.
+      UnusableArchive: an archive is at fault.
     """
     if name not in self._known:
       _check_name(name)
-      members = ((place, place.find(name)) for place in self.places)
-      found = next(((place, member) for place, member in members if member is not None), None)
+      members = ((location, location.find(name)) for location in self.locations)
+      found = next(((where, member) for where, member in members if member is not None), None)
       if found is None:
         raise MissingImage(f"image {name!r} is not in {self}")
       self._known[name] = found
     return self._known[name]
 
   def read(self, name: str) -> bytes:
-    """The bytes of the file; raises UnreadableImage that names it, MissingImage included."""
-    place, member = self.find(name)
+    """Returns the bytes of the file; the UnreadableImage that it raises (or MissingImage) names the file."""
+    location, member = self.find(name)
     try:
-      return place.read(member)
+      return location.read(member)
     except UnreadableImage as error:
-      raise _unreadable(place, member, error) from error
+      raise _unreadable(location, member, error) from error
 
   def open(self, name: str) -> PIL.Image.Image:
-    """The picture, upright and RGB; raises UnreadableImage that names it, MissingImage included."""
+    """Returns the image, upright and RGB; the UnreadableImage that it raises (or MissingImage) names the file."""
     return self.decode(name, self.read(name))
 
   def decode(self, name: str, data: bytes) -> PIL.Image.Image:
-    """The picture in what `read` returned for the name."""
+    """Returns the image in the bytes that `read` returned for the name."""
     try:
       return open_image(data)
     except UnreadableImage as error:
       raise _unreadable(*self.find(name), error.__cause__ or error) from error
 
 
-def _split(places: ImageLocations) -> Sequence[epath.PathLike]:
-  if not isinstance(places, str):
-    return places if isinstance(places, Sequence) else [places]
-  if "," not in places or epath.Path(places).exists():
-    return [places]
-  return [place for part in places.split(",") if (place := part.strip())]
+def _split(locations: ImageLocations) -> Sequence[epath.PathLike]:
+  if not isinstance(locations, str):
+    return locations if isinstance(locations, Sequence) else [locations]
+  if "," not in locations or epath.Path(locations).exists():
+    return [locations]
+  return [location for part in locations.split(",") if (location := part.strip())]
 
 
-def _unreadable(place: ImageLocation, member: str, reason: BaseException) -> UnreadableImage:
-  where = os.path.join(str(place), member)
+def _unreadable(location: ImageLocation, member: str, reason: BaseException) -> UnreadableImage:
+  where = os.path.join(str(location), member)
   return UnreadableImage(f"cannot read image {where}: {str(reason) or type(reason).__name__}")
 
 
@@ -94,4 +96,4 @@ def _check_name(name: str) -> None:
   if not name or name.startswith("/") or ".." in parts or "\0" in name:
     raise MissingImage(f"image {name!r} leaves the image folder; give a path inside it")
   if any("\ud800" <= character <= "\udfff" for character in name):
-    raise MissingImage(f"image {name!r} holds surrogates; no file can have that name")
+    raise MissingImage(f"image {name!r} contains surrogates; no file can have that name")

@@ -1,6 +1,6 @@
-"""One place of pictures each: a folder, a tar, a zip, a store.
+"""Locations of images, read by name: a folder, a tar, a zip, a store.
 
-Only ordinary files count. Links, devices, absolute paths and paths with ".." are never followed.
+Only regular files are read. Links, devices, absolute paths and paths with ".." are never followed.
 """
 
 import dataclasses
@@ -24,23 +24,27 @@ from spatial_vlm.processor.image import UnreadableImage
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAX_BYTES = 1 << 28
-"""Of one picture that a zip unfolds: a few kilobytes can be made to swell to any size."""
+"""Most bytes of one image in a zip: a few crafted kilobytes can decompress to any size."""
 
 
 class UnusableArchive(UsageError):
-  """An archive as a whole cannot be read: damaged, cut off or compressed."""
+  """An archive that cannot be read as a whole: it is damaged, incomplete or compressed."""
 
 
 class MissingImage(UnreadableImage):
-  """No picture is meant by the name, or more than one, or one outside the places."""
+  """A name that matches no image, or several, or a file outside the location."""
 
 
 class ImageLocation(Protocol):
+  """A folder or an archive that holds images."""
+
   def find(self, name: str) -> str | None:
-    """Path inside the place of the picture that is meant; MissingImage when that is not clear or not allowed."""
+    """Returns the path of an image inside the location; MissingImage if it is ambiguous or not allowed."""
     ...
 
-  def read(self, member: str) -> bytes: ...
+  def read(self, member: str) -> bytes:
+    """Returns the bytes of the file at a path that `find` returned."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,7 @@ class _Folder:
       raise UnreadableImage(error.strerror or str(error)) from error
 
   def _holds(self, name: str) -> bool:
-    """Raises MissingImage for what lies outside, symbolic links resolved."""
+    """Returns whether the file exists; MissingImage if it is outside the folder, symbolic links resolved."""
     path = self.path / name
     if self._is_local and not _inside(os.path.realpath(path), self._real_path):
       raise MissingImage(f"image {name!r} leaves the image folder through a link")
@@ -82,7 +86,7 @@ class _Folder:
 
   @functools.cached_property
   def _subfolders(self) -> tuple[str, ...]:
-    """None elsewhere: to ask a bucket for each of 100,000 entries whether it is a folder takes hours."""
+    """Names of subfolders; none for a remote folder, where a request for each of 100,000 entries takes hours."""
     if not (self._is_local and self.path.is_dir()):
       return ()
     with os.scandir(self.path) as entries:
@@ -90,20 +94,22 @@ class _Folder:
 
 
 class _Member(NamedTuple):
+  """An image in a tar or zip."""
+
   offset: int
-  """Of the bytes (tar), or of the header before them (zip)."""
+  """Of the image's bytes (tar), or of the header before them (zip)."""
   size: int
-  """Bytes of the picture."""
+  """Bytes of the image."""
   packed_size: int
   """Bytes in the archive."""
   method: int
-  """Of zip's compression."""
+  """Compression method of zip."""
   crc: int
 
 
 @dataclasses.dataclass(frozen=True)
 class _Listed:
-  """A place whose members are known."""
+  """A location with a list of its members."""
 
   path: str
 
@@ -129,7 +135,7 @@ class _Listed:
 
 
 class _Store(_Listed):
-  """Entries of ArrayRecord shards; of several with one picture, the first."""
+  """Entries of ArrayRecord shards; of several entries with one image, the first."""
 
   @functools.cached_property
   def _entries(self) -> Shards:
@@ -151,17 +157,20 @@ class _Store(_Listed):
 
 
 class _Archive(_Listed):
-  """The file is opened for each read: that costs little beside decoding, and threads and forks share no position."""
+  """A file with members.
+
+  It is opened for each read: that is cheap compared with decoding, and threads and forks share no file position.
+  """
 
   @functools.cached_property
   def _members(self) -> dict[str, _Member]:
-    """Ordinary files by path; of one path that stands there twice the last counts, as for tar and unzip."""
+    """Regular files by path; of two entries with one path the last counts, as for tar and unzip."""
     try:
       return {name: member for path, member in self._index() if (name := _plain(path))}
     except (OSError, tarfile.TarError, zipfile.BadZipFile, struct.error, UnicodeError) as error:
       reason = getattr(error, "strerror", None) or error
       raise UnusableArchive(
-        f"{self} cannot be read ({reason}); it may be cut off or damaged: copy it anew"
+        f"{self} cannot be read ({reason}); it may be incomplete or damaged: copy it again"
       ) from error
 
   def _index(self) -> Iterable[tuple[str, _Member]]:
@@ -171,14 +180,14 @@ class _Archive(_Listed):
     try:
       with open(self.path, "rb", buffering=0) as file:
         if offset + size > os.fstat(file.fileno()).st_size:
-          raise UnreadableImage("the archive ends within it; copy it anew")
+          raise UnreadableImage("the archive ends within it; copy it again")
         return os.pread(file.fileno(), size, offset)
     except OSError as error:
       raise UnreadableImage(error.strerror or str(error)) from error
 
 
 class _Tar(_Archive):
-  """An uncompressed tar: its headers are read once, its pictures where they stand."""
+  """An uncompressed tar: the headers are read once, the images at their offsets."""
 
   def read(self, member: str) -> bytes:
     offset, size, *_ = self._members[member]
@@ -189,17 +198,17 @@ class _Tar(_Archive):
       start = file.read(6)
       if packing := next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), ""):
         raise UnusableArchive(
-          f"{self} is a tar compressed by {packing}, in which no picture can be found without reading all before it;"
+          f"{self} is a tar compressed by {packing}, in which finding an image means reading everything before it;"
           " unpack it to a folder or a plain .tar, or make a .zip"
         )
       file.seek(0)
       with tarfile.open(fileobj=file, mode="r:") as tar:
         while member := tar.next():
-          tar.members.clear()  # it would keep every header
+          tar.members.clear()  # tarfile keeps every header otherwise
           if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
             yield member.name, _Member(member.offset_data, member.size, member.size, 0, 0)
         file.seek(tar.offset)
-        # tarfile takes a damaged header for the end; a whole archive ends in blocks of zeros.
+        # tarfile treats a damaged header as the end; a complete archive ends in blocks of zeros.
         if (end := file.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
           raise tarfile.ReadError(
             f"damaged header at byte {tar.offset}" if end else "its end is missing"
@@ -207,15 +216,15 @@ class _Tar(_Archive):
 
 
 class _Zip(_Archive):
-  """A zip: its central directory is read once."""
+  """A zip: the central directory is read once."""
 
   def read(self, member: str) -> bytes:
     offset, size, packed_size, method, crc = self._members[member]
     if size > _MAX_BYTES:
-      raise UnreadableImage(f"{size} bytes are more than a picture has ({_MAX_BYTES} at most)")
+      raise UnreadableImage(f"it has {size} bytes; an image may have at most {_MAX_BYTES}")
     header = self._bytes_at(offset, zipfile.sizeFileHeader)
     if not header.startswith(zipfile.stringFileHeader):
-      raise UnreadableImage(f"the archive is damaged at byte {offset}; copy it anew")
+      raise UnreadableImage(f"the archive is damaged at byte {offset}; copy it again")
     name_length, extra_length = struct.unpack("<HH", header[-4:])
     data = self._bytes_at(offset + len(header) + name_length + extra_length, packed_size)
     if method == zipfile.ZIP_DEFLATED:
@@ -244,9 +253,9 @@ class _Zip(_Archive):
 _ENCRYPTED = -1
 
 
-def open_location(place: epath.PathLike) -> ImageLocation:
-  """What lies at a path, by its suffix; UsageError for what is none of them."""
-  path = epath.Path(place)
+def open_location(location: epath.PathLike) -> ImageLocation:
+  """Returns the location at a path, by its suffix; UsageError for any other file."""
+  path = epath.Path(location)
   name = os.fspath(path)
   kinds = {".zip": _Zip, ".json": _Store} | dict.fromkeys(_TAR_SUFFIXES, _Tar)
   kind = next((kind for suffix, kind in kinds.items() if name.lower().endswith(suffix)), None)
@@ -254,15 +263,15 @@ def open_location(place: epath.PathLike) -> ImageLocation:
     return _Folder(path)
   if kind is None:
     raise UsageError(
-      f"pictures are in {name}, but that is no folder, .tar, .zip or .json of a store"
+      f"{name} is given for images, but it is not a folder, a .tar, a .zip or the .json of a store"
     )
   if "://" in name:
-    raise UsageError(f"{name} is an archive elsewhere; copy it to a local disk")
+    raise UsageError(f"{name} is a remote archive; copy it to a local disk")
   return kind(name)
 
 
 def _plain(path: str) -> str | None:
-  """The path of a member as names are written; None for one that would leave the archive's folder."""
+  """Returns the normalized path of a member; None for a path that would leave the archive's folder."""
   parts = [part for part in path.split("/") if part not in ("", ".")]
   unsafe = path.startswith("/") or ".." in parts or "\\" in path or not parts
   return None if unsafe else "/".join(parts)

@@ -1,6 +1,6 @@
 """Numbers in a text about objects: `red circle spans x=100 to x=240, centre x=160; x=160 < x=640`.
 
-Each is given to the object that the text says it of. Nothing here knows any relation.
+Each number is assigned to the object that the text describes with it. Relations play no role here.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 _NUMBER = r"(?:(?:\b(?P<role>[A-Za-z]+) )?\b(?P<key>[A-Za-z]+)=)?\b(?P<value>\d+(?:\.\d+)?)\b"
-_IDLE_ROLES = frozenset(("and", "at", "by", "from", "has", "is", "of", "or", "to", "with"))
+_FUNCTION_WORDS = frozenset(("and", "at", "by", "from", "has", "is", "of", "or", "to", "with"))
 SIGN = re.compile(r" (<=|>=|[<>=≤≥]) ")
 HOLDS = {"<": operator.lt, ">": operator.gt, "=": operator.eq}
 HOLDS |= {"<=": operator.le, ">=": operator.ge, "≤": operator.le, "≥": operator.ge}
@@ -18,24 +18,26 @@ HOLDS |= {"<=": operator.le, ">=": operator.ge, "≤": operator.le, "≥": opera
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-  """A number in a text: `x=160`, said to be the centre of the red circle."""
+  """A number in a text: `x=160`, described as the centre of the red circle."""
 
   start: int
   end: int
   key: str
   value: float
-  """An int where it is written as one."""
+  """An int if it is written as one."""
   role: str
-  """The word before its key, unless it is an idle one; it belongs to the number's text."""
+  """The word before its key, unless it is a function word; it belongs to the number's text."""
   owner: str
-  """The object that it belongs to; "" when that is open."""
+  """The object that it belongs to; "" if that is ambiguous."""
   named: bool
-  """The text says the owner itself, so that it need not be said again."""
+  """Whether the text names the owner directly before the number, so that it need not be repeated."""
 
 
 def read_numbers(text: str, names: Iterable[str]) -> Iterator[Number]:
-  """Numbers in order, each given to the object named before it; one said of two objects ("the gap between A and B is
-  gap=40") belongs to neither."""
+  """Yields numbers in order, each assigned to the object named before it.
+
+  A number about two objects ("the gap between A and B is gap=40") belongs to neither.
+  """
   owners: list[str] = []
   after_number, name_end = False, 0
   for match in re.finditer(f"(?P<name>{any_of(names)})|{_NUMBER}", text, re.IGNORECASE):
@@ -44,7 +46,7 @@ def read_numbers(text: str, names: Iterable[str]) -> Iterator[Number]:
       after_number, name_end = False, match.end()
       continue
     key, role, start = match["key"] or "", match["role"] or "", match.start()
-    if role.lower() in _IDLE_ROLES:
+    if role.lower() in _FUNCTION_WORDS:
       role, start = "", match.start("key")
     named = not after_number and bool(owners) and not text[name_end:start].strip()
     owner = owners[-1] if named or len(owners) == 1 else ""
@@ -53,14 +55,14 @@ def read_numbers(text: str, names: Iterable[str]) -> Iterator[Number]:
 
 
 def compared(numbers: Sequence[Number], text: str) -> Iterator[tuple[Number, str, Number]]:
-  """Neighbouring numbers with a sign between them."""
+  """Yields neighbouring numbers with the comparison sign between them."""
   for left, right in itertools.pairwise(numbers):
     if sign := SIGN.search(text[left.end : right.start]):
       yield left, sign[1], right
 
 
 def any_of(names: Iterable[str]) -> str:
-  """Pattern of any of `names` as whole words, longer ones first; without names it matches nothing."""
+  """Returns a pattern of any of `names` as whole words, longer ones first; without names it matches nothing."""
   longest_first = sorted({*names} - {""}, key=lambda name: (-len(name), name))
   return rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b" if longest_first else "(?!)"
 

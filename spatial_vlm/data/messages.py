@@ -9,19 +9,19 @@ from PIL import Image
 from spatial_vlm.processor.video import Video, VideoInfo
 
 Messages = list[dict[str, Any]]
-"""Turns in Hugging Face's form: {"role": …, "content": [{"type": "image" | "video" | "text", …}]}."""
+"""Turns in Hugging Face's format: {"role": …, "content": [{"type": "image" | "video" | "text", …}]}."""
 Visual = Image.Image | np.ndarray | Video | tuple
-"""An image or a video, or the `ImageSize` or `VideoInfo` that stands for one where only its size matters."""
+"""An image or a video, or the `ImageSize` or `VideoInfo` that replaces it when only its size is needed."""
 
 
 def messages(visual: Visual, text: str, answer: str | None = None) -> Messages:
-  """One question on one image or video, with its answer where it is known."""
+  """Returns one question about one image or video, with its answer if it is given."""
   turns = [] if answer is None else [answer]
   return conversation(visual, [(text, *turns)])
 
 
 def conversation(visual: Visual, turns: Sequence[tuple[str, ...]]) -> Messages:
-  """Several (question, answer) turns on one image or video, which stands before the first question."""
+  """Returns several (question, answer) turns about one image or video, which precedes the first question."""
   kind = "video" if isinstance(visual, Video | VideoInfo) else "image"
   result: Messages = []
   for text, *answer in turns:

@@ -1,4 +1,4 @@
-"""Several sources as one: their records behind each other, read in an order that mixes them by weight."""
+"""Several sources as one: their records are concatenated and read in an order that mixes them by weight."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from spatial_vlm.data.pipeline import Source, prompt_order
 
 
 class Joined:
-  """Sources one after another: record 0 of the second follows the last of the first."""
+  """Concatenated sources: record 0 of the second follows the last record of the first."""
 
   def __init__(self, sources: Sequence[Source]):
     self.sources = sources
@@ -27,7 +27,7 @@ class Joined:
     return source.place(within)
 
   def numbers(self) -> list[range]:
-    """Of the records of each source."""
+    """Returns the numbers of the records of each source."""
     return [
       range(end - len(s), end) for s, end in zip(self.sources, self.ends.tolist(), strict=True)
     ]
@@ -40,25 +40,27 @@ class Joined:
 def mixed_order(
   sources: Sequence[Sequence[int]], weights: Sequence[float], *, epochs: int, seed: int
 ) -> list[int]:
-  """`epochs` passes over the first source, each shuffled anew, with records of the others evenly strewn in.
+  """Returns `epochs` shuffled passes over the first source, with records of the others spread evenly between.
 
-  For w records of the first, where w is its weight, there are as many of another as that weighs, within one record from
-  the beginning to any point. A source that is used up begins anew, in another order.
-  (`grain.MapDataset.mix` keeps the same shares, at milliseconds a record.)
+  The counts of any two sources are in the ratio of their weights, within one record from the beginning to any point. A
+  source that is used up starts again, in another order. (`grain.MapDataset.mix` keeps the same shares, at milliseconds
+  a record.)
 
   Args:
-    sources: numbers of the records of each.
+    sources: numbers of the records of each source.
     weights: one for each source.
+    epochs: passes over the first source.
+    seed: of the permutations.
 
   Raises:
-    ValueError: a weight is not positive, or a source holds nothing.
+    ValueError: a weight is not positive, or a source is empty.
   """
   if len(weights) != len(sources) or not all(0 < weight < np.inf for weight in weights):
     raise ValueError(
-      f"weights are {tuple(weights)}; give a positive one for each of {len(sources)}"
+      f"weights are {tuple(weights)}; give a positive one for each of the {len(sources)} sources"
     )
   draws = [round(epochs * len(sources[0]) * weight / weights[0]) for weight in weights]
-  # The k-th of n draws of a source stands in the middle of the k-th of n equal parts.
+  # The k-th of n draws of a source is put in the middle of the k-th of n equal parts.
   moments = [
     (np.arange(count) + 0.5) / weight for count, weight in zip(draws, weights, strict=True)
   ]
@@ -77,5 +79,5 @@ def _shuffled(numbers: Sequence[int], count: int, seed: int) -> list[int]:
 
 
 def _seed(seed: int, which: int) -> int:
-  """The run's own for the first source, so that one alone is read in the order of `pipeline.batches`."""
+  """Returns the run's own seed for the first source, so that a single source has the order of `pipeline.batches`."""
   return seed if which == 0 else int(np.random.SeedSequence((seed, which)).generate_state(1)[0])

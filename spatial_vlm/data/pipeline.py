@@ -215,7 +215,7 @@ def _consecutive_plan(numbers: range, batch_size: int) -> list[PlannedBatch]:
 
 
 def _first_good(source: Source, encode: Callable[[Any], Any], max_bad_share: float) -> Any:
-  """Returns the first usable row; its predecessors are reported where they stand in the order."""
+  """Returns the first usable row; bad records before it are reported when the order reaches them."""
   rows = [read_row(source, encode, 0)]
   while rows[-1].bad is not None:
     if len(rows) == len(source):

@@ -1,6 +1,6 @@
-"""VSR's records: read, checked and matched with their images.
+"""Records in VSR's format: read, checked and matched with their images.
 
-A record that cannot be used is reported with its file and line, counted and left out; beyond a share the reading stops.
+A bad record is reported with its file and line, counted and skipped. Too many of them stop the reading.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ Opened = TypeVar("Opened")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One line of VSR, with its field names; votes are JSON lists of validators, as strings."""
+  """One record with VSR's field names; votes are JSON lists of validators, as strings."""
 
   image: str
   image_link: str
@@ -47,23 +47,23 @@ class Record:
 
   @property
   def votes(self) -> tuple[int, int]:
-    """Validators who hold the statement true, and those who hold it false."""
+    """Numbers of validators who judge the statement true and false."""
     true, false = (len(json.loads(getattr(self, name))) for name in _VOTE_FIELDS)
     return true, false
 
   @property
   def agreement(self) -> float | None:
-    """Share of the validators who agree with the label; None without votes."""
+    """Share of the validators who agree with the label; None if there are no votes."""
     true, false = self.votes
     return (true if self.label else false) / (true + false) if true + false else None
 
   @property
   def category(self) -> str:
-    """Meta-category of the relation; those that VSR does not know are Unallocated."""
+    """Meta-category of the relation; a relation outside VSR is Unallocated."""
     return META_CATEGORY.get(self.relation, "Unallocated")
 
   def to_json(self) -> dict[str, Any]:
-    """Fields as VSR writes them; optional ones only where they are known."""
+    """Returns the fields as VSR writes them, without optional fields that are None."""
     fields = dataclasses.asdict(self)
     return {k: v for k, v in fields.items() if v is not None or k not in _OPTIONAL}
 
@@ -76,7 +76,7 @@ _VOTE_FIELDS = ("vote_true_validator_id", "vote_false_validator_id")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A statement with its picture; `boxes` are those known, by name, in 0–1000 (none for VSR itself)."""
+  """A statement with its image; `boxes` are the known ones, by name, in 0–1000 (none for VSR itself)."""
 
   record: Record
   image: UInt8[np.ndarray, "H W 3"]
@@ -86,7 +86,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class BadRecord:
-  """A record left out: where it stands, counted from line 1, and why."""
+  """A record that is skipped: its file, its line (counted from 1) and the reason."""
 
   file: str
   line: int
@@ -97,7 +97,7 @@ class BadRecord:
 
 
 class UnusableRecord(ValueError):
-  """Why a record cannot be used; whoever reads the record adds where it stands (`place` of its source)."""
+  """The reason why a record cannot be used; the reader adds its file and line (`place` of the source)."""
 
 
 class BadRecordError(UnreadableImage):
@@ -109,13 +109,13 @@ class BadRecordError(UnreadableImage):
 
 
 class TooManyBadRecords(UsageError):
-  """More records were left out than the configured share allows."""
+  """More records are bad than the configured share allows."""
 
   def __init__(self, bad: list[BadRecord], total: int, max_bad_share: float):
     reasons = "".join(f"\n  {record}" for record in bad[:5])
     super().__init__(
       f"{len(bad)} of {total} records ({len(bad) / total:.1%}) cannot be used, allowed are"
-      f" {max_bad_share:.1%}; mend the data or raise max_bad_share. The first:{reasons}"
+      f" {max_bad_share:.1%}; repair the data or raise max_bad_share. The first:{reasons}"
     )
     self.bad = bad
 
@@ -123,9 +123,13 @@ class TooManyBadRecords(UsageError):
 def read_records(
   jsonl: epath.PathLike, images: ImageLocations, max_bad_share: float = 0.01
 ) -> tuple[list[Record], list[BadRecord]]:
-  """Reads a file of records and leaves out those that cannot be used (see `BadRecord`).
+  """Returns the usable records of a file and the bad ones.
 
-  Images are looked up, not opened. Raises TooManyBadRecords, or ValueError for a file without any record.
+  Images are looked up, not opened.
+
+  Raises:
+    TooManyBadRecords: more than `max_bad_share` of the records are bad.
+    ValueError: the file holds no record.
   """
   numbered, bad = read_lines(jsonl, ImageFiles(images), parse, max_bad_share)
   return [record for _, record in numbered], bad
@@ -134,8 +138,13 @@ def read_records(
 class JsonlSource:
   """Random-access source of the usable examples of a file of records.
 
-  `boxes` is a file of {"image": name, "boxes": {object: [x1, y1, x2, y2]}} lines, as `spatial-vlm scenes` writes it.
-  An image that turns out unreadable raises BadRecordError from `source[i]`; whoever iterates counts and skips it.
+  `source[i]` raises BadRecordError for an unreadable image; the caller counts and skips it.
+
+  Args:
+    jsonl: file of records.
+    images: locations of the images.
+    boxes: file of {"image": name, "boxes": {object: [x1, y1, x2, y2]}} lines, as `spatial-vlm scenes` writes it.
+    max_bad_share: share of the records that may be bad.
   """
 
   def __init__(
@@ -158,25 +167,24 @@ class JsonlSource:
 
   def __getitem__(self, index: int) -> Example:
     record, boxes = self.describe(index)
-    line = self._numbered[index][0]
-    image = np.asarray(open_listed(self.jsonl, line, self.image_files.open, record.image))
+    image = np.asarray(open_listed(self.place(index), self.image_files.open, record.image))
     return Example(record, image, boxes, int(index))
 
   def __iter__(self) -> Iterator[Example]:
     return (self[index] for index in range(len(self)))
 
   def describe(self, index: int) -> tuple[Record, dict[str, Box]]:
-    """The record and its boxes; the image is not opened."""
+    """Returns the record and its boxes without opening the image."""
     record = self._numbered[index][1]
     return record, self._boxes.get(record.image, {})
 
   @property
   def pairs(self) -> list[tuple[str, str]]:
-    """Image and caption of each."""
+    """Image and caption of each record."""
     return [(record.image, record.caption) for _, record in self._numbered]
 
   def place(self, index: int) -> tuple[str, int]:
-    """File and line."""
+    """Returns file and line."""
     return os.fspath(self.jsonl), self._numbered[index][0]
 
   def image_name(self, index: int) -> str:
@@ -201,20 +209,18 @@ class Take:
     return self.source.place(index)
 
 
-def open_listed(
-  jsonl: epath.Path, line: int, read: Callable[[Listed], Opened], what: Listed
-) -> Opened:
-  """What `read` makes of what a line names; raises BadRecordError, with file and line, when it is unreadable."""
+def open_listed(place: tuple[str, int], read: Callable[[Listed], Opened], listed: Listed) -> Opened:
+  """Returns `read(listed)`; an UnreadableImage becomes a BadRecordError with the file and line of `place`."""
   try:
-    return read(what)
+    return read(listed)
   except UnreadableImage as error:
-    raise BadRecordError(BadRecord(os.fspath(jsonl), line, str(error))) from error
+    raise BadRecordError(BadRecord(*place, str(error))) from error
 
 
 def read_boxes(file: epath.PathLike) -> dict[str, dict[str, Box]]:
-  """Named boxes of each image, from the file that `spatial-vlm scenes` writes beside the records.
+  """Returns the named boxes of each image from the file that `spatial-vlm scenes` writes with the records.
 
-  A program writes it, so a line that is broken makes the whole file suspect: ValueError with file and line.
+  A program writes this file. One broken line makes all of it suspect: ValueError with file and line.
   """
   found = {}
   for number, line in enumerate(epath.Path(file).read_bytes().splitlines(), start=1):
@@ -223,32 +229,40 @@ def read_boxes(file: epath.PathLike) -> dict[str, dict[str, Box]]:
       found[entry["image"]] = named_boxes(entry["boxes"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise ValueError(
-        f"{os.fspath(file)}:{number}: no image with named boxes ({error!r}); make the file anew"
+        f"{os.fspath(file)}:{number}: no image with named boxes ({error!r}); write the file again"
       ) from error
   return found
 
 
 def named_boxes(value: Any) -> dict[str, Box]:
-  """Boxes as JSON holds them; raises ValueError, TypeError or AttributeError for anything else."""
+  """Returns the boxes of a JSON object; raises ValueError, TypeError or AttributeError for anything else."""
   return {name: _box(box) for name, box in value.items()}
 
 
 def _box(value: Any) -> Box:
   x1, y1, x2, y2 = value
   if not (0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000):
-    raise ValueError(f"{value} is no box x1 < x2, y1 < y2 in 0–1000")
+    raise ValueError(f"{value} is not a box x1 < x2, y1 < y2 in 0–1000")
   return x1, y1, x2, y2
 
 
 def read_lines(
   jsonl: epath.PathLike,
-  pictures: ImageFiles | None,
+  images: ImageFiles | None,
   parse: Callable[[bytes], Any],
   max_bad_share: float,
 ) -> tuple[list[tuple[int, Any]], list[BadRecord]]:
-  """(line number, what `parse` makes of the line) for every line whose `image` is among the pictures, and the others.
+  """Returns (line number, parsed line) of every usable line, and the bad ones.
 
-  `parse` raises ValueError with the reason for a line that it refuses. Without `pictures` none is looked up.
+  Args:
+    jsonl: file with one JSON object a line.
+    images: where the `image` of each line must exist; None: images are not looked up.
+    parse: parser of a line; raises ValueError with the reason for a bad one.
+    max_bad_share: share of the lines that may be bad.
+
+  Raises:
+    TooManyBadRecords: more lines are bad.
+    ValueError: the file holds no record.
   """
   if not 0 <= max_bad_share <= 1:
     raise ValueError(f"max_bad_share is {max_bad_share}; it is a share, from 0 to 1")
@@ -259,14 +273,14 @@ def read_lines(
       continue
     try:
       record = parse(line)
-      if pictures is not None:
-        pictures.find(record.image)
+      if images is not None:
+        images.find(record.image)
       good.append((number, record))
     except UnusableArchive:
-      raise  # not the record's fault
-    except (ValueError, RecursionError) as error:  # the latter from JSON nested very deeply
+      raise  # the archive is at fault, not the record
+    except (ValueError, RecursionError) as error:  # deeply nested JSON raises RecursionError
       bad.append(BadRecord(os.fspath(jsonl), number, str(error)))
-      _log.warning("left out %s", bad[-1])
+      _log.warning("skipped %s", bad[-1])
   total = len(good) + len(bad)
   if not total:
     raise ValueError(f"{os.fspath(jsonl)} holds no record; give a file with one JSON object a line")
@@ -276,12 +290,12 @@ def read_lines(
 
 
 def parse(line: bytes) -> Record:
-  """Reads one line; raises ValueError (JSON and encoding errors are such) with the reason for what is no record."""
+  """Returns the record of one line; the ValueError that it raises (JSON and encoding errors too) gives the reason."""
   return from_fields(json.loads(line.decode()))
 
 
 def from_fields(fields: Any) -> Record:
-  """The record of one JSON object; raises ValueError with the reason."""
+  """Returns the record of one JSON object; the ValueError that it raises gives the reason."""
   if not isinstance(fields, dict):
     raise ValueError(f"a record is a JSON object, got {type(fields).__name__}")
   if unknown := sorted(set(fields) - set(_FIELDS)):
@@ -290,30 +304,30 @@ def from_fields(fields: Any) -> Record:
     raise ValueError(f"missing fields {missing}")
   for name in _TEXT_FIELDS:
     if not isinstance(fields[name], str):
-      raise ValueError(f"{name} is {fields[name]!r}; it has to be text")
-  # bool is an int in Python, and 1.0 == 1: both are slips of whoever wrote the file.
+      raise ValueError(f"{name} is {fields[name]!r}; it must be text")
+  # bool is a subclass of int, and 1.0 == 1: both are errors in the file.
   if type(fields["label"]) is not int or fields["label"] not in (0, 1):
     raise ValueError(f"label is {fields['label']!r}; allowed are 0 and 1")
   if type(fields["annotator_id"]) is not int:
-    raise ValueError(f"annotator_id is {fields['annotator_id']!r}; it has to be a whole number")
+    raise ValueError(f"annotator_id is {fields['annotator_id']!r}; it must be a whole number")
   votes = {name: json.dumps(_votes(name, fields[name])) for name in _VOTE_FIELDS}
   optional = {name: _optional(name, fields.get(name)) for name in _OPTIONAL}
   return Record(**{**fields, **votes, **optional})
 
 
 def _optional(name: str, value: Any) -> Any:
-  """None where the value is not given, as null or as NaN."""
+  """Returns the value, or None for null and NaN."""
   if value is None or (isinstance(value, float) and math.isnan(value)):
     return None
   expected = (int, float) if name == "reference_frame" else (str,)
   if type(value) not in expected:
-    raise ValueError(f"{name} is {value!r}; it has to be {expected[-1].__name__} or null")
+    raise ValueError(f"{name} is {value!r}; it must be {expected[-1].__name__} or null")
   return value
 
 
 def _votes(name: str, value: Any) -> list[int]:
-  """Validators' numbers; a JSON string in VSR's splits, a list in its raw file."""
+  """Returns validators' numbers; they are a JSON string in VSR's splits, a list in its raw file."""
   votes = json.loads(value) if isinstance(value, str) else value
   if not isinstance(votes, list) or any(type(vote) is not int for vote in votes):
-    raise ValueError(f"{name} is {value!r}; it has to be a list of whole numbers")
+    raise ValueError(f"{name} is {value!r}; it must be a list of whole numbers")
   return votes

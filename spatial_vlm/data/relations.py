@@ -1,7 +1,7 @@
-"""VSR's relations: their meta-categories, and exact predicates for those that scenes can show.
+"""VSR's relations: their meta-categories, and exact predicates for the relations that scenes can show.
 
-A predicate is one scalar in the units of the boxes (0–1000 of the image): its *evidence*, above 0 where the relation
-holds and below 0 where it does not. Between −margin and +margin a scene is ambiguous and proves nothing.
+A predicate is one scalar in the units of the boxes (0–1000 of the image): its *evidence*, positive if the relation
+holds and negative if it does not. Between −margin and +margin a scene is ambiguous.
 """
 
 import dataclasses
@@ -29,30 +29,33 @@ _CATEGORIES = {
 META_CATEGORY: dict[str, str] = {
   relation: category for category, names in _CATEGORIES.items() for relation in names.split(", ")
 }
-"""Meta-category of every relation of VSR. VSR's own table names "among" twice (Topological and Unallocated; the
-first is kept) and leaves out "congruent" (one item of the random dev split), here Unallocated."""
+"""Meta-category of every relation of VSR.
+
+VSR's own table lists "among" twice (Topological and Unallocated; the first is kept) and omits "congruent" (one item of
+the random dev split), here Unallocated.
+"""
 
 
 def center(box: Box) -> tuple[int, int]:
-  """Centre (x, y); exact where width and height are even."""
+  """Returns the centre (x, y); exact if width and height are even."""
   x1, y1, x2, y2 = box
   return (x1 + x2) // 2, (y1 + y2) // 2
 
 
 def size(box: Box) -> tuple[int, int]:
-  """Width and height."""
+  """Returns width and height."""
   x1, y1, x2, y2 = box
   return x2 - x1, y2 - y1
 
 
 def offsets(subject: Box, other: Box) -> tuple[int, int]:
-  """Distances of the centres along x and along y."""
+  """Returns the distances of the centres along x and y."""
   (sx, sy), (ox, oy) = center(subject), center(other)
   return abs(sx - ox), abs(sy - oy)
 
 
 def gaps(subject: Box, other: Box) -> tuple[int, int]:
-  """Free space between the boxes along x and along y; 0 where they meet or overlap on that axis."""
+  """Returns the free space between the boxes along x and y; 0 if they meet or overlap on that axis."""
   return (
     max(0, other[0] - subject[2], subject[0] - other[2]),
     max(0, other[1] - subject[3], subject[1] - other[3]),
@@ -60,7 +63,7 @@ def gaps(subject: Box, other: Box) -> tuple[int, int]:
 
 
 def overhangs(subject: Box, other: Box) -> tuple[int, int]:
-  """How far the subject reaches out of the other box along x and along y; 0 where it does not."""
+  """Returns how far the subject extends beyond the other box along x and y; 0 if it does not."""
   return (
     max(0, other[0] - subject[0], subject[2] - other[2]),
     max(0, other[1] - subject[1], subject[3] - other[3]),
@@ -73,23 +76,23 @@ class Relation:
 
   name: str
   measure: str
-  """What is compared: centres on "x" or "y", their distance "d", "gap", "overhang", or the long "axis"."""
+  """Compared quantity: centres on "x" or "y", their distance "d", "gap", "overhang", or the long "axis"."""
   margin: int
-  """Least evidence for a verdict, in units; two steps of a written coordinate (40) or more."""
+  """Least evidence for a verdict, in units; at least two steps of a written coordinate (40)."""
   evidence: Callable[[Box, Box], int]
-  """(subject, object) -> units; positive where the relation holds."""
+  """(subject, object) -> units; positive if the relation holds."""
 
   @property
   def category(self) -> str:
     return META_CATEGORY[self.name]
 
   def holds(self, subject: Box, other: Box) -> bool | None:
-    """True or False; None when the scene is ambiguous."""
+    """Returns True or False; None if the scene is ambiguous."""
     evidence = self.evidence(subject, other)
     return None if abs(evidence) < self.margin else evidence > 0
 
   def caption(self, subject: str, other: str) -> str:
-    """The statement in VSR's grammar."""
+    """Returns the statement in VSR's grammar."""
     return f"The {subject} is {self.name} the {other}."
 
 
@@ -117,7 +120,7 @@ def _containment(subject: Box, other: Box) -> int:
 
 
 def _alignment(subject: Box, other: Box) -> int:
-  """The lesser excess of length over thickness; negative where the long axes differ."""
+  """Returns the smaller excess of length over thickness; negative if the long axes differ."""
   (sw, sh), (ow, oh) = size(subject), size(other)
   excess = min(abs(sw - sh), abs(ow - oh))
   return excess if (sw > sh) == (ow > oh) else -excess

@@ -1,9 +1,9 @@
-"""The files of a store: ArrayRecord shards and the manifest that is written when all of them are whole.
+"""Files of a store: ArrayRecord shards, and the manifest that is written when all shards are complete.
 
   FOLDER/train-00000-of-00008.array_record …
   FOLDER/train.json
 
-An entry is the length of a JSON header (4 bytes, little-endian), the header and a picture, encoded as its file was.
+An entry is the length of a JSON header (4 bytes, little-endian), the header and an image, encoded as its file was.
 """
 
 import bisect
@@ -32,16 +32,16 @@ def shard_path(folder: epath.Path, split: str, number: int, count: int) -> epath
   return folder / f"{split}-{number:05d}-of-{count:05d}.array_record"
 
 
-def pack(header: Mapping[str, Any], picture: bytes) -> bytes:
-  """An entry."""
+def pack(header: Mapping[str, Any], image: bytes) -> bytes:
+  """Returns an entry."""
   encoded = json.dumps(header).encode()
-  return _LENGTH.pack(len(encoded)) + encoded + picture
+  return _LENGTH.pack(len(encoded)) + encoded + image
 
 
 class Shards:
-  """Random access to the entries of a whole store; safe for threads, can be pickled.
+  """Random access to the entries of a store; safe for threads, can be pickled.
 
-  Raises UsageError when the store is not whole.
+  Raises UsageError when the store is incomplete.
   """
 
   def __init__(self, manifest: epath.PathLike):
@@ -49,7 +49,7 @@ class Shards:
     self.manifest = read_json(path)
     if self.manifest.get("format") != FORMAT:
       raise UsageError(
-        f"{path.parent} holds no whole store of {path.stem!r}: {path.name} is missing or of another version; run "
+        f"{path.parent} holds no complete store of {path.stem!r}: {path.name} is missing or of another version; run "
         "`spatial-vlm data` again"
       )
     shards = self.manifest["shards"]
@@ -57,7 +57,7 @@ class Shards:
     for file, expected in zip(self._files, shards, strict=True):
       if not file.exists() or file.stat().length != expected["bytes"]:
         raise UsageError(
-          f"{file} is missing or of another size than {path.name} says; copy it anew, or delete {path.name} and run "
+          f"{file} is missing, or its size is not the one in {path.name}; copy it again, or delete {path.name} and run "
           "`spatial-vlm data` again"
         )
     counts = [len(shard["images"]) for shard in shards]
@@ -70,7 +70,7 @@ class Shards:
     return self._ends[-1]
 
   def __getitem__(self, index: int) -> tuple[dict[str, Any], bytes]:
-    """Header and picture; ValueError for a damaged entry, IndexError outside the store."""
+    """Returns header and image; ValueError for a damaged entry, IndexError outside the store."""
     if not 0 <= index < len(self):
       raise IndexError(f"example {index} of {len(self)}")
     try:
@@ -78,22 +78,22 @@ class Shards:
       start = _LENGTH.size + _LENGTH.unpack_from(entry)[0]
       return json.loads(entry[_LENGTH.size : start].decode()), entry[start:]
     except (RuntimeError, ValueError, struct.error) as error:
-      raise ValueError(f"damaged entry; copy the shard anew ({error})") from error
+      raise ValueError(f"damaged entry; copy the shard again ({error})") from error
 
   @property
   def images(self) -> list[str]:
-    """Name of each entry's picture."""
+    """Name of each entry's image."""
     return [name for shard in self.manifest["shards"] for name in shard["images"]]
 
   def place(self, index: int) -> tuple[str, int]:
-    """Shard, and position in it counted from 1."""
+    """Returns the shard, and the position in it counted from 1."""
     number = bisect.bisect_right(self._ends, index)
     before = self._ends[number - 1] if number else 0
     return os.fspath(self._files[number]), index - before + 1
 
 
 def matches(shard: epath.Path, expected: Mapping[str, Any]) -> bool:
-  """Whether a shard has the bytes that were noted."""
+  """Returns whether a shard has the size and checksum that were noted."""
   return (
     shard.exists()
     and shard.stat().length == expected["bytes"]
@@ -107,7 +107,7 @@ def sha256(path: epath.Path) -> str:
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
-  """Empty when there is no file, or only the beginning of one."""
+  """Returns the JSON object of a file; empty if the file is missing or incomplete."""
   try:
     content = json.loads(path.read_text())
   except (FileNotFoundError, ValueError):

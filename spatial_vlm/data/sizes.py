@@ -1,4 +1,4 @@
-"""Sizes of conversations in tokens and patches; of their pictures only the headers are read."""
+"""Messages with the sizes of images and videos in their place; only the headers of the files are read."""
 
 import io
 
@@ -14,10 +14,9 @@ from spatial_vlm.processor.video_files import open_video
 
 
 class SizedSource:
-  """The messages of a source of conversations, with an `ImageSize` for each image and a `VideoInfo` for
-  each video.
+  """Source of the same messages, with an `ImageSize` for each image and a `VideoInfo` for each video.
 
-  One whose header cannot be read raises UnreadableImage. One that is torn further on is not noticed here.
+  A file whose header cannot be read raises UnreadableImage. Damage after the header is not detected here.
   """
 
   def __init__(self, source: ConversationSource):
@@ -28,9 +27,9 @@ class SizedSource:
     return len(self.source)
 
   def __getitem__(self, index: int) -> messages.Messages:
-    _, conversation = self.source._numbered[index]
+    conversation = self.source.conversation(index)
     key = conversation.kind, conversation.image
-    if key not in self._known:  # VSR has several statements on a picture
+    if key not in self._known:  # VSR has several statements about an image
       self._known[key] = self._size(conversation)
     return messages.messages(self._known[key], conversation.question, conversation.answer)
 
@@ -38,20 +37,21 @@ class SizedSource:
     data = self.source.image_files.read(conversation.image)
     if conversation.kind == "video":
       return open_video(data, name=conversation.image).info
-    return extent(data, conversation.image)
+    return image_size(data, conversation.image)
 
   def place(self, index: int) -> tuple[str, int]:
     return self.source.place(index)
 
 
-def extent(data: bytes, name: str) -> ImageSize:
-  """Size of the picture that `open_image` makes of a file: upright, after EXIF's orientation."""
+def image_size(data: bytes, name: str) -> ImageSize:
+  """Returns the size of the image that `open_image` reads from a file: upright, after EXIF's orientation."""
   try:
     with PIL.Image.open(io.BytesIO(data)) as image:
-      turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) in _ON_THEIR_SIDE
+      turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) in _QUARTER_TURNS
       return ImageSize(*image.size) if turned else ImageSize(image.height, image.width)
   except Exception as error:  # decoders of damaged files raise anything
     raise UnreadableImage(f"cannot read image {name}: {error}") from error
 
 
-_ON_THEIR_SIDE = (5, 6, 7, 8)
+_QUARTER_TURNS = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""

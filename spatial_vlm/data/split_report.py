@@ -1,8 +1,7 @@
-"""What there is to say about sets of records, in Markdown; all that comes from their files stands there escaped.
+"""Reports about splits of records in Markdown; text from the files is escaped.
 
-`statistics` are those of each split: `statistics.describe`, its "left_out" records as the fields of `BadRecord`, and
-its "missing_images" with their "count". `overlap` is what the training records share with an evaluation set, None where
-none is compared; `notes` tell of each split's store.
+`statistics` maps each split to `splits.Split.describe()`. `overlap` is `splits.Overlap.describe()`, or None if no
+evaluation set was compared. `notes` maps each split to the "records" and the "skipped" records of its store.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,21 +11,19 @@ from spatial_vlm.data.records import BadRecord
 from spatial_vlm.text import escaped, markdown_table, percent
 
 SHOWN = 10
-"""Of each list of faults."""
+"""Entries shown of each list of bad records."""
 
 Statistics = Mapping[str, Mapping[str, Any]]
 
-_COLUMNS = (
-  "split, records, images, relations, captions, contrastive, true, left out, images missing"
-)
+_COLUMNS = "split, records, images, relations, captions, contrastive, true, skipped, images missing"
 _ABOUT = (
-  "A contrastive caption is true of one image and false of another, so that words alone cannot tell. What was left out "
-  "is not counted elsewhere."
+  "A contrastive caption is true of one image and false of another, so that its words alone do not give the label. "
+  "Skipped records are counted in no other column."
 )
 
 
 def summary(statistics: Statistics, overlap: Mapping[str, Any] | None) -> str:
-  """The part that fits on a terminal."""
+  """Returns the part of the report that fits on a terminal."""
   parts = [sizes_table(statistics), *groups_tables(statistics), overlap_text(overlap)]
   return "\n\n".join(parts)
 
@@ -37,18 +34,18 @@ def markdown_report(
   notes: Mapping[str, Mapping[str, Any]],
   has_sheet: bool,
 ) -> str:
-  """All of it."""
+  """Returns the whole report."""
   sections = ["# Records", sizes_table(statistics), _ABOUT]
   sections += ["## Evaluation set", escaped(overlap_text(overlap))]
   sections += ["## By meta-category and by agreement", *groups_tables(statistics)]
   sections += ["## By relation", group_table(statistics, "by_relation", "relation")]
-  sections += ["## Left out", left_out_text({n: s["skipped"] for n, s in statistics.items()})]
+  sections += ["## Skipped", skipped_text({n: s["skipped"] for n, s in statistics.items()})]
   if notes:
     sizes = [[escaped(name), f"{note['records']:,}"] for name, note in notes.items()]
     unreadable = {name: note["skipped"] for name, note in notes.items()}
-    sections += ["## Store", markdown_table(["split", "records"], sizes), left_out_text(unreadable)]
+    sections += ["## Store", markdown_table(["split", "records"], sizes), skipped_text(unreadable)]
   if has_sheet:
-    sections += ["## Some of them", "![Examples](contact_sheet.png)"]
+    sections += ["## Examples", "![Examples](contact_sheet.png)"]
   return "\n\n".join(sections) + "\n"
 
 
@@ -78,7 +75,7 @@ def groups_tables(statistics: Statistics) -> list[str]:
 
 
 def group_table(statistics: Statistics, key: str, title: str) -> str:
-  """Records and share of true ones by group, a pair of columns for each split."""
+  """Returns records and share of true ones by group, a pair of columns for each split."""
   names = dict.fromkeys(name for split in statistics.values() for name in split[key])
   rows = [
     [escaped(name), *(cell for s in statistics.values() for cell in _cells(s[key].get(name)))]
@@ -90,20 +87,20 @@ def group_table(statistics: Statistics, key: str, title: str) -> str:
 
 def overlap_text(overlap: Mapping[str, Any] | None) -> str:
   if overlap is None:
-    return "No evaluation set was compared with the training records."
+    return "No evaluation set was compared with the training set."
   text = (
-    f"{overlap['shared']:,} of the {overlap['pairs']:,} pairs of image and caption in {overlap['evaluation']} stand "
-    "among the training records"
+    f"{overlap['shared']:,} of the {overlap['pairs']:,} pairs of image and caption in {overlap['evaluation']} are "
+    "in the training set"
   )
-  return text + (", from which they are left out." if overlap["dropped"] else ".")
+  return text + (", from which they are removed." if overlap["dropped"] else ".")
 
 
-def left_out_text(faults: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-  """The first faults of each split with their places."""
+def skipped_text(skipped: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+  """Returns the number of skipped records of each split, and the first of them with file, line and reason."""
   lines = []
-  for name, bad in faults.items():
+  for name, bad in skipped.items():
     lines.append(f"- {escaped(name)}: {len(bad):,}" + (", of which the first:" if bad else ""))
-    lines += [f"  - {escaped(str(BadRecord(**fault)))}" for fault in bad[:SHOWN]]
+    lines += [f"  - {escaped(str(BadRecord(**fields)))}" for fields in bad[:SHOWN]]
   return "\n".join(lines)
 
 

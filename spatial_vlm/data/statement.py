@@ -11,7 +11,7 @@ _STATEMENT = re.compile(
 
 
 def read_statement(caption: str) -> tuple[str, str, str] | None:
-  """Subject, relation (with its verb) and object of a caption in VSR's grammar; None for any other caption.
+  """Returns subject, relation (with its verb) and object of a caption in VSR's grammar; None for any other caption.
 
   >>> read_statement("The potted plant is at the right side of the dining table.")
   ('potted plant', 'is at the right side of', 'dining table')

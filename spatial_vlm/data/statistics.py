@@ -1,4 +1,4 @@
-"""What a set of records consists of: sizes, balance of the labels, agreement of the validators."""
+"""Statistics of a set of records: sizes, balance of the labels, agreement of the validators."""
 
 import collections
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -8,11 +8,11 @@ from spatial_vlm.data.records import Record
 
 UNANIMOUS, MOST, FEWER, UNKNOWN = "all", "two thirds or more", "fewer", "no votes"
 STRATA = (UNANIMOUS, MOST, FEWER, UNKNOWN)
-"""How many of the validators agree with the label; VSR keeps statements with two thirds or more."""
+"""Groups by the share of validators who agree with the label; VSR keeps statements with two thirds or more."""
 
 
 def stratum(record: Record) -> str:
-  """The one of `STRATA` that a record belongs to."""
+  """Returns the group of `STRATA` that a record belongs to."""
   agreement = record.agreement
   if agreement is None:
     return UNKNOWN
@@ -20,9 +20,9 @@ def stratum(record: Record) -> str:
 
 
 def describe(records: Sequence[Record]) -> dict[str, Any]:
-  """Statistics as plain JSON; shares are in 0–1, and None of nothing.
+  """Returns statistics as plain JSON; shares are in 0–1, or None without records.
 
-  A caption is contrastive when it is true of one image and false of another: words alone cannot tell its label.
+  A caption is contrastive when it is true of one image and false of another: its words alone do not give the label.
   """
   labels = collections.defaultdict(set)
   for record in records:
@@ -41,7 +41,7 @@ def describe(records: Sequence[Record]) -> dict[str, Any]:
 def _by(
   records: Iterable[Record], group: Callable[[Record], Hashable], order: Sequence[str] = ()
 ) -> dict[str, Any]:
-  """The balance within each group, in `order`, or with the largest group first."""
+  """Returns the balance within each group, in `order`, or with the largest group first."""
   groups = collections.defaultdict(list)
   for record in records:
     groups[group(record)].append(record)

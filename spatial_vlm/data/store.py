@@ -1,10 +1,10 @@
 """A compact, shuffled store of examples: ArrayRecord shards, read by grain from any position.
 
-Records lie in an order drawn once, so that reading on is reading at random. An entry holds all of an example: the
-record, its boxes and the picture. Nothing is pickled. The same records, pictures and settings give the same bytes; a
-stopped run goes on with the first shard that is not whole.
+Records are stored in an order drawn once, so that sequential reads are random reads. An entry holds all of an example:
+the record, its boxes and the image. Nothing is pickled. The same records, images and settings give the same bytes. An
+interrupted run continues with the first incomplete shard.
 
-A store is a place of pictures too (see `images`): `data.images=FOLDER/train.json`.
+A store is also a location of images (see `image_files`): `data.images=FOLDER/train.json`.
 """
 
 import dataclasses
@@ -35,25 +35,25 @@ from spatial_vlm.data.records import (
 from spatial_vlm.processor.image import UnreadableImage, open_image
 
 _OPTIONS = "group_size:1,uncompressed"
-"""One record a chunk, for reading at random; pictures are compressed already."""
+"""One record a chunk, for random reads; images are already compressed."""
 _JPEG_QUALITY = 95
 
 
 class Settings(NamedTuple):
-  """How a store is made."""
+  """Settings of a store."""
 
   shards: int
   seed: int
-  """Of the order."""
+  """Of the shuffled order."""
   max_pixels: int
-  """Larger pictures are reduced to at most so many and encoded as JPEG; 0 leaves all as they are."""
+  """Larger images are scaled down to at most this many and encoded as JPEG; 0 keeps all images as they are."""
 
   def check(self) -> None:
     """Raises ValueError for settings out of their range."""
     if not 1 <= self.shards <= 99_999 or self.seed < 0 or self.max_pixels < 0:
       raise ValueError(
         f"the store has shards {self.shards}, seed {self.seed} and max_pixels {self.max_pixels}; give 1 to 99999 "
-        "shards, and from 0 on for the others"
+        "shards, and at least 0 for the others"
       )
 
 
@@ -64,28 +64,31 @@ def write_store(
   settings: Settings,
   advance: Callable[[int], object] = lambda records: None,
 ) -> "StoreSource":
-  """Writes what of a store is not there yet, and opens it.
+  """Writes the missing shards of a store and opens it.
 
-  Every picture is decoded once: an unreadable one is left out here, and listed by `StoreSource.bad`, rather than met
-  in training.
+  Every image is decoded once: an unreadable one is skipped here, and listed by `StoreSource.bad`, so that training
+  does not meet it.
 
   Args:
-    folder: on a local disk; made if it is missing.
+    folder: on a local disk; created if it is missing.
     split: first part of the files' names.
-    source: of the examples; its `max_bad_share` holds for unreadable pictures as well.
-    advance: called with the number of records that are done since the last call.
+    source: of the examples; its `max_bad_share` also applies to unreadable images.
+    settings: shards, order and size of the images.
+    advance: called with the number of records that were written since the last call.
 
   Raises:
-    TooManyBadRecords: among the pictures.
+    TooManyBadRecords: too many images are unreadable.
   """
   settings.check()
   if "://" in os.fspath(folder):
-    raise UsageError(f"a store is made on a local disk, not in {folder}; copy it there when done")
+    raise UsageError(
+      f"a store is written to a local disk, not to {folder}; copy it there afterwards"
+    )
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   writer = _Writer(folder, split, source, settings, _digest(source, settings))
   manifest = shards.manifest_path(folder, split)
-  if shards.read_json(manifest).get("digest") != writer.digest or not writer.is_whole():
+  if shards.read_json(manifest).get("digest") != writer.digest or not writer.is_complete():
     manifest.unlink(missing_ok=True)
     manifest.write_text(json.dumps(writer.write(advance), indent=2) + "\n")
   for number in range(settings.shards):
@@ -94,25 +97,25 @@ def write_store(
 
 
 class StoreSource:
-  """Random-access source of a store's examples, in its order: what `JsonlSource` yields, shuffled.
+  """Random-access source of a store's examples in the store's order: the examples of `JsonlSource`, shuffled.
 
-  Raises UsageError when the store is not whole. A damaged entry raises BadRecordError from `source[i]`.
+  Raises UsageError when the store is incomplete. `source[i]` raises BadRecordError for a damaged entry.
   """
 
   def __init__(self, folder: epath.PathLike, split: str):
     self._entries = shards.Shards(shards.manifest_path(epath.Path(folder), split))
     self._images = self._entries.images
     self.bad = [BadRecord(*bad) for bad in self._entries.manifest["bad"]]
-    """Records that were left out when the store was made, because of their pictures."""
+    """Records that were skipped when the store was written, because of their images."""
 
   def __len__(self) -> int:
     return len(self._entries)
 
   def __getitem__(self, index: int) -> Example:
     try:
-      header, picture = self._entries[index]
+      header, data = self._entries[index]
       record, boxes = from_fields(header["record"]), named_boxes(header["boxes"])
-      image = np.asarray(open_image(picture))
+      image = np.asarray(open_image(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise BadRecordError(BadRecord(*self.place(index), str(error))) from error
     return Example(record, image, boxes, int(index))
@@ -121,7 +124,7 @@ class StoreSource:
     return (self[index] for index in range(len(self)))
 
   def place(self, index: int) -> tuple[str, int]:
-    """Shard, and position in it counted from 1."""
+    """Returns the shard, and the position in it counted from 1."""
     return self._entries.place(index)
 
   def image_name(self, index: int) -> str:
@@ -130,7 +133,7 @@ class StoreSource:
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-  """Writes shards, and beside each, when it is whole, a note that says so; the notes go when the manifest is there."""
+  """Writes shards, and a note about each complete shard; the notes are deleted once the manifest is written."""
 
   folder: epath.Path
   split: str
@@ -139,7 +142,7 @@ class _Writer:
   digest: str
 
   def write(self, advance: Callable[[int], object]) -> dict[str, Any]:
-    """Writes the shards that are missing; returns the manifest."""
+    """Writes the missing shards and returns the manifest."""
     notes = []
     order = np.random.default_rng(self.settings.seed).permutation(len(self.source))
     for number, indices in enumerate(np.array_split(order, self.settings.shards)):
@@ -160,8 +163,8 @@ class _Writer:
       "bad": [bad for note in notes for bad in note["bad"]],
     }
 
-  def is_whole(self) -> bool:
-    """Whether every shard has the bytes that the manifest names."""
+  def is_complete(self) -> bool:
+    """Returns whether every shard has the size and checksum in the manifest."""
     manifest = shards.read_json(shards.manifest_path(self.folder, self.split))
     noted = manifest.get("shards", [])
     return bool(noted) and all(shards.matches(self.shard(n), s) for n, s in enumerate(noted))
@@ -198,14 +201,14 @@ class _Writer:
 
   def _entry(self, index: int) -> bytes:
     record, boxes = self.source.describe(index)
-    picture = self.source.image_files.read(record.image)
-    image = self.source.image_files.decode(record.image, picture)
+    data = self.source.image_files.read(record.image)
+    image = self.source.image_files.decode(record.image, data)
     header = {"record": record.to_json(), "boxes": boxes}
-    return shards.pack(header, _reduced(image, self.settings.max_pixels) or picture)
+    return shards.pack(header, _reduced(image, self.settings.max_pixels) or data)
 
 
 def _reduced(image: PIL.Image.Image, max_pixels: int) -> bytes | None:
-  """JPEG of at most so many pixels; None where the picture has no more."""
+  """Returns a JPEG of at most `max_pixels`; None if the image is not larger."""
   if not max_pixels or image.width * image.height <= max_pixels:
     return None
   scale = math.sqrt(max_pixels / (image.width * image.height))
@@ -216,7 +219,7 @@ def _reduced(image: PIL.Image.Image, max_pixels: int) -> bytes | None:
 
 
 def _digest(source: JsonlSource, settings: Settings) -> str:
-  """Of all that decides the bytes of a store, but for the contents of the pictures."""
+  """Returns a hash of everything that determines the bytes of a store, except the contents of the images."""
   digest = hashlib.sha256(json.dumps([shards.FORMAT, settings]).encode())
   for index in range(len(source)):
     record, boxes = source.describe(index)

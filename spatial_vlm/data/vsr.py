@@ -1,4 +1,4 @@
-"""VSR's two published splits, as they come from its repository or from Hugging Face.
+"""Reads VSR's two published splits, as its repository or Hugging Face distributes them.
 
   FOLDER/train.jsonl dev.jsonl test.jsonl      the repository's splits/random and splits/zeroshot, or a dataset folder
   FOLDER/data/train-00000-of-00001.parquet     Parquet, where `dev` may be called `validation`
@@ -41,17 +41,17 @@ PUBLISHED = {
     "test": Counts(1222, 715, 53),
   },
 }
-"""Counted in the repository's files at commit b27a0af; other zero-shot figures in its README are older."""
+"""Counted in the repository's files at commit b27a0af; the zero-shot figures in its README are older."""
 
 _ALSO_CALLED = {"dev": "validation", "validation": "dev"}
-_PLACES = (
+_PATTERNS = (
   *("{}.jsonl", "{}.parquet", "{}-*.parquet", "{}/*.parquet"),
   *("data/{}.parquet", "data/{}-*.parquet", "default/{}/*.parquet"),
 )
 
 
 class Listed(NamedTuple):
-  """A record and where it stands: its file, and its line or row, counted from 1."""
+  """A record with its file, and its line or row counted from 1."""
 
   file: str
   line: int
@@ -59,7 +59,7 @@ class Listed(NamedTuple):
 
 
 class Split(NamedTuple):
-  """What a split's files hold; pictures are not looked up."""
+  """Contents of a split's files; images are not looked up."""
 
   listed: list[Listed]
   bad: list[BadRecord]
@@ -70,29 +70,29 @@ class Split(NamedTuple):
 
 
 def split_files(folder: epath.PathLike, split: str) -> list[epath.Path]:
-  """The files of a split; UsageError with the names that were looked for when there are none."""
+  """Returns the files of a split; the UsageError that it raises if there are none lists the expected names."""
   if not epath.Path(folder).is_dir():
     raise UsageError(
-      f"the folder {os.fspath(folder)} does not exist; give one with records, or make some by `spatial-vlm scenes`"
+      f"the folder {os.fspath(folder)} does not exist; give one with records, or make some with `spatial-vlm scenes`"
     )
   names = [split, *filter(None, [_ALSO_CALLED.get(split)])]
-  patterns = [place.format(name) for name in names for place in _PLACES]
+  patterns = [pattern.format(name) for name in names for pattern in _PATTERNS]
   for pattern in patterns:
     if files := sorted(epath.Path(folder).glob(pattern)):
       return files
   raise UsageError(
-    f"{os.fspath(folder)} holds no split {split!r}: there is none of {', '.join(patterns)}; "
-    "name those splits that there are in data.splits"
+    f"{os.fspath(folder)} holds no split {split!r}: none of {', '.join(patterns)} exists; "
+    "name the existing splits in data.splits"
   )
 
 
 def read_split(folder: epath.PathLike, split: str) -> Split:
-  """Reads the files of a split; records that cannot be used are listed with file and line, and left out."""
+  """Reads the files of a split; bad records are listed with file and line, and skipped."""
   return read_files(split_files(folder, split))
 
 
 def read_files(files: Sequence[epath.Path]) -> Split:
-  """Reads JSONL and Parquet files of records as one split. Raises ValueError for what is neither, or holds nothing."""
+  """Reads JSONL and Parquet files of records as one split; ValueError if they hold no record."""
   split = Split([], [])
   for file in files:
     if file.suffix == ".parquet":
@@ -109,12 +109,15 @@ def read_files(files: Sequence[epath.Path]) -> Split:
 def check_published_sizes(
   name: str, splits: Mapping[str, Sequence[Record]], allow_subset: bool = False
 ) -> None:
-  """Raises UsageError unless each split has the sizes that VSR's split `name` was published with.
+  """Raises UsageError unless the splits have the published sizes.
 
-  With `allow_subset` it may have less of everything, but not more.
+  Args:
+    name: of VSR's published split.
+    splits: records by name of the split.
+    allow_subset: accept splits with fewer records, images and relations.
   """
   if name not in PUBLISHED:
-    raise UsageError(f"there is no published split {name!r} of VSR, only {', '.join(PUBLISHED)}")
+    raise UsageError(f"VSR has no published split {name!r}, only {', '.join(PUBLISHED)}")
   deviations = []
   for split, records in splits.items():
     if split not in PUBLISHED[name]:
@@ -122,15 +125,15 @@ def check_published_sizes(
     expected, found = PUBLISHED[name][split], Counts.of(records)
     few = allow_subset and all(f <= e for f, e in zip(found, expected, strict=True))
     if found != expected and not few:
-      deviations.append(f"\n  {split}: {_words(found)}; published are {_words(expected)}")
+      deviations.append(f"\n  {split}: {_sizes_text(found)}; published are {_sizes_text(expected)}")
   if deviations:
     raise UsageError(
-      f"this is not VSR's {name} split as it was published:{''.join(deviations)}\nGet the files anew"
-      + ("" if allow_subset else ", or set allow_subset to work on a part of them")
+      f"this is not VSR's {name} split as it was published:{''.join(deviations)}\nDownload the files again"
+      + ("" if allow_subset else ", or set allow_subset to use a part of them")
     )
 
 
-def _words(counts: Counts) -> str:
+def _sizes_text(counts: Counts) -> str:
   return f"{counts.records} records, {counts.images} images, {counts.relations} relations"
 
 
@@ -148,7 +151,7 @@ def _rows(file: epath.Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
   except ImportError as error:
     raise UsageError(
-      f"{os.fspath(file)} is read by pyarrow: pip install 'spatial-vlm[parquet]'"
+      f"reading {os.fspath(file)} needs pyarrow: pip install 'spatial-vlm[parquet]'"
     ) from error
   try:
     with file.open("rb") as opened:
@@ -156,5 +159,5 @@ def _rows(file: epath.Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
   except (pyarrow.ArrowException, OSError) as error:
     raise UsageError(
-      f"{os.fspath(file)} cannot be read as Parquet ({error}); copy it anew"
+      f"{os.fspath(file)} cannot be read as Parquet ({error}); copy it again"
     ) from error

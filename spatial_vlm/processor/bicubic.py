@@ -1,8 +1,8 @@
-"""Bicubic resizing with antialiasing of bytes, as PyTorch computes it on CPUs and so the reference resizes videos.
+"""Bicubic resizing of bytes with antialiasing, as PyTorch computes it on CPUs; the reference resizes videos this way.
 
 Reference: PyTorch 2.13, `interpolate(mode="bicubic", antialias=True)` of uint8 on a CPU: Pillow's two passes, but with
-weights of 16 bits. Pillow itself, whose weights are finer, differs by 1 or 2 of 255 (by more where it takes the axes
-in the other order); in floating point, as on GPUs, PyTorch clips only once, at the end, and differs by up to 25.
+weights of 16 bits. Pillow itself has finer weights and differs by 1 or 2 of 255 (by more if it takes the axes in the
+other order). In floating point, as on GPUs, PyTorch clips only once, at the end, and differs by up to 25.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from scipy import sparse
 
 _SUPPORT = 2.0
-"""Half of the kernel's width, in pixels of the coarser of the two grids."""
+"""Half of the kernel's width, in pixels of the coarser grid."""
 _WEIGHT_BITS = 15
 _MOST_FRACTION_BITS = 22
 
@@ -21,13 +21,13 @@ _MOST_FRACTION_BITS = 22
 def resize(
   pixels: UInt8[np.ndarray, "H W C"], height: int, width: int
 ) -> UInt8[np.ndarray, "h w C"]:
-  """Along the width first, rounded to bytes, then along the height."""
+  """Resizes along the width first, rounded to bytes, then along the height."""
   columns_first = _resize_first_axis(pixels.swapaxes(0, 1), width)
   return _resize_first_axis(columns_first.swapaxes(0, 1), height)
 
 
 def keys_kernel(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-  """Cubic convolution with a = −1/2 (Keys 1981, equation 15)."""
+  """Returns the cubic convolution kernel with a = −1/2 (Keys 1981, equation 15)."""
   a, x = -0.5, np.abs(x)
   near = ((a + 2) * x - (a + 3)) * x * x + 1
   far = (((x - 5) * x + 8) * x - 4) * a
@@ -45,7 +45,7 @@ def _resize_first_axis(pixels: UInt8[np.ndarray, "..."], size: int) -> UInt8[np.
 
 @functools.lru_cache(maxsize=64)
 def _weights(before: int, after: int) -> tuple[sparse.csr_array, int]:
-  """Weights [after, before] as whole numbers, and how many of their bits stand behind the point."""
+  """Returns weights [after, before] as whole numbers, and the number of their fraction bits."""
   scale = before / after
   stretch = max(scale, 1.0)  # a coarser grid widens the kernel: this is the antialiasing
   support = _SUPPORT * stretch
@@ -55,7 +55,7 @@ def _weights(before: int, after: int) -> tuple[sparse.csr_array, int]:
   source = first[:, None] + np.arange(2 * math.ceil(support) + 1)
   inside = source < end[:, None]
   weights = np.where(inside, keys_kernel((source - centre[:, None] + 0.5) * (1 / stretch)), 0.0)
-  weights /= np.cumsum(weights, axis=1)[:, -1:]  # added one after the other, not in pairs
+  weights /= np.cumsum(weights, axis=1)[:, -1:]  # a sequential sum, not a pairwise one
   bits = _fraction_bits(float(weights.max()))
   whole = np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)).astype(np.int32)
   rows = np.broadcast_to(np.arange(after)[:, None], source.shape)
@@ -64,7 +64,7 @@ def _weights(before: int, after: int) -> tuple[sparse.csr_array, int]:
 
 
 def _fraction_bits(largest: float) -> int:
-  """As many as leave the largest weight within 16 bits, its sign included."""
+  """Returns the largest number of fraction bits that keeps the largest weight within 16 bits, sign included."""
   bits = 0
   while bits < _MOST_FRACTION_BITS and int(0.5 + largest * (1 << (bits + 1))) < 1 << _WEIGHT_BITS:
     bits += 1

@@ -1,12 +1,12 @@
 """Conversations as arrays: Qwen3-VL's chat format, the loss mask and M-RoPE positions, then batches of them.
 
-The format is rendered here, without a template engine, since it runs for every training sample; tests hold
-it equal to `apply_chat_template` and `get_rope_index` of transformers 5.23.
+The format is rendered here, without a template engine, since it runs for every training sample. Tests compare it
+with `apply_chat_template` and `get_rope_index` of transformers 5.23.
 
   <|im_start|>user\\n<|vision_start|><|image_pad|>…<|vision_end|>Question<|im_end|>\\n
   <|im_start|>assistant\\nAnswer<|im_end|>\\n
 
-A video is a row of frames, each of them two of the sampled ones, with the time before it and brackets around all:
+A video is a sequence of merged pairs of sampled frames, each after its time, between brackets:
 
   <|vision_start|><0.2 seconds><|vision_start|><|video_pad|>…<|vision_end|><1.2 seconds>…<|vision_end|>
 """
@@ -51,7 +51,7 @@ ROLES = ("system", "user", "assistant")
 
 
 class Size(NamedTuple):
-  """Of a conversation, or of the row that is to hold some."""
+  """Size of a conversation, or of a row for some."""
 
   tokens: int
   patches: int
@@ -61,13 +61,13 @@ class Size(NamedTuple):
 
 
 def total_size(sizes: Iterable[Size]) -> Size:
-  """Of conversations one behind the other."""
+  """Returns the size of concatenated conversations."""
   sizes = list(sizes)
   return Size(sum(size.tokens for size in sizes), sum(size.patches for size in sizes))
 
 
 class ImageSize(NamedTuple):
-  """Stands for a picture of so many pixels where only its size matters; an `VideoInfo` stands for a video."""
+  """Replaces an image when only its size in pixels is needed; a `VideoInfo` replaces a video."""
 
   height: int
   width: int
@@ -83,11 +83,11 @@ class Encoded:
   positions: Int[np.ndarray, "T 3"]
   """M-RoPE: time, height, width."""
   images: list[Patches]
-  """And videos, in the order of the text."""
+  """Images and videos, in the order of the text."""
 
   @property
   def patches(self) -> int:
-    """Of all images and videos together."""
+    """Number of patches of all images and videos."""
     return sum(len(patches) for patches, _ in self.images)
 
   @property
@@ -112,7 +112,7 @@ class Processor:
     self.video_settings = video_settings
     self.model_config = model_config
     self.special = SpecialIds.of(tokenizer, model_config)
-    # What people type must never turn into special ids. A copy, since transformers toggles this flag on its own.
+    # A user's text must never become special ids. The copy is needed because transformers changes this flag itself.
     self._text = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     self._text.encode_special_tokens = True
     self._text.no_padding()
@@ -121,7 +121,7 @@ class Processor:
     self._assistant = self.encode_text("assistant\n")
 
   def __reduce__(self):
-    # Workers of the input pipeline get copies, and the flag above would be lost on the way.
+    # Workers of the input pipeline get copies; pickling would lose the flag above.
     return Processor, (
       self.tokenizer,
       self.image_settings,
@@ -147,18 +147,18 @@ class Processor:
     )
 
   def limited_to(self, patches: int) -> "Processor":
-    """The same, but images and videos of more patches are scaled down: attention over an image costs their square."""
+    """Returns a processor that scales down images and videos of more patches: attention costs their square."""
     images = _limited(self.image_settings, patches * self.image_settings.patch_size**2)
     settings = self.video_settings
     videos = _limited(settings, patches * settings.patch_size**2 * settings.temporal_patch_size)
     return Processor(self.tokenizer, images, videos, self.model_config)
 
   def encode_text(self, text: str) -> list[int]:
-    """Ids of plain text; strings that look like special tokens stay text."""
+    """Returns the ids of plain text; strings that look like special tokens stay text."""
     return self._text.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of generated ids without special tokens, every space as it was."""
+    """Returns the text of generated ids without special tokens, with every space unchanged."""
     return self._text.decode(list(ids), skip_special_tokens=True)
 
 
@@ -171,7 +171,7 @@ def _check_patches(settings: ImageSettings, model_config: ModelConfig, file: str
     given, needed = getattr(settings, ours), getattr(model_config.vision, theirs)
     if given != needed:
       raise ValueError(
-        f"{ours} is {given} in {file} but {theirs} is {needed} in config.json; use files that belong together"
+        f"{ours} is {given} in {file} but {theirs} is {needed} in config.json; use the files of one checkpoint"
       )
 
 
@@ -189,33 +189,36 @@ def encode(
   """Encodes a conversation in Hugging Face's message format.
 
   Args:
+    processor: of the checkpoint.
     messages: `{"role", "content"}`, content a string or parts `{"type": "text", "text": str}` and, for users,
       `{"type": "image", "image": PIL image | uint8 [H, W, 3]}` and `{"type": "video", "video": Video}`, see `Clip`
       and `open_video`. A system turn may only come first.
     generation_prompt: whether to open the assistant's turn at the end.
 
   Raises:
-    ValueError: a conversation that the format cannot express; the message says which turn and why.
+    ValueError: the format cannot express the conversation; the message names the turn and the reason.
   """
-  return _row(processor, messages, generation_prompt, _DECODED).encoded()
+  return _built(processor, messages, generation_prompt, _DECODED).encoded()
 
 
 def measure(processor: Processor, messages: Sequence[Message]) -> Size:
-  """Size of what `encode` makes of a conversation whose pictures may be `ImageSize`s, its videos `VideoInfo`s: no pixel
-  is looked at."""
-  return _row(processor, messages, False, _MEASURED).encoded().size
+  """Returns the size of an encoded conversation without reading a pixel.
+
+  Images may be given as `ImageSize`, videos as `VideoInfo`.
+  """
+  return _built(processor, messages, False, _MEASURED).encoded().size
 
 
 class _Visuals(NamedTuple):
-  """How a picture and a video become patches."""
+  """Functions that convert an image and a video to patches."""
 
-  of_picture: Callable[[Any, ImageSettings], Patches]
+  of_image: Callable[[Any, ImageSettings], Patches]
   of_video: Callable[[Any, VideoSettings], Patches]
 
 
-def _blank_picture(picture: ImageSize, settings: ImageSettings) -> Patches:
-  """As many patches as `patchify` makes, without values."""
-  height, width = smart_resize(picture.height, picture.width, settings)
+def _blank_image(image: ImageSize, settings: ImageSettings) -> Patches:
+  """Returns as many patches as `patchify`, without values."""
+  height, width = smart_resize(image.height, image.width, settings)
   return _blank_patches((1, height // settings.patch_size, width // settings.patch_size))
 
 
@@ -228,23 +231,23 @@ def _blank_patches(grid: Grid) -> Patches:
 
 
 _DECODED = _Visuals(patchify, patchify_video)
-_MEASURED = _Visuals(_blank_picture, _blank_video)
+_MEASURED = _Visuals(_blank_image, _blank_video)
 
 
-def _row(
+def _built(
   processor: Processor,
   messages: Sequence[Message],
   generation_prompt: bool,
   visuals: _Visuals,
-) -> "_Row":
-  special, row = processor.special, _Row()
+) -> "_ConversationBuilder":
+  special, row = processor.special, _ConversationBuilder()
   if not messages:
     raise ValueError("a conversation has no message; at least one is needed")
   for n, message in enumerate(messages):
     role, parts = _checked(n, message)
     row.text([special.im_start])
     if role == "assistant":
-      # As a sampler meets it: the header stands alone, the answer begins with a token of its own.
+      # Encoded as in sampling: the header alone, and the answer beginning with a new token.
       row.text(processor._assistant)
       text = "".join(text for _, text in parts)
       row.text([*processor.encode_text(text), special.eos], target=True)
@@ -258,13 +261,13 @@ def _row(
 
 
 def collate_batch(rows: Sequence[Sequence[Encoded]], processor: Processor, shape: Size) -> Batch:
-  """Conversations as one batch of NumPy arrays: those of a row one behind the other, numbered from 1, then padding.
+  """Collates conversations to a batch of NumPy arrays: each row concatenates some, numbered from 1, and is padded.
 
-  Attention stays inside each, positions begin anew in each, and its images stand in the order of the text. A row may
-  be empty. `vision` is None exactly where `shape` has no patches, so that equal shapes are one program.
+  Attention stays inside a conversation, positions restart in each, and images are in the order of the text. A row may
+  be empty. `vision` is None if and only if `shape` has no patches, so that equal shapes are one program.
 
   Raises:
-    ValueError: a row does not fit, or `shape` cuts through merge blocks.
+    ValueError: a row does not fit, or the patches of `shape` are not a multiple of the merge block.
   """
   sizes = [total_size(conversation.size for conversation in row) for row in rows]
   if too_large := [size for size in sizes if not shape.holds(size)]:
@@ -277,7 +280,7 @@ def collate_batch(rows: Sequence[Sequence[Encoded]], processor: Processor, shape
     for number, conversation in enumerate(row, 1):
       stop = start + len(conversation.tokens)
       _write(batch, b, slice(start, stop), conversation, number)
-      batch["targets"][b, start] = False  # before it stands another conversation
+      batch["targets"][b, start] = False  # the token before it belongs to another conversation
       start = stop
   images = [[image for conversation in row for image in conversation.images] for row in rows]
   vision = processor.model_config.vision
@@ -294,20 +297,20 @@ def collate_prompts(
   tokens_bucket: int,
   patch_bucket: int,
 ) -> Prompts:
-  """Pads prompts on the left, so that all answers begin at one column; `ids` and `labels` one per row."""
+  """Pads prompts on the left, so that all answers begin at one column; `ids` and `labels` have one entry per row."""
   if not len(ids) == len(labels) == len(rows):
     raise ValueError(
-      f"{len(rows)} prompts with {len(ids)} ids and {len(labels)} labels; give one each per prompt"
+      f"{len(rows)} prompts have {len(ids)} ids and {len(labels)} labels; give one of each per prompt"
     )
   if not rows or tokens_bucket <= 0:
     raise ValueError(
-      f"{len(rows)} rows in buckets of {tokens_bucket} tokens: at least one row and a positive bucket are needed"
+      f"{len(rows)} rows in buckets of {tokens_bucket} tokens; give at least one row and a positive bucket"
     )
   T = padded_length((len(row.tokens) for row in rows), tokens_bucket)
   padded = _blank(len(rows), T, processor)
   for b, row in enumerate(rows):
     _write(padded, b, slice(T - len(row.tokens), T), row, number=1)
-  del padded["targets"]  # answers are still to be sampled
+  del padded["targets"]  # the answers are not sampled yet
   numbers: dict[str, Any] = {"ids": np.array(ids, np.int32), "label": np.array(labels, np.int32)}
   return Prompts(
     **padded,
@@ -316,8 +319,8 @@ def collate_prompts(
   )
 
 
-class _Row:
-  """A conversation under construction: tokens, targets and positions grow together."""
+class _ConversationBuilder:
+  """Builds one conversation: tokens, targets and positions grow together."""
 
   def __init__(self):
     self.tokens: list[int] = []
@@ -333,7 +336,7 @@ class _Row:
     self.tokens += ids
 
   def frame(self, rows: int, columns: int, pad: int, merge: int):
-    """Places the tokens of a picture or frame of so many patches."""
+    """Adds the tokens of an image or a frame with this many patches."""
     self._place_text()
     grid = image_positions((1, rows, columns), merge, self._next)
     self.positions.append(grid)
@@ -358,30 +361,32 @@ class _Row:
 
 
 def image_positions(grid: Grid, merge: int, start: int) -> Int[np.ndarray, "L 3"]:
-  """M-RoPE positions of an image's tokens: time, row and column of the merged grid, counted from `start`.
+  """Returns M-RoPE positions of an image's tokens: time, row and column of the merged grid, counted from `start`.
 
-  The text that follows goes on at start + max(rows, columns) of the merged grid.
+  The text after the image continues at start + max(rows, columns) of the merged grid.
   """
   t, h, w = grid[0], grid[1] // merge, grid[2] // merge
   return start + np.indices((t, h, w), dtype=np.int32).reshape(3, -1).T
 
 
-def _prompt_turn(row: _Row, processor: Processor, role: str, parts: list, visuals: _Visuals):
-  text = f"{role}\n"  # encoded with what follows, up to the next special token, as a tokenizer sees the whole
+def _prompt_turn(
+  row: _ConversationBuilder, processor: Processor, role: str, parts: list, visuals: _Visuals
+):
+  text = f"{role}\n"  # encoded with the text up to the next special token, as a tokenizer of the whole would
   for kind, part in parts:
     if kind == "text":
       text += part
       continue
     row.text(processor.encode_text(text))
-    place = _place_video if kind == "video" else _place_picture
+    place = _place_video if kind == "video" else _place_image
     place(row, processor, part, visuals)
     text = ""
   row.text(processor.encode_text(text))
 
 
-def _place_picture(row: _Row, processor: Processor, picture: Any, visuals: _Visuals):
+def _place_image(row: _ConversationBuilder, processor: Processor, image: Any, visuals: _Visuals):
   special, settings = processor.special, processor.image_settings
-  patches = visuals.of_picture(picture, settings)
+  patches = visuals.of_image(image, settings)
   _, rows, columns = patches[1]
   row.text([special.vision_start])
   row.frame(rows, columns, special.image, settings.merge_size)
@@ -389,7 +394,7 @@ def _place_picture(row: _Row, processor: Processor, picture: Any, visuals: _Visu
   row.images.append(patches)
 
 
-def _place_video(row: _Row, processor: Processor, video: Any, visuals: _Visuals):
+def _place_video(row: _ConversationBuilder, processor: Processor, video: Any, visuals: _Visuals):
   special, settings = processor.special, processor.video_settings
   info = _video_info(video)
   patches = visuals.of_video(video, settings)
@@ -408,13 +413,13 @@ def _video_info(video: Any) -> VideoInfo:
     return video
   if not isinstance(video, Video):
     raise ValueError(
-      f"a video is a {type(video).__name__}; give what open_video returns, or a Clip of frames and their rate"
+      f"a video is a {type(video).__name__}; give a result of open_video, or a Clip of frames and their rate"
     )
   return video.info
 
 
 def _checked(n: int, message: Message) -> tuple[str, list]:
-  """Role and parts of a turn by kind: texts and, in a user's turn, images and videos."""
+  """Returns the role and the (kind, value) parts of a turn: texts and, in a user's turn, images and videos."""
   role = message.get("role")
   if role not in ROLES or (role == "system" and n > 0):
     raise ValueError(
@@ -437,7 +442,7 @@ def _checked(n: int, message: Message) -> tuple[str, list]:
     else:
       raise ValueError(
         f"message {n} ({role}) has a part {_short(part)}; allowed are {{'type': 'text', 'text': …}} and, "
-        "for users, {'type': 'image', 'image': picture} and {'type': 'video', 'video': video}"
+        "for users, {'type': 'image', 'image': image} and {'type': 'video', 'video': video}"
       )
   return role, parts
 
@@ -449,7 +454,7 @@ def _short(part) -> str:
 
 
 def _blank(B: int, T: int, processor: Processor) -> dict[str, Any]:
-  """Rows of nothing but padding."""
+  """Returns rows of padding."""
   return {
     "tokens": np.full((B, T), processor.special.pad, np.int32),
     "segments": np.zeros((B, T), np.int32),

@@ -1,8 +1,8 @@
-"""Pictures as patches: opened, resized and flattened as Hugging Face's PIL processor of Qwen3-VL does it.
+"""Images as patches: opened, resized and flattened as in Hugging Face's PIL processor of Qwen3-VL.
 
-Values equal `Qwen2VLImageProcessorPil` (transformers 5.23) bit for bit. All that depends on the sizes of
-images (coordinates, interpolation of the position embedding, segments) is made here, on the host, so that
-the model compiles once.
+Values equal `Qwen2VLImageProcessorPil` (transformers 5.23) bit for bit. Everything that depends on the sizes of images
+(coordinates, interpolation of the position embedding, segments) is computed here, on the host, so that the model
+compiles once.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ Patches = tuple[Float[np.ndarray, "_ _"], Grid]
 
 
 class UnreadableImage(ValueError):
-  """A file that is no image, is damaged or is too large to be opened safely; the message names it."""
+  """A file that is not an image, is damaged or is too large to open safely; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSettings:
-  """What `preprocessor_config.json` says; sizes in pixels, `mean` and `std` of values in 0–1 per channel."""
+  """Settings of `preprocessor_config.json`: sizes in pixels, `mean` and `std` of values in 0–1 per channel."""
 
   patch_size: int
   temporal_patch_size: int
@@ -52,15 +52,15 @@ class ImageSettings:
     """Reads `preprocessor_config.json` of a Hugging Face folder, or the `processor_config.json` of newer ones.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it lacks a setting, or asks for a step that is not done here.
+      FileNotFoundError: neither file exists.
+      ValueError: a setting is missing, or asks for an unsupported step.
     """
     path, config = read_settings(folder, "preprocessor_config.json", "image_processor")
     return cls(**common_settings(path, config))
 
 
 def read_settings(folder: str | Path, own: str, section: str) -> tuple[Path, dict[str, Any]]:
-  """Settings from the file `own` or, in newer folders, from a section of `processor_config.json`; the file's path."""
+  """Returns a file's path and its settings: the file `own`, or a section of the newer `processor_config.json`."""
   files = [Path(folder) / name for name in (own, "processor_config.json")]
   path = next((path for path in files if path.is_file()), files[0])
   if not path.is_file():
@@ -72,8 +72,8 @@ def read_settings(folder: str | Path, own: str, section: str) -> tuple[Path, dic
 
 
 def common_settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-  """Fields of `ImageSettings`; ValueError for a step that is not done here, and for a setting that is missing."""
-  for name, (done, allowed) in _DONE_STEPS.items():
+  """Returns the fields of `ImageSettings`; ValueError for an unsupported step or a missing setting."""
+  for name, (done, allowed) in _SUPPORTED.items():
     if config.get(name, done) not in allowed:
       raise ValueError(f"{path}: {name} is {config[name]!r}; only {done!r} is supported")
   try:
@@ -87,10 +87,10 @@ def common_settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
       "std": tuple(config["image_std"]),
     }
   except KeyError as error:
-    raise ValueError(f"{path} lacks {error}, which a processor of Qwen3-VL has") from error
+    raise ValueError(f"{path} lacks {error}, a setting of Qwen3-VL's processor") from error
 
 
-_DONE_STEPS = {
+_SUPPORTED = {
   "do_resize": (True, (True,)),
   "do_rescale": (True, (True,)),
   "do_normalize": (True, (True,)),
@@ -98,22 +98,23 @@ _DONE_STEPS = {
   "rescale_factor": (1 / 255, (1 / 255,)),
   "resample": (3, (3,)),  # PIL's number of bicubic
 }
+"""Settings of the steps: (default, supported values)."""
 
 
 def png(image: PIL.Image.Image) -> bytes:
-  """The picture as a file."""
+  """Returns the image as the bytes of a PNG file."""
   buffer = io.BytesIO()
   image.save(buffer, "PNG")
   return buffer.getvalue()
 
 
 def open_image(source: str | Path | bytes) -> PIL.Image.Image:
-  """Opens a picture (a path, local or remote, or the bytes of a file) upright and as RGB.
+  """Opens an image (a path, local or remote, or the bytes of a file) upright and as RGB.
 
-  Orientation from EXIF is applied, transparency is laid on white.
+  EXIF's orientation is applied; transparent parts become white.
 
   Raises:
-    UnreadableImage: missing, not an image, truncated, or of more pixels than PIL holds safe.
+    UnreadableImage: the file is missing, not an image, truncated, or has more pixels than PIL considers safe.
   """
   name = f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
   try:
@@ -127,14 +128,14 @@ def open_image(source: str | Path | bytes) -> PIL.Image.Image:
 
 
 def check_pixels(width: int, height: int) -> None:
-  """ValueError for more pixels than PIL holds safe: a few kilobytes can be made to swell to any size."""
+  """Raises ValueError for more pixels than PIL considers safe: a few crafted kilobytes can decode to any size."""
   limit = PIL.Image.MAX_IMAGE_PIXELS
   if limit is not None and width * height > limit:
     raise ValueError(f"{width}×{height} pixels are more than {limit}")
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-  """Transparency is laid on white."""
+  """Converts to RGB; transparent parts become white."""
   if "A" in image.getbands() or image.info.get("transparency") is not None:
     image = image.convert("RGBA")
     white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -143,14 +144,14 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
-  """Size in pixels near (height, width): multiples of patch·merge, an area within the settings' bounds.
+  """Returns a size in pixels near (height, width): multiples of patch·merge, an area within the settings' bounds.
 
-  As `smart_resize` of Qwen2-VL, halves rounded to even. UnreadableImage beyond an aspect ratio of 200.
+  As `smart_resize` of Qwen2-VL, with halves rounded to even. Raises UnreadableImage beyond an aspect ratio of 200.
   """
   if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
     raise UnreadableImage(
-      f"an image of {width}×{height} pixels is too elongated: its sides may differ at most "
-      f"{MAX_ASPECT_RATIO} times; crop it"
+      f"an image of {width}×{height} pixels is too elongated: the longer side may be at most "
+      f"{MAX_ASPECT_RATIO} times the shorter; crop it"
     )
   factor = settings.patch_size * settings.merge_size
   h, w = round(height / factor) * factor, round(width / factor) * factor
@@ -166,10 +167,11 @@ def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int,
 
 
 def patchify(image: PIL.Image.Image | np.ndarray, settings: ImageSettings) -> Patches:
-  """Resizes (bicubic), normalises and cuts a picture into patches in 2×2 merge-block order.
+  """Resizes (bicubic), normalises and cuts an image into patches in 2×2 merge-block order.
 
   Args:
-    image: any PIL image (transparency is laid on white; EXIF is `open_image`'s affair) or RGB bytes [H, W, 3].
+    image: any PIL image (transparent parts become white; EXIF is applied by `open_image`), or RGB bytes [H, W, 3].
+    settings: of the processor.
 
   Returns:
     Patches [M, 3·temporal·patch²] and their grid (1, rows, columns), M = rows·columns.
@@ -180,7 +182,7 @@ def patchify(image: PIL.Image.Image | np.ndarray, settings: ImageSettings) -> Pa
 
 
 def cut(frames: Float[np.ndarray, "F H W 3"], settings: ImageSettings) -> Patches:
-  """Patches of whole groups of `temporal_patch_size` frames, each group's in 2×2 merge-block order."""
+  """Returns patches of groups of `temporal_patch_size` frames, each group in 2×2 merge-block order."""
   count, height, width, _ = frames.shape
   p, m, T = settings.patch_size, settings.merge_size, settings.temporal_patch_size
   t, rows, columns = count // T, height // p, width // p
@@ -192,14 +194,14 @@ def cut(frames: Float[np.ndarray, "F H W 3"], settings: ImageSettings) -> Patche
 def vision_rows(
   rows: Sequence[Sequence[Patches]], config: VisionConfig, patch_bucket: int
 ) -> Vision | None:
-  """Packs the images of each row one after the other and pads all rows to one length.
+  """Concatenates the images of each row and pads all rows to one length.
 
-  M is the least multiple of `patch_bucket` that holds every row, at least one bucket. None when there is no
-  image at all.
+  M is the smallest multiple of `patch_bucket` that holds every row, at least one bucket. Returns None if there is no
+  image.
   """
   if patch_bucket <= 0 or patch_bucket % config.merge_unit:
     raise ValueError(
-      f"patch_bucket is {patch_bucket}; it has to be a positive multiple of {config.merge_unit}"
+      f"patch_bucket is {patch_bucket}; it must be a positive multiple of {config.merge_unit}"
     )
   if not any(rows):
     return None
@@ -208,12 +210,14 @@ def vision_rows(
 
 
 def padded_vision(rows: Sequence[Sequence[Patches]], config: VisionConfig, patches: int) -> Vision:
-  """Packs the images of each row one after the other and pads all rows to M = `patches`.
+  """Concatenates the images of each row and pads all rows to M = `patches`.
 
-  Raises ValueError for an M that cuts through merge blocks.
+  Raises ValueError if M is not a multiple of the merge block.
   """
   if patches % config.merge_unit:
-    raise ValueError(f"rows of {patches} patches; it has to be a multiple of {config.merge_unit}")
+    raise ValueError(
+      f"rows have {patches} patches; the number must be a multiple of {config.merge_unit}"
+    )
   B, M = len(rows), patches
   vision: dict[str, Any] = {
     "patches": np.zeros((B, M, config.patch_dim), np.float32),
@@ -229,7 +233,7 @@ def padded_vision(rows: Sequence[Sequence[Patches]], config: VisionConfig, patch
 
 
 def _packed(row: Sequence[Patches], config: VisionConfig) -> dict[str, np.ndarray]:
-  """Fields of `Vision` for the images of one row, unpadded."""
+  """Returns the fields of `Vision` for the images of one row, unpadded."""
   side = math.isqrt(config.num_position_embeddings)
   frames = [
     frame_geometry(h, w, side, config.spatial_merge_size) for _, (t, h, w) in row for _ in range(t)
@@ -245,7 +249,7 @@ def _packed(row: Sequence[Patches], config: VisionConfig) -> dict[str, np.ndarra
 
 
 def padded_length(lengths: Iterable[int], bucket: int) -> int:
-  """Least positive multiple of `bucket` that holds the longest."""
+  """Returns the smallest positive multiple of `bucket` that holds the longest."""
   return max(1, math.ceil(max(lengths) / bucket)) * bucket
 
 
@@ -253,10 +257,11 @@ def padded_length(lengths: Iterable[int], bucket: int) -> int:
 def frame_geometry(
   rows: int, columns: int, side: int, merge: int
 ) -> tuple[Int[np.ndarray, "M 2"], Int[np.ndarray, "M 4"], Float[np.ndarray, "M 4"]]:
-  """Row and column of each patch of a frame in merge-block order, and where the learnt `side`×`side` grid is read.
+  """Returns row and column of each patch of a frame, and its neighbours in the learnt position grid with weights.
 
-  Bilinear with aligned corners in float32, operation for operation as `vision_utils` of transformers 5.23;
-  the four neighbours come in the order (top left, top right, bottom left, bottom right). Arrays are read-only.
+  Patches are in merge-block order. The learnt `side`×`side` grid is interpolated bilinearly with aligned corners in
+  float32, operation for operation as in `vision_utils` of transformers 5.23. The four neighbours are in the order (top
+  left, top right, bottom left, bottom right). The arrays are read-only.
   """
   raster = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
   blocks = raster.reshape(rows // merge, merge, columns // merge, merge, 2)
@@ -282,13 +287,11 @@ def _two_neighbours(position, size: int, side: int):
 def _pixels(image, settings: ImageSettings) -> UInt8[np.ndarray, "H W 3"]:
   if isinstance(image, np.ndarray):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-      raise ValueError(
-        f"an image array is {image.dtype} {image.shape}; uint8 [H, W, 3] (RGB) is needed"
-      )
+      raise ValueError(f"an image array is {image.dtype} {image.shape}; give uint8 [H, W, 3] (RGB)")
     image = PIL.Image.fromarray(image)
   elif not isinstance(image, PIL.Image.Image):
     raise ValueError(
-      f"an image is a {type(image).__name__}; give a PIL image or uint8 [H, W, 3], as open_image does"
+      f"an image is a {type(image).__name__}; give a PIL image, as from open_image, or uint8 [H, W, 3]"
     )
   height, width = smart_resize(image.height, image.width, settings)
   return np.asarray(to_rgb(image).resize((width, height), PIL.Image.Resampling.BICUBIC))
@@ -296,7 +299,7 @@ def _pixels(image, settings: ImageSettings) -> UInt8[np.ndarray, "H W 3"]:
 
 @functools.lru_cache(maxsize=8)
 def _normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Float[np.ndarray, "3 256"]:
-  """Value of each byte in each channel: rescaled in float64, then normalised in float32, as Hugging Face does."""
+  """Returns the value of each byte in each channel: rescaled in float64, normalised in float32, as in Hugging Face."""
   rescaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
   table = (rescaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
   table.flags.writeable = False  # shared by all callers

@@ -1,8 +1,8 @@
 """Trains the small vocabulary of the `tiny` preset and writes the processor files of its checkpoint folder.
 
-Byte-level BPE over a strict split of the text: every word, sign and coordinate is one piece, and pieces that
-are frequent in the training texts are tokens as a whole (`ignore_merges`), so that no row of the embedding is
-spent on fragments. Whatever else people type falls back to single bytes.
+Byte-level BPE over a strict split of the text: every word, sign and coordinate is one piece. Frequent pieces of the
+training texts are whole tokens (`ignore_merges`), so that no row of the embedding is spent on fragments. Any other text
+falls back to single bytes.
 """
 
 import collections
@@ -42,7 +42,7 @@ ANSWER_WORDS = (
   "\u0120Yes",
   "\u0120No",
 )
-"""Words of `answers`, so that an answer has as many tokens whatever texts were seen (\u0120 is a space)."""
+r"""Words of `answers`, so that the tokens of an answer do not depend on the training texts (\u0120 is a space)."""
 
 SPLIT = r"\n|, (?=[0-9])|[0-9]+| ?[\p{L}_]+| ?[^\s\p{L}0-9_]|\s"
 """Line ends, the comma between numbers, digit runs, words and signs with the space before them."""
@@ -77,9 +77,9 @@ TINY_IMAGES = ImageSettings(
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -> Tokenizer:
   """Builds a tokenizer from `texts` and writes all processor files of a tiny checkpoint into `folder`.
 
-  The vocabulary holds the 256 bytes (id = byte), the coordinates, the words of the formats, then the most
-  frequent pieces of `texts` (ties by alphabet) and last Qwen's special tokens. It has at most `vocab_size`
-  tokens, fewer when the texts hold fewer pieces.
+  The vocabulary holds the 256 bytes (id = byte), the coordinates, the words of the formats, the most frequent pieces
+  of `texts` (ties in alphabetical order) and Qwen's special tokens. It has at most `vocab_size` tokens, and fewer if
+  the texts have fewer pieces.
 
   Raises:
     ValueError: `vocab_size` leaves no room for the fixed part.
@@ -97,7 +97,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -
   room = vocab_size - len(fixed) - len(SPECIAL_TOKENS)
   if room < 0:
     raise ValueError(
-      f"vocab_size is {vocab_size}; at least {vocab_size - room} are needed for bytes, coordinates and special tokens"
+      f"vocab_size is {vocab_size}; bytes, coordinates and special tokens need at least {vocab_size - room}"
     )
   counts = collections.Counter(
     piece for text in texts for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)
@@ -122,7 +122,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -
 
 
 def _write_image_settings(folder: Path, settings: ImageSettings):
-  """`preprocessor_config.json`, and the video processor's, which Hugging Face's AutoProcessor asks for."""
+  """Writes `preprocessor_config.json`, and the video processor's file, which Hugging Face's AutoProcessor requires."""
   common = {
     "processor_class": "Qwen3VLProcessor",
     "patch_size": settings.patch_size,
@@ -152,7 +152,7 @@ def _write_json(path: Path, value: dict):
   path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-# Not Qwen2Tokenizer: transformers rebuilds that class with Qwen's own split, whatever tokenizer.json says.
+# Not Qwen2Tokenizer: transformers rebuilds that class with Qwen's own split and ignores the one in tokenizer.json.
 _TOKENIZER_CONFIG = {
   "tokenizer_class": "PreTrainedTokenizerFast",
   "processor_class": "Qwen3VLProcessor",

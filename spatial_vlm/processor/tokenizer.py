@@ -18,7 +18,7 @@ VISUAL_TOKENS = {
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
-  """Loads the tokenizer of a local Hugging Face folder; nothing is ever downloaded.
+  """Loads the tokenizer of a local Hugging Face folder without downloading anything.
 
   Raises:
     FileNotFoundError: the folder, `tokenizer.json` or `tokenizer_config.json` is missing.
@@ -35,7 +35,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
-  """Ids with a meaning of their own; `eos` ends a turn and is the only one that may be sampled."""
+  """Ids of special tokens; `eos` ends a turn and is the only one that may be sampled."""
 
   pad: int
   eos: int
@@ -45,11 +45,11 @@ class SpecialIds:
   vision_start: int
   vision_end: int
   never_sampled: tuple[int, ...]
-  """Special ids but `eos`, and rows of the embedding that stand for no token."""
+  """Special ids except `eos`, and rows of the embedding without a token."""
 
   @classmethod
   def of(cls, tokenizer: PreTrainedTokenizerFast, model_config: ModelConfig) -> "SpecialIds":
-    """Reads the ids from `tokenizer`; ValueError when the model's configuration disagrees or one is missing."""
+    """Reads the ids from `tokenizer`; ValueError if one is missing or the model's configuration differs."""
     ids = _ids(tokenizer, {"im_start": IM_START, "eos": IM_END} | VISUAL_TOKENS)
     for name in VISUAL_TOKENS:
       field = f"{name}_token_id"
@@ -72,16 +72,16 @@ class SpecialIds:
 
 
 def fit_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> ModelConfig:
-  """`config` of a model still to be trained, with the vocabulary and visual token ids of `tokenizer`."""
+  """Returns the config of an untrained model with the vocabulary and visual token ids of `tokenizer`."""
   ids = {f"{name}_token_id": id for name, id in _ids(tokenizer, VISUAL_TOKENS).items()}
   text = dataclasses.replace(config.text, vocab_size=len(tokenizer))
   return dataclasses.replace(config, text=text, **ids)
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes]:
-  """The bytes that each id stands for in text; empty for special tokens and unused ids.
+  """Returns the bytes of each id; empty for special tokens and unused ids.
 
-  Concatenated over the ids of a text they give its UTF-8 encoding, whatever the split into tokens.
+  Concatenated over the ids of a text, they are its UTF-8 encoding, for any split into tokens.
   """
   byte_of = {char: byte for byte, char in byte_characters().items()}
   added = tokenizer.added_tokens_decoder
@@ -95,7 +95,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes]:
 
 
 def byte_characters() -> dict[int, str]:
-  """The printable character by which byte-level BPE writes each byte (GPT-2, `bytes_to_unicode`)."""
+  """Returns the printable character of each byte in byte-level BPE (GPT-2, `bytes_to_unicode`)."""
   printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   others = (byte for byte in range(256) if byte not in printable)
   table = {byte: chr(byte) for byte in printable}

@@ -1,7 +1,7 @@
-"""Videos as patches: frames sampled, resized, normalised and flattened as Hugging Face's video processor does it.
+"""Videos as patches: frames sampled, resized, normalised and flattened as in Hugging Face's video processor.
 
-Values equal `Qwen3VLVideoProcessor` (transformers 5.23) on a CPU bit for bit. Sizes and times follow from an
-`VideoInfo` alone, so that nothing is decoded to plan with; frames are decoded and resized one at a time.
+Values equal `Qwen3VLVideoProcessor` (transformers 5.23) on a CPU bit for bit. Sizes and times follow from a `VideoInfo`
+alone, so that planning decodes nothing. Frames are decoded and resized one at a time.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ from spatial_vlm.processor.image import (
 
 
 class UnreadableVideo(UnreadableImage):
-  """A file that is no video, is damaged or cannot be sampled. Whoever leaves out unreadable images leaves it out."""
+  """A file that is not a video, is damaged or cannot be sampled; readers skip it like an unreadable image."""
 
 
 class VideoInfo(NamedTuple):
-  """What is known of a video before any frame is looked at; stands for it where only its size matters."""
+  """Facts about a video before its frames are decoded; it replaces the video when only the size is needed."""
 
   frames: int
   fps: float
@@ -42,13 +42,15 @@ class VideoInfo(NamedTuple):
 
 @runtime_checkable
 class Video(Protocol):
-  """Frames to be decoded: a `Clip`, or what `open_video` returns."""
+  """A video before decoding: a `Clip`, or a result of `open_video`."""
 
   @property
-  def info(self) -> VideoInfo: ...
+  def info(self) -> VideoInfo:
+    """Number, rate and size of the frames."""
+    ...
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """The frames of these ascending numbers, from 0; UnreadableImage where one cannot be had."""
+    """Yields the frames of these ascending numbers, from 0; UnreadableImage for a frame that cannot be decoded."""
     ...
 
 
@@ -62,7 +64,7 @@ class Clip:
   def __post_init__(self):
     if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4 or self.pixels.shape[3] != 3:
       raise ValueError(
-        f"a video array is {self.pixels.dtype} {self.pixels.shape}; uint8 [F, H, W, 3] (RGB) is needed"
+        f"a video array is {self.pixels.dtype} {self.pixels.shape}; give uint8 [F, H, W, 3] (RGB)"
       )
     check_rate(self.fps)
 
@@ -76,17 +78,17 @@ class Clip:
 
 
 def check_rate(fps: float) -> None:
-  """ValueError for what is no rate."""
+  """Raises ValueError unless the rate is positive and finite."""
   if not 0 < fps < math.inf:
-    raise ValueError(f"fps is {fps}; frames a second have to be a positive number")
+    raise ValueError(f"fps is {fps}; frames a second must be a positive number")
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoSettings(ImageSettings):
-  """What `video_preprocessor_config.json` says; `min_pixels` and `max_pixels` are those of all frames together."""
+  """Settings of `video_preprocessor_config.json`; `min_pixels` and `max_pixels` count all frames together."""
 
   fps: float
-  """Frames to sample of a second."""
+  """Frames sampled per second."""
   min_frames: int
   max_frames: int
 
@@ -95,35 +97,35 @@ class VideoSettings(ImageSettings):
     """Reads `video_preprocessor_config.json` of a Hugging Face folder, or the `processor_config.json` of newer ones.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it lacks a setting, or asks for a step that is not done here.
+      FileNotFoundError: neither file exists.
+      ValueError: a setting is missing, or asks for an unsupported step.
     """
     path, config = read_settings(folder, "video_preprocessor_config.json", "video_processor")
-    for name, allowed in _DONE_STEPS.items():
+    for name, allowed in _SUPPORTED.items():
       if config.get(name, allowed[0]) not in allowed:
         raise ValueError(f"{path}: {name} is {config[name]!r}; only {allowed[0]!r} is supported")
     sampling = {name: config.get(name, value) for name, value in _SAMPLING.items()}
     return cls(**common_settings(path, config), **sampling)
 
 
-_DONE_STEPS = {
+_SUPPORTED = {
   "do_sample_frames": (True,),
   "num_frames": (None,),
   "cap_pixels_per_frame": (None, False),
 }
 _SAMPLING = {"fps": 2, "min_frames": 4, "max_frames": 768}
-"""Published files leave these to Hugging Face's class."""
+"""Defaults of Hugging Face's class; published files omit these settings."""
 
 
 def frame_numbers(info: VideoInfo, settings: VideoSettings) -> list[int]:
-  """The frames that are looked at, evenly spaced from the first to the last."""
+  """Returns the numbers of the sampled frames, evenly spaced from the first to the last."""
   count = int(info.frames / info.fps * settings.fps)
   count = min(max(count, settings.min_frames), settings.max_frames, info.frames)
   return np.linspace(0, info.frames - 1, count).round().astype(int).tolist()
 
 
 def timestamps(info: VideoInfo, settings: VideoSettings) -> list[float]:
-  """Seconds from the start of each group of frames that becomes one: the mean of its first and last frame's."""
+  """Returns the time in seconds of each group of frames that is merged: the mean of its first and last frame's."""
   T = settings.temporal_patch_size
   numbers = frame_numbers(info, settings)
   numbers += numbers[-1:] * (-len(numbers) % T)
@@ -132,7 +134,7 @@ def timestamps(info: VideoInfo, settings: VideoSettings) -> list[float]:
 
 
 def video_grid(info: VideoInfo, settings: VideoSettings) -> Grid:
-  """Groups of frames, rows and columns of patches of what `patchify_video` makes of a video."""
+  """Returns groups of frames, rows and columns of the patches of `patchify_video`."""
   count = len(frame_numbers(info, settings))
   height, width = smart_resize_video(count, info.height, info.width, settings)
   p = settings.patch_size
@@ -142,14 +144,16 @@ def video_grid(info: VideoInfo, settings: VideoSettings) -> Grid:
 def smart_resize_video(
   frames: int, height: int, width: int, settings: VideoSettings
 ) -> tuple[int, int]:
-  """Size in pixels near (height, width): multiples of patch·merge, a volume within the settings' bounds.
+  """Returns a size in pixels near (height, width): multiples of patch·merge, a volume within the settings' bounds.
 
-  As `smart_resize` of Qwen3-VL's video processor, halves rounded to even. UnreadableVideo for a single frame and
-  beyond an aspect ratio of 200.
+  As `smart_resize` of Qwen3-VL's video processor, with halves rounded to even. Raises UnreadableVideo for a single
+  frame and beyond an aspect ratio of 200.
   """
   T = settings.temporal_patch_size
   if frames < T:
-    raise UnreadableVideo(f"a video of {frames} frame is too short: {T} are needed; give an image")
+    raise UnreadableVideo(
+      f"a video of {frames} frame is too short: at least {T} are needed; give an image"
+    )
   factor = settings.patch_size * settings.merge_size
   given = f"{width}×{height}"
   if min(height, width) < factor:
@@ -157,7 +161,8 @@ def smart_resize_video(
     height, width = int(height * grow), int(width * grow)
   if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
     raise UnreadableVideo(
-      f"a video of {given} pixels is too elongated: its sides may differ at most {MAX_ASPECT_RATIO} times; crop it"
+      f"a video of {given} pixels is too elongated: the longer side may be at most "
+      f"{MAX_ASPECT_RATIO} times the shorter; crop it"
     )
   h, w = round(height / factor) * factor, round(width / factor) * factor
   volume = round(frames / T) * T * h * w
@@ -175,10 +180,13 @@ def smart_resize_video(
 def patchify_video(video: Video, settings: VideoSettings) -> Patches:
   """Samples, resizes (bicubic), normalises and cuts a video into patches, frame pair by frame pair.
 
-  An odd last frame is repeated. Returns patches [M, 3·temporal·patch²] and their grid (t, rows, columns).
+  An odd last frame is repeated.
+
+  Returns:
+    Patches [M, 3·temporal·patch²] and their grid (t, rows, columns).
 
   Raises:
-    UnreadableVideo: too short, too elongated, or with frames of several sizes.
+    UnreadableVideo: the video is too short, too elongated, or has frames of several sizes.
     UnreadableImage: a frame cannot be decoded.
   """
   info = video.info
@@ -190,7 +198,7 @@ def patchify_video(video: Video, settings: VideoSettings) -> Patches:
     if frame.shape[:2] != (info.height, info.width):
       raise UnreadableVideo(
         f"frame {numbers[n]} of a video has {frame.shape[1]}×{frame.shape[0]} pixels, others "
-        f"{info.width}×{info.height}; all have to be of one size"
+        f"{info.width}×{info.height}; all must have one size"
       )
     frames[n] = resize(frame, *frames.shape[1:3])
   frames[len(numbers) :] = frames[len(numbers) - 1]
@@ -199,7 +207,7 @@ def patchify_video(video: Video, settings: VideoSettings) -> Patches:
 
 @functools.lru_cache(maxsize=8)
 def _normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> Float[np.ndarray, "3 256"]:
-  """Value of each byte in each channel: rescaled and normalised in one step in float32, unlike an image's."""
+  """Returns the value of each byte in each channel: rescaled and normalised in one float32 step, unlike images."""
   whole = np.float32(1.0 / (1 / 255))
   shift, scale = (
     np.array(mean, np.float32)[:, None] * whole,

@@ -1,10 +1,10 @@
-"""Where videos come from:
+"""Opens videos of three kinds.
 
-  a folder of frames    in the order of their names, numbers in them counting as numbers; its rate has to be given
-  an animated picture   GIF, WebP or PNG, at its mean rate
+  a folder of frames    in natural order of their names (9 before 10); its rate must be given
+  an animated image     GIF, WebP or PNG, at its mean rate
   a container           MP4, WebM, AVI and others, decoded by PyAV (the extra `video`), upright
 
-Arrays in memory are a `Clip`. Files are opened anew for each reading, so that none is held open.
+Arrays in memory are a `Clip`. A file is opened for each read, so that no file stays open.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from spatial_vlm.processor.image import check_pixels, open_image, to_rgb
 from spatial_vlm.processor.video import UnreadableVideo, Video, VideoInfo, check_rate
 
 _DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
-"""FFmpeg's names. Playlists and the like are not among them: they would open other files and addresses."""
+"""FFmpeg's names, without playlists and similar formats, which open other files and addresses."""
 
 
 def open_video(
@@ -32,12 +32,13 @@ def open_video(
   """Opens a folder of frames, or a file by its path (local or remote) or its bytes.
 
   Args:
-    fps: frames a second. A folder of frames needs it; elsewhere it replaces what the file says.
-    name: what errors call it, if not by its path.
+    source: path of the folder or file, or the bytes of the file.
+    fps: frames a second. Required for a folder of frames; otherwise it replaces the file's own rate.
+    name: name in errors; by default the path.
 
   Raises:
-    UnreadableVideo: missing, damaged, a still picture, or without a rate; the message names the file.
-    ImportError: a container, without the extra `video`.
+    UnreadableVideo: the video is missing, damaged, a still image, or has no rate; the message names the file.
+    ImportError: the video is a container and the extra `video` is not installed.
   """
   if fps is not None:
     check_rate(fps)
@@ -57,13 +58,13 @@ def open_video(
 
 
 class FrameFolder:
-  """Pictures of one size; other files in the folder are not looked at."""
+  """A folder of images of one size; other files in it are ignored."""
 
   def __init__(self, folder: epath.Path, fps: float | None):
     suffixes = PIL.Image.registered_extensions()
     files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
     if not files:
-      raise UnreadableVideo(f"cannot read video {folder}: the folder holds no picture")
+      raise UnreadableVideo(f"cannot read video {folder}: the folder holds no image")
     if fps is None:
       raise UnreadableVideo(f"cannot read video {folder}: a folder of frames has no rate; give fps")
     self.files = sorted(files, key=_natural_order)
@@ -75,7 +76,7 @@ class FrameFolder:
 
 
 class Animation:
-  """An animated picture. Where its frames last differently long, the mean counts."""
+  """An animated image; frames of different durations get the mean rate."""
 
   def __init__(self, file: epath.Path | bytes, name: str, fps: float | None):
     self.file, self.name = file, name
@@ -83,13 +84,11 @@ class Animation:
       check_pixels(image.width, image.height)
       frames = getattr(image, "n_frames", 1)
       if frames == 1:
-        raise UnreadableVideo(
-          f"cannot read video {name}: it is a still picture; give it as an image"
-        )
+        raise UnreadableVideo(f"cannot read video {name}: it is a still image; give it as an image")
       rate = fps or _mean_rate(image, frames)
       if not rate:
         raise UnreadableVideo(
-          f"cannot read video {name}: it does not say how long frames last; give fps"
+          f"cannot read video {name}: it does not state how long frames last; give fps"
         )
       self.info = VideoInfo(frames, rate, image.height, image.width)
 
@@ -105,12 +104,12 @@ class Animation:
 
 
 class Container:
-  """A file of compressed video; its first picture stream counts."""
+  """A file of compressed video; its first video stream is read."""
 
   def __init__(self, file: epath.Path | bytes, name: str, fps: float | None):
     self.file, self.name = file, name
     with self._opened() as container:
-      stream = _picture_stream(container, name)
+      stream = _video_stream(container, name)
       check_pixels(stream.width, stream.height)
       rate = fps or float(stream.average_rate or 0)
       if not rate:
@@ -122,7 +121,7 @@ class Container:
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     wanted = set(numbers)
     with self._opened() as container:
-      frames = enumerate(container.decode(_picture_stream(container, self.name)))
+      frames = enumerate(container.decode(_video_stream(container, self.name)))
       while wanted:
         try:
           number, frame = next(frames)
@@ -144,20 +143,20 @@ class Container:
       yield container
 
   def _counted(self) -> int:
-    """Where the header does not say (WebM), packets are counted; none is decoded."""
+    """Counts packets without decoding them, for headers that do not state the number of frames (WebM)."""
     with self._opened() as container:
-      stream = _picture_stream(container, self.name)
+      stream = _video_stream(container, self.name)
       return sum(packet.size > 0 for packet in container.demux(stream))
 
 
-def _picture_stream(container: Any, name: str) -> Any:
+def _video_stream(container: Any, name: str) -> Any:
   if not container.streams.video:
-    raise UnreadableVideo(f"cannot read video {name}: it has no pictures, only sound")
+    raise UnreadableVideo(f"cannot read video {name}: it has no video stream, only sound")
   return container.streams.video[0]
 
 
 def _upright(frame: Any) -> UInt8[np.ndarray, "H W 3"]:
-  """Turned as the camera was held (a container's display matrix, in quarter turns)."""
+  """Returns the frame rotated by the container's display matrix, in quarter turns."""
   return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
@@ -166,17 +165,17 @@ def _stream(file: epath.Path | bytes) -> IO[bytes]:
 
 
 def _mean_rate(image: PIL.Image.Image, frames: int) -> float:
-  """Frames a second; 0 where their durations are not given."""
+  """Returns frames a second; 0 if durations are not given."""
   milliseconds = 0.0
   for number in range(frames):
     image.seek(number)
-    image.load()  # WebP says it only then
+    image.load()  # WebP sets the duration only then
     milliseconds += image.info.get("duration") or 0
   return 1000 * frames / milliseconds if milliseconds else 0.0
 
 
 def _natural_order(path: epath.Path) -> list[tuple[int, str]]:
-  """frame_9.png before frame_10.png."""
+  """Returns a sort key that puts frame_9.png before frame_10.png."""
   pieces = re.split(r"(\d+)", path.name)
   return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
 

@@ -1,4 +1,4 @@
-"""Files of conversations: written, read back, and what is left out of them."""
+"""Files of conversations: written, read back, and what is skipped of them."""
 
 import io
 import json
@@ -54,14 +54,14 @@ def test_what_is_written_is_read_back(folder):
       {"answer": "A", "image": "a.png", "question": "Q", "label": 1},
       "fields image, question, answer",
     ),
-    ({"answer": "", "image": "a.png", "question": "Q"}, "answer must be text that is not empty"),
-    ({"answer": "A", "image": "a.png", "question": 3}, "question must be text"),
-    ({"answer": None, "image": 5, "question": "Q"}, "image, answer must be text"),
+    ({"answer": "", "image": "a.png", "question": "Q"}, "answer must be non-empty text"),
+    ({"answer": "A", "image": "a.png", "question": 3}, "question must be non-empty text"),
+    ({"answer": None, "image": 5, "question": "Q"}, "image, answer must be non-empty text"),
     ({"answer": "A", "image": "../outside.png", "question": "Q"}, "leaves the image folder"),
     ({"answer": "A", "image": "/etc/hostname", "question": "Q"}, "leaves the image folder"),
     ({"answer": "A", "image": "b.png", "question": "Q"}, "is not in"),
     ({"answer": "A", "video": "b.mp4", "question": "Q"}, "is not in"),
-    ({"answer": "A", "video": "", "question": "Q"}, "video must be text that is not empty"),
+    ({"answer": "A", "video": "", "question": "Q"}, "video must be non-empty text"),
     (
       {"answer": "A", "image": "a.png", "video": "a.png", "question": "Q"},
       "fields video, question",

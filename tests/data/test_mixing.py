@@ -66,7 +66,7 @@ def test_sources_of_one_size_have_orders_of_their_own():
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("inf")]])
 def test_weights_that_mean_nothing_are_refused(weights):
-  with pytest.raises(ValueError, match="weights are .* positive one for each of 2"):
+  with pytest.raises(ValueError, match="weights are .* positive one for each of the 2 sources"):
     mixed_order([range(3), range(3, 5)], weights, epochs=1, seed=0)
 
 

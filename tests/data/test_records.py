@@ -164,7 +164,8 @@ def test_pictures_come_from_archives_as_well_as_from_folders(folder):
     assert [example.record.image for example in source] == ["a.png", "train2017/b.png"]
     (bad,) = source.bad
     assert (
-      bad.line == 3 and f"is not in {', '.join(map(str, source.image_files.places))}" in bad.reason
+      bad.line == 3
+      and f"is not in {', '.join(map(str, source.image_files.locations))}" in bad.reason
     )
 
 

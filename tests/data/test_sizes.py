@@ -27,13 +27,13 @@ def encoded(height, width, format, orientation=None):
 def test_an_extent_is_the_size_of_the_upright_picture(format, orientation):
   data = encoded(40, 96, format, orientation)
   upright = open_image(data)
-  assert sizes.extent(data, "a.jpg") == (upright.height, upright.width)
+  assert sizes.image_size(data, "a.jpg") == (upright.height, upright.width)
 
 
 def test_pixels_are_not_decoded():
   """The header is enough: what is torn behind it is noticed when the picture is read."""
   data = encoded(400, 300, "JPEG")[:900]
-  assert sizes.extent(data, "a.jpg") == (400, 300)
+  assert sizes.image_size(data, "a.jpg") == (400, 300)
   with pytest.raises(UnreadableImage):
     open_image(data)
 
@@ -41,7 +41,7 @@ def test_pixels_are_not_decoded():
 @pytest.mark.parametrize("data", [b"", b"no picture", encoded(40, 40, "PNG")[:20]])
 def test_a_header_that_cannot_be_read_names_the_picture(data):
   with pytest.raises(UnreadableImage, match="cannot read image folder/a.png: "):
-    sizes.extent(data, "folder/a.png")
+    sizes.image_size(data, "folder/a.png")
 
 
 def test_conversations_are_measured_as_they_are_encoded(nano, tmp_path):

@@ -1,11 +1,18 @@
 """Statements that stand in two sets."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.split_guard import asked_pairs, read_pairs, refuse_shared_pairs, shared_pairs
+from spatial_vlm.data.split_guard import (
+  asked_pairs,
+  read_pairs,
+  refuse_shared_pairs,
+  refuse_shared_records,
+  shared_pairs,
+)
 from spatial_vlm.tasks.statements import question
 
 VSR = Path(__file__).parents[2].parent / "shared" / "vsr"
@@ -56,6 +63,22 @@ def test_shared_pairs_are_refused_with_the_first_of_them():
   with pytest.raises(UsageError, match=r"\n  a\.jpg: The cat is left of the mug\.\n  b\.jpg: "):
     refuse_shared_pairs(TRAINING, 4, "e.jsonl", "leave them out")
   refuse_shared_pairs([], 4, "e.jsonl", "leave them out")
+
+
+def test_every_evaluation_file_is_compared_with_the_training_set(tmp_path):
+  record = {"image": "b.jpg", "image_link": "", "caption": TRAINING[1][1], "label": 1}
+  record |= {"relation": "in", "annotator_id": 0}
+  record |= {"vote_true_validator_id": "[]", "vote_false_validator_id": "[]"}
+  files = [str(tmp_path / "other.jsonl"), str(tmp_path / "same.jsonl")]
+  Path(files[0]).write_text(json.dumps(record | {"image": "c.jpg"}))
+  Path(files[1]).write_text(json.dumps(record))
+  refuse_shared_records(TRAINING, ["", files[0]], "remove them")
+  with pytest.raises(UsageError, match=f"1 of the 1 evaluation pairs .* in {files[1]} .*remove"):
+    refuse_shared_records(TRAINING, ["", *files], "remove them")
+  questions = [(image, question(caption, "chain")) for image, caption in TRAINING]
+  refuse_shared_records(questions, files, "remove them")
+  with pytest.raises(UsageError, match="1 of the 1 evaluation pairs"):
+    refuse_shared_records(questions, files, "remove them", asked_pairs)
 
 
 def test_a_file_without_any_record_guards_nothing_and_is_refused(tmp_path):

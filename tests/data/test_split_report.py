@@ -51,7 +51,7 @@ def test_the_first_faults_are_shown_and_nothing_in_them_is_interpreted(statistic
 
 def test_what_is_shared_is_said(statistics):
   overlap = {"evaluation": "e.jsonl", "pairs": 1222, "shared": 830, "dropped": False}
-  said = "830 of the 1,222 pairs of image and caption in e.jsonl stand among the training records"
+  said = "830 of the 1,222 pairs of image and caption in e.jsonl are in the training set"
   assert split_report.overlap_text(overlap) == said + "."
   assert split_report.overlap_text({**overlap, "dropped": True}).startswith(said + ", from which")
   assert "No evaluation set" in split_report.summary(statistics, None)

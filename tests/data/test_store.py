@@ -94,7 +94,7 @@ def test_a_store_is_a_place_of_pictures(files, whole, tmp_path):
   np.testing.assert_array_equal(from_store[3].image, source_of(files)[3].image)
   with pytest.raises(MissingImage, match="'absent.png' is not in .*train.json"):
     pictures.find("absent.png")
-  with pytest.raises(UnusableArchive, match="no whole store of 'test'.*`spatial-vlm data`"):
+  with pytest.raises(UnusableArchive, match="no complete store of 'test'.*`spatial-vlm data`"):
     JsonlSource(files / "train.jsonl", whole / "test.json")
 
 
@@ -139,7 +139,7 @@ def test_a_stopped_run_goes_on_with_the_shard_it_was_at(
     patch.setattr(store._Writer, "_entry", stopping)
     with pytest.raises(KeyboardInterrupt):
       write_store(tmp_path, "train", source_of(files), SETTINGS)
-  with pytest.raises(UsageError, match="holds no whole store of 'train'"):
+  with pytest.raises(UsageError, match="holds no complete store of 'train'"):
     StoreSource(tmp_path, "train")
   done, again = [], []
   with monkeypatch.context() as patch:
@@ -168,7 +168,7 @@ def test_what_is_damaged_is_made_anew(files, whole, tmp_path, damage):
     case "half a manifest":
       manifest.write_text(manifest.read_text()[:50])
   if damage != "a flipped byte":
-    with pytest.raises(UsageError, match=r"is missing or of another"):
+    with pytest.raises(UsageError, match=r"is missing(, or its size is not| or of another)"):
       StoreSource(tmp_path, "train")
   write_store(tmp_path, "train", source_of(files), SETTINGS)
   assert content(tmp_path) == content(whole)

@@ -85,7 +85,7 @@ def test_a_folder_of_parquet_is_read(tmp_path, places):
 def test_damaged_parquet_is_a_clear_error(tmp_path):
   pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
   (tmp_path / "test.parquet").write_bytes(b"PAR1 and no more")
-  with pytest.raises(UsageError, match=r"test\.parquet cannot be read as Parquet .*copy it anew"):
+  with pytest.raises(UsageError, match=r"test\.parquet cannot be read as Parquet .*copy it again"):
     read_split(tmp_path, "test")
 
 

@@ -249,7 +249,7 @@ def test_decode_is_exact(tiny):
     ([{"role": "user", "content": ["x"]}], "message 0 .user. has a part str"),
     (
       [{"role": "user", "content": [{"type": "video", "video": "clip.mp4"}]}],
-      "a video is a str; give what open_video",
+      "a video is a str; give a result of open_video",
     ),
     (
       [
@@ -395,7 +395,7 @@ def test_rows_that_do_not_fit_are_refused(tiny, conversations):
   for shape in (Size(2 * tokens - 1, 2 * patches), Size(2 * tokens, 2 * patches - 4)):
     with pytest.raises(ValueError, match=f"a row of {2 * tokens} tokens and {2 * patches} patches"):
       collate_batch([[row, row]], tiny, shape)
-  with pytest.raises(ValueError, match="rows of 66 patches; it has to be a multiple of 4"):
+  with pytest.raises(ValueError, match="rows have 66 patches; the number must be a multiple of 4"):
     collate_batch([[row]], tiny, Size(tokens, 66))
 
 
@@ -415,7 +415,7 @@ def test_prompts_end_at_one_column_and_carry_ids_and_labels(tiny, conversations)
   np.testing.assert_array_equal(prompts.tokens[:, -3:], np.tile(header, (4, 1)))
   assert prompts.segments[:, -1].all() and not prompts.segments[0, 0]
   assert prompts.ids.tolist() == [7, 3, 5, 9] and prompts.label.tolist() == [1, 0, -1, 0]
-  with pytest.raises(ValueError, match="4 prompts with 3 ids and 4 labels"):
+  with pytest.raises(ValueError, match="4 prompts have 3 ids and 4 labels"):
     collate_prompts(rows, tiny, [7, 3, 5], [1, 0, -1, 0], 32, 64)
 
 

@@ -175,9 +175,9 @@ def _still(_):
     (lambda _: b"not a video", "Invalid data"),
     (lambda _: b"", "Invalid data|End of file"),
     (lambda _: _container(_moving())[:300], "moov|Invalid data"),
-    (_still, "a still picture; give it as an image"),
+    (_still, "a still image; give it as an image"),
     (lambda _: _animation(_moving(), "gif", 0), "how long frames last; give fps"),
-    (_sound, "no pictures, only sound"),
+    (_sound, "no video stream, only sound"),
   ],
 )
 def test_unreadable_files_name_the_file_and_the_reason(tmp_path, contents, reason):
@@ -207,7 +207,7 @@ def test_what_would_open_other_files_is_refused(tmp_path, monkeypatch, name, con
 def test_missing_files_and_empty_folders(tmp_path):
   with pytest.raises(UnreadableVideo, match=r"missing\.mp4: .*No such file"):
     open_video(tmp_path / "missing.mp4")
-  with pytest.raises(UnreadableVideo, match="holds no picture"):
+  with pytest.raises(UnreadableVideo, match="holds no image"):
     open_video(tmp_path, fps=2)
 
 

@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes and their pictures."""
+"""Scenes of coloured shapes, rendered as images."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ class SceneObject:
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-  """What the objects lie on."""
+  """The background of a scene."""
 
   texture: str
   color: tuple[int, int, int]
@@ -56,7 +56,7 @@ class Background:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """All that a picture shows; the objects are drawn in their order, later ones over earlier."""
+  """The contents of an image; the objects are drawn in their order, later ones over earlier."""
 
   objects: tuple[SceneObject, ...]
   """From back to front."""
@@ -73,7 +73,7 @@ class Scene:
 def covers(
   shape: str, u: Float[np.ndarray, "*#points"], v: Float[np.ndarray, "*#points"]
 ) -> Bool[np.ndarray, "*points"] | np.bool_:
-  """Whether the shape covers a point; u (right) and v (down) run from −1 to 1 over its box."""
+  """Returns whether the shape covers each point; u (right) and v (down) run from −1 to 1 over its box."""
   u, v = np.abs(u), np.asarray(v)
   if shape == "triangle":
     return (2 * u <= v + 1) & (v <= 1)
@@ -91,7 +91,7 @@ def covers(
 
 
 def render(scene: Scene, image_size: int = 64) -> UInt8[np.ndarray, "H W 3"]:
-  """Draws a square picture of `image_size` pixels, anti-aliased."""
+  """Draws a square image of `image_size` pixels, anti-aliased."""
   image = _background(scene.background, image_size)
   for item in scene.objects:
     rows, columns, alpha = _coverage(item, image_size)
@@ -103,7 +103,7 @@ def render(scene: Scene, image_size: int = 64) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _coverage(item: SceneObject, image_size: int) -> tuple[slice, slice, Float[np.ndarray, "h w"]]:
-  """Rows and columns that the object reaches, and the share of each pixel that it covers."""
+  """Returns the rows and columns of the object, and the share of each pixel that it covers."""
   x1, y1, x2, y2 = item.box
   columns, u = _subpixels(x1, x2, image_size)
   rows, v = _subpixels(y1, y2, image_size)
@@ -114,7 +114,7 @@ def _coverage(item: SceneObject, image_size: int) -> tuple[slice, slice, Float[n
 
 
 def _subpixels(low: int, high: int, image_size: int) -> tuple[slice, Float[np.ndarray, "n"]]:
-  """Pixels from `low` to `high` (0–1000), and their sub-pixels in coordinates −1 … 1 of that span."""
+  """Returns the pixels from `low` to `high` (0–1000), and their sub-pixels in coordinates −1 … 1 of that span."""
   start, stop = low * image_size // 1000, -(-high * image_size // 1000)
   n = (stop - start) * _SUPERSAMPLING
   points = (start + (np.arange(n, dtype=np.float32) + 0.5) / _SUPERSAMPLING) * (1000 / image_size)
@@ -144,7 +144,7 @@ def _texture(background: Background, image_size: int) -> Float[np.ndarray, "H W"
 
 
 def _ramp(angle: float, image_size: int) -> Float[np.ndarray, "H W"]:
-  """Rises from about −1 to 1 across the image in the direction of `angle`."""
+  """Returns a ramp from about −1 to 1 across the image in the direction of `angle`."""
   axis = _axis(image_size)
   return axis[None, :] * np.float32(math.cos(angle)) + axis[:, None] * np.float32(math.sin(angle))
 

@@ -1,6 +1,6 @@
-"""Where the objects of a scene stand: drawn at random until a statement is true (or false) without doubt.
+"""Random positions of the objects of a scene, drawn until a statement is clearly true (or false).
 
-A design says what the two scenes of a contrastive pair share: names and sizes. `place` then finds positions for it.
+A design holds what the two scenes of a contrastive pair share: names and sizes. `draw_scene` finds positions for it.
 """
 
 import dataclasses
@@ -41,19 +41,19 @@ _BAR_LENGTHS, _BAR_WIDTHS = (280, 320, 360), (80, 120)
 _CONTAINED_BAR = (200, 80)
 _CLEARANCE = 20
 _CONFUSABLE_SHARE = 0.7
-"""Of distractors: share a colour or a shape with a named object, so that a name needs both its words."""
+"""Share of distractors that have the colour or the shape of a named object, so that a name needs both its words."""
 _PROPOSALS, _PLACEMENTS = 24, 64
 
 
 def fingerprint(scene: Scene) -> int:
-  """Hash of what stands where; colours' tints, texture and brightness do not make a scene another one."""
+  """Returns a hash of names and boxes; tints, texture and brightness do not change it."""
   content = sorted((o.name, o.box) for o in scene.objects)
   return zlib.crc32(repr(content).encode())
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """An object before it has a place."""
+  """An object without a position."""
 
   color: str
   shape: str
@@ -70,7 +70,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-  """What the two scenes of a contrastive pair share."""
+  """The shared part of the two scenes of a contrastive pair."""
 
   relation: Relation
   subject: Part
@@ -130,12 +130,17 @@ def _turned(bar: Part, horizontal: bool) -> Part:
   return dataclasses.replace(bar, width=width, height=height)
 
 
-def place(
+def draw_scene(
   rng: np.random.Generator, design: Design, label: bool, split: str, count: int | None = None
 ) -> Scene | None:
-  """A scene of the split where the statement is `label`; None where none was found.
+  """Returns a scene of the split in which the statement is `label`; None if none was found.
 
-  `count` leaves out the last objects of a design that has more.
+  Args:
+    rng: source of randomness.
+    design: names and sizes of the objects.
+    label: truth of the statement.
+    split: whose residues the scene's fingerprint must have.
+    count: number of objects to keep, if the design has more.
   """
   for _ in range(_PLACEMENTS):
     objects = _place_pair(rng, design, label)
@@ -178,7 +183,7 @@ def _add_distractors(
   return True
 
 
-# Layouts: how to propose two boxes, and what a picture of them must show beside the predicate.
+# Layouts: functions that propose two boxes, and conditions on the image besides the predicate.
 
 
 def _anywhere(rng: np.random.Generator, subject: Part, other: Part, label: bool) -> tuple[Box, Box]:
@@ -192,24 +197,24 @@ def _apart(subject: Part, other: Part, subject_box: Box, other_box: Box, label: 
 def _propose_contact(
   rng: np.random.Generator, subject: Part, other: Part, label: bool
 ) -> tuple[Box, Box]:
-  """Side by side: overlapping by up to 40 units, or a little apart; half of the false ones lie anywhere."""
+  """Proposes neighbours: overlapping by up to 40 units, or slightly apart; half of the false ones lie anywhere."""
   if not label and rng.random() < 0.5:
     return _anywhere(rng, subject, other, label)
   gap = -STEP * int(rng.integers(0, 3)) if label else STEP * int(rng.integers(3, 9))
-  return _beside(rng, subject, other, lambda reach: reach + gap)
+  return _adjacent(rng, subject, other, lambda reach: reach + gap)
 
 
 def _visible_contact(
   subject: Part, other: Part, subject_box: Box, other_box: Box, label: bool
 ) -> bool:
-  """Touching boxes are not enough: some point must belong to both shapes."""
+  """Returns whether some point belongs to both shapes, if they should touch; touching boxes are not enough."""
   return not label or _overlap(subject.shape, subject_box, other.shape, other_box)
 
 
 def _propose_containment(
   rng: np.random.Generator, subject: Part, other: Part, label: bool
 ) -> tuple[Box, Box]:
-  """Within the other object; or across its border (half of the false ones), just outside, or anywhere."""
+  """Proposes a subject inside the other object; or across its border (half of the false ones), outside, or anywhere."""
   other_box = _random_box(rng, other)
   if label:
     (x, y), play_x, play_y = relations.center(other_box), *_play(subject, other)
@@ -218,15 +223,15 @@ def _propose_containment(
   kind = rng.random()
   if kind < 0.5:
     depth = STEP * int(rng.integers(1, 7))
-    return _beside(rng, subject, other, lambda reach: reach - depth)
+    return _adjacent(rng, subject, other, lambda reach: reach - depth)
   if kind < 0.75:
     gap = STEP * int(rng.integers(1, 6))
-    return _beside(rng, subject, other, lambda reach: reach + gap)
+    return _adjacent(rng, subject, other, lambda reach: reach + gap)
   return _random_box(rng, subject), other_box
 
 
 def _play(subject: Part, other: Part) -> tuple[int, int]:
-  """How far the subject can move from the centre within the other box, border left free."""
+  """Returns how far the subject can move from the centre of the other box without touching its border."""
   return (
     (other.width - subject.width) // 2 - _CLEARANCE,
     (other.height - subject.height) // 2 - _CLEARANCE,
@@ -236,7 +241,7 @@ def _play(subject: Part, other: Part) -> tuple[int, int]:
 def _visible_containment(
   subject: Part, other: Part, subject_box: Box, other_box: Box, label: bool
 ) -> bool:
-  """The whole subject, with some border around it, must lie on the other shape."""
+  """Returns whether the whole subject, with a margin, is on the other shape, if it should be inside."""
   if not label:
     return True
   (x, y), (ox, oy) = relations.center(subject_box), relations.center(other_box)
@@ -251,10 +256,10 @@ _LAYOUTS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-def _beside(
+def _adjacent(
   rng: np.random.Generator, subject: Part, other: Part, distance: Callable[[int], int]
 ) -> tuple[Box, Box]:
-  """Puts the subject on one of the four sides; `distance` of centres from that at which the boxes just meet."""
+  """Puts the subject at one of the four sides; `distance` maps the distance of touching centres to the wanted one."""
   ox, oy = _random_center(rng, other)
   reach_x, reach_y = (subject.width + other.width) // 2, (subject.height + other.height) // 2
   side = 1 if rng.random() < 0.5 else -1
@@ -291,7 +296,7 @@ def _random_center(rng: np.random.Generator, part: Part) -> tuple[int, int]:
 
 
 def _lattice(rng: np.random.Generator, low: int, high: int) -> int:
-  """A multiple of STEP from `low` to `high`."""
+  """Returns a multiple of STEP from `low` to `high`."""
   return STEP * int(rng.integers(-(-low // STEP), high // STEP + 1))
 
 
@@ -300,7 +305,7 @@ def _pick(rng: np.random.Generator, options: tuple):
 
 
 def _dressed(rng: np.random.Generator, objects: list[SceneObject]) -> Scene:
-  """Adds what does not matter: tints, background, brightness."""
+  """Adds irrelevant variation: tints, background, brightness."""
   tints = rng.integers(-16, 17, (len(objects), 3)).tolist()
   base, angle, period = rng.integers(45, 110), rng.random() * 2 * np.pi, rng.integers(80, 300)
   background = Background(

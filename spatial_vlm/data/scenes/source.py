@@ -1,9 +1,9 @@
 """Sources of procedurally rendered scenes with statements about them, as VSR records.
 
-Everything lies on a lattice of 20 units of 0–1000, so that boxes, centres, distances and gaps are written exactly.
+All coordinates are on a lattice of 20 units of 0–1000, so that boxes, centres, distances and gaps are written exactly.
 Examples 2k and 2k+1 are a contrastive pair as in VSR: one caption, true of one scene and false of the other, with
 objects of the same sizes in both. Every scene has a fingerprint, and each split owns some of its residues: a scene of
-one split can appear in no other.
+one split cannot occur in another.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from spatial_vlm.data.records import Example, Record
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.data.scenes.render import Scene, render
-from spatial_vlm.data.scenes.scene_layout import SPLITS, Design, draw_design, place
+from spatial_vlm.data.scenes.scene_layout import SPLITS, Design, draw_design, draw_scene
 
 _DESIGNS = 100
 """Tries for one example; the first nearly always succeeds."""
@@ -24,14 +24,14 @@ _DESIGNS = 100
 
 @dataclasses.dataclass(frozen=True)
 class SceneExample(Example):
-  """A statement about a scene, with its label and the rendered picture."""
+  """A statement about a scene, with its label and the rendered image."""
 
   scene: Scene
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneImage:
-  """A scene without a statement, for captioning and grounding."""
+  """A rendered scene without a statement, for captioning and grounding."""
 
   id: int
   scene: Scene
@@ -42,8 +42,8 @@ class SceneImage:
 class SceneSource:
   """Random-access source of statements about scenes; example i depends on (seed, split, i) and the settings alone.
 
-  Pair k asks for relation k modulo their number, so labels are balanced exactly in each relation. `objects` is the
-  least and the largest number of objects in a scene.
+  Pair k has relation k modulo the number of relations, so labels are exactly balanced in each relation. `objects` is
+  the least and the largest number of objects in a scene.
   """
 
   split: str
@@ -79,7 +79,7 @@ class SceneSource:
     return (self[index] for index in range(self.count))
 
   def describe(self, index: int) -> tuple[Record, Scene]:
-    """The record and the scene, not drawn."""
+    """Returns the record and the scene without rendering it."""
     if not 0 <= index < self.count:
       raise IndexError(f"example {index} of {self.count}")
     pair, position = divmod(int(index), 2)
@@ -89,8 +89,8 @@ class SceneSource:
     for _ in range(_DESIGNS):
       objects = int(rng.integers(self.objects[0], self.objects[1] + 1))
       design = draw_design(rng, relation, objects)
-      first = place(rng, design, bool(first_label), self.split)
-      second = place(rng, design, not first_label, self.split)
+      first = draw_scene(rng, design, bool(first_label), self.split)
+      second = draw_scene(rng, design, not first_label, self.split)
       if first and second:
         label = first_label ^ position
         return _record(self.split, int(index), design, label), (first, second)[position]
@@ -101,7 +101,7 @@ class SceneSource:
 
 @dataclasses.dataclass(frozen=True)
 class SceneImageSource:
-  """Random-access source of pictures without statements; the layouts are those of `SceneSource`, and single objects."""
+  """Random-access source of scenes without statements: layouts of `SceneSource`, and single objects."""
 
   split: str
   seed: int
@@ -119,7 +119,7 @@ class SceneImageSource:
 
   def __getitem__(self, index: int) -> SceneImage:
     if not 0 <= index < self.count:
-      raise IndexError(f"picture {index} of {self.count}")
+      raise IndexError(f"scene {index} of {self.count}")
     # The leading count keeps these draws apart from those of SceneSource.
     rng = np.random.default_rng(
       (len(SPLITS), self.seed, list(SPLITS).index(self.split), int(index))
@@ -129,13 +129,13 @@ class SceneImageSource:
       design = draw_design(
         rng, tuple(RELATIONS.values())[int(rng.integers(len(RELATIONS)))], max(count, 2)
       )
-      if scene := place(rng, design, bool(rng.integers(2)), self.split, count):
+      if scene := draw_scene(rng, design, bool(rng.integers(2)), self.split, count):
         return SceneImage(int(index), scene, render(scene, self.image_size))
-    raise RuntimeError(f"no scene found for picture {index} with {count} objects")
+    raise RuntimeError(f"no scene found for image {index} with {count} objects")
 
   def place(self, index: int) -> tuple[str, int]:
-    """The stream of pictures, and the number in it."""
-    return f"{self.split} pictures of seed {self.seed}", index
+    """Returns a name of the source, and the number of the scene in it."""
+    return f"{self.split} images of seed {self.seed}", index
 
 
 def _record(split: str, index: int, design: Design, label: int) -> Record:
