@@ -33,6 +33,7 @@ from spatial_vlm.processor.chat import Size
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.rollout.sampler import generate, stages
 from spatial_vlm.sharding import with_param_shardings
+from spatial_vlm.tasks import find_task
 from spatial_vlm.train import policy_optimization, rl_settings, sft
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.rollout_buffer import init_state as init_rl_state
@@ -208,8 +209,9 @@ def rl_shapes(config: Config, model: ModelConfig, mesh: Mesh) -> RlShapes:
   if reads_reference(config.objectives):
     training = training._replace(reference=training.state.params)
   sampling = sampling_shapes(config, model, mesh, training)
+  grammar = find_task(config.task).grammar
   automaton = jax.eval_shape(
-    lambda: compile_automaton([b""] * model.text.vocab_size, eos_id=settings.eos)
+    lambda: compile_automaton(grammar, [b""] * model.text.vocab_size, eos_id=settings.eos)
   )
   groups = rollout_shapes(sampling.prompts, automaton, settings)
   state = jax.eval_shape(lambda train: init_rl_state(train, groups, settings), training.state)

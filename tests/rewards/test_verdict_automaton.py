@@ -18,7 +18,7 @@ PIECES = [bytes([b]) for b in range(256)] + [
   *(b"c\nReasoning: d\nConclusion: No.", b"\nCaption: x\nReas", b"\r\n", b"\xe2\x80\xa8"),
 ]
 SPECIAL, EOS = len(PIECES), len(PIECES) + 1
-AUTOMATON = compile_automaton([*PIECES, b"", b"<|im_end|>"], EOS)
+AUTOMATON = compile_automaton(answers.STATEMENT, [*PIECES, b"", b"<|im_end|>"], EOS)
 T = 160
 run = jax.jit(verdicts)
 
@@ -35,7 +35,7 @@ def by_parsing(tokens: list[int]) -> int:
   if EOS not in tokens:
     return -1
   text = b"".join(PIECES[t] for t in tokens[: tokens.index(EOS)]).decode(errors="replace")
-  answer = answers.parse(text)
+  answer = answers.STATEMENT.parse(text)
   return -1 if answer is None else answer.verdict
 
 
@@ -169,7 +169,7 @@ def test_any_leading_axes():
 
 def test_every_form_of_the_grammar_is_compiled():
   """Fails when a form is added to `answers` that the cases above do not write."""
-  forms = {re.match(r"\w*", prefix)[0] for prefix in answers.FORMS.values()}
+  forms = {re.match(r"\w*", prefix)[0] for prefix in answers.STATEMENT.forms.values()}
   assert forms == {"Summary", "Applying", ""}
 
 
@@ -177,5 +177,5 @@ def test_a_full_size_vocabulary_is_compiled_in_seconds():
   rng = np.random.default_rng(0)
   lengths = np.minimum(128, rng.geometric(0.15, 151_936))
   pieces = [rng.bytes(n) for n in lengths]
-  table = compile_automaton(pieces, 151_645).transitions
+  table = compile_automaton(answers.STATEMENT, pieces, 151_645).transitions
   assert table.shape[1] == 151_936 and table.nbytes < 16e6

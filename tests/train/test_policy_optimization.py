@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from spatial_vlm import metrics, sharding
+from spatial_vlm.answers import STATEMENT
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.generation import encode_question
 from spatial_vlm.inference.loading import load_policy
@@ -85,7 +86,9 @@ def sampled(policy, settings):
   rows = [encode_question(policy.processor, source[i].image, text) for i, text in enumerate(texts)]
   prompts = collate_prompts(rows, policy.processor, range(8), [1, 0] * 4, 64, 64)
   assert len(set((prompts.segments > 0).sum(axis=1))) > 2
-  automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+  automaton = compile_automaton(
+    STATEMENT, token_bytes(policy.processor.tokenizer), policy.special.eos
+  )
   rollout = sample_groups(policy, policy.params, prompts, jax.random.key(0), automaton, settings)
   return jax.device_get(rollout)
 
@@ -307,7 +310,9 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
   table = np.array(policy.params["text"]["embed"]["embedding"]) * 2
   table[policy.special.eos] *= 6  # so that some answers end early
   params = {**policy.params, "head": {"embedding": table}}
-  automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+  automaton = compile_automaton(
+    STATEMENT, token_bytes(policy.processor.tokenizer), policy.special.eos
+  )
   rollout = sample_groups(
     policy._replace(model=model), params, sampled.prompts, jax.random.key(3), automaton, settings
   )
