@@ -89,7 +89,7 @@ def test_rounding_takes_a_neighbour_and_keeps_the_mean(dtype):
 
 
 @pytest.mark.parametrize("dtype", [FIRST, SECOND])
-def test_rows_to_float8(dtype):
+def test_rows_in_float8(dtype):
   """Rows of any size come back to the type's precision, zero as zero; what came back is stored again without a change,
   whatever becomes of another value of its row."""
   rng = np.random.default_rng(1)

@@ -53,7 +53,7 @@ def test_weights_on_the_mesh_become_the_state_s(nano):
 
 
 def test_the_first_process_records_the_settings_and_the_others_are_checked(tmp_path, monkeypatch):
-  workdir, config = epath.Path(tmp_path / "run"), Config(ConfigDict({"seed": 1, "keep_dirs": 2}))
+  workdir, config = epath.Path(tmp_path / "run"), Config(ConfigDict({"seed": 1, "max_to_keep": 2}))
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   with pytest.raises(UsageError, match="a folder that all hosts share"):
     record_settings(config, workdir)
@@ -62,9 +62,9 @@ def test_the_first_process_records_the_settings_and_the_others_are_checked(tmp_p
     patch.setattr(jax, "process_index", lambda: 0)
     record_settings(config, workdir)
   before = (workdir / "config.json").read_text()
-  record_settings(Config(ConfigDict({"seed": 1, "keep_dirs": 3})), workdir)
+  record_settings(Config(ConfigDict({"seed": 1, "max_to_keep": 3})), workdir)
   with pytest.raises(UsageError, match="seed: 1 → 2"):
-    record_settings(Config(ConfigDict({"seed": 2, "keep_dirs": 2})), workdir)
+    record_settings(Config(ConfigDict({"seed": 2, "max_to_keep": 2})), workdir)
   assert (workdir / "config.json").read_text() == before
 
 
