@@ -32,7 +32,7 @@ def tiny() -> ConfigDict:
       groups_per_batch=32,  # groups of a policy batch
       group_size=8,  # G, answers to each prompt
       rollout_batch_size=32,  # prompts drawn in a round of dynamic sampling
-      max_rollout_rounds=4,  # after them the batch takes the groups that it has
+      max_rollout_rounds=4,  # rounds after which the batch takes the groups that it has
       minibatches=4,  # updates on each batch
       # Names of OBJECTIVES (dapo, gspo, kl_reference) and their weights: what updates maximise. ("kl_reference", 0.01)
       # is a penalty on the distance from the policy that the run started from.
