@@ -30,6 +30,7 @@ def get_config(preset):
   config.name = "run"
   config.sizes = (64, 48)
   config.words = ("a", "b")
+  config.files = ()
   config.optim = config_dict.ConfigDict({"rate": 1e-3, "betas": (0.9, 0.95)})
   config.data = config_dict.ConfigDict({
     "limit": config_dict.placeholder(int),
@@ -69,6 +70,10 @@ def test_docstrings():
     ("sizes=()", "sizes", ()),
     ("words=left of,near", "words", ("left of", "near")),
     ("words=('x',)", "words", ("x",)),
+    ("files=a/b.json, c.json", "files", ("a/b.json", "c.json")),
+    ("files=('a.json',)", "files", ("a.json",)),
+    ("files=()", "files", ()),
+    ("files=1,2", "files", (1, 2)),
     ("optim.rate=1", "optim.rate", 1.0),
     ("optim.rate=2e-5", "optim.rate", 2e-5),
     ("optim.betas=1,0.5", "optim.betas", (1.0, 0.5)),
@@ -170,7 +175,16 @@ def test_unread_leaves(spec):
   assert config_lib.unread(config) == sorted(config_lib.leaves(config))
   _ = config.steps, config["name"], config.data["limit"], config.optim, dict(**config.optim)
   assert config_lib.unread(config) == [
-    *("data.folder", "data.images", "log_steps", "resume", "sizes", "warmup_steps", "words")
+    *(
+      "data.folder",
+      "data.images",
+      "files",
+      "log_steps",
+      "resume",
+      "sizes",
+      "warmup_steps",
+      "words",
+    )
   ]
 
 

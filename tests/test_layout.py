@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 LAYERS = (
   ("types", "config", "answers", "text", "jsonl"),
   (
-    *("hosts", "checkpoint", "metrics", "parameters", "sharding"),
+    *("parameters", "sharding", "hosts", "checkpoint", "metrics"),
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
     *("synthesis", "train", "planning"),
   ),
-  ("commands", "cli"),
+  ("demo", "commands", "cli"),
 )
 """Files and folders from the lowest layer up; on a layer, in the order in which data passes through them."""
 
@@ -35,7 +35,10 @@ FOLDERS = {
     *("tokenizer", "image", "bicubic", "video", "video_files"),
     *("tiny_tokenizer", "chat"),
   ),
-  "objectives": ("vocabulary", "cross_entropy", "token_logprobs", "advantage", "dapo"),
+  "objectives": (
+    *("vocabulary", "cross_entropy", "token_logprobs", "advantage"),
+    *("policy_terms", "dapo", "gspo", "kl", "policy_objectives"),
+  ),
   "data": (
     *("shards", "image_locations", "image_files", "relations", "records", "statement"),
     *("measurements", "vsr", "split_guard", "statistics", "split_report", "splits", "store"),
@@ -43,12 +46,15 @@ FOLDERS = {
     *("reading", "skipped_records", "pipeline", "mixing", "contact_sheet"),
   ),
   "data/scenes": ("render", "scene_layout", "source", "writing"),
-  "evaluation": ("predictions", "statistics", "boxes", "scores", "results_report", "figures"),
-  "tasks": ("statements",),
-  "rewards": ("verdict_automaton",),
-  "rollout": ("sampler",),
+  "evaluation": (
+    *("predictions", "statistics", "boxes", "scores", "results", "results_report"),
+    *("box_drawing", "figures"),
+  ),
+  "tasks": ("task", "statements"),
+  "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
+  "rollout": ("sampler", "engine"),
   "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index"),
-  "inference": ("policy", "loading", "questions", "generation"),
+  "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
     *("teacher", "draft", "scene_teacher", "scene_conversations"),
     *("teachers", "verify", "local", "run", "teacher_table"),
@@ -61,11 +67,15 @@ FOLDERS = {
   "synthesis/run": (
     *("questions", "journal", "ledger", "history", "limiter", "ask", "ask_batches"),
   ),
-  "train": ("update", "run", "trained_weights", "sft", "policy_optimization"),
+  "train": (
+    *("update", "trained_weights", "run", "sft", "sft_data"),
+    *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
+  ),
   "planning": (
     *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
     *("programs", "batch_rows", "target", "cache", "search", "advice", "plan_report"),
   ),
+  "demo": ("methods", "stages", "schedule", "report"),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
 
@@ -187,6 +197,7 @@ def test_imports_keep_to_the_layers():
     ("metrics.py", "from spatial_vlm.model import config", True),
     ("commands/sft.py", "from spatial_vlm.commands import dapo", True),
     ("commands/demo.py", "from spatial_vlm.commands import dapo", False),
+    ("demo/stages.py", "from spatial_vlm.commands import dapo", True),
     ("commands/sft.py", "def run():\n  from spatial_vlm import cli", True),
     ("train/sft.py", "def f():\n  import torch.nn", True),
     ("model/stack.py", "from spatial_vlm.optim import optimizers", True),

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
 from spatial_vlm.data.records import Record
+from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.synthesis.teacher import Question
 from spatial_vlm.tasks import statements
 
@@ -190,6 +191,9 @@ QWEN = JsonForm("bbox_2d", ("xmin", "ymin", "xmax", "ymax"))
 """As Qwen-VL writes boxes, and with it most open models."""
 
 
+_CHAINS = QuestionBuilder(statements.TASK, "chain")
+
+
 @dataclasses.dataclass(frozen=True)
 class ChainForm:
   """The project's own text, for a policy that teaches itself: it was never taught to take a hint."""
@@ -200,11 +204,11 @@ class ChainForm:
     """See Form; raises ValueError for a hint."""
     if hint is not None:
       raise ValueError("a question for the four steps has no room for a hint; ask blindly")
-    return Question("", statements.question(record.caption, "chain"), image, mime_type, seed, None)
+    return Question("", _CHAINS(record.caption).text, image, mime_type, seed, None)
 
   def read(self, text: str) -> Draft:
     """See Form."""
-    answer = answers.parse(text)
+    answer = answers.STATEMENT.parse(text)
     if answer is None or answer.form != "chain":
       raise Unusable("the answer is not the four steps, each once and in order")
     steps, boxes = answer.steps, answer.boxes

@@ -83,7 +83,7 @@ def test_one_teachers_order_is_the_others_transposed(draft):
 @given(drafts)
 def test_chains_give_back_words_and_valid_boxes(draft):
   boxes = {name: box for name, box in draft.objects if box[0] < box[2] and box[1] < box[3]}
-  answer = answers.parse(chain(draft))
+  answer = answers.STATEMENT.parse(chain(draft))
   assert answer is not None and answer.verdict == draft.verdict
   assert list(answer.boxes.items()) == list(boxes.items())
   if len(boxes) == len(draft.objects):
@@ -92,7 +92,7 @@ def test_chains_give_back_words_and_valid_boxes(draft):
 
 def test_a_caption_without_a_full_stop_gets_one():
   caption = "A cat and a mug"
-  boxes = answers.parse(chain(Draft("a", caption, DRAFT.objects, "b", 0))).boxes
+  boxes = answers.STATEMENT.parse(chain(Draft("a", caption, DRAFT.objects, "b", 0))).boxes
   assert list(boxes.items()) == list(DRAFT.objects)
 
 

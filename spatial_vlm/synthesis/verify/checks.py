@@ -145,7 +145,7 @@ def steps(draft: Draft, record: Record, limits: Limits) -> str | None:
       return f"the {name} holds {letters[0]!r}"
     if heading := _HEADING.search(text):
       return f"the {name} holds {heading[0]!r}"
-  answer = answers.parse(chain(draft))
+  answer = answers.STATEMENT.parse(chain(draft))
   valid: dict[str, Box] = {}
   for name, box in draft.objects:
     if _is_box(box):

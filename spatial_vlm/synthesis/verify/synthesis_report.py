@@ -15,7 +15,7 @@ from spatial_vlm.data.statistics import STRATA, stratum
 from spatial_vlm.synthesis.draft import Draft, chain
 from spatial_vlm.synthesis.teacher import total
 from spatial_vlm.synthesis.verify.checks import Outcome, named_objects
-from spatial_vlm.text import escaped, fenced, markdown_table
+from spatial_vlm.text import escaped, fenced, markdown_table, percent
 
 _SHEET_COLUMNS = 4
 
@@ -174,10 +174,10 @@ def _drawable(draft: Draft) -> dict[str, Box]:
 def _overview(summary: Mapping[str, Any]) -> str:
   blind, hinted = summary["questions"]["blind"], summary["questions"]["hinted"]
   return (
-    f"Of {summary['records']:,} records {summary['accepted']:,} have a verified chain ({_percent(summary['yield'])}): "
+    f"Of {summary['records']:,} records {summary['accepted']:,} have a verified chain ({percent(summary['yield'])}): "
     f"{summary['accepted_blind']:,} written blindly, {summary['accepted_hinted']:,} after a hint. Of the "
-    f"{blind['asked']:,} blind answers {_percent(blind['yield'])} were accepted, of the {hinted['asked']:,} hinted "
-    f"ones {_percent(hinted['yield'])}."
+    f"{blind['asked']:,} blind answers {percent(blind['yield'])} were accepted, of the {hinted['asked']:,} hinted "
+    f"ones {percent(hinted['yield'])}."
   )
 
 
@@ -187,10 +187,10 @@ def _yield_table(title: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
       escaped(name),
       f"{group['records']:,}",
       f"{group['accepted']:,}",
-      _percent(group["yield"]),
+      percent(group["yield"]),
       f"{group['accepted_blind']:,}",
       f"{group['accepted_hinted']:,}",
-      _percent(group["true_share"]),
+      percent(group["true_share"]),
     ]
     for name, group in groups.items()
   ]
@@ -247,7 +247,3 @@ def _example(outcome: Outcome, number: int) -> str:
     fenced(text) if text else "Nothing was written.",
   ]
   return "\n\n".join(part for part in parts if part)
-
-
-def _percent(share: float | None) -> str:
-  return "–" if share is None else f"{100 * share:.1f} %"
