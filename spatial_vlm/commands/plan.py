@@ -1,4 +1,4 @@
-"""Plan what a training run needs of TPU chips, on a machine without any.
+r"""Plan what a training run needs of TPU chips, on a machine without any.
 
 Compiles the programs that a config's command would run (the step of `sft`; sampling and the policy update of `dapo`)
 ahead of time for a TPU topology. Shows for each chip the memory by kind, the collectives by mesh axis, and bounds on
@@ -8,7 +8,7 @@ two cores; a second start compiles only what has changed.
   spatial-vlm plan --config configs/sft.py:8b --topology v5e:4x8
   spatial-vlm plan --config configs/sft.py:8b --topology v5p:2x2x4 --slices 2 --config.mesh.slice=2
   spatial-vlm plan --config configs/sft.py:8b --topology v6e:8x8 --search    # ranks meshes, micro-batches, remat
-  spatial-vlm plan --config configs/sft.py:8b --model 4b --topology v5e:1x1 --config.lora.rank=16 \\
+  spatial-vlm plan --config configs/sft.py:8b --model 4b --topology v5e:1x1 --config.lora.rank=16 \
     --config.trainable="('.*/lora_[ab]',)" --config.batch_size=1 --config.micro_batches=1
 
 The compiler decides whether a program fits. Times are estimates at peak rates.

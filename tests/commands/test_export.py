@@ -93,7 +93,11 @@ def test_a_run_that_goes_on_is_left_alone(run, sft_changes, before_saving, tmp_p
     (None, "is no workdir of `sft` or `dapo`"),
     ("{", "is no workdir of `sft` or `dapo`"),
     (json.dumps({"config": {"seed": 0}}), "is no workdir of `sft` or `dapo`"),
-    (json.dumps({"config": {"checkpoint": "no/such/folder"}}), "no/such/folder does not exist"),
+    (json.dumps({"config": {"checkpoint": "."}}), "is no workdir of `sft` or `dapo`"),
+    (
+      json.dumps({"config": {"algorithm": "sft", "checkpoint": "no/such/folder"}}),
+      "no/such/folder does not exist",
+    ),
   ],
 )
 def test_folders_that_are_no_run(run, tmp_path, capsys, content, message):
@@ -106,7 +110,8 @@ def test_folders_that_are_no_run(run, tmp_path, capsys, content, message):
 
 
 def test_a_run_without_a_checkpoint(run, nano, tmp_path, capsys):
-  (tmp_path / "config.json").write_text(json.dumps({"config": {"checkpoint": str(nano)}}))
+  settings = {"algorithm": "sft", "checkpoint": str(nano)}
+  (tmp_path / "config.json").write_text(json.dumps({"config": settings}))
   assert run("export", tmp_path / "exported", {"run": tmp_path}).code == 2
   assert "holds no complete checkpoint yet" in capsys.readouterr().err
 

@@ -1,8 +1,20 @@
 """Candidates of the search, and the order of its trials."""
 
+import dataclasses
 import types
 
-from spatial_vlm.planning.search import Candidate, Trial, meshes, rank, search
+import pytest
+
+from spatial_vlm.config import UsageError
+from spatial_vlm.planning.search import (
+  Candidate,
+  Trial,
+  meshes,
+  rank,
+  search,
+  search_settings,
+  with_leaves,
+)
 
 
 def result(fits, seconds=1.0, peak=1):
@@ -52,6 +64,31 @@ def test_fast_trials_that_fit_come_first():
     ]
   )
   assert [trial.candidate.remat for trial in found] == ["fast", "slow", "small", "large", "half"]
+
+
+def test_search_ranks_the_costs_of_changed_configs(load_config, eight_chips):
+  """Stand-in costs: the more chips share a layer, the faster; only micro-batches of at most 8 rows fit."""
+
+  def costs_of(config):
+    return [result(config.micro_batches >= 4, seconds=1 / config.mesh.tensor)]
+
+  config = load_config("configs/sft.py:8b", "batch_size=32")
+  first, *_ = search_settings(config, eight_chips, costs_of)
+  assert (first.candidate.mesh, first.candidate.micro_batches) == ((1, 1, 1, 8), 4)
+  assert config.mesh.tensor == 1
+
+
+def test_rows_that_no_mesh_divides_are_refused(load_config, eight_chips):
+  target = dataclasses.replace(eight_chips, devices=eight_chips.devices * 4)
+  with pytest.raises(UsageError, match="no mesh of 32 chips divides the 1 rows of an update"):
+    search_settings(load_config("configs/sft.py:8b", "batch_size=1"), target, lambda config: [])
+
+
+def test_leaves_are_changed_in_a_copy(load_config):
+  config = load_config("configs/sft.py:8b")
+  changed = with_leaves(config, {"remat": "dots", "mesh.tensor": 2})
+  assert (changed.remat, changed.mesh.tensor) == ("dots", 2)
+  assert (config.remat, config.mesh.tensor) == ("full", 1)
 
 
 def test_settings_are_leaves_of_a_config():

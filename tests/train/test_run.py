@@ -12,7 +12,7 @@ from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
-from spatial_vlm.train.run import check_rows, place_state, record_settings
+from spatial_vlm.train.run import check_algorithm, check_rows, place_state, record_settings
 
 
 def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
@@ -66,6 +66,17 @@ def test_the_first_process_records_the_settings_and_the_others_are_checked(tmp_p
   with pytest.raises(UsageError, match="seed: 1 → 2"):
     record_settings(Config(ConfigDict({"seed": 2, "max_to_keep": 2})), workdir)
   assert (workdir / "config.json").read_text() == before
+
+
+def test_a_config_of_another_command_is_refused():
+  config = Config(ConfigDict({"algorithm": "dapo"}))
+  check_algorithm(config, "dapo")
+  with pytest.raises(
+    UsageError, match="is for 'dapo': run `spatial-vlm dapo`, or give `spatial-vl"
+  ):
+    check_algorithm(config, "sft")
+  with pytest.raises(UsageError, match=r"no leaf algorithm; give .* a preset of configs/sft\.py"):
+    check_algorithm(Config(ConfigDict({})), "sft")
 
 
 @pytest.mark.parametrize(
