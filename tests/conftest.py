@@ -81,8 +81,12 @@ _torchvision = torch.library.Library("torchvision", "DEF")
 for _operator in ("nms", "qnms"):
   _torchvision.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-# Modules imported from here on check the arrays in their functions' annotations.
-jaxtyping.install_import_hook("spatial_vlm", "shape_checks.checked")
+# Functions of these packages check the arrays in their annotations. `data` is left out: it draws scenes point by point.
+CHECKED = (
+  *("huggingface", "model", "objectives", "optim", "parameters", "processor"),
+  *("reuse", "rewards", "rollout", "train"),
+)
+jaxtyping.install_import_hook([f"spatial_vlm.{name}" for name in CHECKED], "shape_checks.checked")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
