@@ -2,13 +2,11 @@
 
 import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-from pathlib import Path
 from unittest import mock
+
+import compiled_programs
 
 # Read when jax, transformers and the thread pools are first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,44 +27,11 @@ os.environ.setdefault(
   " --xla_cpu_parallel_codegen_split_count=1",
 )
 
-CACHE = Path(__file__).parents[1] / ".cache" / "jax"
-CACHE_BYTES = 2 * 2**30
-"""Bound on the size of all programs in `CACHE`, enforced when a test session starts."""
-
-
-def cache_folder() -> Path:
-  """Returns the folder of compiled programs for this machine.
-
-  XLA compiles for the features of the CPU it runs on, so each set of features and each version has its own folder.
-  """
-  cpuinfo = Path("/proc/cpuinfo")
-  lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-  features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-  model = [line for line in lines if line.startswith(("cpu family", "model\t", "vendor_id"))]
-  machine = "\n".join([platform.machine(), features, *sorted(set(model))])
-  versions = "-".join(importlib.metadata.version(name) for name in ("jax", "jaxlib"))
-  return CACHE / f"{versions}-{hashlib.sha256(machine.encode()).hexdigest()[:12]}"
-
-
-def prune(root: Path, limit: int) -> None:
-  """Deletes the files under `root` that were used least recently, until the rest holds at most `limit` bytes."""
-  files = []
-  for path in root.rglob("*"):
-    if path.is_file():
-      stat = path.stat()
-      files.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
-  held = sum(size for _, size, _ in files)
-  for _, size, path in sorted(files):
-    if held <= limit:
-      break
-    path.unlink(missing_ok=True)
-    held -= size
-
-
 # Commands that tests start in processes of their own inherit these settings and find the same programs.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled_programs.cache_folder()))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import filelock  # noqa: E402
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
@@ -81,8 +46,12 @@ _torchvision = torch.library.Library("torchvision", "DEF")
 for _operator in ("nms", "qnms"):
   _torchvision.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-# Modules imported from here on check the arrays in their functions' annotations.
-jaxtyping.install_import_hook("spatial_vlm", "shape_checks.checked")
+# Functions of these packages check the arrays in their annotations. `data` is left out: it draws scenes point by point.
+CHECKED = (
+  *("huggingface", "model", "objectives", "optim", "parameters", "processor"),
+  *("reuse", "rewards", "rollout", "train"),
+)
+jaxtyping.install_import_hook([f"spatial_vlm.{name}" for name in CHECKED], "shape_checks.checked")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -99,7 +68,7 @@ hypothesis.settings.load_profile("project")
 
 def pytest_configure(config):
   if not hasattr(config, "workerinput"):  # once: not in the worker processes of xdist
-    prune(CACHE, CACHE_BYTES)
+    compiled_programs.prune(compiled_programs.CACHE, compiled_programs.CACHE_BYTES)
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +130,14 @@ def on_devices():
 
 
 @pytest.fixture(scope="session")
-def taught(tmp_path_factory, nano, scenes_folder, on_devices):
+def shared_folder(tmp_path_factory):
+  """The folder of this test session, one for all worker processes of xdist."""
+  base = tmp_path_factory.getbasetemp()
+  return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def taught(shared_folder, nano, scenes_folder, on_devices):
   """The nano model after `sft` on two chains of the teacher, one true and one false, both of them for every record.
 
   Its answers parse and their numbers agree, and by chance half of them are right: food for `dapo` and `behaviors`.
@@ -170,7 +146,7 @@ def taught(tmp_path_factory, nano, scenes_folder, on_devices):
   from spatial_vlm.data import conversations
   from spatial_vlm.tasks import statements
 
-  workdir = tmp_path_factory.mktemp("taught")
+  workdir = shared_folder / "taught"
   pair = [
     conversations.parse(line)
     for line in (scenes_folder / "chains.jsonl").read_bytes().splitlines()[:2]
@@ -183,7 +159,6 @@ def taught(tmp_path_factory, nano, scenes_folder, on_devices):
     for record in records
     for chain in pair
   ]
-  conversations.write(workdir / "conversations.jsonl", rows)
   changes = {
     "checkpoint": nano,
     "data.conversations": workdir / "conversations.jsonl",
@@ -194,8 +169,12 @@ def taught(tmp_path_factory, nano, scenes_folder, on_devices):
     "checkpoint_steps": 1000,
   }
   settings = [f"--config.{name}={value}" for name, value in changes.items()]
-  with on_devices(1):
-    assert cli.main(["sft", "--workdir", str(workdir), *settings]) == 0
+  # The first worker process trains it; what the others would train has the same bits.
+  with filelock.FileLock(shared_folder / "taught.lock"), on_devices(1):
+    if not (workdir / "export").exists():
+      workdir.mkdir(exist_ok=True)
+      conversations.write(workdir / "conversations.jsonl", rows)
+      assert cli.main(["sft", "--workdir", str(workdir), *settings]) == 0
   return workdir / "export"
 
 

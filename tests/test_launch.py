@@ -1,6 +1,7 @@
 """The commands that the cloud scripts of launch/ would run."""
 
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -47,3 +48,19 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 def test_help():
   assert "usage: launch/tpu_vm" in call("--help").stdout
+
+
+@pytest.mark.parametrize(("failing", "status"), [("none", 0), ("check", 1), ("test", 1)])
+def test_ci_runs_every_part_and_fails_if_one_does(tmp_path, failing, status):
+  for folder in (".ci", "launch"):
+    (tmp_path / folder).mkdir()
+  shutil.copy(TPU_VM.parents[1] / ".ci" / "run", tmp_path / ".ci" / "run")
+  fake = tmp_path / "launch" / "local"
+  fake.write_text(f'#!/usr/bin/env bash\necho "part $*"\n[[ $1 != {failing} ]]\n')
+  fake.chmod(0o755)
+  done = subprocess.run([tmp_path / ".ci" / "run"], capture_output=True, text=True)
+  assert done.returncode == status
+  for part in ("check", "test", "test -m slow and not tpu and not network"):
+    assert f"part {part}\n" in done.stdout
+  assert "  slow tests: 0m0s" in done.stdout
+  assert (".ci/run: failed: " in done.stdout) == (status == 1)

@@ -142,6 +142,8 @@ class Killer:
       **os.environ,
       "PYTHONPATH": str(Path(cli.__file__).parents[1]),
       "OMP_NUM_THREADS": "2",
+      # Every start takes as long as the first, and no kill tears a file that other tests read.
+      "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
     self.random = random.Random(seed)
 
