@@ -40,6 +40,15 @@ def fenced(text: str) -> str:
   return f"{fence}text\n{_visible(text)}\n{fence}"
 
 
+def percent(share: float | None) -> str:
+  """Returns a share as text, "–" for None.
+
+  >>> percent(0.1234)
+  '12.3 %'
+  """
+  return "–" if share is None else f"{100 * share:.1f} %"
+
+
 def _visible(text: str) -> str:
   """Control and formatting characters (colours of a terminal, bidirectional overrides) become U+FFFD."""
   return "".join(

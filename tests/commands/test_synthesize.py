@@ -95,7 +95,7 @@ def test_a_second_start_asks_nothing_and_writes_the_same(finished, run, changes,
   workdir, _ = finished
   before = sets(workdir)
   with monkeypatch.context() as patch:
-    patch.setattr(Journal, "sent", lambda *_: pytest.fail("something was asked"))
+    patch.setattr(Journal, "add_sent", lambda *_: pytest.fail("something was asked"))
     assert run("synthesize", workdir, changes).code == 0
     assert run("synthesize", workdir, changes, "--offline").code == 0
   assert sets(workdir) == before

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.synthesis.run.limiter import Limiter, Pace
+from spatial_vlm.synthesis.run.limiter import RateLimiter, RequestLimits
 
 PACE = {
   "concurrency": 3,
@@ -23,7 +23,7 @@ def turns(count, pace, work=lambda limiter, number: asyncio.sleep(0.01)):
 
   async def request(limiter, number):
     nonlocal flying, most
-    async with limiter.turn():
+    async with limiter.slot():
       left.append(time.monotonic())
       flying += 1
       most = max(most, flying)
@@ -31,7 +31,7 @@ def turns(count, pace, work=lambda limiter, number: asyncio.sleep(0.01)):
       flying -= 1
 
   async def main():
-    limiter = Limiter(Pace(**{**PACE, **pace}))
+    limiter = RateLimiter(RequestLimits(**{**PACE, **pace}))
     begun = time.monotonic()
     await asyncio.gather(*(request(limiter, number) for number in range(count)))
     return [moment - begun for moment in left]
@@ -59,12 +59,12 @@ def test_a_pause_holds_all_of_them():
 
 
 def test_delays_double_up_to_a_limit_and_are_spread():
-  pace = Pace(**PACE)
+  pace = RequestLimits(**PACE)
   keys = [f"k{i}" for i in range(50)]
   for tries, longest in ((1, 1), (2, 2), (3, 4), (4, 8), (9, 8)):
-    delays = [pace.delay_s(key, tries) for key in keys]
+    delays = [pace.retry_delay_s(key, tries) for key in keys]
     assert longest / 2 <= min(delays) < 0.6 * longest < 0.9 * longest < max(delays) <= longest
-  assert pace.delay_s("k", 2) == pace.delay_s("k", 2)
+  assert pace.retry_delay_s("k", 2) == pace.retry_delay_s("k", 2)
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_delays_double_up_to_a_limit_and_are_spread():
 )
 def test_senseless_settings_are_refused(change, message):
   with pytest.raises(UsageError, match=message):
-    Pace(**{**PACE, **change})
+    RequestLimits(**{**PACE, **change})

@@ -12,8 +12,8 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.data.images import ImageFiles
 from spatial_vlm.data.records import JsonlSource, TooManyBadRecords
 from spatial_vlm.data.scenes.source import SceneSource
-from spatial_vlm.synthesis import draft
-from spatial_vlm.synthesis.run.questions import Attempts, Questions, sent_picture
+from spatial_vlm.synthesis import formats
+from spatial_vlm.synthesis.run.questions import Attempts, Questions, encode_image
 
 IDENTITY = {"model": "m", "temperature": 0.7}
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
   return path
 
 
-def ask(folder, form=draft.GEMINI, identity=IDENTITY, seed=3, max_bad_share=0.1, **others):
+def ask(folder, form=formats.GEMINI, identity=IDENTITY, seed=3, max_bad_share=0.1, **others):
   source = JsonlSource(folder / "train.jsonl", folder / "images", max_bad_share=max_bad_share)
   return Questions(source, form, Attempts(2, 1), identity=identity, seed=seed, **others)
 
@@ -49,7 +49,7 @@ def test_a_key_is_told_by_all_that_is_sent_and_by_nothing_else(folder):
   assert ask(folder, workers=2).key(7, 1) == questions.key(7, 1) == ask(folder, limit=8).key(7, 1)
   for other in (
     ask(folder, identity={**IDENTITY, "temperature": 0.8}),
-    ask(folder, form=draft.QWEN),
+    ask(folder, form=formats.QWEN),
     ask(folder, seed=4),
   ):
     assert other.key(7, 1) not in keys
@@ -59,8 +59,8 @@ def test_a_key_is_told_by_all_that_is_sent_and_by_nothing_else(folder):
 
 
 def test_limit_takes_the_first(folder):
-  assert ask(folder, limit=5).numbers == [0, 1, 2, 3, 4]
-  assert ask(folder, limit=500).numbers == list(range(20)) == ask(folder).numbers
+  assert ask(folder, limit=5).indices == [0, 1, 2, 3, 4]
+  assert ask(folder, limit=500).indices == list(range(20)) == ask(folder).numbers
 
 
 def test_a_broken_picture_is_left_out_with_its_place_before_anything_is_asked(folder):
@@ -68,7 +68,7 @@ def test_a_broken_picture_is_left_out_with_its_place_before_anything_is_asked(fo
   torn = folder / "images" / name
   torn.write_bytes(torn.read_bytes()[:60])
   questions = ask(folder)
-  assert 3 not in questions.numbers and len(questions.numbers) == 19
+  assert 3 not in questions.indices and len(questions.indices) == 19
   [bad] = questions.bad
   assert (bad.line, bad.file) == (4, str(folder / "train.jsonl")) and name in bad.reason
   with pytest.raises(TooManyBadRecords, match="1 of 20"):
@@ -85,7 +85,7 @@ def save(path, picture, **settings):
 @pytest.mark.parametrize(("form", "mime"), [("PNG", "image/png"), ("JPEG", "image/jpeg")])
 def test_pictures_that_every_teacher_reads_are_sent_as_they_are(tmp_path, form, mime):
   data = save(tmp_path / "a.img", Image.new("RGB", (8, 6), "red"), format=form)
-  assert sent_picture(ImageFiles(tmp_path), "a.img") == (data, mime)
+  assert encode_image(ImageFiles(tmp_path), "a.img") == (data, mime)
 
 
 def test_other_pictures_are_sent_upright_as_jpeg(tmp_path):
@@ -95,7 +95,7 @@ def test_other_pictures_are_sent_upright_as_jpeg(tmp_path):
   save(tmp_path / "turned.jpg", Image.fromarray(ramp), format="JPEG", exif=exif)
   save(tmp_path / "other.bmp", Image.fromarray(ramp), format="BMP")
   for name, size in (("turned.jpg", (32, 64)), ("other.bmp", (64, 32))):
-    data, mime = sent_picture(ImageFiles(tmp_path), name)
+    data, mime = encode_image(ImageFiles(tmp_path), name)
     sent = Image.open(io.BytesIO(data))
     assert (mime, sent.format, sent.size) == ("image/jpeg", "JPEG", size)
     assert sent.getexif().get(0x0112, 1) == 1

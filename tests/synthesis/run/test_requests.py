@@ -15,24 +15,24 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.data.scenes.source import SceneSource
-from spatial_vlm.synthesis import draft
+from spatial_vlm.synthesis import formats
 from spatial_vlm.synthesis.local.faults import JOB, TRANSIENT, Faults
 from spatial_vlm.synthesis.local.scene_answers import SceneAnswers
-from spatial_vlm.synthesis.run.ask import Run, ask_all
-from spatial_vlm.synthesis.run.ask_batches import BatchPlan, ask_in_batches
-from spatial_vlm.synthesis.run.history import Judge
+from spatial_vlm.synthesis.run.batch_requests import BatchSettings, send_in_batches
 from spatial_vlm.synthesis.run.journal import Journal
 from spatial_vlm.synthesis.run.ledger import Ledger, Prices
-from spatial_vlm.synthesis.run.limiter import Pace
+from spatial_vlm.synthesis.run.limiter import RequestLimits
+from spatial_vlm.synthesis.run.progress import Verifier
 from spatial_vlm.synthesis.run.questions import Attempts, Questions
+from spatial_vlm.synthesis.run.requests import send_questions
 from spatial_vlm.synthesis.teacher import Reply, Usage
 from spatial_vlm.synthesis.teachers.gemini_batch import GeminiBatches
-from spatial_vlm.synthesis.verify.checks import Limits
+from spatial_vlm.synthesis.verify.check_settings import CheckSettings
 
-LIMITS = Limits(8, 120, 0.0005, 0.95, 0, 60, tuple(RELATIONS), ())
+LIMITS = CheckSettings(8, 120, 0.0005, 0.95, 0, 60, tuple(RELATIONS), ())
 PRICES = Prices(input_usd=1.0, cached_usd=0.5, output_usd=10.0, batch_share=0.5)
 MOST = Usage(2000, 0, 1000, 0)
-PACE = Pace(8, 600_000.0, tries=4, first_delay_s=0.01, max_delay_s=0.02)
+PACE = RequestLimits(8, 600_000.0, tries=4, initial_delay_s=0.01, max_delay_s=0.02)
 SMALL, LARGE = 60, 1000
 
 
@@ -55,7 +55,7 @@ def answers(folder):
 
 def questions_on(folder, attempts=Attempts(1, 1)):  # noqa: B008 (an immutable default)
   source = JsonlSource(folder / "train.jsonl", folder / "images")
-  return Questions(source, draft.GEMINI, attempts, identity={"model": "local"}, seed=0)
+  return Questions(source, formats.GEMINI, attempts, identity={"model": "local"}, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +73,15 @@ def start(tmp_path, gemini):
     async def main(run):
       async with gemini(server, **settings) as teacher:
         if plan is None:
-          await ask_all(run, teacher)
+          await send_questions(run, teacher)
         else:
-          await ask_in_batches(run, GeminiBatches(teacher), plan)
+          await send_in_batches(run, GeminiBatches(teacher), plan)
 
     with Journal(tmp_path / "journal") as journal:
       run = Run(
         questions,
         journal,
-        Judge(draft.GEMINI, LIMITS, model_version),
+        Verifier(formats.GEMINI, LIMITS, model_version),
         Ledger(journal, PRICES, MOST, budget_usd),
         PACE,
         mixed,
@@ -93,7 +93,7 @@ def start(tmp_path, gemini):
 
 
 def histories(run):
-  return [run.history(number) for number in run.questions.numbers]
+  return [run.history(number) for number in run.questions.indices]
 
 
 def settled(run):
@@ -122,7 +122,7 @@ def test_records_are_asked_blindly_and_only_the_refused_ones_with_a_hint(
   assert (
     server.stats().requests.total() == len(run.journal.answers) == SMALL + attempts[False, True]
   )
-  assert server.stats().in_flight_most <= PACE.concurrency
+  assert server.stats().max_in_flight <= PACE.concurrency
 
 
 def test_a_second_start_asks_nothing_and_finds_the_same(start, serve, answers, questions):
@@ -142,7 +142,7 @@ def test_faults_on_the_way_change_nothing_but_the_ledger(
   stats = server.stats()
   twice = {question: count - 1 for question, count in stats.answers.items() if count > 1}
   assert 0 < sum(twice.values()) == len(run.journal.lost), "billed twice, and listed"
-  assert stats.tokens >= sum(sum(each.usage) - each.usage.cached for each in run.journal.spent)
+  assert stats.tokens >= sum(sum(each.usage) - each.usage.cached for each in run.journal.billed)
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ class Cut(Exception):
 
 def test_a_stop_costs_at_most_what_was_in_flight(start, serve, answers, questions, monkeypatch):
   server = serve(answers)
-  write, calls = Journal.reply, itertools.count(1)
+  write, calls = Journal.add_reply, itertools.count(1)
 
   def cut_off(journal, key, reply, batch=False):
     if next(calls) > 20:
@@ -170,7 +170,7 @@ def test_a_stop_costs_at_most_what_was_in_flight(start, serve, answers, question
     write(journal, key, reply, batch)
 
   with monkeypatch.context() as patch, pytest.raises(Cut):
-    patch.setattr(Journal, "reply", cut_off)
+    patch.setattr(Journal, "add_reply", cut_off)
     start(questions, server)
   run = start(questions, server)
   assert len(settled(run)) == SMALL
@@ -182,17 +182,17 @@ def test_a_stop_costs_at_most_what_was_in_flight(start, serve, answers, question
 
 
 @pytest.mark.parametrize(
-  ("plan", "budget_usd"), [(None, 0.05), (BatchPlan(questions=10, poll_s=0.0), 0.025)]
+  ("plan", "budget_usd"), [(None, 0.05), (BatchSettings(questions=10, poll_s=0.0), 0.025)]
 )
 def test_a_budget_holds_and_a_higher_one_goes_on(
   start, serve, answers, questions, plan, budget_usd
 ):
   server = serve(answers)
   run = start(questions, server, budget_usd=budget_usd, plan=plan)
-  assert run.stopped.startswith(f"budget_usd={budget_usd} leaves no room")
+  assert run.stop_reason.startswith(f"budget_usd={budget_usd} leaves no room")
   assert 0 < run.ledger.spent_usd <= budget_usd
-  most_at_once = int(budget_usd / PRICES.usd(MOST, batch=True))
-  assert all(len(keys) <= most_at_once for keys in run.journal.jobs.values())
+  max_at_once = int(budget_usd / PRICES.usd(MOST, batch=True))
+  assert all(len(keys) <= max_at_once for keys in run.journal.jobs.values())
   left = sum(history.open is not None for history in histories(run))
   assert 0 < left < SMALL
   run = start(questions, server, plan=plan)
@@ -204,7 +204,7 @@ def test_what_the_server_asks_to_wait_for_is_waited_for(start, serve, answers, f
   """Each question is told once to come back after a third of a second; by itself it would after a hundredth."""
   server = serve(answers, faults=Faults(rate_limited=1.0, retry_after_s=0.3, clears_after=1))
   source = JsonlSource(folder / "train.jsonl", folder / "images")
-  one = Questions(source, draft.GEMINI, Attempts(1, 0), identity={}, seed=0, limit=1)
+  one = Questions(source, formats.GEMINI, Attempts(1, 0), identity={}, seed=0, limit=1)
   begun = time.monotonic()
   assert len(settled(start(one, server))) == 1
   assert time.monotonic() - begun >= 0.3
@@ -212,16 +212,19 @@ def test_what_the_server_asks_to_wait_for_is_waited_for(start, serve, answers, f
 
 def test_after_a_stop_nothing_leaves(start, serve, answers, questions):
   run = start(questions, serve(answers))
-  assert run.room(batch=False) == run.room(batch=True) == math.inf
+  assert run.allowed_questions(batch=False) == run.allowed_questions(batch=True) == math.inf
   run.stop("enough")
   run.stop("another reason")
-  assert run.room(batch=False) == run.room(batch=True) == 0 and run.stopped == "enough"
+  assert (
+    run.allowed_questions(batch=False) == run.allowed_questions(batch=True) == 0
+    and run.stop_reason == "enough"
+  )
 
 
 def test_an_unreachable_server_ends_the_run_soon(start, serve, answers, questions):
   server = serve(answers, faults=Faults(unavailable=1.0, clears_after=10**6))
   run = start(questions, server)
-  assert "in a row came to nothing, the last one with: 503" in run.stopped
+  assert "in a row came to nothing, the last one with: 503" in run.stop_reason
   assert 20 <= run.unanswered <= 28 and not run.journal.answers and not run.journal.interrupted
 
 
@@ -238,7 +241,7 @@ def test_a_wrong_key_ends_the_run_at_once_and_is_not_told(start, serve, answers,
 def test_another_version_ends_the_run_unless_it_is_asked_for(start, serve, answers, questions):
   server = serve(answers, faults=Faults(other_version=0.3))
   run = start(questions, server)
-  assert "local-00" in run.stopped and "allow_mixed_versions" in run.stopped
+  assert "local-00" in run.stop_reason and "allow_mixed_versions" in run.stop_reason
   assert len(run.journal.answers) < SMALL
   chosen = start(questions, server, model_version="gemini-2.5-local-001")
   kept = {o.model_version for h in histories(chosen) for o in h.outcomes if o.accepted}
@@ -259,13 +262,13 @@ def test_a_question_that_is_refused_is_settled(start, serve, questions):
 
   server = serve(answer)
   run = start(questions, server)
-  assert "in a row came to nothing" in run.stopped and "too large a picture" in run.stopped
+  assert "in a row came to nothing" in run.stop_reason and "too large a picture" in run.stop_reason
   outcome = next(h.outcomes[0] for h in histories(run) if h.outcomes)
   assert [r.check for r in outcome.rejections] == ["refused"] and outcome.text is None
-  assert not run.ledger.spent_usd and not run.ledger.doubtful_usd
+  assert not run.ledger.spent_usd and not run.ledger.unconfirmed_usd
 
 
-PLAN = BatchPlan(questions=25, poll_s=0.0)
+PLAN = BatchSettings(questions=25, poll_s=0.0)
 
 
 def test_batches_find_what_single_questions_find(start, serve, answers, questions, tmp_path):
@@ -277,11 +280,11 @@ def test_batches_find_what_single_questions_find(start, serve, answers, question
   assert settled(run) == singly
   assert set(server.stats().jobs.values()) == {1} and len(server.stats().jobs) >= 5
   assert run.journal.lost and set(run.journal.jobs) == run.journal.ended
-  assert all(each.batch for each in run.journal.spent)
+  assert all(each.batch for each in run.journal.billed)
 
 
 def test_a_failed_batch_is_made_anew_under_another_name(start, serve, answers, questions, tmp_path):
-  whole = BatchPlan(questions=SMALL, poll_s=0.0)
+  whole = BatchSettings(questions=SMALL, poll_s=0.0)
   name = next(iter(start(questions, serve(answers), plan=whole).journal.jobs))
   (tmp_path / "journal").rename(tmp_path / "undisturbed")
   trouble = Faults(job_failed=0.3, job_expired=0.3)
@@ -304,7 +307,7 @@ def test_a_batch_that_was_cut_off_is_found_again_and_never_made_twice(
   target = {
     "before it is created": (GeminiBatches, "create"),
     "while it runs": (GeminiBatches, "poll"),
-    "among its results": (Journal, "reply"),
+    "among its results": (Journal, "add_reply"),
   }[moment]
   original, calls = getattr(*target), itertools.count(1)
 
@@ -320,7 +323,7 @@ def test_a_batch_that_was_cut_off_is_found_again_and_never_made_twice(
   assert len(settled(run)) == SMALL
   assert set(server.stats().jobs.values()) == {1} and set(server.stats().answers.values()) == {1}
   assert set(run.journal.jobs) == set(server.stats().jobs) == run.journal.ended
-  assert len(run.journal.spent) == len(run.journal.answers), "each answer is paid for once"
+  assert len(run.journal.billed) == len(run.journal.answers), "each answer is paid for once"
 
 
 def test_raw_replies_are_kept_and_read_again(start, serve, answers, questions, gemini, tmp_path):
