@@ -6,12 +6,21 @@ tiny   up to 144 tokens, enough for the chain of the tiny model
 
 from ml_collections import ConfigDict
 
+from .common import choose
+
 
 def get_config(preset: str) -> ConfigDict:
-  presets = {
-    "tiny": dict(max_new_tokens=144, max_patches=1024),
-    "8b": dict(max_new_tokens=1024, max_patches=4096),
-  }
-  if preset not in presets:
-    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
-  return ConfigDict(presets[preset])  # larger photographs are scaled down to max_patches
+  return choose(preset, {"tiny": tiny, "8b": qwen3_vl_8b})
+
+
+def tiny() -> ConfigDict:
+  return ConfigDict(
+    dict(
+      max_new_tokens=144,
+      max_patches=1024,  # larger photographs are scaled down to this
+    )
+  )
+
+
+def qwen3_vl_8b() -> ConfigDict:
+  return ConfigDict(dict(max_new_tokens=1024, max_patches=4096))

@@ -6,12 +6,11 @@ tiny   8,000 training scenes
 
 from ml_collections import ConfigDict, config_dict
 
+from .common import choose, data_parallel_mesh, fully_sharded_mesh
+
 
 def get_config(preset: str) -> ConfigDict:
-  presets = {"tiny": tiny, "8b": qwen3_vl_8b}
-  if preset not in presets:
-    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
-  return presets[preset]()
+  return choose(preset, {"tiny": tiny, "8b": qwen3_vl_8b})
 
 
 def tiny() -> ConfigDict:
@@ -26,7 +25,7 @@ def tiny() -> ConfigDict:
       limit=8000,  # > 0: only the first so many records
       batch_size=128,
       in_flight=2,  # batches answered at a time; on several devices one
-      mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
+      mesh=data_parallel_mesh(),
       prompt_tokens=64,
       patches=64,
       max_new_tokens=128,
@@ -48,7 +47,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.limit = 0
   config.batch_size = 64
   config.in_flight = 1
-  config.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
+  config.mesh = fully_sharded_mesh()
   config.prompt_tokens = 1280
   config.patches = 4096
   config.max_new_tokens = 1024

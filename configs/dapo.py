@@ -6,81 +6,52 @@ tiny   scenes, on top of the fine-tuned tiny model; minutes on two cores
 
 from ml_collections import ConfigDict, config_dict
 
+from .common import choose, data_parallel_mesh, fully_sharded_mesh, training
+
 
 def get_config(preset: str) -> ConfigDict:
-  presets = {"tiny": tiny, "8b": qwen3_vl_8b}
-  if preset not in presets:
-    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
-  return presets[preset]()
+  return choose(preset, {"tiny": tiny, "8b": qwen3_vl_8b})
 
 
 def tiny() -> ConfigDict:
-  return ConfigDict(
-    dict(
-      seed=0,
+  config = ConfigDict(
+    training()
+    | dict(
       checkpoint="runs/sft/export",  # Hugging Face folder of the policy to start from
       data=dict(
         records="runs/scenes/train.jsonl",
         images="runs/scenes/images",
         validation="runs/scenes/validation.jsonl",
-        evaluation="",  # file of records that may not be among them; scenes have none in common
+        evaluation="",  # file of records that must not be trained on; scenes share none
         max_bad_share=0.01,
-        prompt_tokens=64,  # every prompt is padded to this; longer ones are left out, and counted
+        prompt_tokens=64,  # every prompt is padded to this; longer ones are skipped and counted
         patches=64,  # patches of a prompt are padded to this
       ),
       steps=30,  # policy batches
       groups_per_batch=32,  # groups of a policy batch
       group_size=8,  # G, answers to each prompt
       rollout_batch_size=32,  # prompts drawn in a round of dynamic sampling
-      max_rollout_rounds=4,  # then the batch takes the groups that there are
+      max_rollout_rounds=4,  # after them the batch takes the groups that it has
       minibatches=4,  # updates on each batch
-      micro_batches=1,
       eps_low=0.2,
       eps_high=0.28,
       max_new_tokens=128,
       overlong_cache_tokens=8,
       temperature=1.0,
-      chunk_tokens=8192,  # of each answer, whose logits are held at once
-      # What the backward pass finds of each layer: "offload" (its input, in the host's memory), "full" (its input),
-      # "context" (and what attention makes), "attention" (and queries, keys, values), "dots" (and all products with
-      # weights), "none" (everything); the rest is computed again.
-      remat="dots",
-      dtype="float32",  # of the computation; weights and updates are float32
-      # Patterns of the paths of parameters that train; ("(text|head)/.*",) freezes the vision tower.
-      trainable=(".*",),
-      frozen_int8=False,  # hold the kernels that do not train in 8 bits, half of bfloat16
-      lora=dict(
-        rank=0,  # of pairs beside frozen kernels, with trainable=(".*/lora_[ab]",); 0: no pairs
-        alpha=32.0,  # their product counts alpha / rank times
-        # Patterns of the kernels that get a pair.
-        targets=("text/layers/(attention|mlp)/.*_proj/kernel",),
-      ),
-      mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
-      # The same devices while answers are sampled: weights are cut by heads and hidden units (tensor). Cut by width
-      # (fsdp), every token would gather the whole model.
-      sampling_mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
-      optimizer=dict(
-        # or "muon", which learns faster from scratch; "adafactor", which has next to no state, and no use for beta1,
-        # beta2 and eps
-        method="adamw",
-        moments="float32",  # as they are stored between updates; or "bfloat16", "float8"
-        learning_rate=3e-4,
-        schedule="cosine",
-        warmup_steps=8,
-        final_fraction=0.1,
-        beta1=0.9,
-        beta2=0.98,
-        eps=1e-8,
-        weight_decay=0.0,
-        clip_norm=1.0,
-      ),
+      # Mesh of the same devices while answers are sampled: weights are cut by heads and hidden units (tensor). Cut by
+      # width (fsdp), every token would gather the whole model.
+      sampling_mesh=data_parallel_mesh(),
       validate_steps=10,  # batches between measurements on the validation split
       validate_prompts=256,
       validate_batch=256,
       checkpoint_steps=5,  # rounds and updates between checkpoints
-      max_to_keep=1,
     )
   )
+  config.optimizer.learning_rate = 3e-4
+  config.optimizer.warmup_steps = 8
+  config.optimizer.final_fraction = 0.1
+  config.optimizer.weight_decay = 0.0
+  return config
 
 
 def qwen3_vl_8b() -> ConfigDict:
@@ -93,7 +64,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.steps = 150
   config.groups_per_batch = 512
   config.group_size = 16
-  config.rollout_batch_size = 64  # as many as 32 chips of v5e have room for, beside what they train
+  config.rollout_batch_size = 64  # as many as fit on 32 chips of v5e besides the training state
   config.max_rollout_rounds = 80
   config.minibatches = 16
   config.micro_batches = 8
@@ -102,7 +73,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.chunk_tokens = 64
   config.remat = "full"
   config.dtype = "bfloat16"
-  config.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
+  config.mesh = fully_sharded_mesh()
   config.sampling_mesh = dict(slice=1, data=-1, fsdp=1, tensor=8)
   config.optimizer.learning_rate = 1e-6
   config.optimizer.schedule = "constant"

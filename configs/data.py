@@ -7,12 +7,11 @@ zeroshot   VSR's zero-shot split
 
 from ml_collections import ConfigDict, config_dict
 
+from .common import choose
+
 
 def get_config(preset: str) -> ConfigDict:
-  presets = {"tiny": tiny, "8b": random, "zeroshot": zeroshot}
-  if preset not in presets:
-    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
-  return presets[preset]()
+  return choose(preset, {"tiny": tiny, "8b": random, "zeroshot": zeroshot})
 
 
 def tiny() -> ConfigDict:

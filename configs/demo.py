@@ -1,31 +1,35 @@
 """The whole method at tiny scale: every row of the result table, from one command.
 
 tiny   about 13 minutes on two cores
+
+There is no 8b preset: the steps of an 8B run are the other commands.
 """
 
 from ml_collections import ConfigDict
 
+from .common import choose
+
 
 def get_config(preset: str) -> ConfigDict:
-  if preset != "tiny":
-    raise ValueError(
-      f"no preset {preset!r}; there is tiny (the steps of the 8B run are the other commands)"
-    )
+  return choose(preset, {"tiny": tiny})
+
+
+def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
       seed=0,
       base="spatial_vlm/assets/tiny_base",
       training_scenes=8000,  # labels for DAPO
-      chains=4000,  # of them, with a written chain for SFT
+      chains=4000,  # training scenes with a written chain, for SFT
       validation_scenes=1000,
       test_scenes=4000,
       sft_epochs=3,
       dapo_steps=30,
       behavior_scenes=8000,  # answered in full by the aligned policy, to extract behaviors from
-      min_support=5,  # of its correct chains must agree on a procedure
+      min_support=5,  # correct chains that must agree on a procedure
       reuse_epochs=2,
       timed_questions=32,
       scenes_shown=12,
-      stages_at_once=2,  # that do not read each other's files: one keeps less than two cores busy
+      stages_at_once=2,  # stages that run at the same time; one alone does not keep two cores busy
     )
   )

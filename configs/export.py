@@ -6,15 +6,25 @@ tiny   as it was trained, bit for bit
 
 from ml_collections import ConfigDict
 
+from .common import choose
+
 
 def get_config(preset: str) -> ConfigDict:
-  if preset not in ("tiny", "8b"):
-    raise ValueError(f"no preset {preset!r}; there are tiny, 8b")
+  return choose(preset, {"tiny": tiny, "8b": qwen3_vl_8b})
+
+
+def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
       run="runs/dapo",  # workdir of `sft` or `dapo`
-      dtype="bfloat16" if preset == "8b" else "float32",
-      adapter=False,  # of a run that trains low-rank pairs: write them alone, as PEFT reads them
-      max_file_bytes=5_000_000_000,  # a larger checkpoint is cut into several files
+      dtype="float32",
+      adapter=False,  # for a run that trains LoRA: write the adapter alone, as PEFT reads it
+      max_file_bytes=5_000_000_000,  # a larger checkpoint is split into several files
     )
   )
+
+
+def qwen3_vl_8b() -> ConfigDict:
+  config = tiny()
+  config.dtype = "bfloat16"
+  return config

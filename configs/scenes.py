@@ -6,12 +6,11 @@ tiny   64 × 64 pixels, for the tiny model: the data of the demo
 
 from ml_collections import ConfigDict
 
+from .common import choose
+
 
 def get_config(preset: str) -> ConfigDict:
-  presets = {"tiny": tiny, "8b": qwen3_vl_8b}
-  if preset not in presets:
-    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
-  return presets[preset]()
+  return choose(preset, {"tiny": tiny, "8b": qwen3_vl_8b})
 
 
 def tiny() -> ConfigDict:

@@ -9,80 +9,49 @@ pretrain   makes the tiny base: captioning and grounding, no true/false question
 
 from ml_collections import ConfigDict, config_dict
 
+from .common import choose, fully_sharded_mesh, training
+
 
 def get_config(preset: str) -> ConfigDict:
-  presets = {
-    "tiny": tiny,
-    "direct": direct,
-    "reuse": reuse,
-    "pretrain": pretrain,
-    "8b": qwen3_vl_8b,
-  }
-  if preset not in presets:
-    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
-  return presets[preset]()
+  return choose(
+    preset,
+    {
+      "tiny": tiny,
+      "direct": direct,
+      "reuse": reuse,
+      "pretrain": pretrain,
+      "8b": qwen3_vl_8b,
+    },
+  )
 
 
 def tiny() -> ConfigDict:
   return ConfigDict(
-    dict(
-      seed=0,
+    training()
+    | dict(
       checkpoint="spatial_vlm/assets/tiny_base",  # Hugging Face folder: weights, tokenizer, processor
-      from_scratch=False,  # keep only the architecture of `checkpoint`, draw the weights
+      from_scratch=False,  # keep only the architecture of `checkpoint` and draw the weights
       data=dict(
         conversations="runs/scenes/chains.jsonl",  # lines of {image, question, answer}
         images="runs/scenes/images",
-        evaluation="",  # file of records that may not be asked about; scenes have none in common
-        mix=(),  # further (conversations, images, weight): so many of them for one of `conversations`
+        evaluation="",  # file of records that must not be trained on; scenes share none
+        mix=(),  # further (conversations, images, weight): `weight` of them for one of `conversations`
         max_bad_share=0.01,  # stop when more than this share of the records is broken
         batching="shuffled",  # or "bucketed": batches of similar size; "packed": several records a row
-        # Tokens and patches that rows are padded to. Each is a program to compile; what fits in none is left out.
+        # Padded row shapes (tokens, patches). Each compiles separately; larger conversations are skipped and counted.
         shapes=((88, 64), (176, 64), (192, 64)),
-        pretrain=dict(  # pictures to caption and ground, drawn on the way, instead of files
-          scenes=(),  # pictures of each stage, in their order: few objects first, or seeing is learnt late
-          objects=(),  # most objects of a picture in each stage
-          requests=3,  # to locate or name an object, on each picture
-          list_share=0.6,  # of the pictures whose objects are listed
+        pretrain=dict(  # images to caption and ground, drawn during training instead of read from files
+          scenes=(),  # images of each stage, in order: few objects first, or seeing is learnt late
+          objects=(),  # most objects of an image in each stage
+          requests=3,  # questions per image that locate or name an object
+          list_share=0.6,  # share of the images whose objects are listed
         ),
-        workers=0,  # threads that read and encode; several for large photographs
+        workers=0,  # threads that read and encode; give several for large photographs
       ),
       epochs=3,
       batch_size=8,
-      micro_batches=1,
-      chunk_tokens=8192,  # positions whose logits are held at once
-      # What the backward pass finds of each layer: "offload" (its input, in the host's memory), "full" (its input),
-      # "context" (and what attention makes), "attention" (and queries, keys, values), "dots" (and all products with
-      # weights), "none" (everything); the rest is computed again.
-      remat="dots",
-      dtype="float32",  # of the computation; weights and updates are float32
-      # Patterns of the paths of parameters that train; ("(text|head)/.*",) freezes the vision tower.
-      trainable=(".*",),
-      frozen_int8=False,  # hold the kernels that do not train in 8 bits, half of bfloat16
-      lora=dict(
-        rank=0,  # of pairs beside frozen kernels, with trainable=(".*/lora_[ab]",); 0: no pairs
-        alpha=32.0,  # their product counts alpha / rank times
-        # Patterns of the kernels that get a pair.
-        targets=("text/layers/(attention|mlp)/.*_proj/kernel",),
-      ),
-      mesh=dict(slice=1, data=-1, fsdp=1, tensor=1),
-      optimizer=dict(
-        # or "muon", which learns faster from scratch; "adafactor", which has next to no state, and no use for beta1,
-        # beta2 and eps
-        method="adamw",
-        moments="float32",  # as they are stored between updates; or "bfloat16", "float8"
-        learning_rate=2e-3,
-        schedule="cosine",
-        warmup_steps=20,
-        final_fraction=0.05,
-        beta1=0.9,
-        beta2=0.98,
-        eps=1e-8,
-        weight_decay=0.01,
-        clip_norm=1.0,
-      ),
       log_steps=10,
       checkpoint_steps=100,
-      max_to_keep=1,
     )
   )
 
@@ -98,7 +67,7 @@ def reuse() -> ConfigDict:
   config = tiny()
   config.checkpoint = "runs/dapo/export"
   config.data.conversations = "runs/behaviors/conversations.jsonl"
-  config.data.batching = "bucketed"  # short answers beside full ones
+  config.data.batching = "bucketed"  # short answers and full ones
   config.epochs = 1
   config.optimizer.learning_rate = 1e-3
   return config
@@ -128,15 +97,15 @@ def qwen3_vl_8b() -> ConfigDict:
   config.data.images = config_dict.required_placeholder(str)
   config.data.evaluation = config_dict.required_placeholder(str)
   config.data.batching = "packed"
-  # Three pictures of 640×480 with their chains, in a multiple of 128 patches. As many patches for each token as there
-  # are in the data: the scarcer of the two fills the rows, and all that is left of the other is padding.
+  # Three images of 640×480 with their chains, in a multiple of 128 patches. The ratio of patches to tokens is that of
+  # the data: the scarcer of the two fills the rows, and what remains of the other is padding.
   config.data.shapes = ((2048, 3712),)
   config.data.workers = 4
   config.batch_size = 32  # a row for each of 32 chips
   config.chunk_tokens = 1024
   config.remat = "full"
   config.dtype = "bfloat16"
-  config.mesh = dict(slice=1, data=1, fsdp=-1, tensor=1)
+  config.mesh = fully_sharded_mesh()
   config.optimizer.learning_rate = 1e-5
   config.optimizer.warmup_steps = 30
   config.optimizer.final_fraction = 0.1
@@ -148,5 +117,5 @@ def qwen3_vl_8b() -> ConfigDict:
 
 
 def token_shapes(step: int, most: int) -> tuple[tuple[int, int], ...]:
-  """Multiples of `step` tokens, each with the 64 patches of a rendered scene."""
+  """Returns row shapes of multiples of `step` tokens, each with the 64 patches of a rendered scene."""
   return tuple((tokens, 64) for tokens in range(step, most + 1, step))

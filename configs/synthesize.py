@@ -8,12 +8,11 @@ self    as 8b, written by a fine-tuned policy of this project (rejection samplin
 
 from ml_collections import ConfigDict, config_dict
 
+from .common import choose
+
 
 def get_config(preset: str) -> ConfigDict:
-  presets = {"tiny": tiny, "8b": gemini, "vllm": vllm, "self": policy}
-  if preset not in presets:
-    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
-  return presets[preset]()
+  return choose(preset, {"tiny": tiny, "8b": gemini, "vllm": vllm, "self": policy})
 
 
 def tiny() -> ConfigDict:

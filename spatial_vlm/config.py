@@ -1,8 +1,8 @@
-"""Configurations: plain data from `FILE:preset`, changed leaf by leaf, checked at the door.
+"""Configurations: plain data from `FILE:preset`, overridden leaf by leaf and checked when loaded.
 
-A config file is a Python file with `get_config(preset) -> ConfigDict`. It stands apart from the package and is
-imported by its path. Its leaves are numbers, booleans, strings and tuples; a leaf that may be empty is
-`ml_collections.config_dict.placeholder(type)`, one that the user has to give is `required_placeholder(type)`.
+A config file is a Python file with `get_config(preset) -> ConfigDict`. It is not part of the package: `load` imports it
+by its path. Its leaves are numbers, booleans, strings and tuples. An optional leaf is
+`ml_collections.config_dict.placeholder(type)`; a leaf that the user must give is `required_placeholder(type)`.
 
 >>> config = load("configs/sft.py:tiny", ["--config.seed=7"])         # doctest: +SKIP
 >>> config.seed                                                       # doctest: +SKIP
@@ -10,22 +10,26 @@ imported by its path. Its leaves are numbers, booleans, strings and tuples; a le
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import fnmatch
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import logging
 import operator
+import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Collection, Iterable, Sequence
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +38,22 @@ from ml_collections import config_dict
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 CONFIG_ROOTS = (PACKAGE_FOLDER.parent, Path(sysconfig.get_path("data"), "share", "spatial-vlm"))
-"""Where `configs/` is looked for after the current folder: the checkout, then what pip installed."""
+"""Folders searched for `configs/` after the current folder: the checkout, then the data of the installed package."""
 LIBRARIES = (
   "spatial-vlm jax jaxlib flax optax orbax-checkpoint grain transformers tokenizers ml-collections numpy scann"
 ).split()
 LEAF_TYPES = (bool, int, float, str, tuple)
+RENAMED_LEAVES = {
+  "data.arrangement": "data.batching",
+  "keep_checkpoints": "max_to_keep",
+  "max_rounds": "max_rollout_rounds",
+  "max_tokens": "max_new_tokens",
+  "prompts": "groups_per_batch",
+  "round_prompts": "rollout_batch_size",
+  "samples": "group_size",
+  "similarity_floor": "min_similarity",
+}
+"""Former names of leaves and their names now, for the error that an old name raises."""
 
 _SECRET = re.compile(
   r"api_?key|secret|password|credential|(access|auth|bearer)_token", re.IGNORECASE
@@ -48,15 +63,15 @@ log = logging.getLogger(__name__)
 
 
 class UsageError(ValueError):
-  """An error that its user can mend: the command line shows the message alone, without a traceback."""
+  """An error that the user can correct: the command line shows the message without a traceback."""
 
 
 class UsageErrorOfAll(UsageError):
-  """One that all processes of a run raise, where there are several: the first shows it."""
+  """A UsageError that every process of a run raises; process 0 shows it."""
 
 
 class Config(config_dict.ConfigDict):
-  """A ConfigDict that remembers which of its leaves were read (see `unread`)."""
+  """A ConfigDict that records which of its leaves were read (see `unread`)."""
 
   def __init__(self, fields: config_dict.ConfigDict | None = None):
     super().__init__(convert_dict=False)
@@ -71,14 +86,17 @@ class Config(config_dict.ConfigDict):
 
 
 def load(spec: str, overrides: Sequence[str] = (), complete: bool = True) -> Config:
-  """Reads `FILE:preset` and applies overrides of the form `--config.leaf.path=value`.
+  """Returns the config of `FILE:preset` with overrides of the form `--config.leaf.path=value`.
 
-  A value is read as the type of the leaf's default: `3`, `1e-4`, `true`, `text`, `(1, 2)`; `none` empties a
-  placeholder. Without `complete`, required leaves that have no value are empty: "" or 0.
+  A value is read as the type of the leaf's default: `3`, `1e-4`, `true`, `text`, `(1, 2)`; `none` empties an
+  optional leaf.
+
+  Args:
+    complete: require a value for every required leaf. If False, required leaves without a value become "" or 0.
 
   Raises:
-    UsageError: file, preset or leaf does not exist, a value has another type, or required leaves are empty (all
-      of them are named).
+    UsageError: the file, preset or leaf does not exist, a value has the wrong type, or required leaves have no value
+      (the message names all of them).
   """
   config = read_preset(spec)
   for override in overrides:
@@ -96,33 +114,61 @@ def load(spec: str, overrides: Sequence[str] = (), complete: bool = True) -> Con
 
 
 def read_preset(spec: str) -> config_dict.ConfigDict:
-  """What `get_config(preset)` of the file returns, required leaves possibly empty."""
+  """Returns `get_config(preset)` of the file; required leaves may have no value."""
   file, colon, preset = spec.rpartition(":")
   if not colon or not file.endswith(".py"):
     raise UsageError(
       f"--config is {spec!r}, but has the form FILE.py:PRESET, e.g. configs/sft.py:tiny"
     )
   path = _find(file)
-  module_spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-  assert module_spec and module_spec.loader
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise UsageError(f"{path} is no config file: it defines no get_config(preset)")
-  try:
-    config = module.get_config(preset)
-  except ValueError as error:
-    raise UsageError(f"{path}: {error}") from error
+  with _imported(path) as module:
+    if not hasattr(module, "get_config"):
+      raise UsageError(f"{path} is not a config file: it does not define get_config(preset)")
+    try:
+      config = module.get_config(preset)
+    except ValueError as error:
+      raise UsageError(f"{path}: {error}") from error
   _check_leaves(config, path)
   return config
 
 
+@contextlib.contextmanager
+def _imported(path: Path) -> Iterator[types.ModuleType]:
+  """Imports a config file as a member of a temporary package.
+
+  The package spans the file's own folder and the project's `configs/`, so that `from .common import …` finds the
+  project's `common.py` unless the file has one next to it. The package exists for this import alone: another config
+  file of the same name, or a changed `common.py`, is never confused with it.
+  """
+  package = types.ModuleType(f"_configs_{next(_IMPORTS)}")
+  package.__path__ = [os.fspath(folder) for folder in (path.parent, *_config_folders())]
+  name = f"{package.__name__}.{path.stem}"
+  module_spec = importlib.util.spec_from_file_location(name, path)
+  assert module_spec and module_spec.loader
+  module = importlib.util.module_from_spec(module_spec)
+  sys.modules |= {package.__name__: package, name: module}
+  try:
+    module_spec.loader.exec_module(module)
+    yield module
+  finally:
+    for member in [other for other in sys.modules if other.startswith(f"{package.__name__}.")]:
+      del sys.modules[member]
+    del sys.modules[package.__name__]
+
+
+_IMPORTS = itertools.count()
+
+
+def _config_folders() -> list[Path]:
+  return [root / "configs" for root in CONFIG_ROOTS]
+
+
 REQUIRED = object()
-"""Stands in `leaves` for a required placeholder that has no value yet."""
+"""The value, in `leaves`, of a required leaf that has no value yet."""
 
 
 def leaves(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
-  """Dotted names and values of all leaves, sorted; does not count as reading them."""
+  """Returns dotted names and values of all leaves, sorted, without marking them as read."""
   found = {}
   for name, value in config.items(preserve_field_references=True):
     if isinstance(value, config_dict.FieldReference):
@@ -135,10 +181,10 @@ def leaves(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def unread(config: Config, prefix: str = "") -> list[str]:
-  """Dotted names of the leaves which no code has read since `load`: a leaf without a reader is a dead option.
+  """Returns dotted names of the leaves that no code has read since `load`: an unread leaf is a dead option.
 
-  `config.a.b`, `config["a"]["b"]` and `f(**config.a)` count as reading, and so does `config.a.to_dict()`; `leaves`,
-  comparing and `snapshot` do not.
+  `config.a.b`, `config["a"]["b"]`, `f(**config.a)` and `config.a.to_dict()` count as reading; `leaves`, comparisons
+  and `snapshot` do not.
   """
   names = []
   for name, value in config.items(preserve_field_references=True):
@@ -149,18 +195,37 @@ def unread(config: Config, prefix: str = "") -> list[str]:
   return names
 
 
-def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()) -> None:
-  """Writes `config.json` at the first start in `workdir`; at later starts makes sure that the config is the same.
+def settings_from(settings: type, config: Config, **known: object) -> Any:
+  """Builds a frozen dataclass from the leaves of the same names.
 
-  Beside the config, the file tells the command line, the versions of the libraries and the commit.
+  Args:
+    settings: the dataclass.
+    config: the group that holds the leaves.
+    known: fields that are given by the caller instead of read from the config.
+  """
+  names = {field.name for field in dataclasses.fields(settings)} - known.keys()
+  return settings(**{name: config[name] for name in names}, **known)
+
+
+def check_positive(config: Config, *names: str) -> None:
+  """Raises UsageError unless each of these leaves is at least 1."""
+  for name in names:
+    if config[name] < 1:
+      raise UsageError(f"{name} is {config[name]}; it must be at least 1")
+
+
+def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()) -> None:
+  """Writes `config.json` at the first start in `workdir`; at later starts checks that the config is the same.
+
+  The file also holds the command line, the versions of the libraries and the commit.
 
   Args:
     config: from `load`.
-    workdir: made if it is missing.
+    workdir: created if it is missing.
     harmless: patterns (`log_*`, `*.workers`) of leaves that may change between two starts of one run.
 
   Raises:
-    UsageError: the run in `workdir` was started with other values; all differences are named.
+    UsageError: the run in `workdir` was started with other values; the message lists all differences.
   """
   given = json.loads(json.dumps(leaves(config)))
   path = workdir / "config.json"
@@ -180,15 +245,14 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
     raise UsageError(
       f"{workdir} holds a run with another config:\n"
       + "\n".join(changes)
-      + "\nGive the values it was "
-      "started with to go on with it, or another --workdir to start anew."
+      + "\nGive the values that it was started with to continue it, or another --workdir to start a new run."
     )
   if stored["versions"] != (now := versions()):
     log.warning("%s was started with other versions: %s, now %s", workdir, stored["versions"], now)
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-  """Words of `known` that `word` may stand for, as the end of a message.
+  """Returns the end of an error message: the known words closest to `word`, or all of them.
 
   >>> closest("stebs", ["steps", "seed"])
   '; did you mean steps?'
@@ -213,7 +277,9 @@ def _find(file: str) -> Path:
   hint = (
     closest(Path(file).name, sorted(path.name for path in folder.glob("*.py"))) if folder else ""
   )
-  raise UsageError(f"config file {file} was not found, neither here nor in the project{hint}")
+  raise UsageError(
+    f"config file {file} was not found, neither in this folder nor in the project{hint}"
+  )
 
 
 def _check_leaves(config: config_dict.ConfigDict, path: Path) -> None:
@@ -244,7 +310,7 @@ def _override(config: config_dict.ConfigDict, override: str, spec: str) -> None:
   if name not in known:
     if inside := [other for other in known if other.startswith(f"{name}.")]:
       raise UsageError(f"--config.{name} is a group; its leaves are {', '.join(inside)}")
-    raise UsageError(f"{spec} has no leaf {name}{closest(name, known)}")
+    raise UsageError(f"{spec} has no leaf {name}{_now_called(name, known)}")
   group, leaf, field = _field(config, name)
   is_placeholder = isinstance(field, config_dict.FieldReference)
   leaf_type = field.get_type() if is_placeholder else type(field)
@@ -260,8 +326,14 @@ def _override(config: config_dict.ConfigDict, override: str, spec: str) -> None:
     raise UsageError(f"--config.{name}={text}: expected {leaf_type.__name__}{example}") from error
 
 
+def _now_called(name: str, known: Collection[str]) -> str:
+  """Returns the end of the message about an unknown leaf: its new name if it was renamed, else the closest ones."""
+  new_name = RENAMED_LEAVES.get(name)
+  return f"; it is now called {new_name}" if new_name in known else closest(name, known)
+
+
 def _field(config: config_dict.ConfigDict, name: str) -> tuple[Any, str, Any]:
-  """The group that a leaf stands in, its name there, and its value or placeholder."""
+  """Returns the group that holds a leaf, its name in the group, and its value or placeholder."""
   *groups, leaf = name.split(".")
   group = functools.reduce(operator.getitem, groups, config)
   return group, leaf, dict(group.items(preserve_field_references=True))[leaf]
@@ -294,7 +366,7 @@ _READERS: dict[type, Callable[[str, Any], Any]] = {
 
 
 def _read_json(path: epath.Path) -> dict[str, Any] | None:
-  """None when there is no file, or only the beginning of one: the start that wrote it was killed at once."""
+  """Returns None if the file is missing or incomplete, as when the start that wrote it was killed."""
   try:
     return json.loads(path.read_text())
   except (FileNotFoundError, json.JSONDecodeError):
@@ -311,7 +383,7 @@ def _describe(config: Config) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-  """Versions of Python and of the libraries that results depend on, those that are installed."""
+  """Returns the versions of Python and of the installed libraries that results depend on."""
   installed = {"python": platform.python_version()}
   for name in LIBRARIES:
     try:
@@ -345,16 +417,3 @@ def _commit() -> str | None:
 
 def _show(values: dict[str, Any], name: str) -> str:
   return json.dumps(values[name]) if name in values else "(absent)"
-
-
-def settings_from(settings: type, config: Config, **known: object) -> Any:
-  """The frozen dataclass `settings`, its fields read from the leaves of the same name, but for those that are known."""
-  names = {field.name for field in dataclasses.fields(settings)} - known.keys()
-  return settings(**{name: config[name] for name in names}, **known)
-
-
-def check_positive(config: Config, *names: str) -> None:
-  """Raises UsageError unless all these leaves are at least 1."""
-  for name in names:
-    if config[name] < 1:
-      raise UsageError(f"{name} is {config[name]}; it must be at least 1")

@@ -35,6 +35,11 @@ def _add(name: str, a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Arr
   return (jnp.maximum(a[0], b[0]) if name.endswith("_max") else a[0] + b[0]), a[1] + b[1]
 
 
+def zeros(sums: Sums) -> Sums:
+  """Sums of nothing, with the names and types of `sums` (arrays or shapes)."""
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+
+
 def means(sums: Sums) -> dict[str, float]:
   """sum / count, or the maximum, as floats; a name that counted nothing has no mean and is left out.
 

@@ -5,6 +5,8 @@ import copy
 import doctest
 import json
 import logging
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from etils import epath
 
 from spatial_vlm import config as config_lib
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted({*FOLDER.glob("*.py")} - {FOLDER / "common.py"})
 
 FILE = """
 from ml_collections import config_dict
@@ -134,7 +137,7 @@ def test_config_is_locked(spec):
     ("folder/some.py:tiny", "folder/some.py was not found"),
     ("som.py:tiny", "som.py was not found.*did you mean some.py"),
     ("some.py:huge", "unknown preset 'huge'; there are tiny, 8b"),
-    ("empty.py:tiny", "defines no get_config"),
+    ("empty.py:tiny", "does not define get_config"),
     ("list.py:tiny", "leaf a.b is a list; a leaf is one of bool, int"),
     ("secret.py:tiny", "secrets are given in the environment"),
   ],
@@ -238,7 +241,56 @@ def test_presets_of_the_project(path):
     )
   with pytest.raises(config_lib.UsageError, match="no-such-preset.*tiny"):
     config_lib.read_preset(f"{path}:no-such-preset")
-  imported = [
-    node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
-  ]
-  assert all(node.module and node.module.startswith("ml_collections") for node in imported)
+  nodes = [*ast.walk(ast.parse(path.read_text()))]
+  assert not any(isinstance(node, ast.Import) for node in nodes)
+  imported = {(node.level, node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+  assert imported == {(0, "ml_collections"), (1, "common")}
+
+
+COPY = """
+from ml_collections import ConfigDict
+from .common import choose, training
+
+def get_config(preset):
+  return choose(preset, {"tiny": lambda: ConfigDict(training())})
+"""
+
+
+def test_a_config_file_elsewhere_finds_the_common_parts(tmp_path, monkeypatch):
+  (tmp_path / "own.py").write_text(COPY)
+  modules = {*sys.modules}
+  assert config_lib.load(f"{tmp_path}/own.py:tiny").optimizer.method == "adamw"
+  assert {*sys.modules} - modules == set(), "nothing of an import stays"
+  # A pip install holds the same folder elsewhere, and no checkout.
+  shutil.copytree(FOLDER, tmp_path / "share" / "configs")
+  monkeypatch.setattr(config_lib, "CONFIG_ROOTS", (tmp_path / "share",))
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.load("configs/sft.py:tiny").optimizer.method == "adamw"
+  with pytest.raises(config_lib.UsageError, match="no preset 'huge'; there are tiny"):
+    config_lib.load("own.py:huge")
+
+
+def test_common_parts_next_to_a_config_file_come_first(tmp_path):
+  for number in (1, 2):
+    folder = tmp_path / str(number)
+    folder.mkdir()
+    (folder / "own.py").write_text(COPY)
+    (folder / "common.py").write_text(
+      f"choose = lambda preset, presets: presets[preset]()\ntraining = lambda: dict(seed={number})"
+    )
+  seeds = [config_lib.load(f"{tmp_path}/{number}/own.py:tiny").seed for number in (1, 2, 1)]
+  assert seeds == [1, 2, 1]
+
+
+def test_an_old_leaf_names_the_new_one():
+  for old, new in config_lib.RENAMED_LEAVES.items():
+    (spec,) = [
+      f"{path}:tiny"
+      for path in CONFIGS
+      if path.stem
+      == ("behaviors" if new == "min_similarity" else "sft" if "data." in new else "dapo")
+    ]
+    with pytest.raises(config_lib.UsageError, match=f"no leaf {old}; it is now called {new}$"):
+      config_lib.load(spec, [f"{old}=3"])
+  with pytest.raises(config_lib.UsageError, match="no leaf samples; there are"):
+    config_lib.load(f"{FOLDER}/export.py:tiny", ["samples=3"])

@@ -34,12 +34,8 @@ from spatial_vlm.inference.questions import plain_question
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.parameters.partition import subset_from_config
 from spatial_vlm.processor.tokenizer import token_bytes
-from spatial_vlm.rewards.verdict_automaton import (
-  VerdictAutomaton,
-  compile_automaton,
-  is_correct,
-  verdicts,
-)
+from spatial_vlm.rewards.accuracy import is_correct
+from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton, compile_automaton, verdicts
 from spatial_vlm.train import policy_optimization
 from spatial_vlm.train.policy_optimization import check
 from spatial_vlm.train.run import (

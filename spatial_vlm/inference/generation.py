@@ -39,11 +39,13 @@ def greedy(
     jax.random.key(0),  # a greedy choice draws nothing
     policy.forbidden_tokens,
     model=policy.model,
-    group_size=1,
-    max_new_tokens=max_new_tokens,
-    temperature=0.0,
-    eos=policy.special.eos,
-    pad=policy.special.pad,
+    sampling=sampler.SamplingSettings(
+      group_size=1,
+      max_new_tokens=max_new_tokens,
+      temperature=0.0,
+      eos=policy.special.eos,
+      pad=policy.special.pad,
+    ),
   )
 
 

@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 from spatial_vlm.objectives.vocabulary import (
   Axes,
   log_partition,
-  picked,
+  sharded_scores,
   shifted,
-  with_param_shardings,
+  target_values,
 )
 
 CHUNKS = "chunks"
@@ -37,7 +37,7 @@ def token_cross_entropy(
   """
   inputs = (hidden[:, :-1], tokens[:, 1:], targets[:, 1:])
   count = jnp.sum(targets[:, 1:], dtype=jnp.int32)
-  losses = with_param_shardings(functools.partial(_loss_of_rows, chunk=chunk), (unembed,), *inputs)
+  losses = sharded_scores(functools.partial(_loss_of_rows, chunk=chunk), (unembed,), *inputs)
   return jnp.sum(losses), count
 
 
@@ -77,5 +77,5 @@ def _loss(
 ) -> Float[Array, "B"]:
   logits = jnp.einsum("bcd,dv->bcv", hidden, unembed, preferred_element_type=jnp.float32)
   scores = shifted(logits, axes)
-  losses = log_partition(scores, axes) - picked(scores, tokens, axes)
+  losses = log_partition(scores, axes) - target_values(scores, tokens, axes)
   return jnp.sum(jnp.where(targets, losses, 0.0), axis=-1)

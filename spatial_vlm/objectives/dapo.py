@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm.metrics import Sums
+from spatial_vlm.objectives.policy_terms import log_ratio
 
 
 def dapo_objective(
@@ -20,28 +21,10 @@ def dapo_objective(
   adding up micro-batches and devices. Eq. 8 normalises per group; here, as in verl and TRL, over
   the mini-batch.
   """
-  r = jnp.exp(_log_ratio(logp, logp_old, mask))
+  r = jnp.exp(log_ratio(logp, logp_old, mask))
   A = advantage[:, None]
   gain = jnp.minimum(r * A, jnp.clip(r, 1 - eps_low, 1 + eps_high) * A)
   return jnp.sum(jnp.where(mask, gain, 0.0)), jnp.sum(mask, dtype=jnp.int32)
-
-
-def overlong_penalty(
-  length_tokens: Int[Array, "..."], max_tokens: int, cache_tokens: int
-) -> Float[Array, "..."]:
-  """R_length(y), added to the reward      (soft overlong punishment; DAPO, Eq. 13)
-
-    0                                     |y| ≤ L_max − L_cache
-    ((L_max − L_cache) − |y|) / L_cache   L_max − L_cache < |y| ≤ L_max
-    −1                                    L_max < |y|
-
-  >>> overlong_penalty(jnp.array([80, 90, 100, 101]), 100, 20).tolist()
-  [0.0, -0.5, -1.0, -1.0]
-  """
-  free = max_tokens - cache_tokens
-  soft = (free - length_tokens) / jnp.maximum(cache_tokens, 1)
-  penalty = jnp.where(length_tokens <= max_tokens, soft, -1.0)
-  return jnp.where(length_tokens <= free, 0.0, penalty)
 
 
 def dapo_statistics(
@@ -65,7 +48,7 @@ def dapo_statistics(
   | prob           | π_θ of the sampled tokens                                                  |
   | entropy        | `entropy`, nats                                                            |
   """
-  log_r = _log_ratio(logp, logp_old, mask)
+  log_r = log_ratio(logp, logp_old, mask)
   r = jnp.exp(log_r)
   prob = jnp.exp(jnp.where(mask, logp, -jnp.inf))
   A = advantage[:, None]
@@ -85,10 +68,3 @@ def dapo_statistics(
     "prob": over(mask, prob),
     "entropy": over(mask, entropy),
   }
-
-
-def _log_ratio(
-  logp: Float[Array, "B T"], logp_old: Float[Array, "B T"], mask: Bool[Array, "B T"]
-) -> Float[Array, "B T"]:
-  """log r = log π_θ − log π_old; 0 outside `mask`, where both may be −inf (banned ids at padding)."""
-  return jnp.where(mask, logp - logp_old, 0.0)

@@ -14,9 +14,9 @@ from spatial_vlm.objectives.cross_entropy import CHUNKS, cut
 from spatial_vlm.objectives.vocabulary import (
   Axes,
   log_partition,
-  picked,
+  sharded_scores,
   shifted,
-  with_param_shardings,
+  target_values,
 )
 
 
@@ -47,7 +47,7 @@ def token_logprobs(
   if temperature <= 0:
     raise ValueError(f"temperature is {temperature}; log-probabilities need one above 0")
   score = functools.partial(_logprobs_of_rows, temperature=temperature, chunk=chunk)
-  scores = with_param_shardings(score, (unembed, forbidden_tokens), hidden[:, :-1], tokens[:, 1:])
+  scores = sharded_scores(score, (unembed, forbidden_tokens), hidden[:, :-1], tokens[:, 1:])
   logp, entropy = (jnp.pad(x, ((0, 0), (1, 0))) for x in scores)
   return logp, entropy
 
@@ -86,4 +86,4 @@ def _logprobs(
   logp = scores - log_partition(scores, axes)[..., None]
   # p · log p → 0 as p → 0, but 0 · −inf is NaN, in the value as in the gradient.
   entropy = -jnp.sum(jnp.exp(logp) * jnp.where(forbidden_tokens, 0.0, logp), axis=-1)
-  return picked(logp, tokens, axes), jax.lax.psum(entropy, axes)
+  return target_values(logp, tokens, axes), jax.lax.psum(entropy, axes)

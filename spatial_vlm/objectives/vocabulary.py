@@ -30,7 +30,7 @@ def log_partition(logits: Float[Array, "... V"], axes: Axes) -> Float[Array, "..
   return jnp.log(jax.lax.psum(jnp.sum(jnp.exp(logits), axis=-1), axes))
 
 
-def picked(
+def target_values(
   values: Float[Array, "... V"], tokens: Int[Array, "..."], axes: Axes
 ) -> Float[Array, "..."]:
   """The value of each token, from the device that holds it."""
@@ -40,24 +40,24 @@ def picked(
   return jax.lax.psum(jnp.where((own >= 0) & (own < size), value, 0.0), axes)
 
 
-def with_param_shardings(score: Callable[..., Any], words: tuple[Array, ...], *rows: Array) -> Any:
-  """`score(*words, *rows, axes=…)` on each device's part of the mesh that `jax.set_mesh` has set, if any.
+def sharded_scores(score: Callable[..., Any], vocab_arrays: tuple[Array, ...], *rows: Array) -> Any:
+  """`score(*vocab_arrays, *rows, axes=…)` on each device's part of the mesh that `jax.set_mesh` has set, if any.
 
   Args:
     score: its results have rows in front.
-    words: arrays with the vocabulary as their last axis, which is cut over the mesh axis `tensor`.
+    vocab_arrays: arrays with the vocabulary as their last axis, which is cut over the mesh axis `tensor`.
     rows: arrays with rows in front, cut over the axes ROWS. Axes that do not divide are left out: their devices do the
       same work.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
-    return score(*words, *rows, axes=())
-  of_rows = P(sharding.divisible_axes(sharding.ROWS, mesh, len(rows[0])))
-  axes = sharding.divisible_axes(("tensor",), mesh, words[0].shape[-1])
-  of_words = [P(*[None] * (array.ndim - 1), axes) for array in words]
+    return score(*vocab_arrays, *rows, axes=())
+  row_spec = P(sharding.divisible_axes(sharding.ROWS, mesh, len(rows[0])))
+  axes = sharding.divisible_axes(("tensor",), mesh, vocab_arrays[0].shape[-1])
+  vocab_specs = [P(*[None] * (array.ndim - 1), axes) for array in vocab_arrays]
   return jax.shard_map(
     functools.partial(score, axes=axes),
-    in_specs=(*of_words, *[of_rows] * len(rows)),
-    out_specs=of_rows,
+    in_specs=(*vocab_specs, *[row_spec] * len(rows)),
+    out_specs=row_spec,
     check_vma=False,
-  )(*words, *rows)
+  )(*vocab_arrays, *rows)

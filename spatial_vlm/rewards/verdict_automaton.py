@@ -15,7 +15,7 @@ import interegular
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from spatial_vlm import answers
 
@@ -65,16 +65,6 @@ def verdicts(
   steps = (jnp.moveaxis(tokens, -1, 0), jnp.moveaxis(mask, -1, 0))
   (state, ended), _ = jax.lax.scan(read, start, steps)
   return jnp.where(ended, automaton.verdict[state], -1)
-
-
-def is_correct(verdict: Int[Array, "*R"], label: Int[Array, "*R"]) -> Bool[Array, "*R"]:
-  """Whether the answer parses and agrees with the label; never where the label is unknown (−1)."""
-  return (verdict == label) & (verdict >= 0)
-
-
-def accuracy_reward(verdict: Int[Array, "*R"], label: Int[Array, "*R"]) -> Float[Array, "*R"]:
-  """R(ŷ, y) = 1 if is_equivalent(ŷ, y), else −1      (DAPO, Eq. 7)"""
-  return 2.0 * is_correct(verdict, label) - 1.0
 
 
 def _byte_automaton() -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,10 @@
-"""Answers from the model: prefill the prompts once, then decode token by token, state -> state.
+"""Sampling completions: the prompts are prefilled once, then decoded token by token, state -> state.
 
-Random keys are functions of (key, prompt, sample, token), so an answer does not depend on the batch it is drawn
-in, nor on how often the run was interrupted.
+Random keys are functions of (key, prompt, sample, token): a completion depends neither on its batch nor on
+interruptions of the run.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -18,12 +19,29 @@ from spatial_vlm.objectives.token_logprobs import ban
 from spatial_vlm.types import Params, Prompts
 
 
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+  """How completions are sampled; all of it is compiled into the program."""
+
+  group_size: int
+  """Completions of each prompt."""
+  max_new_tokens: int
+  temperature: float
+  """0 takes the likeliest token."""
+  eos: int
+  """Id of the token that ends a completion."""
+  pad: int
+  """Id that fills a row after its end."""
+
+
 class Completions(NamedTuple):
-  """Generated tokens (R = prompts × group_size rows); `mask` is True up to and including the end token."""
+  """Generated tokens (R = prompts × group_size rows)."""
 
   tokens: Int[Array, "R T"]
   mask: Bool[Array, "R T"]
+  """True up to and including the end-of-turn token."""
   logp: Float[Array, "R T"]
+  """Log-probability of each token; 0 after the end."""
 
 
 class DecodeState(NamedTuple):
@@ -56,9 +74,7 @@ def sample_token(
   return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
 
 
-@functools.partial(
-  jax.jit, static_argnames=("model", "group_size", "max_new_tokens", "temperature", "eos", "pad")
-)
+@functools.partial(jax.jit, static_argnames=("model", "sampling"))
 def generate(
   params: Params,
   prompts: Prompts,
@@ -66,17 +82,14 @@ def generate(
   forbidden_tokens: Bool[Array, "V"],
   *,
   model: ModelConfig,
-  group_size: int,
-  max_new_tokens: int,
-  temperature: float,
-  eos: int,
-  pad: int,
+  sampling: SamplingSettings,
 ) -> Completions:
-  """`group_size` answers of at most `max_new_tokens` tokens to every prompt; `forbidden_tokens` are never sampled.
+  """Samples `group_size` completions of at most `max_new_tokens` tokens for every prompt.
 
-  The prompt is read once and its cache shared by its samples. Rows that have ended produce `pad`, and the loop stops
-  when all have ended.
+  `forbidden_tokens` are never sampled. A prompt is read once; its completions share the cache. Rows that have ended
+  produce `pad`; the loop stops when all rows have ended.
   """
+  group_size, max_new_tokens, pad = sampling.group_size, sampling.max_new_tokens, sampling.pad
   logits, cache = qwen3_vl.prefill(params, model, prompts)
   logits = jnp.repeat(logits, group_size, axis=0)
   keys = sample_keys(key, prompts.ids, group_size)
@@ -88,14 +101,14 @@ def generate(
   )
 
   def decode_step(s: DecodeState) -> DecodeState:
-    token, logp = sample_token(ban(s.logits, forbidden_tokens), keys, s.t, temperature)
+    token, logp = sample_token(ban(s.logits, forbidden_tokens), keys, s.t, sampling.temperature)
     token = jnp.where(s.done, pad, token).astype(jnp.int32)
     written = Completions(
       tokens=s.completions.tokens.at[:, s.t].set(token),
       mask=s.completions.mask.at[:, s.t].set(~s.done),
       logp=s.completions.logp.at[:, s.t].set(jnp.where(s.done, 0.0, logp)),
     )
-    done = s.done | (token == eos)
+    done = s.done | (token == sampling.eos)
     logits, cache = qwen3_vl.decode(params, model, token, s.cache)
     return DecodeState(s.t + 1, logits, cache, done, written)
 

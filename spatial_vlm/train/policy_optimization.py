@@ -1,38 +1,38 @@
-"""DAPO: Decoupled Clip and Dynamic sAmpling Policy Optimization (arXiv 2503.14476), Algorithm 1.
+"""Policy optimization by groups: DAPO (arXiv 2503.14476, Algorithm 1) and its relatives.
 
-One batch is collected in rounds: sample G answers to each of some prompts, keep the groups that are neither all
-right nor all wrong. When `groups_per_batch` groups are there, or after `max_rollout_rounds` rounds, the policy is
-updated on several mini-batches of them. All state between rounds lives in `RlState`: a run may stop between any two.
+One policy batch is collected in rounds (`rollout_buffer`). When `groups_per_batch` groups exist, or after
+`max_rollout_rounds` rounds, the policy is updated on several mini-batches of them. OBJECTIVES and REWARDS say what is
+maximised; the config chooses and weights them.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AbstractMesh, Mesh
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float
 
 from spatial_vlm import metrics, sharding
-from spatial_vlm.config import Config, UsageError, check_positive
 from spatial_vlm.metrics import Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
-from spatial_vlm.objectives.advantage import group_advantage, has_mixed_outcomes
-from spatial_vlm.objectives.dapo import dapo_objective, dapo_statistics, overlong_penalty
+from spatial_vlm.objectives.advantage import group_advantage
+from spatial_vlm.objectives.dapo import dapo_statistics
+from spatial_vlm.objectives.policy_objectives import (
+  objective_counts,
+  reads_reference,
+  weighted_gain,
+)
+from spatial_vlm.objectives.policy_terms import ClipRange, PolicyTerms
 from spatial_vlm.objectives.token_logprobs import token_logprobs
 from spatial_vlm.parameters.lora import merged
 from spatial_vlm.parameters.partition import NOTHING, combine
-from spatial_vlm.rewards.verdict_automaton import (
-  VerdictAutomaton,
-  accuracy_reward,
-  is_correct,
-  verdicts,
-)
-from spatial_vlm.rollout.sampler import generate
-from spatial_vlm.train.run import check_training
+from spatial_vlm.rewards.table import RewardTerms, weighted_reward
+from spatial_vlm.rollout.engine import Requests
+from spatial_vlm.train.rl_settings import RlSettings
+from spatial_vlm.train.rollout_buffer import state_shardings
 from spatial_vlm.train.update import (
   accumulate,
   apply_gradient,
@@ -42,57 +42,27 @@ from spatial_vlm.train.update import (
   join_rows,
   mean_gradient,
 )
-from spatial_vlm.types import Batch, Params, Prompts, RlState, Rollout, TrainState
+from spatial_vlm.types import Batch, Params, RlState, Rollout, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class RlSettings:
-  """What is compiled into rounds and updates.
+class Constants(NamedTuple):
+  """Arrays that updates read and never change."""
 
-  groups_per_batch: groups of one policy batch; group_size: G, answers to each; rollout_batch_size: prompts of a
-  sampling round; max_rollout_rounds: rounds after which the update takes the groups that exist; minibatches: updates
-  per batch;
-  eps_low, eps_high: clip range 1−ε_low … 1+ε_high; max_new_tokens, overlong_cache_tokens: L_max and L_cache of Eq. 13.
-  """
-
-  prompts: int
-  group_size: int
-  rollout_batch_size: int
-  max_rollout_rounds: int
-  minibatches: int
-  micro_batches: int
-  eps_low: float
-  eps_high: float
-  max_new_tokens: int
-  overlong_cache_tokens: int
-  temperature: float
-  chunk_tokens: int
-  remat: str
-  dtype: str
-  eos: int
-  pad: int
+  forbidden_tokens: Bool[Array, "V"]
+  """Ids that are never sampled."""
+  frozen: Params = NOTHING
+  """Parameters that do not train."""
+  reference: Params = NOTHING
+  """The trainable parameters of the reference policy; empty where no objective reads it."""
 
 
-SAMPLED_SUMS = tuple(
-  f"sampled/{name}"
-  for name in (
-    "has_mixed_outcomes",
-    "accuracy",
-    "unparsed",
-    "yes",
-    "length_tokens",
-    "all_right",
-    "all_wrong",
-    "some_right",
-  )
-)
-UPDATE_SUMS = (
-  "objective", "clip_low", "clip_high", "clip_high_prob", "ratio", "ratio_max", "kl_old", "prob", "entropy", "grad_norm"
-)  # fmt: skip
+class MinibatchScores(NamedTuple):
+  """Log-probabilities that do not change while a mini-batch is learnt."""
 
-
-def no_sums(names: tuple[str, ...]) -> Sums:
-  return {name: (jnp.zeros(()), jnp.zeros((), jnp.int32)) for name in names}
+  logp_old: Float[Array, "B G T"]
+  logp_reference: Float[Array, "B G T"] | None
+  is_first: Bool[Array, ""]
+  """Whether no update has been made on this policy batch."""
 
 
 def rollout_weights(params: Params, frozen: Params, dtype: str) -> Params:
@@ -102,87 +72,6 @@ def rollout_weights(params: Params, frozen: Params, dtype: str) -> Params:
   these are in int8, there is no room for it: each token makes the kernels anew, layer by layer.
   """
   return merged(computed_in(dtype, combine(params, frozen)))
-
-
-@functools.partial(jax.jit, static_argnames=("model", "settings"))
-def sample_groups(
-  params: Params,
-  prompts: Prompts,
-  key: PRNGKeyArray,
-  automaton: VerdictAutomaton,
-  forbidden_tokens: Bool[Array, "V"],
-  *,
-  model: ModelConfig,
-  settings: RlSettings,
-) -> Rollout:
-  """G answers to every prompt with their verdicts; advantages are still zero. `params` are `rollout_weights`."""
-  completions = generate(
-    params,
-    prompts,
-    key,
-    forbidden_tokens,
-    model=model,
-    group_size=settings.group_size,
-    max_new_tokens=settings.max_new_tokens,
-    temperature=settings.temperature,
-    eos=settings.eos,
-    pad=settings.pad,
-  )
-  tokens, mask, logp = (x.reshape(-1, settings.group_size, x.shape[-1]) for x in completions)
-  verdict = verdicts(automaton, tokens, mask)
-  return Rollout(
-    prompts=prompts,
-    tokens=tokens,
-    mask=mask,
-    logp=logp,
-    verdict=verdict,
-    correct=is_correct(verdict, prompts.label[:, None]),
-    length_tokens=jnp.sum(mask, axis=-1),
-    advantage=jnp.zeros(verdict.shape, jnp.float32),
-  )
-
-
-def empty_buffer(rollout: Rollout, prompts: int) -> Rollout:
-  """Room for `prompts` groups of the shape of `rollout`, nothing in it (no mask, no advantage)."""
-  return jax.tree.map(lambda x: jnp.zeros((prompts, *x.shape[1:]), x.dtype), rollout)
-
-
-def sampling_statistics(rollout: Rollout) -> Sums:
-  """(sum, count) of a round before groups are left out; counts are answers or groups."""
-  right = jnp.sum(rollout.correct, axis=1)
-  group_size = rollout.correct.shape[1]
-
-  def total(x):
-    return jnp.sum(x.astype(jnp.float32)), jnp.int32(x.size)
-
-  return {
-    "sampled/mixed_outcomes": total(has_mixed_outcomes(rollout.correct)),
-    "sampled/accuracy": total(rollout.correct),
-    "sampled/unparsed": total(rollout.verdict < 0),
-    "sampled/yes": total(rollout.verdict == 1),
-    "sampled/length_tokens": total(rollout.length_tokens),
-    "sampled/all_right": total(right == group_size),
-    "sampled/all_wrong": total(right == 0),
-    "sampled/some_right": total(right > 0),
-  }
-
-
-@functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
-def collect(state: RlState, rollout: Rollout, *, settings: RlSettings) -> RlState:
-  """Puts the informative groups (0 < #correct < G) behind those already kept; surplus ones are dropped."""
-  keep = has_mixed_outcomes(rollout.correct)
-  slot = state.filled + jnp.cumsum(keep, dtype=jnp.int32) - 1
-  slot = jnp.where(keep, slot, settings.groups_per_batch)  # out of range: left out
-  put = functools.partial(jax.tree.map, lambda kept, new: kept.at[slot].set(new, mode="drop"))
-  kept = state.filled + jnp.sum(keep, dtype=jnp.int32)
-  state = state.replace(
-    cursor=state.cursor + keep.size,
-    rounds=state.rounds + 1,
-    buffer=put(state.buffer, rollout),
-    filled=jnp.minimum(kept, settings.groups_per_batch),
-    sampled=metrics.add(state.sampled, sampling_statistics(rollout)),
-  )
-  return constrain_state(state, state_shardings)
 
 
 def completion_batch(rollout: Rollout) -> Batch:
@@ -239,47 +128,62 @@ def answer_logprobs(
 
 
 def shaped_reward(rollout: Rollout, settings: RlSettings) -> Float[Array, "B G"]:
-  """Raw accuracy (±1) plus the soft overlong punishment in tokens (Eq. 13)."""
-  penalty = overlong_penalty(
-    rollout.length_tokens, settings.max_new_tokens, settings.overlong_cache_tokens
+  """Returns the weighted sum of the rewards that the config chooses."""
+  terms = RewardTerms(
+    verdict=rollout.verdict,
+    label=rollout.prompts.label[:, None],
+    length_tokens=rollout.length_tokens,
+    max_new_tokens=settings.max_new_tokens,
+    overlong_cache_tokens=settings.overlong_cache_tokens,
   )
-  return accuracy_reward(rollout.verdict, rollout.prompts.label[:, None]) + penalty
+  return weighted_reward(settings.rewards, terms)
 
 
 def rl_step(
   state: TrainState,
   minibatch: Rollout,
-  logp_old: Float[Array, "B G T"],
-  first: Bool[Array, ""],
-  forbidden_tokens: Bool[Array, "V"],
-  frozen: Params = NOTHING,
+  scores: MinibatchScores,
+  constants: Constants,
   *,
   model: ModelConfig,
   optimizer: optax.GradientTransformation,
   settings: RlSettings,
 ) -> tuple[TrainState, Sums]:
-  """One update on a mini-batch, normalised by its global number of answer tokens.
+  """Returns the state after one update on a mini-batch, normalised by its global number of answer tokens.
 
-  In the first mini-batch of a batch nothing has moved yet: old := stop_gradient(logp), so r is exactly 1. A
+  Nothing has moved in the first mini-batch of a policy batch: old := stop_gradient(logp), so r is exactly 1. A
   mini-batch without any token leaves the state as it is.
   """
+  clip = ClipRange(settings.eps_low, settings.eps_high)
+  mask = minibatch.mask.reshape(-1, minibatch.mask.shape[-1])
+  counts = objective_counts(settings.objectives, mask)
 
-  def loss(params, cut):
-    rollout, old = cut
+  def loss(params, piece):
+    rollout, scores_old, scores_reference = piece
     logp, entropy = answer_logprobs(
-      combine(params, frozen), rollout, forbidden_tokens, model, settings
+      combine(params, constants.frozen), rollout, constants.forbidden_tokens, model, settings
     )
-    old = jnp.where(first, jax.lax.stop_gradient(logp), old.reshape(logp.shape))
-    mask = rollout.mask.reshape(logp.shape)
-    advantage = rollout.advantage.reshape(-1)
-    gain, count = dapo_objective(logp, old, advantage, mask, settings.eps_low, settings.eps_high)
-    statistics = dapo_statistics(
-      logp, old, advantage, mask, entropy, settings.eps_low, settings.eps_high
+    terms = PolicyTerms(
+      logp=logp,
+      logp_old=jnp.where(
+        scores.is_first, jax.lax.stop_gradient(logp), scores_old.reshape(logp.shape)
+      ),
+      logp_reference=None if scores_reference is None else scores_reference.reshape(logp.shape),
+      advantage=rollout.advantage.reshape(-1),
+      mask=rollout.mask.reshape(logp.shape),
     )
-    return -gain, {"objective": (gain, count)} | statistics
+    gain, gains = weighted_gain(settings.objectives, terms, clip, counts)
+    number = objective_counts(settings.objectives, terms.mask)
+    sums = {"policy_objective": (gain, number["tokens"])}
+    if len(gains) > 1:
+      sums |= {f"objective/{name}": (gains[name], number[name]) for name in gains}
+    old, advantage = terms.logp_old, terms.advantage
+    statistics = dapo_statistics(logp, old, advantage, terms.mask, entropy, *clip)
+    return -gain, sums | statistics
 
-  grads, sums = accumulate(loss, state.params, (minibatch, logp_old), settings.micro_batches)
-  count = sums["objective"][1]
+  pieces = (minibatch, scores.logp_old, scores.logp_reference)
+  grads, sums = accumulate(loss, state.params, pieces, settings.micro_batches)
+  count = sums["policy_objective"][1]
   grads = mean_gradient(grads, count)
   updated = apply_gradient(state, grads, optimizer)
   state = jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), updated, state)
@@ -289,16 +193,15 @@ def rl_step(
 @functools.partial(
   jax.jit, static_argnames=("model", "optimizer", "settings"), donate_argnames="state"
 )
-def update(
+def update_policy(
   state: RlState,
-  forbidden_tokens: Bool[Array, "V"],
-  frozen: Params = NOTHING,
+  constants: Constants,
   *,
   model: ModelConfig,
   optimizer: optax.GradientTransformation,
   settings: RlSettings,
 ) -> tuple[RlState, Sums]:
-  """Advantages of the collected groups, then `minibatches` updates in turn; the buffer is empty afterwards."""
+  """Computes advantages of the collected groups, makes `minibatches` updates in turn, and empties the buffer."""
   kept = (jnp.arange(settings.groups_per_batch) < state.filled)[:, None]
   rollout = state.buffer
   reward = shaped_reward(rollout, settings)
@@ -306,33 +209,38 @@ def update(
     mask=rollout.mask & kept[..., None],
     advantage=jnp.where(kept, group_advantage(reward, rollout.correct), 0.0),
   )
-
-  def log_probabilities(part: Rollout) -> Float[Array, "B G T"]:
-    params = combine(state.train.params, frozen)
-    return answer_logprobs(params, part, forbidden_tokens, model, settings)[0].reshape(
-      part.logp.shape
-    )
-
   minibatches = cut_rows(rollout, settings.minibatches)
   pieces = cut_rows(rollout, settings.minibatches * settings.micro_batches)
-  logp_old = cut_rows(join_rows(jax.lax.map(log_probabilities, pieces)), settings.minibatches)
+
+  def scored_by(params: Params) -> Float[Array, "n B G T"]:
+    every = combine(params, constants.frozen)
+
+    def score(piece: Rollout) -> Float[Array, "B G T"]:
+      logp, _ = answer_logprobs(every, piece, constants.forbidden_tokens, model, settings)
+      return logp.reshape(piece.logp.shape)
+
+    return cut_rows(join_rows(jax.lax.map(score, pieces)), settings.minibatches)
+
+  logp_old = scored_by(state.train.params)
+  has_reference = reads_reference(settings.objectives)
+  scores = MinibatchScores(
+    logp_old=logp_old,
+    logp_reference=scored_by(constants.reference) if has_reference else None,
+    is_first=jnp.arange(settings.minibatches) == 0,
+  )
+  step = functools.partial(
+    rl_step, constants=constants, model=model, optimizer=optimizer, settings=settings
+  )
 
   def one(carry, part):
-    train, sums = carry
-    i, minibatch, old = part
-    train, of_minibatch = rl_step(
-      *(train, minibatch, old, i == 0, forbidden_tokens, frozen),
-      model=model,
-      optimizer=optimizer,
-      settings=settings,
-    )
-    return (train, metrics.add(sums, of_minibatch)), None
+    train, of_minibatch = step(carry[0], *part)
+    return (train, metrics.add(carry[1], of_minibatch)), None
 
-  numbers = jnp.arange(settings.minibatches)
-  carry = (state.train, no_sums(UPDATE_SUMS))
-  (train, sums), _ = jax.lax.scan(one, carry, (numbers, minibatches, logp_old))
+  first = jax.tree.map(lambda x: x[0], (minibatches, scores))
+  zeros = metrics.zeros(jax.eval_shape(step, state.train, *first)[1])
+  (train, sums), _ = jax.lax.scan(one, (state.train, zeros), (minibatches, scores))
   sums |= kept_statistics(rollout, reward, kept) | state.sampled
-  sums["rollout_logprob_gap"] = mismatch(minibatches, logp_old)
+  sums["rollout_logprob_gap"] = rollout_logprob_gap(minibatches, logp_old)
   once = jnp.ones((), jnp.int32)
   sums["rounds"] = (state.rounds.astype(jnp.float32), once)
   sums["kept/groups"] = (state.filled.astype(jnp.float32), once)
@@ -341,35 +249,9 @@ def update(
     batches=state.batches + 1,
     rounds=jnp.zeros_like(state.rounds),
     filled=jnp.zeros_like(state.filled),
-    sampled=no_sums(SAMPLED_SUMS),
+    sampled=metrics.zeros(state.sampled),
   )
   return constrain_state(state, state_shardings), sums
-
-
-def init_state(train: TrainState, rollout: Rollout, settings: RlSettings) -> RlState:
-  """A run that has drawn nothing yet; `rollout` (arrays or shapes) tells the shape of a round's groups."""
-
-  def zero():
-    return jnp.zeros((), jnp.int32)  # an array of its own each time: the state is donated
-
-  return RlState(
-    train=train,
-    batches=zero(),
-    cursor=zero(),
-    rounds=zero(),
-    buffer=empty_buffer(rollout, settings.groups_per_batch),
-    filled=zero(),
-    sampled=no_sums(SAMPLED_SUMS),
-  )
-
-
-def state_shardings(mesh: Mesh | AbstractMesh, state: RlState) -> RlState:
-  """Sharding of every array of a run's state (or of its shapes): the buffer lies like a batch."""
-  where = jax.tree.map(lambda _: sharding.replicated(mesh), state)
-  return where.replace(
-    train=sharding.state_shardings(mesh, state.train),
-    buffer=sharding.batch_sharding(mesh, state.buffer),
-  )
 
 
 def kept_statistics(
@@ -388,7 +270,9 @@ def kept_statistics(
   }
 
 
-def mismatch(minibatches: Rollout, logp_trainer: Float[Array, "n B G T"]) -> tuple[Array, Array]:
+def rollout_logprob_gap(
+  minibatches: Rollout, logp_trainer: Float[Array, "n B G T"]
+) -> tuple[Array, Array]:
   """Σ|log π_sampler − log π_trainer| over the answers' tokens, and their number: the same weights, two programs."""
   gap = jnp.where(minibatches.mask, jnp.abs(minibatches.logp - logp_trainer), 0.0)
   return jnp.sum(gap), jnp.sum(minibatches.mask, dtype=jnp.int32)
@@ -396,71 +280,25 @@ def mismatch(minibatches: Rollout, logp_trainer: Float[Array, "n B G T"]) -> tup
 
 def rl_loop(
   state: RlState,
-  prompts_at: Callable[[int], Prompts],
-  sample: Callable[[Params, Prompts, int], Rollout],
+  requests_at: Callable[[int], Requests],
+  sample: Callable[[Params, Requests, int], Rollout],
   collect_round: Callable[[RlState, Rollout], RlState],
-  update_policy: Callable[[RlState], tuple[RlState, Sums]],
+  update: Callable[[RlState], tuple[RlState, Sums]],
   settings: RlSettings,
   steps: int,
 ) -> Iterator[tuple[RlState, Sums | None]]:
   """Yields after every sampling round (no sums) and after every policy batch (its sums), for `steps` batches.
 
-  `prompts_at(cursor)` gives the prompts of the next round. After `max_rollout_rounds` rounds the update takes the
+  `requests_at(cursor)` gives the prompts of the next round. After `max_rollout_rounds` rounds the update takes the
   groups that exist, even none: a hard or solved task slows learning down, it does not end the run.
   """
   while int(state.batches) < steps:
-    if (
-      int(state.filled) < settings.groups_per_batch
-      and int(state.rounds) < settings.max_rollout_rounds
-    ):
+    wanted = settings.groups_per_batch
+    if int(state.filled) < wanted and int(state.rounds) < settings.max_rollout_rounds:
       cursor = int(state.cursor)
-      rollout = sample(state.train.params, prompts_at(cursor), cursor)
+      rollout = sample(state.train.params, requests_at(cursor), cursor)
       state = collect_round(state, rollout)
       yield state, None
     else:
-      state, sums = update_policy(state)
+      state, sums = update(state)
       yield state, sums
-
-
-def check(config: Config) -> None:
-  """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
-  check_training(config)
-  check_positive(
-    config,
-    *(
-      "steps",
-      "groups_per_batch",
-      "rollout_batch_size",
-      "max_rollout_rounds",
-      "minibatches",
-      "micro_batches",
-      "max_new_tokens",
-      "chunk_tokens",
-    ),
-    *("validate_steps", "validate_prompts", "validate_batch", "checkpoint_steps"),
-  )
-  if config.temperature <= 0:
-    raise UsageError(
-      f"temperature is {config.temperature}; answers are sampled, so it must be above 0"
-    )
-  per_update = config.groups_per_batch // config.minibatches
-  if config.groups_per_batch % config.minibatches or per_update % config.micro_batches:
-    raise UsageError(
-      f"{config.groups_per_batch} groups_per_batch cannot be cut into {config.minibatches} minibatches of "
-      f"{config.micro_batches} micro_batches; each must divide what it cuts"
-    )
-  updates = config.steps * config.minibatches
-  if not 0 <= config.optimizer.warmup_steps < updates:
-    raise UsageError(
-      f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; {config.steps} steps of {config.minibatches} "
-      f"minibatches are {updates} updates, of which the warm-up can only be a part"
-    )
-  if config.group_size < 2:
-    raise UsageError(
-      f"group_size is {config.group_size}; a group needs at least 2 answers to be compared"
-    )
-  if not 0 <= config.overlong_cache_tokens <= config.max_new_tokens:
-    raise UsageError(
-      f"overlong_cache_tokens is {config.overlong_cache_tokens}; it must lie between 0 and max_new_tokens "
-      f"{config.max_new_tokens}"
-    )

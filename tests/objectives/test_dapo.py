@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from spatial_vlm import metrics
-from spatial_vlm.objectives.dapo import dapo_objective, dapo_statistics, overlong_penalty
+from spatial_vlm.objectives.dapo import dapo_objective, dapo_statistics
+from spatial_vlm.rewards.overlong import overlong_penalty
 
 LOW, HIGH = 0.2, 0.28
 gradient = jax.jit(jax.value_and_grad(lambda *x: dapo_objective(*x, LOW, HIGH), has_aux=True))

@@ -8,12 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_vlm import answers
-from spatial_vlm.rewards.verdict_automaton import (
-  accuracy_reward,
-  compile_automaton,
-  is_correct,
-  verdicts,
-)
+from spatial_vlm.rewards.accuracy import accuracy_reward, is_correct
+from spatial_vlm.rewards.verdict_automaton import compile_automaton, verdicts
 
 PIECES = [bytes([b]) for b in range(256)] + [
   *(b"Yes", b"es", b"Yes.", b"No", b"o.", b".", b"No.", b"Yes.No."),

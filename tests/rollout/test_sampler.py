@@ -16,7 +16,7 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.objectives.token_logprobs import ban
 from spatial_vlm.processor.chat import collate_prompts
-from spatial_vlm.rollout.sampler import STAGES, generate, sample_token, stages
+from spatial_vlm.rollout.sampler import STAGES, SamplingSettings, generate, sample_token, stages
 from spatial_vlm.types import Batch
 
 TOKENS = 16
@@ -61,11 +61,13 @@ def answer(
     jax.random.key(seed),
     policy.forbidden_tokens if forbidden_tokens is None else forbidden_tokens,
     model=model or policy.model,
-    group_size=group_size,
-    max_new_tokens=TOKENS,
-    temperature=temperature,
-    eos=policy.special.eos,
-    pad=policy.special.pad,
+    sampling=SamplingSettings(
+      group_size=group_size,
+      max_new_tokens=TOKENS,
+      temperature=temperature,
+      eos=policy.special.eos,
+      pad=policy.special.pad,
+    ),
   )
   return jax.device_get(completions)
 

@@ -149,11 +149,13 @@ class PolicyTeacher:
       jax.random.fold_in(jax.random.key(0), Purpose.ROLLOUT),
       policy.forbidden_tokens,
       model=policy.model,
-      group_size=1,
-      max_new_tokens=settings.max_output_tokens,
-      temperature=settings.temperature,
-      eos=policy.special.eos,
-      pad=policy.special.pad,
+      sampling=sampler.SamplingSettings(
+        group_size=1,
+        max_new_tokens=settings.max_output_tokens,
+        temperature=settings.temperature,
+        eos=policy.special.eos,
+        pad=policy.special.pad,
+      ),
     )
     return written(policy, completions)[: len(batch)]
 

@@ -1,0 +1,71 @@
+"""Parts that several config files share: the look-up of a preset and the groups of a training command.
+
+The loader imports every config file as a member of the package of its folder, then of this folder: `from .common import
+choose` works in a config file of this folder and in a copy of one elsewhere.
+"""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+
+def choose(preset: str, presets: Mapping[str, Callable[[], ConfigDict]]) -> ConfigDict:
+  """Returns the config of a preset.
+
+  Raises:
+    ValueError: there is no preset of that name; the message lists the presets.
+  """
+  if preset not in presets:
+    raise ValueError(f"no preset {preset!r}; there are {', '.join(presets)}")
+  return presets[preset]()
+
+
+def data_parallel_mesh() -> dict[str, int]:
+  """Returns a mesh whose devices share the rows of a batch; each of them holds all weights."""
+  return dict(slice=1, data=-1, fsdp=1, tensor=1)
+
+
+def fully_sharded_mesh() -> dict[str, int]:
+  """Returns a mesh whose devices share the rows of a batch and the weights."""
+  return dict(slice=1, data=1, fsdp=-1, tensor=1)
+
+
+def training() -> dict:
+  """Returns the leaves that `sft` and `dapo` share; each command's config sets its own optimizer values."""
+  return dict(
+    seed=0,
+    micro_batches=1,
+    # Positions of a sequence (sft) or of an answer (dapo) whose logits are in memory at a time.
+    chunk_tokens=8192,
+    # What each layer keeps for the backward pass: "offload" (its input, in host memory), "full" (its input), "context"
+    # (and the output of attention), "attention" (and queries, keys, values), "dots" (and all products with weights),
+    # "none" (everything). The rest is computed again.
+    remat="dots",
+    dtype="float32",  # of the computation; weights and updates are float32
+    # Patterns of the paths of parameters that train; ("(text|head)/.*",) freezes the vision tower.
+    trainable=(".*",),
+    frozen_int8=False,  # store the kernels that do not train in 8 bits, half of bfloat16
+    lora=dict(
+      rank=0,  # of the LoRA factors of frozen kernels, with trainable=(".*/lora_[ab]",); 0: no LoRA
+      alpha=32.0,  # the product of the factors is scaled by alpha / rank
+      # Patterns of the kernels that get LoRA factors.
+      targets=("text/layers/(attention|mlp)/.*_proj/kernel",),
+    ),
+    mesh=data_parallel_mesh(),
+    optimizer=dict(
+      # or "muon", which learns faster from scratch; "adafactor", which keeps almost no state and ignores beta1, beta2
+      # and eps
+      method="adamw",
+      moments="float32",  # as they are stored between updates; or "bfloat16", "float8"
+      learning_rate=2e-3,
+      schedule="cosine",
+      warmup_steps=20,
+      final_fraction=0.05,
+      beta1=0.9,
+      beta2=0.98,
+      eps=1e-8,
+      weight_decay=0.01,
+      clip_norm=1.0,
+    ),
+    max_to_keep=1,  # checkpoints
+  )

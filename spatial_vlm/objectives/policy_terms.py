@@ -1,0 +1,34 @@
+"""What the objectives of policy optimization read of sampled answers."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class PolicyTerms(NamedTuple):
+  """R answers of T tokens, as the policy, its past self and a reference policy score them."""
+
+  logp: Float[Array, "R T"]
+  """log π_θ; the only field with a gradient."""
+  logp_old: Float[Array, "R T"]
+  """log π_old, of the policy before the first update on this batch."""
+  logp_reference: Float[Array, "R T"] | None
+  """log π_ref; None where no objective reads it."""
+  advantage: Float[Array, "R"]
+  mask: Bool[Array, "R T"]
+  """True up to and including the end-of-turn token."""
+
+
+class ClipRange(NamedTuple):
+  """The ratio is clipped to 1 − low … 1 + high."""
+
+  low: float
+  high: float
+
+
+def log_ratio(
+  logp: Float[Array, "R T"], logp_other: Float[Array, "R T"], mask: Bool[Array, "R T"]
+) -> Float[Array, "R T"]:
+  """log π_θ − log π_other; 0 outside `mask`, where both may be −inf (forbidden ids at padding)."""
+  return jnp.where(mask, logp - logp_other, 0.0)

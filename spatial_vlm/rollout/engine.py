@@ -1,0 +1,93 @@
+"""Engines sample completions of prompts; RL talks to one through the protocol `Engine`.
+
+An engine gets weights and requests and returns tokens with their log-probabilities. It judges nothing: verdicts and
+rewards are computed from its completions.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, PRNGKeyArray
+
+from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.rollout.sampler import Completions, SamplingSettings, generate
+from spatial_vlm.types import Params, Prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+  """Prompts of one batch, as arrays and as what they were made of."""
+
+  prompts: Prompts
+  """Arrays of the whole batch over the engine's mesh."""
+  texts: Sequence[str]
+  """The questions of this process's rows, for an engine that tokenizes itself."""
+  images: Sequence[Any]
+  """Their images."""
+
+
+class Engine(Protocol):
+  """Samples completions with weights that change between batches."""
+
+  def publish(self, weights: Params) -> None:
+    """Makes the next completions come from these trainable parameters."""
+    ...
+
+  def generate(
+    self, requests: Requests, key: PRNGKeyArray, sampling: SamplingSettings
+  ) -> Completions:
+    """Samples `sampling.group_size` completions of every prompt."""
+    ...
+
+  def release(self) -> None:
+    """Frees the memory of the published weights, e.g. before an update."""
+    ...
+
+
+class CompiledEngine:
+  """The engine in this process: prefill and decoding as one compiled program over `mesh`.
+
+  Args:
+    model: sizes of the model.
+    forbidden_tokens: ids that are never sampled.
+    mesh: devices that sample; weights are sharded by heads and hidden units there.
+    to_rollout_weights: trainable parameters -> all parameters in the computation's type, over `mesh`.
+  """
+
+  def __init__(
+    self,
+    model: ModelConfig,
+    forbidden_tokens: Bool[Array, "V"],
+    mesh: Mesh,
+    to_rollout_weights: Callable[[Params], Params],
+  ):
+    self.model, self.forbidden_tokens, self.mesh = model, forbidden_tokens, mesh
+    self._to_rollout_weights = to_rollout_weights
+    self._weights: Params | None = None
+
+  def publish(self, weights: Params) -> None:
+    """Copies the weights to the sampling mesh."""
+    self._weights = self._to_rollout_weights(weights)
+
+  def generate(
+    self, requests: Requests, key: PRNGKeyArray, sampling: SamplingSettings
+  ) -> Completions:
+    """Raises RuntimeError where no weights are published."""
+    if self._weights is None:
+      raise RuntimeError("the engine has no weights; call publish first")
+    with jax.set_mesh(self.mesh):  # the kernels read the mesh
+      return generate(
+        self._weights,
+        requests.prompts,
+        key,
+        self.forbidden_tokens,
+        model=self.model,
+        sampling=sampling,
+      )
+
+  def release(self) -> None:
+    """Drops the copy of the weights."""
+    self._weights = None

@@ -1,0 +1,99 @@
+"""Settings of policy optimization that are compiled into its programs, and their checks."""
+
+import dataclasses
+
+from spatial_vlm.config import Config, UsageError, check_positive
+from spatial_vlm.objectives.policy_objectives import check_objectives
+from spatial_vlm.rewards.table import check_rewards
+from spatial_vlm.rollout.sampler import SamplingSettings
+from spatial_vlm.train.run import check_training
+
+
+@dataclasses.dataclass(frozen=True)
+class RlSettings:
+  """What rounds and updates are compiled with; the names are those of the config."""
+
+  groups_per_batch: int
+  """Groups of one policy batch."""
+  group_size: int
+  """G, the answers to each prompt."""
+  rollout_batch_size: int
+  """Prompts of a sampling round."""
+  max_rollout_rounds: int
+  """Rounds after which the update takes the groups that exist."""
+  minibatches: int
+  """Updates on each policy batch."""
+  micro_batches: int
+  objectives: tuple[tuple[str, float], ...]
+  """Names of OBJECTIVES and their weights."""
+  rewards: tuple[tuple[str, float], ...]
+  """Names of REWARDS and their weights."""
+  eps_low: float
+  """The ratio is clipped to 1 − ε_low … 1 + ε_high."""
+  eps_high: float
+  max_new_tokens: int
+  """L_max of DAPO's Eq. 13."""
+  overlong_cache_tokens: int
+  """L_cache of DAPO's Eq. 13."""
+  temperature: float
+  chunk_tokens: int
+  remat: str
+  dtype: str
+  eos: int
+  pad: int
+
+  @property
+  def sampling(self) -> SamplingSettings:
+    """How an engine samples the groups."""
+    return SamplingSettings(
+      group_size=self.group_size,
+      max_new_tokens=self.max_new_tokens,
+      temperature=self.temperature,
+      eos=self.eos,
+      pad=self.pad,
+    )
+
+
+_POSITIVE = (
+  *("steps", "groups_per_batch", "rollout_batch_size", "max_rollout_rounds", "minibatches"),
+  *("micro_batches", "max_new_tokens", "chunk_tokens"),
+  *("validate_steps", "validate_prompts", "validate_batch", "checkpoint_steps"),
+)
+
+
+def check(config: Config) -> None:
+  """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
+  check_training(config)
+  check_positive(config, *_POSITIVE)
+  try:
+    check_objectives(config.objectives)
+    check_rewards(config.rewards)
+  except ValueError as error:
+    raise UsageError(str(error)) from error
+  if config.temperature <= 0:
+    raise UsageError(f"temperature is {config.temperature}; sampling needs one above 0")
+  if config.group_size < 2:
+    raise UsageError(
+      f"group_size is {config.group_size}; a group needs at least 2 answers to be compared"
+    )
+  if not 0 <= config.overlong_cache_tokens <= config.max_new_tokens:
+    raise UsageError(
+      f"overlong_cache_tokens is {config.overlong_cache_tokens}; choose 0 … max_new_tokens "
+      f"({config.max_new_tokens})"
+    )
+  _check_updates(config)
+
+
+def _check_updates(config: Config) -> None:
+  groups, rest = divmod(config.groups_per_batch, config.minibatches)
+  if rest or groups % config.micro_batches:
+    raise UsageError(
+      f"groups_per_batch {config.groups_per_batch} cannot be cut into {config.minibatches} minibatches of "
+      f"{config.micro_batches} micro_batches; each must divide what it cuts"
+    )
+  updates = config.steps * config.minibatches
+  if not 0 <= config.optimizer.warmup_steps < updates:
+    raise UsageError(
+      f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; it must be below the number of updates, "
+      f"{config.steps} steps × {config.minibatches} minibatches = {updates}"
+    )
