@@ -63,7 +63,7 @@ class SynthesisRun:
     if not allowed:
       self.stop(
         f"budget_usd={self.ledger.budget_usd} allows no further question: {self.ledger.spent_usd:.2f} USD are spent, "
-        f"up to {self.ledger.reserved_usd:.2f} are in flight, and up to {self.ledger.unconfirmed_usd:.2f} may have been "
+        f"up to {self.ledger.reserved_usd:.2f} are in flight, up to {self.ledger.unconfirmed_usd:.2f} may have been "
         "billed without an answer; raise budget_usd to continue"
       )
     return allowed

@@ -26,9 +26,11 @@ def folder(tmp_path):
   return path
 
 
-def ask(folder, form=formats.GEMINI, identity=IDENTITY, seed=3, max_bad_share=0.1, **others):
+def ask(
+  folder, response_format=formats.GEMINI, identity=IDENTITY, seed=3, max_bad_share=0.1, **others
+):
   source = JsonlSource(folder / "train.jsonl", folder / "images", max_bad_share=max_bad_share)
-  return Questions(source, form, Attempts(2, 1), identity=identity, seed=seed, **others)
+  return Questions(source, response_format, Attempts(2, 1), identity=identity, seed=seed, **others)
 
 
 def test_blind_first_then_with_the_label(folder):
@@ -44,29 +46,29 @@ def test_blind_first_then_with_the_label(folder):
 
 def test_a_key_is_told_by_all_that_is_sent_and_by_nothing_else(folder):
   questions = ask(folder)
-  keys = {questions.key(number, attempt) for number in range(20) for attempt in range(3)}
+  keys = {questions.key(index, attempt) for index in range(20) for attempt in range(3)}
   assert len(keys) == 60
   assert ask(folder, workers=2).key(7, 1) == questions.key(7, 1) == ask(folder, limit=8).key(7, 1)
   for other in (
     ask(folder, identity={**IDENTITY, "temperature": 0.8}),
-    ask(folder, form=formats.QWEN),
+    ask(folder, response_format=formats.QWEN),
     ask(folder, seed=4),
   ):
     assert other.key(7, 1) not in keys
-  picture = folder / "images" / questions.record(7).image
-  Image.new("RGB", (16, 16), "red").save(picture)
+  image = folder / "images" / questions.record(7).image
+  Image.new("RGB", (16, 16), "red").save(image)
   assert ask(folder).key(7, 1) not in keys and ask(folder).key(8, 1) in keys
 
 
 def test_limit_takes_the_first(folder):
   assert ask(folder, limit=5).indices == [0, 1, 2, 3, 4]
-  assert ask(folder, limit=500).indices == list(range(20)) == ask(folder).numbers
+  assert ask(folder, limit=500).indices == list(range(20)) == ask(folder).indices
 
 
-def test_a_broken_picture_is_left_out_with_its_place_before_anything_is_asked(folder):
+def test_a_broken_image_is_left_out_with_its_place_before_anything_is_asked(folder):
   name = ask(folder).record(3).image
-  torn = folder / "images" / name
-  torn.write_bytes(torn.read_bytes()[:60])
+  truncated = folder / "images" / name
+  truncated.write_bytes(truncated.read_bytes()[:60])
   questions = ask(folder)
   assert 3 not in questions.indices and len(questions.indices) == 19
   [bad] = questions.bad
@@ -75,20 +77,20 @@ def test_a_broken_picture_is_left_out_with_its_place_before_anything_is_asked(fo
     ask(folder, max_bad_share=0.01)
 
 
-def save(path, picture, **settings):
+def save(path, image, **settings):
   file = io.BytesIO()
-  picture.save(file, **settings)
+  image.save(file, **settings)
   path.write_bytes(file.getvalue())
   return file.getvalue()
 
 
 @pytest.mark.parametrize(("form", "mime"), [("PNG", "image/png"), ("JPEG", "image/jpeg")])
-def test_pictures_that_every_teacher_reads_are_sent_as_they_are(tmp_path, form, mime):
+def test_images_that_every_teacher_reads_are_sent_as_they_are(tmp_path, form, mime):
   data = save(tmp_path / "a.img", Image.new("RGB", (8, 6), "red"), format=form)
   assert encode_image(ImageFiles(tmp_path), "a.img") == (data, mime)
 
 
-def test_other_pictures_are_sent_upright_as_jpeg(tmp_path):
+def test_other_images_are_sent_upright_as_jpeg(tmp_path):
   ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (32, 1))
   exif = Image.Exif()
   exif[0x0112] = 6  # to be turned by 90 degrees
@@ -102,5 +104,5 @@ def test_other_pictures_are_sent_upright_as_jpeg(tmp_path):
 
 
 def test_at_least_one_blind_attempt():
-  with pytest.raises(UsageError, match="ask blindly at least once"):
+  with pytest.raises(UsageError, match="give at least 1 blind"):
     Attempts(0, 1)

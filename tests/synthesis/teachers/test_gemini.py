@@ -282,7 +282,7 @@ def test_a_server_that_is_not_there_costs_nothing(serve, gemini, question):
   "raw", [{}, {"answer": 3}, {"candidates": 3}, {"candidates": [{"content": {"parts": [3]}}]}]
 )
 def test_json_of_another_form_is_no_answer(serve, gemini, raw):
-  with pytest.raises(LostError, match="no answer of Gemini"):
+  with pytest.raises(LostError, match="no reply of Gemini"):
     gemini(serve()).read_reply(raw)
 
 

@@ -7,10 +7,10 @@ import logging
 import pytest
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.synthesis.errors import BusyError, LostError, RefusedError
+from spatial_vlm.synthesis.errors import BusyError, LostError
 from spatial_vlm.synthesis.local.faults import Faults
 from spatial_vlm.synthesis.local.local_gemini import _snake
-from spatial_vlm.synthesis.teacher import Reply
+from spatial_vlm.synthesis.teacher import Refusal, Reply
 from spatial_vlm.synthesis.teachers.gemini_batch import GeminiBatches
 
 
@@ -98,7 +98,7 @@ def test_a_row_that_the_server_does_not_take_is_refused(serve, gemini, questions
     raise ValueError("too large")
 
   pairs = run(gemini(serve(fail)), finished(questions))
-  assert {type(outcome) for _, outcome in pairs} == {RefusedError}
+  assert {type(outcome) for _, outcome in pairs} == {Refusal}
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_rows_that_nobody_asked_for_are_reported_and_left_out(serve, gemini, que
 
   pairs = run(gemini(serve()), work)
   assert [key for key, _ in pairs] == ["k3"]
-  assert caplog.text.count("is unknown, or came before") == 19
+  assert caplog.text.count("is unknown or a repetition") == 19
 
 
 def test_broken_lines_of_results_lose_their_key_alone(serve, gemini, questions, caplog):
@@ -214,7 +214,7 @@ def test_what_cannot_be_one_batch_is_not_sent(serve, gemini, questions):
   async def twice(batches):
     await batches.create("set-1", [*questions.items(), *questions.items()])
 
-  with pytest.raises(ValueError, match="'k0' stands twice"):
+  with pytest.raises(ValueError, match="'k0' occurs twice"):
     run(gemini(server), twice)
   with pytest.raises(UsageError, match="fewer"):
     run(gemini(server), finished(questions), max_file_bytes=2000)

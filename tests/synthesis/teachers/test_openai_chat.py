@@ -149,10 +149,10 @@ def test_an_account_that_cannot_pay_ends_the_work(serve):
   response = httpx2.Response(429, request=httpx2.Request("POST", "http://127.0.0.1"))
   body = {"message": "You exceeded your quota.", "code": "insufficient_quota"}
   error = openai.RateLimitError("You exceeded your quota.", response=response, body=body)
-  assert isinstance(teacher_of(serve())._failure(error), UsageError)
+  assert isinstance(teacher_of(serve())._translate(error), UsageError)
   body["code"] = "rate_limit_exceeded"
   error = openai.RateLimitError("Too many.", response=response, body=body)
-  assert type(teacher_of(serve())._failure(error)) is BusyError
+  assert type(teacher_of(serve())._translate(error)) is BusyError
 
 
 def test_the_key_stays_secret(serve, question, caplog):

@@ -162,7 +162,7 @@ def test_weights_are_known_by_their_content(nano, tmp_path):
   content[-1] ^= 1
   (copy / weights.name).write_bytes(content)
   assert weights_version(copy) != version
-  with pytest.raises(UsageError, match="holds no"):
+  with pytest.raises(UsageError, match="contains no"):
     weights_version(tmp_path)
 
 

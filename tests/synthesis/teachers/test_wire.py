@@ -5,7 +5,7 @@ import datetime
 import pytest
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.synthesis.errors import BusyError, LostError, RefusedError
+from spatial_vlm.synthesis.errors import BusyError, LostError, NotFoundError, RefusedError
 from spatial_vlm.synthesis.teachers import wire
 
 NOON = datetime.datetime(2026, 11, 24, 12, 0, 0, tzinfo=datetime.UTC)
