@@ -159,7 +159,7 @@ class GeminiTeacher:
     try:
       return _reply(raw)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-      raise LostError(f"this is no answer of Gemini ({error!r}): {str(raw)[:300]}") from None
+      raise LostError(f"this is no reply of Gemini ({error!r}): {str(raw)[:300]}") from None
 
   @property
   def aio(self) -> Any:

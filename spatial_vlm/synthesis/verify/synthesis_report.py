@@ -244,7 +244,7 @@ def _accepted_count(summary: Mapping[str, Any], version: str) -> int:
 
 def _example_sections(examples: Sequence[CheckedAnswer], sheet: str) -> list[str]:
   image = f"![examples with the boxes of the teacher]({sheet})"
-  sections = ["## Examples", "The first ones of each kind; nobody selected them.", image]
+  sections = ["## Examples", "The first answers of each kind, not hand-picked.", image]
   return sections + [_example(answer, i) for i, answer in enumerate(examples, start=1)]
 
 

@@ -29,11 +29,11 @@ def check_steps(draft: Draft, record: Record, settings: CheckSettings) -> str | 
     if not text.strip() and not (name == "Caption" and draft.objects):
       return f"the {name} is empty"
     if not text.isprintable():
-      return f"the {name} holds control characters"
+      return f"the {name} contains control characters"
     if letters := _FOREIGN.search(text):
-      return f"the {name} holds {letters[0]!r}"
+      return f"the {name} contains {letters[0]!r}"
     if heading := _HEADING.search(text):
-      return f"the {name} holds {heading[0]!r}"
+      return f"the {name} contains {heading[0]!r}"
   answer = answers.parse(chain(draft))
   valid: dict[str, Box] = {}
   for name, box in draft.objects:

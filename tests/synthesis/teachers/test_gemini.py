@@ -193,13 +193,13 @@ def test_the_wait_may_stand_in_the_body(serve, gemini, header, delay, wait_s):
   details = [{"@type": "other"}, info] if delay else "none"
   response = httpx2.Response(429, headers={"Retry-After": header} if header else {})
   error = errors.ClientError(429, {"error": {"code": 429, "details": details}}, response)
-  busy = teacher._failure(error)
+  busy = teacher._translate(error)
   assert type(busy) is BusyError and busy.retry_after_s == wait_s
 
 
 def test_a_page_of_a_proxy_is_told_in_one_line(serve, gemini):
   page = {"message": f"<html>\n{'x' * 5000} </html>", "status": "Bad Gateway"}
-  error = gemini(serve())._failure(errors.ServerError(502, page, None))
+  error = gemini(serve())._translate(errors.ServerError(502, page, None))
   assert (
     type(error) is BusyError and "Bad Gateway. <html> xxx" in str(error) and len(str(error)) < 600
   )

@@ -93,8 +93,8 @@ def test_questions_are_answered_together_by_one_program(policy, replies, monkeyp
 def test_every_seed_and_every_question_draws_anew(policy, replies):
   by_seed = ask(policy, *(question(0, seed=seed) for seed in range(12)))
   assert len({reply.text for reply in by_seed}) > 6
-  by_picture = [policy_teacher.draw_id(question(0, image=picture(n))) for n in range(3)]
-  by_text = [policy_teacher.draw_id(question(0, text=text)) for text in "abc"]
+  by_picture = [policy_teacher.sample_id(question(0, image=picture(n))) for n in range(3)]
+  by_text = [policy_teacher.sample_id(question(0, text=text)) for text in "abc"]
   assert len({*by_picture, *by_text}) == 6 and 0 <= min(by_text) <= max(by_text) < 2**31
 
 

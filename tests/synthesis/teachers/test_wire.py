@@ -52,7 +52,7 @@ def test_addresses_that_a_key_may_not_go_to_are_refused(url, says):
 def test_a_key_that_no_header_can_carry_is_refused_unseen(key, monkeypatch):
   """Libraries repeat it in their errors, escaped, so that it would not be found and left out."""
   monkeypatch.setenv("SOME_KEY", key)
-  with pytest.raises(UsageError, match="SOME_KEY holds") as error:
+  with pytest.raises(UsageError, match="SOME_KEY contains") as error:
     wire.read_key(("OTHER_KEY", "SOME_KEY"))
   assert "abc" not in repr(error.value)
 
