@@ -22,7 +22,7 @@ def tiny() -> ConfigDict:
         images="runs/scenes/images",
         max_bad_share=0.01,
       ),
-      limit=8000,  # > 0: only the first so many records
+      limit=8000,  # number of records, from the first; 0: all
       batch_size=128,
       in_flight=2,  # batches answered at a time; on several devices one
       mesh=data_parallel_mesh(),
@@ -30,7 +30,7 @@ def tiny() -> ConfigDict:
       patches=64,
       max_new_tokens=128,
       min_support=5,  # correct chains that must agree on a procedure
-      max_entries=64,  # limits of the handbook
+      max_entries=64,  # most behaviors of the handbook
       max_handbook_tokens=4096,
       behavior_tokens=48,  # most tokens of a behavior in a question; longer ones are not taught
       min_similarity=0.8,  # below it nothing is recalled

@@ -41,22 +41,22 @@ def training() -> dict:
     # (and the output of attention), "attention" (and queries, keys, values), "dots" (and all products with weights),
     # "none" (everything). The rest is computed again.
     remat="dots",
-    dtype="float32",  # of the computation; weights and updates are float32
+    dtype="float32",  # type of the computation; weights and updates are float32
     # Patterns of the paths of parameters that train; ("(text|head)/.*",) freezes the vision tower.
     trainable=(".*",),
     frozen_int8=False,  # store the kernels that do not train in 8 bits, half of bfloat16
     lora=dict(
-      rank=0,  # of the LoRA factors of frozen kernels, with trainable=(".*/lora_[ab]",); 0: no LoRA
+      rank=0,  # rank of the LoRA factors of frozen kernels, with trainable=(".*/lora_[ab]",); 0: no LoRA
       alpha=32.0,  # the product of the factors is scaled by alpha / rank
       # Patterns of the kernels that get LoRA factors.
       targets=("text/layers/(attention|mlp)/.*_proj/kernel",),
     ),
     mesh=data_parallel_mesh(),
     optimizer=dict(
-      # or "muon", which learns faster from scratch; "adafactor", which keeps almost no state and ignores beta1, beta2
-      # and eps
+      # "adamw"; "muon", which learns faster from scratch; or "adafactor", which keeps almost no state and ignores
+      # beta1, beta2 and eps
       method="adamw",
-      moments="float32",  # as they are stored between updates; or "bfloat16", "float8"
+      moments="float32",  # type of the stored moments: "float32", "bfloat16" or "float8"
       learning_rate=2e-3,
       schedule="cosine",
       warmup_steps=20,
@@ -67,5 +67,5 @@ def training() -> dict:
       weight_decay=0.01,
       clip_norm=1.0,
     ),
-    max_to_keep=1,  # checkpoints
+    max_to_keep=1,  # newest checkpoints that are kept
   )

@@ -17,6 +17,7 @@ def tiny() -> ConfigDict:
   config = ConfigDict(
     training()
     | dict(
+      algorithm="dapo",  # the command that this config is for: `spatial-vlm dapo`
       checkpoint="runs/sft/export",  # Hugging Face folder of the policy to start from
       data=dict(
         records="runs/scenes/train.jsonl",
@@ -31,8 +32,13 @@ def tiny() -> ConfigDict:
       groups_per_batch=32,  # groups of a policy batch
       group_size=8,  # G, answers to each prompt
       rollout_batch_size=32,  # prompts drawn in a round of dynamic sampling
-      max_rollout_rounds=4,  # after them the batch takes the groups that it has
+      max_rollout_rounds=4,  # rounds after which the batch takes the groups that it has
       minibatches=4,  # updates on each batch
+      # Names of OBJECTIVES (dapo, gspo, kl_reference) and their weights: what updates maximise. ("kl_reference", 0.01)
+      # is a penalty on the distance from the policy that the run started from.
+      objectives=(("dapo", 1.0),),
+      # Names of REWARDS (accuracy, overlong) and their weights.
+      rewards=(("accuracy", 1.0), ("overlong", 1.0)),
       eps_low=0.2,
       eps_high=0.28,
       max_new_tokens=128,

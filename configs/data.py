@@ -17,21 +17,21 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,  # of the store's order, and of the choice for the contact sheet
+      seed=0,  # seed of the store's order and of the contact sheet
       data=dict(
-        folder="runs/scenes",  # SPLIT.jsonl or Parquet files, as they are published
+        folder="runs/scenes",  # folder of SPLIT.jsonl or Parquet files, as published
         images="runs/scenes/images",  # folder, .tar or .zip, or several with commas; empty: not looked for
         splits=("train", "validation", "test"),
-        published="",  # random | zeroshot: the split of VSR whose sizes it has to have; empty: any
-        allow_subset=False,  # less than was published will do
-        max_bad_share=0.01,  # of records that cannot be used
+        published="",  # random | zeroshot: check the published sizes of this split of VSR; empty: do not
+        allow_subset=False,  # accept fewer records than were published
+        max_bad_share=0.01,  # stop when more than this share of the records cannot be used
       ),
       evaluation="",  # file of records that `train` may not share; empty: the split `test`
-      drop_shared=False,  # leave out of `train` what it shares with them
+      drop_shared=False,  # drop the records of `train` that are shared instead of refusing
       sheet=24,  # examples on the contact sheet
       store=dict(
         shards=0,  # files of each split; 0: no store is made
-        max_pixels=0,  # larger pictures are reduced to so many; 0: all stay as they are
+        max_pixels=0,  # pixels to which larger images are reduced; 0: keep all as they are
       ),
     )
   )

@@ -19,13 +19,13 @@ def tiny() -> ConfigDict:
     dict(
       seed=0,
       base="spatial_vlm/assets/tiny_base",
-      training_scenes=8000,  # labels for DAPO
+      training_scenes=8000,  # labelled scenes for DAPO
       chains=4000,  # training scenes with a written chain, for SFT
       validation_scenes=1000,
       test_scenes=4000,
       sft_epochs=3,
       dapo_steps=30,
-      behavior_scenes=8000,  # answered in full by the aligned policy, to extract behaviors from
+      behavior_scenes=8000,  # scenes that the aligned policy answers in full, to extract behaviors from
       min_support=5,  # correct chains that must agree on a procedure
       reuse_epochs=2,
       timed_questions=32,

@@ -18,23 +18,23 @@ def tiny() -> ConfigDict:
     dict(
       method="chain",  # majority | zero-shot | direct | chain | reuse
       checkpoint="runs/dapo/export",  # Hugging Face folder (majority reads none)
-      behaviors="runs/behaviors/index",  # folder of the index (reuse alone reads it)
+      behaviors="runs/behaviors/index",  # folder of the index; only reuse reads it
       behavior_tokens=48,  # most tokens of a recalled behavior in the question
       data=dict(
         records="runs/scenes/test.jsonl",
         images="runs/scenes/images",
-        boxes="runs/scenes/test.boxes.jsonl",  # empty: none are known
-        training_records="runs/scenes/train.jsonl",  # labels of the majority, which nothing else reads
+        boxes="runs/scenes/test.boxes.jsonl",  # file of the true boxes; empty: none are known
+        training_records="runs/scenes/train.jsonl",  # records whose majority label the method majority answers
         max_bad_share=0.01,
       ),
-      limit=0,  # > 0: only the first so many
+      limit=0,  # number of records, from the first; 0: all
       batch_size=128,
       in_flight=2,  # batches answered at a time; on several devices one
       mesh=data_parallel_mesh(),
-      prompt_tokens=96,  # room for a behavior in the question
+      prompt_tokens=96,  # padded length of a question, with room for a behavior
       patches=64,
       max_new_tokens=128,
-      timed_questions=64,  # asked one at a time, for seconds per answer
+      timed_questions=64,  # questions asked one at a time, to measure seconds per answer
     )
   )
 

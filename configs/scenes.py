@@ -21,8 +21,8 @@ def tiny() -> ConfigDict:
       objects=(2, 3),  # least and most objects of a scene
       counts=dict(
         train=8000, validation=1000, test=4000
-      ),  # even: examples come in contrastive pairs
-      chains=4000,  # the first of the training examples that the teacher writes answers to
+      ),  # even numbers: examples come in contrastive pairs
+      chains=4000,  # training examples, from the first, for which the teacher writes answers
       sheet=24,  # examples on the contact sheet
     )
   )

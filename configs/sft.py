@@ -29,6 +29,7 @@ def tiny() -> ConfigDict:
   return ConfigDict(
     training()
     | dict(
+      algorithm="sft",  # the command that this config is for: `spatial-vlm sft`
       checkpoint="spatial_vlm/assets/tiny_base",  # Hugging Face folder: weights, tokenizer, processor
       from_scratch=False,  # keep only the architecture of `checkpoint` and draw the weights
       data=dict(
@@ -37,7 +38,7 @@ def tiny() -> ConfigDict:
         evaluation="",  # file of records that must not be trained on; scenes share none
         mix=(),  # further (conversations, images, weight): `weight` of them for one of `conversations`
         max_bad_share=0.01,  # stop when more than this share of the records is broken
-        batching="shuffled",  # or "bucketed": batches of similar size; "packed": several records a row
+        batching="shuffled",  # "shuffled"; "bucketed": rows of similar size; "packed": several records a row
         # Padded row shapes (tokens, patches). Each compiles separately; larger conversations are skipped and counted.
         shapes=((88, 64), (176, 64), (192, 64)),
         pretrain=dict(  # images to caption and ground, drawn during training instead of read from files

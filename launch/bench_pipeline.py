@@ -29,6 +29,7 @@ from spatial_vlm.config import read_preset
 from spatial_vlm.data import batch_plan, conversations, messages, pipeline, store
 from spatial_vlm.data.batch_plan import BATCHINGS, padding
 from spatial_vlm.data.conversations import Conversation, ConversationSource
+from spatial_vlm.data.reading import ReadOptions
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.processor.chat import ImageSize, Processor, Size, collate_batch, encode, measure
@@ -128,10 +129,8 @@ def readers(folder: Path, processor: Processor) -> dict[str, Callable[[], Iterab
       source[place],
       make,
       pad,
-      batch_size=BATCH,
-      seed=0,
-      epochs=1,
-      workers=workers,
+      pipeline.EpochOrder(BATCH, seed=0, epochs=1),
+      ReadOptions(workers),
     )
   tensors = functools.partial(collate, processor, to=torch.from_numpy)
   for workers in (0, 2):
@@ -160,13 +159,13 @@ def take_turns(readers: dict[str, Callable[[], Iterable]], count: int, rounds: i
 def speed_table(names: Iterable[str], speeds: np.ndarray) -> str:
   ratios = speeds / speeds[:, :1]
   rows = [
-    [name, constrain_rows(s, "{:.1f}"), constrain_rows(r, "{:.2f}")]
+    [name, median_and_range(s, "{:.1f}"), median_and_range(r, "{:.2f}")]
     for name, s, r in zip(names, speeds.T, ratios.T, strict=True)
   ]
   return markdown_table(["reader", "records/s", "of the plain loop's"], rows)
 
 
-def constrain_rows(values: np.ndarray, form: str) -> str:
+def median_and_range(values: np.ndarray, form: str) -> str:
   median, least, most = map(form.format, (np.median(values), values.min(), values.max()))
   return f"{median} [{least}–{most}]"
 

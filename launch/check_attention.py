@@ -1,10 +1,10 @@
-"""Compares the implementations of attention on the device at hand: errors of values and gradients, and times.
+"""Compares the implementations of attention on this device: errors of outputs and gradients, and times.
 
 python launch/check_attention.py [--tokens 2048] [--patches 4096] [--rows 2] [--dtype bfloat16] [--repeats 10]
 
-Errors are the largest differences from the formula in float32 at full precision. A kernel fails (exit status 1) where
-its error is more than three times that of the formula in the same dtype. Off TPUs splash attention runs only on CPUs,
-interpreted: the times of that say nothing.
+An error is the largest absolute difference from the formula in float32 at full precision. A kernel fails (exit status
+1) if its error exceeds three times that of the formula in the same dtype. Without a TPU, splash attention runs only on
+CPUs and is interpreted, so its times mean nothing there.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from jax import numpy as jnp
 from spatial_vlm.model import flash
 from spatial_vlm.model.attention import plain_attention
 
-NAMES = ("mixed", "dq", "dk", "dv")
+OUTPUTS = ("output", "dq", "dk", "dv")
 
 
 class Heads(NamedTuple):
-  """Queries, keys and width of the heads of a tower of Qwen3-VL-8B."""
+  """Query heads, key-value heads and head width of a tower of Qwen3-VL-8B."""
 
   queries: int
   keys: int
@@ -38,7 +38,7 @@ VISION = Heads(queries=16, keys=16, width=72, causal=False)
 
 
 def implementations(platform: str, dtype: jnp.dtype) -> dict[str, Callable]:
-  """What can run here, by name; `attention` is what the model calls."""
+  """Returns name → implementation that runs on the platform; the model calls `attention`."""
   found: dict[str, Callable] = {"formula": plain_attention, "attention": flash.attention}
   if platform in ("tpu", "cpu"):
     found["splash"] = functools.partial(flash.splash_attention, interpret=platform == "cpu")
@@ -48,7 +48,10 @@ def implementations(platform: str, dtype: jnp.dtype) -> dict[str, Callable]:
 
 
 def inputs(heads: Heads, rows: int, tokens: int) -> tuple[list[jax.Array], jax.Array]:
-  """q, k, v and a cotangent in float32, and segments: three sequences between padding, in every row others."""
+  """Returns q, k, v and a cotangent in float32, and segments.
+
+  Each row has three sequences of its own lengths, with padding before and after.
+  """
   rng = np.random.default_rng(0)
   N, K, H, _ = heads
   by_token, by_head = (rows, tokens, N, H), (rows, K, tokens, H)
@@ -60,12 +63,13 @@ def inputs(heads: Heads, rows: int, tokens: int) -> tuple[list[jax.Array], jax.A
 
 @functools.partial(jax.jit, static_argnames=("attend", "causal"))
 def with_gradients(attend, q, k, v, cotangent, segments, causal):
-  mixed, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments, causal=causal), q, k, v)
-  return mixed, *pull(cotangent)
+  """Returns the output and the gradients of q, k and v for a cotangent of the output."""
+  output, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments, causal=causal), q, k, v)
+  return output, *pull(cotangent)
 
 
 def seconds(run: Callable, repeats: int) -> float:
-  """Shortest of several runs; the first one compiles and does not count."""
+  """Returns the shortest time of several runs, after one that compiles."""
   jax.block_until_ready(run())
   times = []
   for _ in range(repeats):
@@ -78,25 +82,27 @@ def seconds(run: Callable, repeats: int) -> float:
 def compare(
   name: str, heads: Heads, rows: int, tokens: int, dtype: jnp.dtype, repeats: int
 ) -> bool:
-  """Prints a line for each implementation; whether all are near the formula."""
+  """Prints a line per implementation; returns whether all are close to the formula."""
   arrays, segments = inputs(heads, rows, tokens)
-  # rounded first, so that all see the same numbers
+  # Inputs are rounded first, so that all implementations get the same numbers.
   rounded = [x.astype(dtype) for x in arrays]
   with jax.default_matmul_precision("highest"):
     exact = [x.astype(jnp.float32) for x in rounded]
-    truth = jax.device_get(with_gradients(plain_attention, *exact, segments, causal=heads.causal))
-  good, of_formula = True, None
+    reference = jax.device_get(
+      with_gradients(plain_attention, *exact, segments, causal=heads.causal)
+    )
+  all_passed, formula_errors = True, None
   for kind, attend in implementations(jax.default_backend(), dtype).items():
     run = functools.partial(with_gradients, attend, *rounded, segments, causal=heads.causal)
     found = [np.asarray(x, np.float32) for x in run()]
-    errors = np.array([np.abs(a - b).max() for a, b in zip(found, truth, strict=True)])
-    of_formula = errors if of_formula is None else of_formula
-    passed = bool((errors <= 3 * of_formula + 1e-5).all())  # NaN is not
-    good &= passed
+    errors = np.array([np.abs(a - b).max() for a, b in zip(found, reference, strict=True)])
+    formula_errors = errors if formula_errors is None else formula_errors
+    passed = bool((errors <= 3 * formula_errors + 1e-5).all())  # False for NaN
+    all_passed &= passed
     figures = "  ".join(f"{error:9.2e}" for error in errors)
     ms = 1e3 * seconds(run, repeats)
     print(f"{name:7}{kind:11}{figures}  {ms:10.2f}  {'' if passed else 'FAILED'}".rstrip())
-  return good
+  return all_passed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   dtype = jnp.dtype(options.dtype)
   device = jax.devices()[0]
   print(f"{device.platform}, {device.device_kind}; jax {jax.__version__}; {options}")
-  print(f"{'':7}{'':11}" + "  ".join(f"{name:>9}" for name in NAMES) + f"  {'ms':>10}")
+  print(f"{'':7}{'':11}" + "  ".join(f"{name:>9}" for name in OUTPUTS) + f"  {'ms':>10}")
   results = [
     compare("text", TEXT, options.rows, options.tokens, dtype, options.repeats),
     compare("vision", VISION, options.rows, options.patches, dtype, options.repeats),

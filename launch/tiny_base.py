@@ -14,7 +14,7 @@ import numpy as np
 
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
-from spatial_vlm.data.scenes.source import Picture, PictureSource
+from spatial_vlm.data.scenes.source import SceneImage, SceneImageSource
 from spatial_vlm.evaluation.boxes import iou, nearest_object
 from spatial_vlm.inference.generation import greedy
 from spatial_vlm.inference.loading import load_policy
@@ -39,7 +39,7 @@ def files(folder: Path) -> None:
 def score(folder: Path) -> None:
   """Mean IoU of the boxes in lists and in answers to "where", and the share of boxes nearer to another object."""
   policy = load_policy(str(folder))
-  source = PictureSource("validation", 0, SCENES, objects=(2, 3))
+  source = SceneImageSource("validation", 0, SCENES, objects=(2, 3))
   pictures = [source[i] for i in range(SCENES)]
   names = [list(p.scene.boxes)[i % len(p.scene.boxes)] for i, p in enumerate(pictures)]
   listed = [answers.parse_boxes(text) for text in ask(policy, pictures, [LIST_OBJECTS] * SCENES)]
@@ -57,7 +57,7 @@ def score(folder: Path) -> None:
   print(json.dumps(result, indent=2))
 
 
-def ask(policy: Policy, pictures: Sequence[Picture], questions: Sequence[str]) -> list[str]:
+def ask(policy: Policy, pictures: Sequence[SceneImage], questions: Sequence[str]) -> list[str]:
   rows = [
     encode_question(policy.processor, p.image, q) for p, q in zip(pictures, questions, strict=True)
   ]
@@ -72,7 +72,9 @@ def ask(policy: Policy, pictures: Sequence[Picture], questions: Sequence[str]) -
 
 
 def compare(
-  pictures: Sequence[Picture], names: Sequence[Sequence[str]], predicted: Sequence[dict[str, Box]]
+  pictures: Sequence[SceneImage],
+  names: Sequence[Sequence[str]],
+  predicted: Sequence[dict[str, Box]],
 ) -> dict[str, float]:
   overlaps, misplaced = [], []
   for picture, wanted, boxes in zip(pictures, names, predicted, strict=True):

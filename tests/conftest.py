@@ -2,8 +2,12 @@
 
 import dataclasses
 import functools
+import hashlib
+import importlib.metadata
 import json
 import os
+import platform
+from pathlib import Path
 from unittest import mock
 
 # Read when jax, transformers and the thread pools are first imported.
@@ -17,9 +21,55 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["TPU_ACCELERATOR_TYPE"] = "v5e-1"
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Most of the time goes into compiling programs that run once or twice, on small arrays. Without optimization and with
+# XLA's older emitters, compilation takes a third of the time. XLA_FLAGS= (empty) tests the code that users run.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  " --xla_cpu_parallel_codegen_split_count=1",
+)
+
+CACHE = Path(__file__).parents[1] / ".cache" / "jax"
+CACHE_BYTES = 2 * 2**30
+"""Bound on the size of all programs in `CACHE`, enforced when a test session starts."""
+
+
+def cache_folder() -> Path:
+  """Returns the folder of compiled programs for this machine.
+
+  XLA compiles for the features of the CPU it runs on, so each set of features and each version has its own folder.
+  """
+  cpuinfo = Path("/proc/cpuinfo")
+  lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+  features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+  model = [line for line in lines if line.startswith(("cpu family", "model\t", "vendor_id"))]
+  machine = "\n".join([platform.machine(), features, *sorted(set(model))])
+  versions = "-".join(importlib.metadata.version(name) for name in ("jax", "jaxlib"))
+  return CACHE / f"{versions}-{hashlib.sha256(machine.encode()).hexdigest()[:12]}"
+
+
+def prune(root: Path, limit: int) -> None:
+  """Deletes the files under `root` that were used least recently, until the rest holds at most `limit` bytes."""
+  files = []
+  for path in root.rglob("*"):
+    if path.is_file():
+      stat = path.stat()
+      files.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
+  held = sum(size for _, size, _ in files)
+  for _, size, path in sorted(files):
+    if held <= limit:
+      break
+    path.unlink(missing_ok=True)
+    held -= size
+
+
+# Commands that tests start in processes of their own inherit these settings and find the same programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -30,6 +80,9 @@ torch.set_num_threads(1)
 _torchvision = torch.library.Library("torchvision", "DEF")
 for _operator in ("nms", "qnms"):
   _torchvision.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+# Modules imported from here on check the arrays in their functions' annotations.
+jaxtyping.install_import_hook("spatial_vlm", "shape_checks.checked")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -42,6 +95,11 @@ hypothesis.settings.register_profile(
   suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("project")
+
+
+def pytest_configure(config):
+  if not hasattr(config, "workerinput"):  # once: not in the worker processes of xdist
+    prune(CACHE, CACHE_BYTES)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,10 @@
 
 from etils import epath
 
-from spatial_vlm.commands.scenes import write_split
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.data.scenes.writing import write_split
 from spatial_vlm.synthesis import formats
 from spatial_vlm.synthesis.local.faults import TRANSIENT, Faults
 from spatial_vlm.synthesis.run.ledger import Prices

@@ -1,4 +1,4 @@
-"""Scripts of launch/ that talk to the cloud: what they would run."""
+"""The commands that the cloud scripts of launch/ would run."""
 
 import shlex
 import subprocess
@@ -13,7 +13,7 @@ def call(*arguments):
   return subprocess.run([TPU_VM, *arguments], capture_output=True, text=True)
 
 
-def test_a_command_runs_on_every_host_with_its_arguments_as_they_are():
+def test_a_command_runs_on_every_host_with_unchanged_arguments():
   arguments = ["sft", "--config.data.mix=(('a b.jsonl', 'x', 0.5),)", "--workdir", "gs://b/run"]
   (line,) = call("--dry-run", "my-slice", "us-east5-a", *arguments).stdout.splitlines()
   *gcloud, command = shlex.split(line)
@@ -34,13 +34,13 @@ def test_the_last_commit_is_copied_and_installed():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ((), "a TPU, its zone and a command are needed"),
-    (("my-slice", "us-east5-a"), "a TPU, its zone and a command are needed"),
-    (("--zone", "us-east5-a", "sft"), "'--zone' is no name"),
+    ((), "give a TPU, its zone and a command"),
+    (("my-slice", "us-east5-a"), "give a TPU, its zone and a command"),
+    (("--zone", "us-east5-a", "sft"), "'--zone' is not a name"),
     (("my-slice", "us-east5-a", "install", "now"), "install takes no arguments"),
   ],
 )
-def test_what_is_missing_is_said(arguments, message):
+def test_wrong_arguments_are_refused(arguments, message):
   done = call(*arguments)
   assert done.returncode == 2 and message in done.stderr
 

@@ -37,12 +37,12 @@ FOLDERS = {
   ),
   "objectives": ("vocabulary", "cross_entropy", "token_logprobs", "advantage", "dapo"),
   "data": (
-    *("shards", "image_files", "images", "relations", "records", "statement", "measurements"),
-    *("vsr", "split_guard", "statistics", "split_report", "store"),
-    *("scenes", "contact_sheet"),
-    *("messages", "conversations", "sizes", "batch_plan", "pipeline", "mixing"),
+    *("shards", "image_locations", "image_files", "relations", "records", "statement"),
+    *("measurements", "vsr", "split_guard", "statistics", "split_report", "splits", "store"),
+    *("scenes", "messages", "conversations", "sizes", "batch_plan"),
+    *("reading", "skipped_records", "pipeline", "mixing", "contact_sheet"),
   ),
-  "data/scenes": ("render", "scene_layout", "source"),
+  "data/scenes": ("render", "scene_layout", "source", "writing"),
   "evaluation": ("predictions", "statistics", "boxes", "scores", "results_report", "figures"),
   "tasks": ("statements",),
   "rewards": ("verdict_automaton",),
@@ -50,7 +50,8 @@ FOLDERS = {
   "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index"),
   "inference": ("policy", "loading", "questions", "generation"),
   "synthesis": (
-    *("errors", "hashing", "teacher", "draft", "formats", "scene_teacher"),
+    *("errors", "hashing", "teacher", "draft", "formats"),
+    *("scene_teacher", "scene_conversations"),
     *("teachers", "verify", "local", "run", "teacher_table", "setup"),
   ),
   "synthesis/teachers": ("wire", "gemini", "gemini_batch", "openai_chat", "policy_teacher"),
@@ -66,7 +67,10 @@ FOLDERS = {
     *("estimate", "results"),
   ),
   "train": ("update", "run", "trained_weights", "sft", "policy_optimization"),
-  "planning": ("chips", "hlo", "flops", "inputs", "compiled", "programs", "search", "plan_report"),
+  "planning": (
+    *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
+    *("programs", "batch_rows", "target", "cache", "search", "advice", "plan_report"),
+  ),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
 

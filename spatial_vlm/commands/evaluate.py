@@ -21,7 +21,7 @@ from etils import epath
 from spatial_vlm import sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive, snapshot
-from spatial_vlm.data.pipeline import Reader
+from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import (
   JsonlSource,
   Take,

@@ -29,6 +29,9 @@ from spatial_vlm.processor.chat import Processor
 from spatial_vlm.train.run import DTYPES
 from spatial_vlm.train.trained_weights import is_adapter, trained_shapes, with_base
 
+PARAMS_PATHS = {"sft": ("params",), "dapo": ("train", "params")}
+"""Algorithm of a run → path of the trained parameters in its checkpoints."""
+
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   check(config)
@@ -37,6 +40,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     raise UsageError(f"--workdir {workdir} is the run itself; give a folder of its own")
   try:
     settings = json.loads((run_folder / "config.json").read_text())["config"]
+    params_path = PARAMS_PATHS[settings["algorithm"]]
     source = find_folder(settings["checkpoint"])
   except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
     raise UsageError(
@@ -44,8 +48,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     ) from error
   with user_errors():
     model = Processor.from_folder(source).model_config
-  # A DAPO run keeps its train state beside the groups it has collected.
-  above = ("train", "params") if "group_size" in settings else ("params",)
   mesh = sharding.make_mesh({"fsdp": -1})
   with Checkpoints(run_folder / "checkpoints", read_only=True) as checkpoints:
     step = checkpoints.latest()
@@ -64,7 +66,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       trained = flatten(trained_shapes(mesh, model, subset))
 
     def restored(path: str) -> jax.Array:
-      names = (*above, *path.split("/"))
+      names = (*params_path, *path.split("/"))
       state = trained[path]
       for name in reversed(names):
         state = {name: state}

@@ -26,8 +26,8 @@ from tqdm import tqdm
 from spatial_vlm import config as config_lib
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from, snapshot
-from spatial_vlm.data import split_guard
 from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.synthesis.run.batch_requests import BatchSettings, send_in_batches
 from spatial_vlm.synthesis.run.estimate import EstimateSettings, estimate_cost
@@ -63,9 +63,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     source = JsonlSource(
       config.data.records, config.data.images, max_bad_share=config.data.max_bad_share
     )
-    if config.evaluation:
-      remedy = "let `spatial-vlm data` leave them out (drop_shared), or evaluate on another set"
-      split_guard.guard(source.pairs, config.evaluation, remedy)
+    remedy = "let `spatial-vlm data` remove them (drop_shared), or evaluate on another set"
+    refuse_shared_records(source.pairs, [config.evaluation], remedy)
     key = "" if args.offline else find_teacher(config.teacher).read_key(config)
     questions = build_questions(config, source)
     journal = Journal(workdir / "journal")
@@ -79,7 +78,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     written = write_results(
       started,
       selection,
-      source.pictures,
+      source.image_files,
       workdir,
       examples=config.examples,
       settings=config_lib.leaves(config),

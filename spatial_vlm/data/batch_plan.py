@@ -114,7 +114,7 @@ BATCHINGS: dict[str, Arrange] = {"shuffled": shuffled, "bucketed": bucketed, "pa
 
 
 def padding(plan: Iterable[PlannedBatch], sizes: Sizes) -> dict[str, tuple[int, int]]:
-  """(padded slots, all slots) of tokens and of patches, under the names of the training metrics."""
+  """Returns (padded slots, all slots) by kind of slot: token and patch."""
   padded, slots = Size(0, 0), Size(0, 0)
   for shape, rows in plan:
     there = Size(len(rows) * shape.tokens, len(rows) * shape.patches)
@@ -122,8 +122,8 @@ def padding(plan: Iterable[PlannedBatch], sizes: Sizes) -> dict[str, tuple[int, 
     slots = total_size([slots, there])
     padded = total_size([padded, Size(there.tokens - used.tokens, there.patches - used.patches)])
   return {
-    "input/token_padding": (padded.tokens, slots.tokens),
-    "input/patch_padding": (padded.patches, slots.patches),
+    "token": (padded.tokens, slots.tokens),
+    "patch": (padded.patches, slots.patches),
   }
 
 

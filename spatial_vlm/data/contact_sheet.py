@@ -1,5 +1,6 @@
 """A sheet of examples to look at: picture, boxes, statement and label. Pictures of any shape are shown whole."""
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 
@@ -7,7 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from spatial_vlm.answers import Box
-from spatial_vlm.data.records import Example
+from spatial_vlm.data.pipeline import prompt_order
+from spatial_vlm.data.reading import Reader
+from spatial_vlm.data.records import Example, JsonlSource
 
 _PICTURE, _MARGIN, _TEXT_HEIGHT = 256, 18, 66
 _PAPER, _INK, _QUIET = (250, 250, 248), (28, 30, 34), (150, 152, 156)
@@ -15,6 +18,14 @@ _SUBJECT, _OBJECT, _OTHER = (255, 140, 26), (0, 214, 230), (196, 198, 202)
 _Frame = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels of a tile."""
 _LABELS = {1: ("true", (22, 130, 70)), 0: ("false", (190, 44, 44))}
+
+
+def sampled(source: JsonlSource, seed: int, count: int) -> list[Example]:
+  """Returns up to `count` readable examples in a shuffled order; TooManyBadRecords as the source allows them."""
+  read = Reader(source, lambda example: example, source.max_bad_share)
+  order = map(prompt_order(seed, len(source)), range(len(source)))
+  readable = (example for number in order if (example := read(number)) is not None)
+  return list(itertools.islice(readable, count))
 
 
 def contact_sheet(examples: Sequence[Example], columns: int = 6) -> Image.Image:

@@ -17,7 +17,7 @@ import PIL.Image
 from etils import epath
 
 from spatial_vlm.data import messages, records
-from spatial_vlm.data.images import ImageFiles, ImageLocations
+from spatial_vlm.data.image_files import ImageFiles, ImageLocations
 from spatial_vlm.processor.video import Video
 from spatial_vlm.processor.video_files import open_video
 
@@ -44,8 +44,8 @@ class ConversationSource:
   """
 
   def __init__(self, jsonl: epath.PathLike, images: ImageLocations, max_bad_share: float):
-    self.jsonl, self.pictures = epath.Path(jsonl), ImageFiles(images)
-    self._numbered, self.bad = records.read_lines(jsonl, self.pictures, parse, max_bad_share)
+    self.jsonl, self.image_files = epath.Path(jsonl), ImageFiles(images)
+    self._numbered, self.bad = records.read_lines(jsonl, self.image_files, parse, max_bad_share)
 
   def __len__(self) -> int:
     return len(self._numbered)
@@ -59,8 +59,8 @@ class ConversationSource:
     """The image, or the video to be decoded; raises UnreadableImage that names it."""
     name = conversation.image
     if conversation.kind == "video":
-      return open_video(self.pictures.read(name), name=name)
-    return self.pictures.open(name)
+      return open_video(self.image_files.read(name), name=name)
+    return self.image_files.open(name)
 
   @property
   def questions(self) -> list[tuple[str, str]]:

@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 
 from spatial_vlm.answers import Box
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.image_files import UnusableArchive
-from spatial_vlm.data.images import ImageFiles, ImageLocations
+from spatial_vlm.data.image_files import ImageFiles, ImageLocations
+from spatial_vlm.data.image_locations import UnusableArchive
 from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.processor.image import UnreadableImage
 
@@ -145,9 +145,9 @@ class JsonlSource:
     boxes: epath.PathLike | None = None,
     max_bad_share: float = 0.01,
   ):
-    self.jsonl, self.pictures = epath.Path(jsonl), ImageFiles(images)
+    self.jsonl, self.image_files = epath.Path(jsonl), ImageFiles(images)
     self.max_bad_share = max_bad_share
-    self._numbered, self.bad = read_lines(jsonl, self.pictures, parse, max_bad_share)
+    self._numbered, self.bad = read_lines(jsonl, self.image_files, parse, max_bad_share)
     self._boxes = read_boxes(boxes) if boxes is not None else {}
 
   def __repr__(self) -> str:
@@ -159,7 +159,7 @@ class JsonlSource:
   def __getitem__(self, index: int) -> Example:
     record, boxes = self.describe(index)
     line = self._numbered[index][0]
-    image = np.asarray(open_listed(self.jsonl, line, self.pictures.open, record.image))
+    image = np.asarray(open_listed(self.jsonl, line, self.image_files.open, record.image))
     return Example(record, image, boxes, int(index))
 
   def __iter__(self) -> Iterator[Example]:

@@ -35,9 +35,9 @@ class SizedSource:
     return messages.messages(self._known[key], conversation.question, conversation.answer)
 
   def _size(self, conversation: Conversation) -> ImageSize | VideoInfo:
-    data = self.source.pictures.read(conversation.image)
+    data = self.source.image_files.read(conversation.image)
     if conversation.kind == "video":
-      return open_video(data, name=conversation.image).outline
+      return open_video(data, name=conversation.image).info
     return extent(data, conversation.image)
 
   def place(self, index: int) -> tuple[str, int]:

@@ -1,14 +1,14 @@
-"""No statement that a model is tested on may be among those it learns from.
+"""Keeps statements that a model is tested on out of its training data.
 
-The two splits of VSR were drawn from the same statements: 830 of the 1,222 pairs of the zero-shot test split stand in
-the random training split, so that one must not be trained on when the other is measured.
+The two published splits of VSR were drawn from the same statements: 830 of the 1,222 pairs of the zero-shot test split
+are in the random training split. A model trained on one must not be measured on the other.
 """
 
 import collections
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from etils import epath
 
@@ -20,7 +20,7 @@ Pair = tuple[str, str]
 
 
 def read_pairs(file: epath.PathLike) -> list[Pair]:
-  """The pairs of a file of records; UsageError when it holds none, since nothing would be guarded."""
+  """Returns the pairs of a file of records; UsageError when it holds no record, since nothing would be guarded."""
   found = vsr.read_files([epath.Path(file)])
   if not found.listed:
     raise UsageError(
@@ -30,16 +30,16 @@ def read_pairs(file: epath.PathLike) -> list[Pair]:
 
 
 def shared_pairs(training: Iterable[Pair], evaluation: Iterable[Pair]) -> list[Pair]:
-  """The evaluation pairs that stand in the training set as well.
+  """Returns the evaluation pairs that are also in the training set.
 
-  An image is known by its base name; captions are compared without regard to case, spaces and a final full stop.
+  Images are compared by base name; captions without regard to case, spaces and a final full stop.
   """
   known = {_key(pair) for pair in training}
   return [pair for pair in evaluation if _key(pair) in known]
 
 
 def asked_pairs(questions: Iterable[Pair], evaluation: Iterable[Pair]) -> list[Pair]:
-  """The evaluation pairs whose caption stands in a question on their image, however the question is worded."""
+  """Returns the evaluation pairs whose caption is part of a question about their image, in any wording."""
   asked = collections.defaultdict(list)
   for question in questions:
     image, text = _key(question)
@@ -47,25 +47,32 @@ def asked_pairs(questions: Iterable[Pair], evaluation: Iterable[Pair]) -> list[P
   return [pair for pair in evaluation if _is_asked(*_key(pair), asked)]
 
 
-def guard(
-  training: Iterable[Pair],
-  file: epath.PathLike,
+def refuse_shared_records(
+  training: Collection[Pair],
+  evaluation_files: Iterable[str],
   remedy: str,
   find: Callable[[Iterable[Pair], Iterable[Pair]], list[Pair]] = shared_pairs,
 ) -> None:
-  """Raises UsageError when `training` shares pairs with a file of records; `find` is `shared_pairs`, or `asked_pairs`
-  where training is told by questions."""
-  evaluation = read_pairs(file)
-  refuse_shared(find(training, evaluation), len(evaluation), remedy)
+  """Raises UsageError when the training set contains evaluation pairs.
+
+  Args:
+    training: image and caption of each training record, or image and question.
+    evaluation_files: files of records to keep out of training; empty names are skipped.
+    remedy: what the user can do, for the message.
+    find: `shared_pairs`, or `asked_pairs` if `training` holds questions.
+  """
+  for file in filter(None, evaluation_files):
+    evaluation = read_pairs(file)
+    refuse_shared_pairs(find(training, evaluation), len(evaluation), file, remedy)
 
 
-def refuse_shared(shared: Sequence[Pair], evaluated: int, remedy: str) -> None:
-  """Raises UsageError if there are `shared` pairs among so many `evaluated`, with the first and the `remedy`."""
+def refuse_shared_pairs(shared: Sequence[Pair], evaluated: int, name: str, remedy: str) -> None:
+  """Raises UsageError if any of the `evaluated` pairs of the evaluation set `name` are `shared` with training."""
   if shared:
     first = "".join(f"\n  {image}: {caption}" for image, caption in shared[:3])
     raise UsageError(
-      f"{len(shared)} of the {evaluated} evaluation pairs of image and caption stand in the training set, "
-      f"which would make the evaluation worthless: {remedy}. The first:{first}"
+      f"{len(shared)} of the {evaluated} evaluation pairs of image and caption in {name} are in the training set, "
+      f"which makes the evaluation worthless: {remedy}. The first:{first}"
     )
 
 

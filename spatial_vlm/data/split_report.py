@@ -62,7 +62,7 @@ def sizes_table(statistics: Statistics) -> str:
       f"{split['captions']:,}",
       f"{split['contrastive_captions']:,}",
       _percent(split["true_share"]),
-      f"{len(split['left_out']):,}",
+      f"{len(split['skipped']):,}",
       f"{split['missing_images']['count']:,}",
     ]
     for name, split in statistics.items()

@@ -198,8 +198,8 @@ class _Writer:
 
   def _entry(self, index: int) -> bytes:
     record, boxes = self.source.describe(index)
-    picture = self.source.pictures.read(record.image)
-    image = self.source.pictures.decode(record.image, picture)
+    picture = self.source.image_files.read(record.image)
+    image = self.source.image_files.decode(record.image, picture)
     header = {"record": record.to_json(), "boxes": boxes}
     return shards.pack(header, _reduced(image, self.settings.max_pixels) or picture)
 

@@ -106,7 +106,7 @@ def read_files(files: Sequence[epath.Path]) -> Split:
   return split
 
 
-def check_published(
+def check_published_sizes(
   name: str, splits: Mapping[str, Sequence[Record]], allow_subset: bool = False
 ) -> None:
   """Raises UsageError unless each split has the sizes that VSR's split `name` was published with.

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from spatial_vlm import answers, sharding
 from spatial_vlm.config import Config, UsageError
-from spatial_vlm.data.pipeline import ordered
+from spatial_vlm.data.pipeline import ordered_batches
+from spatial_vlm.data.reading import ReadOptions
 from spatial_vlm.data.records import Example, Take
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.policy import (
@@ -146,14 +147,14 @@ def stored_answers(
     predictions += stored
     done += 1
   start = min(done * batch_size, len(examples))
-  missing = ordered(
+  missing = ordered_batches(
     examples,
     asker.encode,
     lambda rows, ids: (rows, ids.tolist()),
-    batch_size=batch_size,
+    batch_size,
+    ReadOptions(max_bad_share=max_bad_share),
     start=start,
     skipped=sorted({*range(start)} - {p.id for p in predictions}),
-    max_bad_share=max_bad_share,
   )
   right = sum(p.right for p in predictions)
   results = in_order(lambda batch: asker.answer(*batch), missing, in_flight)

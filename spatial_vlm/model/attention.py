@@ -25,7 +25,7 @@ def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float
 
 def mrope_angles(
   positions: Int[Array, "B T 3"], head_dim: int, theta: float, section: tuple[int, int, int]
-) -> Float[Array, "B T H/2"]:
+) -> Float[Array, "B T {head_dim//2}"]:
   """Interleaved M-RoPE: frequency f turns with the time, height or width position in the order THWTHW…THWTT…T."""
   axis = np.zeros(head_dim // 2, np.int32)
   for dim in (1, 2):
@@ -37,7 +37,7 @@ def mrope_angles(
 
 def axial_angles(
   coords: Int[Array, "B M 2"], head_dim: int, theta: float
-) -> Float[Array, "B M H/2"]:
+) -> Float[Array, "B M {head_dim//2}"]:
   """2-D rotary angles of the vision tower: half of the frequencies turn with the row, half with the column."""
   frequencies = _inverse_frequencies(head_dim // 2, theta)
   angles = coords[..., None].astype(jnp.float32) * frequencies[None, None, None]

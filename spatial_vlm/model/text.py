@@ -65,7 +65,7 @@ class TextAttention(nnx.Module):
     self.k_norm = RmsNorm(H, config.rms_norm_eps, param_dtype=param_dtype)
 
   def __call__(
-    self, x: Float[Array, "R D"], angles: Float[Array, "B T H/2"], attend: Attend
+    self, x: Float[Array, "R D"], angles: Float[Array, "B T F"], attend: Attend
   ) -> tuple[Float[Array, "R D"], tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]]:
     B, T, _ = angles.shape
 
@@ -111,7 +111,7 @@ class TextLayer(nnx.Module):
     self.mlp = TextMlp(config, rngs=rngs, param_dtype=param_dtype)
 
   def __call__(
-    self, h: Float[Array, "R D"], angles: Float[Array, "B T H/2"], attend: Attend
+    self, h: Float[Array, "R D"], angles: Float[Array, "B T F"], attend: Attend
   ) -> tuple[Float[Array, "R D"], tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]]:
     mixed, keys_values = self.attention(self.input_norm(h), angles, attend)
     h = h + mixed
@@ -223,6 +223,6 @@ def run_layers_cached(
   return jax.lax.scan(step, h, (layers, slots))
 
 
-def text_angles(config: TextConfig, positions: Int[Array, "B T 3"]) -> Float[Array, "B T H/2"]:
+def text_angles(config: TextConfig, positions: Int[Array, "B T 3"]) -> Float[Array, "B T F"]:
   """Angles of the decoder’s interleaved M-RoPE."""
   return mrope_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)

@@ -79,7 +79,7 @@ class VisionAttention(nnx.Module):
   def __call__(
     self,
     x: Float[Array, "R D"],
-    angles: Float[Array, "B M H/2"],
+    angles: Float[Array, "B M F"],
     segments: Int[Array, "B M"],
   ) -> Float[Array, "R D"]:
     B, M, _ = angles.shape
@@ -124,7 +124,7 @@ class VisionBlock(nnx.Module):
   def __call__(
     self,
     h: Float[Array, "R D"],
-    angles: Float[Array, "B M H/2"],
+    angles: Float[Array, "B M F"],
     segments: Int[Array, "B M"],
   ) -> Float[Array, "R D"]:
     h = h + self.attention(self.norm1(h), angles, segments)

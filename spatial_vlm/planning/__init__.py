@@ -1,1 +1,1 @@
-"""What a program needs of a chip: read from the program itself, compiled ahead of time."""
+"""Ahead-of-time compilation for TPU topologies: memory, traffic and time of a run's programs, without a TPU."""

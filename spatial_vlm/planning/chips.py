@@ -1,4 +1,4 @@
-"""TPU chips and topologies: what there is to spend. No TPU is needed to name one."""
+"""TPU chips and topologies: memory, peak rates and link bandwidths. No TPU is needed."""
 
 import dataclasses
 import os
@@ -14,41 +14,47 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One device of a topology, as JAX counts them.
-
-  hbm_bytes: what the compiler lets a program use; flops: peak of bfloat16 products, a second; hbm: bytes a second;
-  ici: bytes a second of one link, one way; dcn: bytes a second between slices.
+  """Describes one device of a topology, as JAX counts devices.
 
   Sources: Google Cloud's pages on each TPU version (peak, HBM, bandwidths); "How to Scale Your Model" (Austin et al.,
-  2025) for links and DCN; hbm_bytes from the compiler's own refusals.
+  2025) for links and DCN; `hbm_bytes` from the compiler's own out-of-memory messages.
   """
 
   name: str
   hbm_bytes: float
-  flops: float
-  hbm: float
-  ici: float
-  dcn: float
+  """HBM that the compiler lets one program use."""
+  peak_flops: float
+  """Peak rate of bfloat16 matrix products, in operations per second."""
+  hbm_bytes_per_s: float
+  ici_bytes_per_s: float
+  """Bandwidth of one link between chips, in one direction."""
+  dcn_bytes_per_s: float
+  """Bandwidth between slices."""
 
 
 CHIPS: Mapping[str, Chip] = {
   chip.name: chip
   for chip in (
-    Chip(
-      "v4", 30.75 * GIB / 2, 137.5e12, 614e9, 45e9, 3.1e9
-    ),  # two devices a chip, unless megacore
+    # A v4 chip has two devices, unless it runs in megacore mode.
+    Chip("v4", 30.75 * GIB / 2, 137.5e12, 614e9, 45e9, 3.1e9),
     Chip("v5e", 15.75 * GIB, 197e12, 819e9, 45e9, 3.1e9),
     Chip("v5p", 95.74 * GIB, 459e12, 2765e9, 90e9, 6.2e9),
     Chip("v6e", 31.25 * GIB, 918e12, 1640e9, 90e9, 12.5e9),
-    Chip("tpu7x", 94.75 * GIB, 1154e12, 3690e9, 90e9, 12.5e9),  # two devices a chip
+    Chip("tpu7x", 94.75 * GIB, 1154e12, 3690e9, 90e9, 12.5e9),  # two devices per chip
   )
 }
 
 
 def topology_devices(topology: str, slices: int) -> tuple[Chip, Sequence[Any]]:
-  """The chip of a topology, and its devices: `v5e:8x8`, `v5p:4x4x4`, `v6e:1x1`; `slices` of them.
+  """Returns the chip of a topology and its devices, which can compile but not run.
 
-  They compile, and cannot run. Raises ValueError for a topology that does not exist, ImportError without libtpu.
+  Args:
+    topology: TPU version and grid of chips, e.g. `v5e:8x8`, `v5p:4x4x4`, `v6e:1x1`.
+    slices: number of slices of that grid.
+
+  Raises:
+    ValueError: the topology does not exist.
+    ImportError: libtpu is not installed.
   """
   version, colon, grid = topology.partition(":")
   if version not in CHIPS or not colon:
@@ -59,9 +65,9 @@ def topology_devices(topology: str, slices: int) -> tuple[Chip, Sequence[Any]]:
     import libtpu  # noqa: F401
   except ImportError as error:
     raise ImportError(
-      "compiling for TPUs needs libtpu, which runs on machines without one: pip install 'spatial-vlm[plan]'"
+      "compiling for TPUs needs libtpu, which runs on machines without a TPU: pip install 'spatial-vlm[plan]'"
     ) from error
-  _keep_libtpu_quiet()
+  _keep_libtpu_offline()
   options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
   if set(grid) <= set("1x"):
     options["chips_per_host_bounds"] = (1, 1, 1)
@@ -75,16 +81,19 @@ def topology_devices(topology: str, slices: int) -> tuple[Chip, Sequence[Any]]:
   return CHIPS[version], found.devices
 
 
-def _keep_libtpu_quiet() -> None:
-  """It would look for a TPU's metadata, and for another process that holds a TPU."""
+def _keep_libtpu_offline() -> None:
+  """Keeps libtpu from querying a TPU's metadata server and from waiting for a process that holds a TPU."""
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
-def links(mesh: Mesh) -> dict[str, int]:
-  """Dimensions of the torus that each mesh axis runs along: each gives a chip two links to share the traffic."""
+def torus_dimensions(mesh: Mesh) -> dict[str, int]:
+  """Returns the number of torus dimensions that each mesh axis spans.
+
+  Each dimension gives a chip two links for the traffic along that axis.
+  """
   coords = np.array([getattr(device, "coords", (0, 0, 0)) for device in mesh.devices.flat])
   grid = coords.reshape(*mesh.devices.shape, -1)
   return {

@@ -1,4 +1,4 @@
-"""Shapes of what a program reads, as the input pipeline would hand it over the mesh."""
+"""Shapes of a program's inputs, sharded as the input pipeline shards them."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from spatial_vlm.types import Batch, Prompts, Vision
 
 
 def batch_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Batch:
-  """A `Batch` of `jax.ShapeDtypeStruct`s, its rows over the mesh."""
+  """Returns a `Batch` of `jax.ShapeDtypeStruct`s with its rows sharded over the mesh."""
   tokens = (rows, size.tokens)
   batch = Batch(
     tokens=_ints(*tokens),
@@ -24,7 +24,7 @@ def batch_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Batch
 
 
 def prompt_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Prompts:
-  """`Prompts` of `jax.ShapeDtypeStruct`s, their rows over the mesh."""
+  """Returns `Prompts` of `jax.ShapeDtypeStruct`s with their rows sharded over the mesh."""
   tokens = (rows, size.tokens)
   prompts = Prompts(
     ids=_ints(rows),

@@ -1,123 +1,125 @@
-"""What programs need of a chip, as tables, as JSON, and as a verdict with what to change."""
+"""A plan as tables, as JSON, and as a one-line verdict."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from spatial_vlm.planning.chips import GIB, Chip
-from spatial_vlm.planning.compiled import Needs
-from spatial_vlm.planning.search import Ranked
+from spatial_vlm.planning.compiled import ProgramCost
+from spatial_vlm.planning.search import Trial
 from spatial_vlm.text import markdown_table
 
 
-def tables(needs: Needs, chip: Chip) -> str:
-  """Memory of a chip, its exchanges with others, and the bounds on its time."""
-  parts = [f"## {needs.program}", memory_table(needs, chip)]
-  if needs.collectives:
-    parts.append(network_table(needs))
-  if needs.seconds:
-    parts.append(time_table(needs, chip))
-  return "\n\n".join([*parts, f"**{verdict(needs, chip)}**"])
+def tables(cost: ProgramCost, chip: Chip) -> str:
+  """Returns a program's memory, collectives and time bounds as Markdown, then the verdict."""
+  parts = [f"## {cost.name}", memory_table(cost, chip)]
+  if cost.collectives:
+    parts.append(collectives_table(cost))
+  if cost.seconds:
+    parts.append(time_table(cost, chip))
+  return "\n\n".join([*parts, f"**{verdict(cost, chip)}**"])
 
 
-def memory_table(needs: Needs, chip: Chip) -> str:
-  held = dict(needs.held_bytes)
-  rest = needs.peak_bytes - sum(held.values()) - needs.cache_bytes
-  rows = [(name, _gib(size)) for name, size in held.items()]
-  if needs.cache_bytes:
-    rows.append(("keys and values (estimate)", _gib(needs.cache_bytes)))
+def memory_table(cost: ProgramCost, chip: Chip) -> str:
+  """Returns the parts of the peak memory of one chip."""
+  rest = cost.peak_bytes - sum(cost.resident_bytes.values()) - cost.kv_cache_bytes
+  rows = [(name, _gib(size)) for name, size in cost.resident_bytes.items()]
+  if cost.kv_cache_bytes:
+    rows.append(("keys and values (estimate)", _gib(cost.kv_cache_bytes)))
   rows.append(("activations and other temporaries", _gib(max(rest, 0))))
-  rows.append(("at most at a time", f"{_gib(needs.peak_bytes)} of {_gib(chip.hbm_bytes)}"))
+  rows.append(("peak", f"{_gib(cost.peak_bytes)} of {_gib(chip.hbm_bytes)}"))
   return markdown_table(("memory of a chip", "GiB"), rows)
 
 
-def network_table(needs: Needs) -> str:
+def collectives_table(cost: ProgramCost) -> str:
+  """Returns the bytes that one chip sends, by mesh axes and kind of collective."""
   rows = [
     (axes, kind, f"{size / 1e9:.3f}")
-    for axes, kinds in sorted(needs.collectives.items())
+    for axes, kinds in sorted(cost.collectives.items())
     for kind, size in sorted(kinds.items())
   ]
-  total = ("all", "", f"{needs.collective_bytes / 1e9:.3f}")
-  return markdown_table(("sent by a chip along", "by", "GB"), [*rows, total], text_columns=2)
+  total = ("total", "", f"{cost.collective_bytes / 1e9:.3f}")
+  return markdown_table(("mesh axes", "collective", "GB sent by a chip"), [*rows, total], 2)
 
 
-def time_table(needs: Needs, chip: Chip) -> str:
+def time_table(cost: ProgramCost, chip: Chip) -> str:
+  """Returns the lower bound of the time by resource, the bounds of the total, and the MFU."""
   rows = [
     (
       "compute",
-      f"{needs.flops / 1e12:.3f} TFLOP",
-      f"{chip.flops / 1e12:.0f} TFLOP/s",
-      _ms(needs.seconds["compute"]),
+      f"{cost.flops / 1e12:.3f} TFLOP",
+      f"{chip.peak_flops / 1e12:.0f} TFLOP/s",
+      _ms(cost.seconds["compute"]),
     ),
     (
       "memory",
-      f"{needs.memory_bytes / 1e9:.1f} GB",
-      f"{chip.hbm / 1e9:.0f} GB/s",
-      _ms(needs.seconds["memory"]),
+      f"{cost.memory_bytes / 1e9:.1f} GB",
+      f"{chip.hbm_bytes_per_s / 1e9:.0f} GB/s",
+      _ms(cost.seconds["memory"]),
     ),
     *(
       (name, "", "", _ms(seconds))
-      for name, seconds in needs.seconds.items()
+      for name, seconds in cost.seconds.items()
       if name not in ("compute", "memory")
     ),
-    ("in all, all of it overlapping", "", "", _ms(needs.fastest_s)),
-    ("in all, one after the other", "", "", _ms(needs.slowest_s)),
+    ("time with full overlap", "", "", _ms(cost.fastest_s)),
+    ("time without overlap", "", "", _ms(cost.slowest_s)),
   ]
-  low, high = (needs.mfu(s, chip.flops) for s in (needs.slowest_s, needs.fastest_s))
+  low, high = (cost.mfu(s, chip.peak_flops) for s in (cost.slowest_s, cost.fastest_s))
   return (
-    markdown_table(("roofline of a chip", "amount", "peak", "ms"), rows)
+    markdown_table(("roofline of a chip", "amount", "peak rate", "ms"), rows)
     + f"\n\nMFU {low:.0%} to {high:.0%}: estimates at peak rates, which no program reaches."
   )
 
 
-def verdict(needs: Needs, chip: Chip) -> str:
-  """One line: whether it fits."""
-  if not needs.fits:
-    sizes = f"{_gib(needs.peak_bytes)} GiB of the {_gib(chip.hbm_bytes)} GiB"
-    return f"{needs.program} does not fit: it needs {sizes} of a {chip.name}."
-  spare = chip.hbm_bytes - needs.peak_bytes
-  return f"{needs.program} fits, with {_gib(spare)} GiB of {_gib(chip.hbm_bytes)} to spare."
+def verdict(cost: ProgramCost, chip: Chip) -> str:
+  """Returns one line: whether the program fits."""
+  if not cost.fits:
+    sizes = f"{_gib(cost.peak_bytes)} GiB of the {_gib(chip.hbm_bytes)} GiB"
+    return f"{cost.name} does not fit: it needs {sizes} of a {chip.name}."
+  spare = chip.hbm_bytes - cost.peak_bytes
+  return f"{cost.name} fits, with {_gib(spare)} GiB of {_gib(chip.hbm_bytes)} to spare."
 
 
 def as_json(
-  needs: Sequence[Needs], found: Sequence[Ranked], chip: Chip, **more: Any
+  costs: Sequence[ProgramCost], trials: Sequence[Trial], chip: Chip, **more: Any
 ) -> dict[str, Any]:
-  """All figures, in bytes, operations and seconds; `found` are the candidates of a search, in order."""
+  """Returns all figures, in bytes, operations and seconds; `trials` are those of a search, ranked."""
   return {
     **more,
     "chip": dataclasses.asdict(chip),
     "ranking": [
-      ranked.candidate.settings()
-      | {name: getattr(ranked, name) for name in ("fits", "peak_bytes", "fastest_s", "slowest_s")}
-      for ranked in found
+      trial.candidate.settings()
+      | {name: getattr(trial, name) for name in ("fits", "peak_bytes", "fastest_s", "slowest_s")}
+      for trial in trials
     ],
     "programs": [
-      dataclasses.asdict(program)
+      dataclasses.asdict(cost)
       | {
-        "collective_bytes": program.collective_bytes,
-        "fastest_s": program.fastest_s,
-        "slowest_s": program.slowest_s,
-        "mfu": [program.mfu(s, chip.flops) for s in (program.slowest_s, program.fastest_s)],
+        "collective_bytes": cost.collective_bytes,
+        "fastest_s": cost.fastest_s,
+        "slowest_s": cost.slowest_s,
+        "mfu": [cost.mfu(s, chip.peak_flops) for s in (cost.slowest_s, cost.fastest_s)],
       }
-      for program in needs
+      for cost in costs
     ],
   }
 
 
-def ranking(found: Sequence[Ranked], chip: Chip) -> str:
-  """Those that fit, the fastest first; then those that do not."""
+def ranking_table(trials: Sequence[Trial]) -> str:
+  """Returns ranked trials as a table: their settings, memory and time."""
   rows = [
     (
       str(place),
-      *(str(setting) for setting in ranked.candidate.settings().values()),
-      _gib(ranked.peak_bytes),
-      f"{ranked.fastest_s * 1e3:.0f}–{ranked.slowest_s * 1e3:.0f}" if ranked.fits else "–",
-      "fits" if ranked.fits else "does not fit",
+      *(str(setting) for setting in trial.candidate.settings().values()),
+      _gib(trial.peak_bytes),
+      f"{trial.fastest_s * 1e3:.0f}–{trial.slowest_s * 1e3:.0f}" if trial.fits else "–",
+      "fits" if trial.fits else "does not fit",
     )
-    for place, ranked in enumerate(found, 1)
+    for place, trial in enumerate(trials, 1)
   ]
-  names = [name.removeprefix("mesh.") for name in found[0].candidate.settings()]
-  return markdown_table(("rank", *names, "GiB", "ms a step", ""), rows, text_columns=0)
+  names = [name.removeprefix("mesh.") for name in trials[0].candidate.settings()]
+  return markdown_table(("rank", *names, "GiB", "ms per step", ""), rows, text_columns=0)
 
 
 def _gib(size: float) -> str:

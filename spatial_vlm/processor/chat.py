@@ -220,7 +220,7 @@ def _blank_picture(picture: ImageSize, settings: ImageSettings) -> Patches:
 
 
 def _blank_video(video: Video | VideoInfo, settings: VideoSettings) -> Patches:
-  return _blank_patches(video_grid(_outline(video), settings))
+  return _blank_patches(video_grid(_video_info(video), settings))
 
 
 def _blank_patches(grid: Grid) -> Patches:
@@ -391,11 +391,11 @@ def _place_picture(row: _Row, processor: Processor, picture: Any, visuals: _Visu
 
 def _place_video(row: _Row, processor: Processor, video: Any, visuals: _Visuals):
   special, settings = processor.special, processor.video_settings
-  outline = _outline(video)
+  info = _video_info(video)
   patches = visuals.of_video(video, settings)
   _, rows, columns = patches[1]
   row.text([special.vision_start])
-  for seconds in timestamps(outline, settings):
+  for seconds in timestamps(info, settings):
     row.text([*processor.encode_text(f"<{seconds:.1f} seconds>"), special.vision_start])
     row.frame(rows, columns, special.video, settings.merge_size)
     row.text([special.vision_end])
@@ -403,14 +403,14 @@ def _place_video(row: _Row, processor: Processor, video: Any, visuals: _Visuals)
   row.images.append(patches)
 
 
-def _outline(video: Any) -> VideoInfo:
+def _video_info(video: Any) -> VideoInfo:
   if isinstance(video, VideoInfo):
     return video
   if not isinstance(video, Video):
     raise ValueError(
       f"a video is a {type(video).__name__}; give what open_video returns, or a Clip of frames and their rate"
     )
-  return video.outline
+  return video.info
 
 
 def _checked(n: int, message: Message) -> tuple[str, list]:

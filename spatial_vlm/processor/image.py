@@ -27,7 +27,8 @@ MAX_ASPECT_RATIO = 200
 
 Grid = tuple[int, int, int]
 """Frames, rows and columns of patches."""
-Patches = tuple[Float[np.ndarray, "M P"], Grid]
+Patches = tuple[Float[np.ndarray, "_ _"], Grid]
+"""Patches of one image (each image has another number of them) and their grid."""
 
 
 class UnreadableImage(ValueError):
@@ -164,13 +165,11 @@ def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int,
   return h, w
 
 
-def patchify(
-  image: PIL.Image.Image | UInt8[np.ndarray, "H W 3"], settings: ImageSettings
-) -> Patches:
+def patchify(image: PIL.Image.Image | np.ndarray, settings: ImageSettings) -> Patches:
   """Resizes (bicubic), normalises and cuts a picture into patches in 2×2 merge-block order.
 
   Args:
-    image: any PIL image (transparency is laid on white; EXIF is `open_image`'s affair) or RGB bytes.
+    image: any PIL image (transparency is laid on white; EXIF is `open_image`'s affair) or RGB bytes [H, W, 3].
 
   Returns:
     Patches [M, 3·temporal·patch²] and their grid (1, rows, columns), M = rows·columns.

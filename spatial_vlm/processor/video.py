@@ -45,7 +45,7 @@ class Video(Protocol):
   """Frames to be decoded: a `Clip`, or what `open_video` returns."""
 
   @property
-  def outline(self) -> VideoInfo: ...
+  def info(self) -> VideoInfo: ...
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """The frames of these ascending numbers, from 0; UnreadableImage where one cannot be had."""
@@ -67,7 +67,7 @@ class Clip:
     check_rate(self.fps)
 
   @property
-  def outline(self) -> VideoInfo:
+  def info(self) -> VideoInfo:
     frames, height, width, _ = self.pixels.shape
     return VideoInfo(frames, self.fps, height, width)
 
@@ -115,26 +115,26 @@ _SAMPLING = {"fps": 2, "min_frames": 4, "max_frames": 768}
 """Published files leave these to Hugging Face's class."""
 
 
-def frame_numbers(outline: VideoInfo, settings: VideoSettings) -> list[int]:
+def frame_numbers(info: VideoInfo, settings: VideoSettings) -> list[int]:
   """The frames that are looked at, evenly spaced from the first to the last."""
-  count = int(outline.frames / outline.fps * settings.fps)
-  count = min(max(count, settings.min_frames), settings.max_frames, outline.frames)
-  return np.linspace(0, outline.frames - 1, count).round().astype(int).tolist()
+  count = int(info.frames / info.fps * settings.fps)
+  count = min(max(count, settings.min_frames), settings.max_frames, info.frames)
+  return np.linspace(0, info.frames - 1, count).round().astype(int).tolist()
 
 
-def timestamps(outline: VideoInfo, settings: VideoSettings) -> list[float]:
+def timestamps(info: VideoInfo, settings: VideoSettings) -> list[float]:
   """Seconds from the start of each group of frames that becomes one: the mean of its first and last frame's."""
   T = settings.temporal_patch_size
-  numbers = frame_numbers(outline, settings)
+  numbers = frame_numbers(info, settings)
   numbers += numbers[-1:] * (-len(numbers) % T)
-  seconds = [number / outline.fps for number in numbers]
+  seconds = [number / info.fps for number in numbers]
   return [(seconds[i] + seconds[i + T - 1]) / 2 for i in range(0, len(seconds), T)]
 
 
-def video_grid(outline: VideoInfo, settings: VideoSettings) -> Grid:
+def video_grid(info: VideoInfo, settings: VideoSettings) -> Grid:
   """Groups of frames, rows and columns of patches of what `patchify_video` makes of a video."""
-  count = len(frame_numbers(outline, settings))
-  height, width = smart_resize_video(count, outline.height, outline.width, settings)
+  count = len(frame_numbers(info, settings))
+  height, width = smart_resize_video(count, info.height, info.width, settings)
   p = settings.patch_size
   return math.ceil(count / settings.temporal_patch_size), height // p, width // p
 
@@ -181,16 +181,16 @@ def patchify_video(video: Video, settings: VideoSettings) -> Patches:
     UnreadableVideo: too short, too elongated, or with frames of several sizes.
     UnreadableImage: a frame cannot be decoded.
   """
-  outline = video.outline
-  t, rows, columns = video_grid(outline, settings)
+  info = video.info
+  t, rows, columns = video_grid(info, settings)
   T, p = settings.temporal_patch_size, settings.patch_size
-  numbers = frame_numbers(outline, settings)
+  numbers = frame_numbers(info, settings)
   frames = np.empty((t * T, rows * p, columns * p, 3), np.uint8)
   for n, frame in enumerate(video.read(numbers)):
-    if frame.shape[:2] != (outline.height, outline.width):
+    if frame.shape[:2] != (info.height, info.width):
       raise UnreadableVideo(
         f"frame {numbers[n]} of a video has {frame.shape[1]}×{frame.shape[0]} pixels, others "
-        f"{outline.width}×{outline.height}; all have to be of one size"
+        f"{info.width}×{info.height}; all have to be of one size"
       )
     frames[n] = resize(frame, *frames.shape[1:3])
   frames[len(numbers) :] = frames[len(numbers) - 1]

@@ -68,7 +68,7 @@ class FrameFolder:
       raise UnreadableVideo(f"cannot read video {folder}: a folder of frames has no rate; give fps")
     self.files = sorted(files, key=_natural_order)
     width, height = open_image(self.files[0]).size
-    self.outline = VideoInfo(len(files), fps, height, width)
+    self.info = VideoInfo(len(files), fps, height, width)
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     return (np.asarray(open_image(self.files[number])) for number in numbers)
@@ -91,7 +91,7 @@ class Animation:
         raise UnreadableVideo(
           f"cannot read video {name}: it does not say how long frames last; give fps"
         )
-      self.outline = VideoInfo(frames, rate, image.height, image.width)
+      self.info = VideoInfo(frames, rate, image.height, image.width)
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     with _stream(self.file) as stream, PIL.Image.open(stream) as image:
@@ -117,7 +117,7 @@ class Container:
         raise UnreadableVideo(f"cannot read video {name}: it states no rate; give fps")
       first = next(container.decode(stream))
       height, width, _ = _upright(first).shape
-      self.outline = VideoInfo(stream.frames or self._counted(), rate, height, width)
+      self.info = VideoInfo(stream.frames or self._counted(), rate, height, width)
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     wanted = set(numbers)
@@ -128,7 +128,7 @@ class Container:
           number, frame = next(frames)
         except StopIteration:
           raise UnreadableVideo(
-            f"cannot read video {self.name}: it ends before frame {min(wanted)} of {self.outline.frames}"
+            f"cannot read video {self.name}: it ends before frame {min(wanted)} of {self.info.frames}"
           ) from None
         except Exception as error:  # damaged streams raise anything
           raise _unreadable(self.name, error) from error

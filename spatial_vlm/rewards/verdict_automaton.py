@@ -15,7 +15,7 @@ import interegular
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Integer
 
 from spatial_vlm import answers
 
@@ -26,7 +26,7 @@ DEAD, START = 0, 1
 class VerdictAutomaton:
   """State 0 is dead (no answer can follow), state 1 is the start."""
 
-  transitions: Int[Array, "S V"]
+  transitions: Integer[Array, "S V"]
   """The state after reading a token."""
   verdict: Int[Array, "S"]
   """1 yes or 0 no where the text read so far is a whole answer, −1 elsewhere."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
@@ -54,7 +54,7 @@ class DecodeState(NamedTuple):
   completions: Completions
 
 
-def sample_keys(key: PRNGKeyArray, ids: Int[Array, "B"], group_size: int) -> PRNGKeyArray:
+def sample_keys(key: PRNGKeyArray, ids: Int[Array, "B"], group_size: int) -> Key[Array, "R"]:
   """One key for each of `group_size` answers to each prompt: fold_in(fold_in(key, id), sample)."""
   of_prompt = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
   of_sample = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
@@ -62,7 +62,7 @@ def sample_keys(key: PRNGKeyArray, ids: Int[Array, "B"], group_size: int) -> PRN
 
 
 def sample_token(
-  logits: Float[Array, "R V"], keys: PRNGKeyArray, t: Int[Array, ""], temperature: float
+  logits: Float[Array, "R V"], keys: Key[Array, "R"], t: Int[Array, ""], temperature: float
 ) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
   """Next tokens and their log-probabilities at `temperature`; 0 means the likeliest token (log-probability at 1)."""
   logp = jax.nn.log_softmax(logits.astype(jnp.float32) / (temperature or 1.0), axis=-1)

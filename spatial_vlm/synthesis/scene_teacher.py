@@ -16,7 +16,7 @@ from spatial_vlm.data.messages import Messages
 from spatial_vlm.data.records import Record
 from spatial_vlm.data.relations import NEAR_DISTANCE, RELATIONS, Relation
 from spatial_vlm.data.scenes.render import Scene
-from spatial_vlm.data.scenes.source import PictureSource, SceneExample, SceneSource
+from spatial_vlm.data.scenes.source import SceneExample, SceneImageSource, SceneSource
 from spatial_vlm.synthesis import draft as drafts
 from spatial_vlm.synthesis.draft import Draft
 from spatial_vlm.tasks import statements
@@ -116,7 +116,7 @@ def what(scene: Scene, name: str) -> tuple[str, str]:
 def vocabulary_texts(count: int, seed: int) -> Iterator[str]:
   """Yields texts with every word of scenes (questions, answers, requests), to train a tokenizer."""
   examples = SceneSource("pretrain", seed, 2 * ((count + 1) // 2), image_size=8)
-  images = PictureSource("pretrain", seed, count, image_size=8)
+  images = SceneImageSource("pretrain", seed, count, image_size=8)
   rng = np.random.default_rng(seed)
   for index in range(count):
     example = examples[index]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from spatial_vlm import metrics, sharding
@@ -72,6 +73,17 @@ def rollout_weights(params: Params, frozen: Params, dtype: str) -> Params:
   these are in int8, there is no room for it: each token makes the kernels anew, layer by layer.
   """
   return merged(computed_in(dtype, combine(params, frozen)))
+
+
+def reference_policy(mesh: Mesh, trained: Params, settings: RlSettings) -> Params:
+  """Returns a copy of the trainable parameters in the computation's type, where an objective reads a reference policy.
+
+  Call it before the first update, which overwrites `trained`.
+  """
+  if not reads_reference(settings.objectives):
+    return NOTHING
+  copy = functools.partial(computed_in, settings.dtype)
+  return jax.jit(copy, out_shardings=sharding.param_shardings(mesh, trained))(trained)
 
 
 def completion_batch(rollout: Rollout) -> Batch:

@@ -6,7 +6,7 @@ from spatial_vlm.config import Config, UsageError, check_positive
 from spatial_vlm.objectives.policy_objectives import check_objectives
 from spatial_vlm.rewards.table import check_rewards
 from spatial_vlm.rollout.sampler import SamplingSettings
-from spatial_vlm.train.run import check_training
+from spatial_vlm.train.run import check_algorithm, check_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,7 @@ _POSITIVE = (
 
 def check(config: Config) -> None:
   """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
+  check_algorithm(config, "dapo")
   check_training(config)
   check_positive(config, *_POSITIVE)
   try:

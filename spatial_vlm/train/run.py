@@ -1,4 +1,9 @@
-"""What training runs share: checks, placement over the mesh, recorded settings, progress."""
+"""What training runs share: checks, placement over the mesh, and the files that they write and resume from."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -8,20 +13,39 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from spatial_vlm import sharding
+from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.hosts import user_errors
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.policy import Policy
+from spatial_vlm.metrics import MetricsWriter
 from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.parameters.int8 import PARTS, dequantized
 from spatial_vlm.parameters.lora import new_adapters
-from spatial_vlm.parameters.partition import Subset, combine, flatten, partition
+from spatial_vlm.parameters.partition import Subset, combine, flatten, partition, subset_from_config
+from spatial_vlm.train.trained_weights import base_record, check_base
 from spatial_vlm.train.update import init_state
 from spatial_vlm.types import Params, Purpose, TrainState
 
-HARMLESS = ("log_*", "checkpoint_*", "keep_*", "*.workers", "mesh.*", "sampling_mesh.*")
-"""Settings that may change when a run goes on: they do not change its results."""
+HARMLESS = ("log_*", "checkpoint_*", "max_to_keep", "*.workers", "mesh.*", "sampling_mesh.*")
+"""Settings that may change when a run resumes: its results do not depend on them."""
 
 
 DTYPES = ("float32", "bfloat16")
+
+
+def check_algorithm(config: Config, command: str) -> None:
+  """Raises UsageError unless the config belongs to this command."""
+  algorithm = config.get("algorithm")
+  if algorithm is None:
+    raise UsageError(
+      f"the config has no leaf algorithm; give `spatial-vlm {command}` a preset of configs/{command}.py"
+    )
+  if algorithm != command:
+    raise UsageError(
+      f"the config is for {algorithm!r}: run `spatial-vlm {algorithm}`, or give `spatial-vlm {command}` a preset of "
+      f"configs/{command}.py"
+    )
 
 
 def check_training(config: Config) -> None:
@@ -91,7 +115,7 @@ def place_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformat
 
 
 def progress(name: str, done: int, total: int) -> tqdm:
-  """A bar with the time left; only the first process shows it."""
+  """Returns a bar with the time left; only process 0 shows it."""
   return tqdm(
     total=total,
     initial=done,
@@ -121,3 +145,63 @@ def partition_policy(
   )
   pairs = jax.jit(lambda k: new_adapters(shapes, subset, k), out_shardings=where)(key)
   return partition(combine(params, pairs), subset.trainable)
+
+
+class Trainable(NamedTuple):
+  """A policy loaded for training, its parameters over the mesh."""
+
+  mesh: Mesh
+  subset: Subset
+  policy: Policy
+  trained: Params
+  frozen: Params
+
+
+def load_trainable(config: Config, mesh: Mesh, from_scratch: bool = False) -> Trainable:
+  """Loads the policy of a training config and partitions it into what trains and what is frozen.
+
+  Raises UsageError and ValueError for settings that do not fit the checkpoint.
+  """
+  subset = subset_from_config(config, config.lora)
+  policy = load_policy(config.checkpoint, config.seed if from_scratch else None, mesh, subset)
+  return Trainable(
+    mesh, subset, policy, *partition_policy(mesh, policy.params, subset, config.seed)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+  """The files of one start of a training run."""
+
+  checkpoints: Checkpoints
+  metrics: MetricsWriter
+  base: dict[str, Any]
+  """Where the frozen weights come from, with their checksums."""
+
+  @property
+  def is_new(self) -> bool:
+    """Whether no checkpoint exists yet."""
+    return self.checkpoints.latest() is None
+
+  def restore(self, state: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the newest (state, host); raises UsageError where the frozen weights have changed."""
+    with user_errors():
+      state, host = self.checkpoints.restore(state)
+      check_base(host["base"], self.base["checksums"])
+    return state, host
+
+  def save(self, number: int, state: Any, host: dict[str, Any]) -> None:
+    """Writes checkpoint `number`."""
+    self.checkpoints.save(number, state, host | {"base": self.base})
+
+
+@contextlib.contextmanager
+def open_run(config: Config, workdir: epath.Path, trainable: Trainable) -> Iterator[RunFiles]:
+  """Around the loop of a run: sets its mesh, and closes its files at the end."""
+  base = base_record(config, trainable.frozen)
+  with (
+    jax.set_mesh(trainable.mesh),  # the kernels read the mesh
+    Checkpoints(workdir / "checkpoints", config.max_to_keep) as checkpoints,
+    MetricsWriter(workdir) as writer,
+  ):
+    yield RunFiles(checkpoints, writer, base)

@@ -24,7 +24,7 @@ from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.cross_entropy import token_cross_entropy
 from spatial_vlm.parameters.partition import NOTHING, combine
-from spatial_vlm.train.run import check_training
+from spatial_vlm.train.run import check_algorithm, check_training
 from spatial_vlm.train.update import (
   accumulate,
   apply_gradient,
@@ -109,6 +109,7 @@ def sft_loop(
 
 def check(config: Config) -> None:
   """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
+  check_algorithm(config, "sft")
   check_training(config)
   check_positive(
     config, "batch_size", "micro_batches", "chunk_tokens", "log_steps", "checkpoint_steps", "epochs"

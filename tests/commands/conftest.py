@@ -36,8 +36,8 @@ def run(on_devices):
   def run(name, workdir, changes, *others, devices=1):
     loaded, load = [], config.load
 
-    def remember(*args):
-      loaded.append(load(*args))
+    def remember(*args, **options):
+      loaded.append(load(*args, **options))
       return loaded[-1]
 
     with mock.patch.object(config, "load", remember), on_devices(devices):

@@ -1,4 +1,4 @@
-"""Records what the 8B programs need of a chip of v5e:4x8, for the gate in `test_plan.py`.
+"""Records the cost of the 8B programs per chip of v5e:4x8, for the gate in `test_plan.py`.
 
 python tests/commands/make_plan_8b.py    # two minutes on two cores; needs libtpu
 """

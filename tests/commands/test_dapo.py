@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from spatial_vlm import config, metrics
-from spatial_vlm.commands import dapo as command
-from spatial_vlm.train import policy_optimization
+from spatial_vlm.rollout import engine
+from spatial_vlm.train import policy_optimization, rl_data, rollout_buffer
 
 
 @pytest.fixture(scope="module")
@@ -104,24 +104,26 @@ def test_an_interrupted_run_ends_like_the_uninterrupted(
   ("name", "call"),
   [
     ("collect", 2),
-    ("update", 2),
+    ("update_policy", 2),
     *(
-      pytest.param(*more, marks=pytest.mark.slow) for more in [("update", 1), ("sample_groups", 4)]
+      pytest.param(*more, marks=pytest.mark.slow)
+      for more in [("update_policy", 1), ("generate", 4)]
     ),
   ],
 )
 def test_interrupted_within_a_round_or_an_update(
   finished, tmp_path, run, dapo_changes, outcome, stopped_at, name, call
 ):
-  with stopped_at(policy_optimization, name, call):
+  owners = {"collect": rollout_buffer, "update_policy": policy_optimization, "generate": engine}
+  with stopped_at(owners[name], name, call):
     run("dapo", tmp_path, dapo_changes)
   assert run("dapo", tmp_path, dapo_changes).code == 0
   assert outcome(tmp_path) == outcome(finished[0])
 
 
 def test_interrupted_in_a_validation(finished, tmp_path, run, dapo_changes, outcome, stopped_at):
-  for call in (1, 2):
-    with stopped_at(command, "greedy", call):
+  for call in (1, 4):  # before the first batch, and after the third round of sampling
+    with stopped_at(engine, "generate", call):
       run("dapo", tmp_path, dapo_changes)
   assert run("dapo", tmp_path, dapo_changes).code == 0
   assert outcome(tmp_path) == outcome(finished[0])
@@ -151,16 +153,20 @@ def test_a_task_without_informative_groups_ends_and_says_so(
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"groups_per_batch": 9}, "9 prompts cannot be cut into 2 minibatches"),
+    ({"groups_per_batch": 9}, "groups_per_batch 9 cannot be cut into 2 minibatches"),
     ({"micro_batches": 3}, "of 3 micro_batches"),
     ({"group_size": 1}, "group_size is 1; a group needs at least 2"),
     ({"overlong_cache_tokens": 999}, "overlong_cache_tokens is 999"),
     ({"temperature": 0}, "temperature is 0.0"),
-    ({"max_rollout_rounds": 0}, "max_rounds is 0"),
+    ({"max_rollout_rounds": 0}, "max_rollout_rounds is 0"),
     ({"steps": 0}, "steps is 0"),
     ({"validate_batch": 64, "validate_prompts": 64}, "do not fill one batch"),
     ({"remat": "x"}, "remat is 'x'"),
     ({"dtype": "int8"}, "dtype is 'int8'"),
+    ({"objectives": "(('ppo', 1.0),)"}, "objectives names 'ppo'; known are dapo, gspo"),
+    ({"objectives": "(('dapo', -1.0),)"}, "a weight is above 0"),
+    ({"objectives": "()"}, "objectives is empty"),
+    ({"rewards": "(('style', 1.0),)"}, "rewards names 'style'; known are accuracy, overlong"),
     ({"data.prompt_tokens": 20}, "prompt_tokens is 20"),
     ({"data.validation": "absent.jsonl"}, "absent.jsonl"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
@@ -221,5 +227,5 @@ def test_ten_kills_leave_no_trace(after_ten_kills, dapo_changes):
 def test_records_left_out_are_counted_by_the_process_that_met_them(monkeypatch):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  assert command.own_skipped([[3, 5], [7]]) == [7]
-  assert command.own_skipped([[3, 5], [7], [5]]) == [3, 5, 7]
+  assert rl_data.own_skipped([[3, 5], [7]]) == [7]
+  assert rl_data.own_skipped([[3, 5], [7], [5]]) == [3, 5, 7]

@@ -180,7 +180,7 @@ def test_a_training_set_that_holds_evaluation_pairs_is_refused_or_thinned(
   assert statistics(tmp_path / "run")["splits"]["train"]["records"] == 61
   own = {**changes, "evaluation": scenes_folder / "train.jsonl", "drop_shared": True}
   assert run("data", tmp_path / "own", own).code == 2
-  assert "all training records stand in the evaluation set" in capsys.readouterr().err
+  assert "all training records are in the evaluation set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_training_set_that_holds_evaluation_pairs_is_refused_or_thinned(
     ({"sheet": 0}, "give at least one of each"),
     ({"data.max_bad_share": 3}, "max_bad_share is 3"),
     ({"store.shards": -1}, "1 to 99999 shards"),
-    ({"data.images": "", "store.shards": 2}, "a store holds pictures, but images is empty"),
+    ({"data.images": "", "store.shards": 2}, "a store holds images, but images is empty"),
     ({"evaluation": "nowhere.jsonl"}, "nowhere.jsonl"),
     ({"data.published": "easy"}, "no published split 'easy'"),
   ],

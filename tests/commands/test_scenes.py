@@ -17,6 +17,7 @@ from PIL import Image
 from spatial_vlm import answers, cli, config
 from spatial_vlm.commands import scenes as command
 from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.data.scenes import writing
 from spatial_vlm.data.scenes.source import SceneSource
 
 SMALL = [
@@ -89,7 +90,7 @@ def test_interrupted_run_goes_on_and_mends_half_written_files(finished, tmp_path
 def test_finished_splits_are_not_drawn_again(finished, monkeypatch):
   described = []
   describe = SceneSource.describe
-  monkeypatch.setattr(command, "render", lambda *_: pytest.fail("drawn again"))
+  monkeypatch.setattr(writing, "render", lambda *_: pytest.fail("drawn again"))
   monkeypatch.setattr(
     SceneSource, "describe", lambda self, i: described.append(i) or describe(self, i)
   )

@@ -109,8 +109,8 @@ def test_padding_is_what_no_record_fills():
   sizes = [Size(30, 64), Size(8, 0), Size(20, 60)]
   plan = shuffled(range(3), sizes, [Size(32, 64)], 2)
   assert padding(plan, sizes) == {
-    "input/token_padding": (4 * 32 - 58, 4 * 32),
-    "input/patch_padding": (4 * 64 - 124, 4 * 64),
+    "token": (4 * 32 - 58, 4 * 32),
+    "patch": (4 * 64 - 124, 4 * 64),
   }
 
 

@@ -113,7 +113,7 @@ def test_a_line_may_name_a_video(folder):
   source = ConversationSource(path, folder / "images", 0.0)
   part, text = source[1][0]["content"]
   assert part["type"] == "video" and text["text"] == "Which moves?"
-  assert part["video"].outline == VideoInfo(6, 4.0, 40, 60)
+  assert part["video"].info == VideoInfo(6, 4.0, 40, 60)
   assert source[0][0]["content"][0]["type"] == "image"
   assert source.questions[1] == ("clip.webp", "Which moves?")
 

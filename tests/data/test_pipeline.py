@@ -8,18 +8,15 @@ import pytest
 
 from spatial_vlm.data.batch_plan import PlannedBatch
 from spatial_vlm.data.pipeline import (
-  Reader,
-  Shard,
+  EpochOrder,
   batches,
-  num_batches,
-  ordered,
-  own_state,
-  planned,
+  ordered_batches,
+  planned_batches,
   prompt_order,
-  scan,
-  skipped,
 )
+from spatial_vlm.data.reading import ReadOptions, Shard
 from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords, UnusableRecord
+from spatial_vlm.data.skipped_records import own_state, skipped
 from spatial_vlm.processor.image import UnreadableImage
 
 
@@ -55,8 +52,16 @@ def collate_ordered(rows, ids):
   return collate(rows) | {"ids": ids}
 
 
-def make(source, batch_size=4, encode=encode, **options):
-  return batches(source, encode, collate, batch_size=batch_size, **{"seed": 0, **options})
+def make(source, batch_size=4, encode=encode, seed=0, epochs=None, shuffle=True, **options):
+  order = EpochOrder(batch_size, seed, epochs, shuffle)
+  return batches(source, encode, collate, order, ReadOptions(**options))
+
+
+def ordered(source, batch_size, start=0, skipped=(), **options):
+  options = ReadOptions(**options)
+  return ordered_batches(
+    source, encode, collate_ordered, batch_size, options, start=start, skipped=skipped
+  )
 
 
 def numbers(iterator, count=None):
@@ -98,7 +103,11 @@ def test_without_shuffling_the_order_is_the_source_s():
 
 
 def test_epochs_are_rounded_down_to_whole_batches():
-  assert len(numbers(make(Numbers(10), batch_size=4, epochs=3))) == num_batches(10, 4, 3) == 7
+  assert (
+    len(numbers(make(Numbers(10), batch_size=4, epochs=3)))
+    == EpochOrder(4, 0, 3).num_batches(10)
+    == 7
+  )
   with pytest.raises(ValueError, match="3 records × 1 epochs do not fill one batch of 4"):
     make(Numbers(3), epochs=1)
 
@@ -116,7 +125,7 @@ def test_resumed_at_every_position_equals_uninterrupted(prefetch, workers):
   for batch in iterator:
     expected.append(batch["id"].tolist())
     states.append(json.loads(json.dumps(iterator.get_state())))
-  assert len(expected) == num_batches(7, 3, 5) and 2 not in flat(expected)
+  assert len(expected) == EpochOrder(3, 0, 5).num_batches(7) and 2 not in flat(expected)
   for position, state in enumerate(states):
     resumed = start()
     resumed.set_state(state)
@@ -148,7 +157,7 @@ def test_batch_must_be_a_multiple_of_the_processes():
     make(Numbers(31), batch_size=4, shard=Shard(0, 3))
 
 
-def test_broken_records_are_left_out_counted_and_logged_once(caplog):
+def test_broken_records_are_skipped_counted_and_logged_once(caplog):
   def fussy(record):
     if record == 9:
       raise UnreadableImage("nine.png is no image")
@@ -167,8 +176,8 @@ def test_broken_records_are_left_out_counted_and_logged_once(caplog):
   assert str(bad[11]) == "numbers.jsonl:12: image is damaged"
   assert str(bad[9]) == "numbers.jsonl:10: nine.png is no image"
   assert str(bad[5]) == "numbers.jsonl:6: five is too long"
-  assert sum("left out" in record.message for record in caplog.records) == 3
-  assert "left out numbers.jsonl:12: image is damaged" in caplog.text
+  assert sum("skipped" in record.message for record in caplog.records) == 3
+  assert "skipped numbers.jsonl:12: image is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -215,7 +224,7 @@ def test_prompt_order_is_a_permutation_per_epoch_at_any_cursor():
 
 @pytest.mark.parametrize("count, batch_size", [(10, 4), (8, 4), (3, 4), (1, 1)])
 def test_ordered_sees_every_record_once_in_full_batches(count, batch_size):
-  seen = list(ordered(Numbers(count), encode, collate_ordered, batch_size=batch_size))
+  seen = list(ordered(Numbers(count), batch_size=batch_size))
   assert all(batch["pixels"].shape == (batch_size, 3) for batch in seen)
   ids = np.concatenate([batch["ids"] for batch in seen])
   assert ids.dtype == np.int32
@@ -227,16 +236,16 @@ def test_ordered_sees_every_record_once_in_full_batches(count, batch_size):
 
 
 def test_ordered_starts_anywhere():
-  seen = list(ordered(Numbers(10), encode, collate_ordered, batch_size=4, start=7))
+  seen = list(ordered(Numbers(10), batch_size=4, start=7))
   assert [batch["ids"].tolist() for batch in seen] == [[7, 8, 9, -1]]
-  assert list(ordered(Numbers(10), encode, collate_ordered, batch_size=4, start=10)) == []
+  assert list(ordered(Numbers(10), batch_size=4, start=10)) == []
   with pytest.raises(ValueError, match="start is 11; the source has records 0 … 9"):
-    list(ordered(Numbers(10), encode, collate_ordered, batch_size=4, start=11))
+    list(ordered(Numbers(10), batch_size=4, start=11))
 
 
 def test_ordered_masks_broken_records_in_their_place():
   source = Numbers(10, unreadable=(0, 1, 2, 6))
-  seen = list(ordered(source, encode, collate_ordered, batch_size=3, max_bad_share=0.5))
+  seen = list(ordered(source, batch_size=3, max_bad_share=0.5))
   assert [batch["ids"].tolist() for batch in seen] == [
     [-1, -1, -1],
     [3, 4, 5],
@@ -245,35 +254,21 @@ def test_ordered_masks_broken_records_in_their_place():
   ]
   assert seen[0]["id"].tolist() == [3, 3, 3]
   with pytest.raises(TooManyBadRecords):
-    list(ordered(source, encode, collate_ordered, batch_size=3, max_bad_share=0.3))
+    list(ordered(source, batch_size=3, max_bad_share=0.3))
 
 
 def test_ordered_counts_what_an_earlier_run_left_out(caplog):
   source = Numbers(10, unreadable=(0, 1, 6))
   arguments = dict(batch_size=3, start=3, skipped=[0, 1])
-  seen = list(ordered(source, encode, collate_ordered, **arguments, max_bad_share=0.3))
+  seen = list(ordered(source, **arguments, max_bad_share=0.3))
   assert [batch["ids"].tolist() for batch in seen] == [[3, 4, 5], [-1, 7, 8], [9, -1, -1]]
-  assert all(f"left out numbers.jsonl:{number + 1}: " in caplog.text for number in (0, 1, 6))
+  assert all(f"skipped numbers.jsonl:{number + 1}: " in caplog.text for number in (0, 1, 6))
   with pytest.raises(TooManyBadRecords):
-    list(ordered(source, encode, collate_ordered, **arguments, max_bad_share=0.2))
-
-
-def test_a_reader_reports_each_broken_record_once(caplog):
-  read = Reader(Numbers(9, unreadable=(2, 5)), encode, max_bad_share=0.3)
-  assert len(read) == 9
-  assert [read(number) is None for number in (1, 2, 5, 2)] == [False, True, True, True]
-  assert read.skipped == [2, 5] and len(caplog.messages) == 2
-  read = Reader(Numbers(9, unreadable=(2, 5)), encode, max_bad_share=0.2)
-  assert read(5) is None
-  with pytest.raises(TooManyBadRecords):
-    read(2)
+    list(ordered(source, **arguments, max_bad_share=0.2))
 
 
 def test_ordered_gives_every_process_as_many_batches():
-  parts = [
-    list(ordered(Numbers(9), encode, collate_ordered, batch_size=4, shard=Shard(i, 2)))
-    for i in range(2)
-  ]
+  parts = [list(ordered(Numbers(9), batch_size=4, shard=Shard(i, 2))) for i in range(2)]
   assert [batch["ids"].tolist() for batch in parts[0]] == [[0, 1], [4, 5], [8, -1]]
   assert [batch["ids"].tolist() for batch in parts[1]] == [[2, 3], [6, 7], [-1, -1]]
 
@@ -293,8 +288,9 @@ def collate_planned(rows, shape):
   return shape, [[record["id"] for record in row] for row in rows]
 
 
-def follow(source, plan=PLAN, encode=encode, **options):
-  return planned(source, encode, collate_planned, plan, **options)
+def follow(source, plan=PLAN, known_bad=(), **options):
+  options = ReadOptions(**options)
+  return planned_batches(source, encode, collate_planned, plan, options, dict(known_bad))
 
 
 @pytest.mark.parametrize("workers", [0, 3])
@@ -343,23 +339,6 @@ def test_a_broken_record_leaves_its_place_in_the_plan_empty(caplog):
     list(follow(Numbers(10, unreadable=(2, 4)), **{**options, "max_bad_share": 0.25}))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_survey_looks_at_every_record_and_keeps_the_broken_apart(workers):
-  def look(record):
-    if record == 3:
-      raise UnusableRecord("three is too long")
-    return record * record
-
-  found, bad = scan(Numbers(8, unreadable=(5,)), look, workers=workers, max_bad_share=0.25)
-  assert found == {number: number**2 for number in (0, 1, 2, 4, 6, 7)}
-  assert {number: record.reason for number, record in bad.items()} == {
-    3: "three is too long",
-    5: "image is damaged",
-  }
-  with pytest.raises(TooManyBadRecords, match="2 of 8 records"):
-    scan(Numbers(8, unreadable=(5,)), look, workers=workers, max_bad_share=0.2)
-
-
 def processes(make_one, count):
   """(iterators, states) of as many processes after two batches."""
   iterators = [make_one(Shard(index, count)) for index in range(count)]
@@ -399,5 +378,5 @@ def test_a_stream_is_taken_over_unless_records_were_made_up_for():
     lambda shard: make(Numbers(32, range(0, 32, 2)), max_bad_share=1, shard=shard), 2
   )
   assert own_state(broken, Shard(1, 2)) == broken[1]
-  with pytest.raises(ValueError, match="2 processes have read this far and left out"):
+  with pytest.raises(ValueError, match="2 processes have read this far and skipped"):
     own_state(broken, Shard())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatial_vlm.data.image_files import UnusableArchive
+from spatial_vlm.data.image_locations import UnusableArchive
 from spatial_vlm.data.records import (
   BadRecordError,
   JsonlSource,
@@ -164,7 +164,7 @@ def test_pictures_come_from_archives_as_well_as_from_folders(folder):
     assert [example.record.image for example in source] == ["a.png", "train2017/b.png"]
     (bad,) = source.bad
     assert (
-      bad.line == 3 and f"is not in {', '.join(map(str, source.pictures.places))}" in bad.reason
+      bad.line == 3 and f"is not in {', '.join(map(str, source.image_files.places))}" in bad.reason
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.split_guard import asked_pairs, read_pairs, refuse_shared, shared_pairs
+from spatial_vlm.data.split_guard import asked_pairs, read_pairs, refuse_shared_pairs, shared_pairs
 from spatial_vlm.tasks.statements import question
 
 VSR = Path(__file__).parents[2].parent / "shared" / "vsr"
@@ -49,11 +49,13 @@ def test_a_pair_is_found_in_a_question_however_it_is_worded(text, asked):
 
 
 def test_shared_pairs_are_refused_with_the_first_of_them():
-  with pytest.raises(UsageError, match=r"(?s)^2 of the 4 evaluation pairs.*: leave them out\..*"):
-    refuse_shared(TRAINING, 4, "leave them out")
+  with pytest.raises(
+    UsageError, match=r"(?s)^2 of the 4 evaluation pairs .* in e.jsonl.*: leave them out\..*"
+  ):
+    refuse_shared_pairs(TRAINING, 4, "e.jsonl", "leave them out")
   with pytest.raises(UsageError, match=r"\n  a\.jpg: The cat is left of the mug\.\n  b\.jpg: "):
-    refuse_shared(TRAINING, 4, "leave them out")
-  refuse_shared([], 4, "leave them out")
+    refuse_shared_pairs(TRAINING, 4, "e.jsonl", "leave them out")
+  refuse_shared_pairs([], 4, "e.jsonl", "leave them out")
 
 
 def test_a_file_without_any_record_guards_nothing_and_is_refused(tmp_path):

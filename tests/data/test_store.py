@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data import pipeline, store
-from spatial_vlm.data.image_files import MissingImage, UnusableArchive
-from spatial_vlm.data.images import ImageFiles
-from spatial_vlm.data.pipeline import Shard, batches
+from spatial_vlm.data import store
+from spatial_vlm.data.image_files import ImageFiles
+from spatial_vlm.data.image_locations import MissingImage, UnusableArchive
+from spatial_vlm.data.pipeline import EpochOrder, batches
+from spatial_vlm.data.reading import ReadOptions, Shard
 from spatial_vlm.data.records import BadRecordError, JsonlSource, TooManyBadRecords
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.data.store import Settings, StoreSource, write_store
@@ -234,13 +235,13 @@ def test_settings_out_of_range_are_refused(files, tmp_path):
     write_store("gs://bucket/store", "train", source_of(files), SETTINGS)
 
 
-def stream(store, **options):
+def stream(store, shuffle=True, **options):
   return batches(
     store,
     lambda example: example.record.image,
     list,
-    batch_size=4,
-    **{"seed": 0, "epochs": 2, **options},
+    EpochOrder(4, 0, epochs=2, shuffle=shuffle),
+    ReadOptions(**options),
   )
 
 
@@ -268,7 +269,7 @@ def test_reading_a_store_resumes_exactly(whole, workers):
   for batch in iterator:
     expected.append(batch)
     states.append(json.loads(json.dumps(iterator.get_state())))
-  assert len(expected) == pipeline.num_batches(COUNT, 4, 2)
+  assert len(expected) == EpochOrder(4, 0, epochs=2).num_batches(COUNT)
   for position in (0, 1, 6, len(expected)):
     resumed = stream(StoreSource(whole, "train"), **options)
     resumed.set_state(states[position])

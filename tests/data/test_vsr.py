@@ -8,7 +8,7 @@ import pytest
 from spatial_vlm.config import UsageError
 from spatial_vlm.data import vsr
 from spatial_vlm.data.records import Record
-from spatial_vlm.data.vsr import PUBLISHED, Counts, check_published, read_files, read_split
+from spatial_vlm.data.vsr import PUBLISHED, Counts, check_published_sizes, read_files, read_split
 
 VSR = Path(__file__).parents[2].parent / "shared" / "vsr"
 needs_vsr = pytest.mark.skipif(not VSR.is_dir(), reason=f"the annotations of VSR are not in {VSR}")
@@ -118,22 +118,22 @@ def records(count, images, relations):
 
 def test_other_sizes_than_the_published_ones_are_refused():
   whole = {split: records(*counts) for split, counts in PUBLISHED["zeroshot"].items()}
-  check_published("zeroshot", whole)
+  check_published_sizes("zeroshot", whole)
   fewer = {**whole, "test": whole["test"][:-1]}
   message = r"test: 1221 records, 715 images, 53 relations; published are 1222 records, 715 images"
   with pytest.raises(UsageError, match=message) as caught:
-    check_published("zeroshot", fewer)
+    check_published_sizes("zeroshot", fewer)
   assert "train:" not in str(caught.value) and "allow_subset" in str(caught.value)
-  check_published("zeroshot", fewer, allow_subset=True)
+  check_published_sizes("zeroshot", fewer, allow_subset=True)
   more = {"dev": records(340, 228, 40)}
   with pytest.raises(UsageError, match=r"dev: 340 records, 228 images.*published are .* 227"):
-    check_published("zeroshot", more, allow_subset=True)
+    check_published_sizes("zeroshot", more, allow_subset=True)
   with pytest.raises(UsageError, match="not VSR's random split"):
-    check_published("random", whole)
+    check_published_sizes("random", whole)
   with pytest.raises(UsageError, match="only random, zeroshot"):
-    check_published("other", whole)
+    check_published_sizes("other", whole)
   with pytest.raises(UsageError, match="no split 'validation', only train, dev, test"):
-    check_published("random", {"validation": whole["dev"]})
+    check_published_sizes("random", {"validation": whole["dev"]})
 
 
 @needs_vsr
@@ -146,8 +146,8 @@ def test_vsr_itself_has_the_published_sizes(name):
     splits[split] = read.records
     assert Counts.of(read.records) == PUBLISHED[name][split]
     assert all(record.agreement >= 0.5 for record in read.records)
-  check_published(name, splits)
-  check_published(name, {"dev": splits["dev"][:50]}, allow_subset=True)
+  check_published_sizes(name, splits)
+  check_published_sizes(name, {"dev": splits["dev"][:50]}, allow_subset=True)
 
 
 @needs_vsr

@@ -115,7 +115,7 @@ def _reference_inputs(pair, conversations, side):
   for messages in conversations:
     for part in messages[0]["content"]:
       if part["type"] == "video":
-        outline = part["video"].outline
+        outline = part["video"].info
         metadata.append({"total_num_frames": outline.frames, "fps": outline.fps})
         part["video"] = part["video"].pixels
   return pair.theirs.apply_chat_template(

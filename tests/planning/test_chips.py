@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from spatial_vlm.planning.chips import CHIPS, links, topology_devices
+from spatial_vlm.planning.chips import CHIPS, topology_devices, torus_dimensions
 
 
 @pytest.mark.parametrize("topology", ["v5e-64", "v5litepod-64", "v7x:2x2", "8x8", ""])
-def test_unknown_versions_are_refused_with_those_there_are(topology):
+def test_unknown_versions_are_refused_with_the_known_ones(topology):
   with pytest.raises(ValueError, match="VERSION:GRID.*v5e, v5p"):
     topology_devices(topology, 1)
 
 
-def test_without_libtpu_it_is_said_what_to_install(monkeypatch):
+def test_missing_libtpu_is_an_error_that_names_the_extra(monkeypatch):
   imported = builtins.__import__
 
   def without(name, *args, **kwargs):
@@ -30,7 +30,7 @@ def test_without_libtpu_it_is_said_what_to_install(monkeypatch):
 
 @pytest.mark.slow
 def test_topologies_of_all_versions():
-  """Single chips too, which a host of several is told to be."""
+  """Single chips too, although their hosts have several."""
   pytest.importorskip("libtpu")
   for name, count in (("v5e:1x1", 1), ("v6e:1x1", 1), ("v5e:4x4", 16), ("v5p:2x2x1", 4)):
     chip, devices = topology_devices(name, 1)
@@ -46,8 +46,8 @@ class At:
     self.coords = coords
 
 
-def test_an_axis_has_the_links_of_the_dimensions_it_runs_along():
-  """4 × 4 chips: all of them in one axis use both dimensions; lines of four use one."""
+def test_torus_dimensions_count_what_an_axis_spans():
+  """4 × 4 chips: an axis over all of them spans both dimensions; an axis over a line of four spans one."""
   grid = np.array([[At(x, y, 0) for y in range(4)] for x in range(4)], object)
-  assert links(Mesh(grid.reshape(16, 1), ("fsdp", "tensor"))) == {"fsdp": 2, "tensor": 1}
-  assert links(Mesh(grid, ("fsdp", "tensor"))) == {"fsdp": 1, "tensor": 1}
+  assert torus_dimensions(Mesh(grid.reshape(16, 1), ("fsdp", "tensor"))) == {"fsdp": 2, "tensor": 1}
+  assert torus_dimensions(Mesh(grid, ("fsdp", "tensor"))) == {"fsdp": 1, "tensor": 1}

@@ -17,9 +17,9 @@ from spatial_vlm.processor.chat import Size
 from spatial_vlm.train.sft import SftSettings, sft_loss
 
 
-def count(function, *shapes, turns=1):
+def count(function, *shapes, trip_count=1):
   arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-  return traced_flops(jax.make_jaxpr(function)(*arrays).jaxpr, turns)
+  return traced_flops(jax.make_jaxpr(function)(*arrays).jaxpr, trip_count)
 
 
 def test_product_of_matrices():
@@ -44,13 +44,13 @@ def test_loops_branches_and_devices():
 
   square = (4, 4)
   assert count(scanned, square, square) == 6 * product
-  assert count(until, square, square, turns=9) == 9 * product
+  assert count(until, square, square, trip_count=9) == 9 * product
   assert count(either, square, square) == 2 * product
   with jax.set_mesh(sharding.make_mesh({"fsdp": 4, "tensor": 2})):
-    assert count(each, square, square) == 2 * product  # two do the same
+    assert count(each, square, square) == 2 * product  # two devices repeat the same work
 
 
-def test_what_is_computed_again_counts_again():
+def test_recomputation_counts():
   def f(w, x):
     return jnp.sum(jnp.sin(x @ w))
 
@@ -62,10 +62,10 @@ def test_what_is_computed_again_counts_again():
 def forward_flops(
   model: ModelConfig, rows: int, tokens: int, patches: int, scored: int | None = None
 ) -> float:
-  """Operations of a forward pass over `rows` of `tokens` and `patches`, attention over all pairs.
+  """Returns the operations of a forward pass over `rows` of `tokens` and `patches`, with attention over all pairs.
 
-  Text, a layer: 2·T·(D·(2N + 2K)·H + 3·D·F) for its kernels and 4·T²·N·H for attention; vision alike, over M patches;
-  the mergers; and 2·S·D·V for the scores of `scored` tokens (all of them, unless given).
+  Text, per layer: 2·T·(D·(2N + 2K)·H + 3·D·F) for its kernels and 4·T²·N·H for attention; vision in the same way, over
+  M patches; the mergers; and 2·S·D·V for the logits of `scored` tokens (all of them, unless given).
   """
   return rows * (
     _text(model, tokens)
@@ -100,10 +100,10 @@ def test_a_forward_pass_is_the_formula(size):
   batch = batch_shapes(mesh, model, rows, shape)
   params = jax.eval_shape(lambda k: qwen3_vl.init_params(model, k), jax.random.key(0))
 
-  def scores(params, batch):
+  def logits(params, batch):
     return qwen3_vl.logits(params, model, qwen3_vl.forward(params, model, batch))
 
-  found = traced_flops(jax.make_jaxpr(scores)(params, batch).jaxpr, platform="cpu")
+  found = traced_flops(jax.make_jaxpr(logits)(params, batch).jaxpr, platform="cpu")
   np.testing.assert_allclose(found, forward_flops(model, rows, *shape), rtol=1e-3)
 
 
@@ -125,7 +125,7 @@ def test_a_step_is_three_forward_passes_and_more_with_rematerialisation():
 
 
 def test_xla_counts_the_same_where_there_is_no_loop():
-  """Its own count adds what is no product of matrices; bodies of loops it counts once."""
+  """XLA's count includes other operations than matrix products, and counts the body of a loop once."""
 
   def layer(x, w, v):
     return jax.nn.silu(x @ w) @ v

@@ -1,4 +1,4 @@
-"""Shapes of inputs are those that the input pipeline gives."""
+"""Shapes of inputs equal those of the input pipeline's arrays."""
 
 import jax
 import numpy as np
@@ -9,10 +9,10 @@ from spatial_vlm.planning.inputs import batch_shapes, prompt_shapes
 from spatial_vlm.processor.chat import Processor, Size, collate_batch
 
 
-def test_they_are_those_of_real_rows(nano):
+def test_shapes_equal_those_of_real_rows(nano):
   processor = Processor.from_folder(nano)
-  picture = np.zeros((64, 64, 3), np.uint8)
-  rows = [encode_question(processor, picture, "Is it red?") for _ in range(8)]
+  image = np.zeros((64, 64, 3), np.uint8)
+  rows = [encode_question(processor, image, "Is it red?") for _ in range(8)]
   mesh = sharding.make_mesh({"fsdp": -1})
   model = processor.model_config
   batch = sharding.make_global_batch(
@@ -29,6 +29,6 @@ def test_they_are_those_of_real_rows(nano):
       assert (array.shape, array.dtype, array.sharding) == (leaf.shape, leaf.dtype, leaf.sharding)
 
 
-def test_rows_without_pictures(nano):
+def test_rows_without_images(nano):
   model = Processor.from_folder(nano).model_config
   assert batch_shapes(sharding.make_mesh({"data": -1}), model, 8, Size(16, 0)).vision is None

@@ -103,7 +103,7 @@ def _reference(reference, messages, generation_prompt):
   def part(given):
     if given["type"] != "video":
       return given
-    outlines.append(given["video"].outline)
+    outlines.append(given["video"].info)
     return given | {"video": given["video"].pixels}
 
   messages = [
@@ -115,7 +115,7 @@ def _reference(reference, messages, generation_prompt):
     }
     for m in messages
   ]
-  metadata = [{"total_num_frames": outline.frames, "fps": outline.fps} for outline in outlines]
+  metadata = [{"total_num_frames": info.frames, "fps": info.fps} for info in outlines]
   return reference.apply_chat_template(
     messages,
     tokenize=True,

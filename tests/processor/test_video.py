@@ -70,9 +70,9 @@ def _reference(settings):
   )
 
 
-def _clip(outline, seed=0):
-  shape = (outline.frames, outline.height, outline.width, 3)
-  return Clip(np.random.default_rng(seed).integers(0, 256, shape, np.uint8), outline.fps)
+def _clip(info, seed=0):
+  shape = (info.frames, info.height, info.width, 3)
+  return Clip(np.random.default_rng(seed).integers(0, 256, shape, np.uint8), info.fps)
 
 
 def _outlines(count):
@@ -84,30 +84,30 @@ def _outlines(count):
       yield VideoInfo(int(n), float(rng.choice([0.3, 1, 2, 12.5, 24, 29.97, 60])), height, width)
 
 
-@pytest.mark.parametrize("outline", OUTLINES, ids=str)
-def test_patches_equal_hugging_face_value_for_value(settings, outline):
-  clip = _clip(outline)
-  metadata = VideoMetadata(total_num_frames=outline.frames, fps=outline.fps)
+@pytest.mark.parametrize("info", OUTLINES, ids=str)
+def test_patches_equal_hugging_face_value_for_value(settings, info):
+  clip = _clip(info)
+  metadata = VideoMetadata(total_num_frames=info.frames, fps=info.fps)
   expected = _reference(settings)(
     videos=[clip.pixels], video_metadata=[metadata], return_tensors="np"
   )
   patches, grid = patchify_video(clip, settings)
-  assert grid == tuple(expected["video_grid_thw"][0]) == video_grid(outline, settings)
+  assert grid == tuple(expected["video_grid_thw"][0]) == video_grid(info, settings)
   assert patches.dtype == np.float32
   np.testing.assert_array_equal(patches, expected["pixel_values_videos"])
 
 
 def test_sampled_frames_and_times_equal_hugging_face(settings):
   reference = _reference(settings)
-  for outline in _outlines(300):
-    metadata = VideoMetadata(total_num_frames=outline.frames, fps=outline.fps)
+  for info in _outlines(300):
+    metadata = VideoMetadata(total_num_frames=info.frames, fps=info.fps)
     expected = reference.sample_frames(metadata, fps=settings.fps)
-    assert frame_numbers(outline, settings) == expected.tolist()
+    assert frame_numbers(info, settings) == expected.tolist()
     times = Qwen3VLProcessor._calculate_timestamps(
-      None, expected, outline.fps, settings.temporal_patch_size
+      None, expected, info.fps, settings.temporal_patch_size
     )
-    assert timestamps(outline, settings) == times
-    assert len(times) == video_grid(outline, settings)[0]
+    assert timestamps(info, settings) == times
+    assert len(times) == video_grid(info, settings)[0]
 
 
 def test_sizes_equal_hugging_face(settings):

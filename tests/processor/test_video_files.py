@@ -70,17 +70,17 @@ def test_containers_equal_transformers(tmp_path, format, codec):
   path = tmp_path / "clip.video"
   path.write_bytes(_container(_moving(), format, codec))
   video = open_video(path)
-  assert video.outline == VideoInfo(12, 8.0, 48, 80)
+  assert video.info == VideoInfo(12, 8.0, 48, 80)
   if (
     format == "mp4"
   ):  # elsewhere the header states no number of frames, and the reference finds none
 
     def sample(metadata, **_):
       assert (metadata.total_num_frames, metadata.fps) == (12, 8.0)
-      return np.array(frame_numbers(video.outline, SETTINGS))
+      return np.array(frame_numbers(video.info, SETTINGS))
 
     expected, _ = read_video_pyav(str(path), sample)
-    np.testing.assert_array_equal(_frames(video, frame_numbers(video.outline, SETTINGS)), expected)
+    np.testing.assert_array_equal(_frames(video, frame_numbers(video.info, SETTINGS)), expected)
   np.testing.assert_allclose(_centres(_frames(video, range(12))), _centres(_moving()), atol=1)
   np.testing.assert_array_equal(
     patchify_video(open_video(path.read_bytes()), SETTINGS)[0], patchify_video(video, SETTINGS)[0]
@@ -96,7 +96,7 @@ def test_a_container_filmed_upright_is_turned():
   clockwise = [none, one, none, minus, none, none, b"\x00\x30\x00\x00", none, b"\x40\x00\x00\x00"]
   data[matrix : matrix + 36] = b"".join(clockwise)
   video = open_video(bytes(data))
-  assert video.outline == VideoInfo(12, 8.0, 80, 48)
+  assert video.info == VideoInfo(12, 8.0, 80, 48)
   turned = np.rot90(_frames(open_video(_container(_moving())), [0, 7]), -1, axes=(1, 2))
   np.testing.assert_array_equal(_frames(video, [0, 7]), turned)
 
@@ -105,7 +105,7 @@ def test_a_container_filmed_upright_is_turned():
 def test_animated_pictures(format):
   pixels = _moving()
   video = open_video(_animation(pixels, format, 125))
-  assert video.outline == VideoInfo(12, 8.0, 48, 80)
+  assert video.info == VideoInfo(12, 8.0, 48, 80)
   np.testing.assert_array_equal(_frames(video, range(12)), pixels)
   np.testing.assert_array_equal(_frames(video, [3, 9]), pixels[[3, 9]])
   np.testing.assert_array_equal(_frames(video, [0]), pixels[[0]])  # backwards as well
@@ -114,7 +114,7 @@ def test_animated_pictures(format):
 def test_a_gif_counts_at_its_mean_rate():
   pixels = np.where(_moving() == 255, 255, 0).astype(np.uint8)  # colours that a palette holds
   video = open_video(_animation(pixels, "gif", [100, 300] * 6))
-  assert video.outline == VideoInfo(12, 5.0, 48, 80)
+  assert video.info == VideoInfo(12, 5.0, 48, 80)
   np.testing.assert_array_equal(_frames(video, range(12)), pixels)
 
 
@@ -124,7 +124,7 @@ def test_a_folder_of_frames_in_the_order_of_their_numbers(tmp_path):
     PIL.Image.fromarray(frame).save(tmp_path / f"frame_{n}.png")
   (tmp_path / "notes.txt").write_text("not a frame")
   video = open_video(tmp_path, fps=4)
-  assert video.outline == VideoInfo(12, 4, 48, 80)
+  assert video.info == VideoInfo(12, 4, 48, 80)
   np.testing.assert_array_equal(_frames(video, range(12)), pixels)
   with pytest.raises(UnreadableVideo, match="a folder of frames has no rate; give fps"):
     open_video(tmp_path)
@@ -134,9 +134,9 @@ def test_a_folder_of_frames_in_the_order_of_their_numbers(tmp_path):
 
 
 def test_a_given_rate_replaces_the_files():
-  assert open_video(_container(_moving()), fps=3).outline.fps == 3
-  assert open_video(_animation(_moving(), "webp", 125), fps=3).outline.fps == 3
-  assert open_video(_animation(_moving(), "gif", 0), fps=3).outline.fps == 3
+  assert open_video(_container(_moving()), fps=3).info.fps == 3
+  assert open_video(_animation(_moving(), "webp", 125), fps=3).info.fps == 3
+  assert open_video(_animation(_moving(), "gif", 0), fps=3).info.fps == 3
   with pytest.raises(ValueError, match="fps is 0; .* positive"):
     open_video(_container(_moving()), fps=0)
 
@@ -214,7 +214,7 @@ def test_missing_files_and_empty_folders(tmp_path):
 def test_a_video_that_ends_early_is_an_error():
   data = _container(_moving(40, 96, 160), "avi", "mpeg4")
   video = open_video(data[: len(data) * 2 // 3])
-  video.outline = video.outline._replace(frames=40)  # as a header that was written first would say
+  video.info = video.info._replace(frames=40)  # as a header that was written first would say
   with pytest.raises(UnreadableVideo, match="ends before frame .* of 40"):
     _frames(video, range(40))
 

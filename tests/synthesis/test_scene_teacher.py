@@ -12,7 +12,7 @@ from spatial_vlm import answers
 from spatial_vlm.data import relations
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.data.scenes.render import Background, Scene, SceneObject
-from spatial_vlm.data.scenes.source import PictureSource, SceneSource
+from spatial_vlm.data.scenes.source import SceneImageSource, SceneSource
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.synthesis.scene_teacher import chain, comparison, pretrain_messages
 
@@ -99,7 +99,7 @@ def test_numbers_are_derived_from_the_boxes_of_the_caption(examples):
 
 
 def test_numbers_are_steps_in_boxes_or_after_an_equals_sign(examples):
-  pictures = PictureSource("pretrain", 0, 100, image_size=8)
+  pictures = SceneImageSource("pretrain", 0, 100, image_size=8)
   rng = np.random.default_rng(0)
   texts = [chain(example) for example in examples] + [comparison(example) for example in examples]
   for i in range(100):
@@ -146,7 +146,7 @@ def test_a_wrong_label_is_refused(examples):
 
 
 def test_pretraining_never_judges_a_statement_and_answers_from_the_scene():
-  pictures = PictureSource("pretrain", 2, 150, image_size=8)
+  pictures = SceneImageSource("pretrain", 2, 150, image_size=8)
   rng = np.random.default_rng(0)
   asked = collections.Counter()
   first_is_list = 0
@@ -189,7 +189,7 @@ def test_pretraining_never_judges_a_statement_and_answers_from_the_scene():
 
 
 def test_pretraining_turns_are_weighted():
-  picture = PictureSource("pretrain", 0, 1, image_size=8, objects=(3, 3))[0]
+  picture = SceneImageSource("pretrain", 0, 1, image_size=8, objects=(3, 3))[0]
   rng = np.random.default_rng(0)
   (asked, _) = pretrain_messages(picture.scene, picture.image, rng, requests=0, list_share=0)
   assert asked["content"][-1]["text"] == "List the objects."

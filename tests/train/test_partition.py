@@ -21,6 +21,8 @@ from spatial_vlm.parameters.partition import Subset, combine, flatten, partition
 from spatial_vlm.processor.chat import Size, collate_batch, collate_prompts, encode
 from spatial_vlm.tasks import statements
 from spatial_vlm.train import policy_optimization, sft, update
+from spatial_vlm.train.policy_optimization import Constants, MinibatchScores
+from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.sft import SftSettings, sft_loss, sft_step
 from spatial_vlm.types import Rollout
 
@@ -104,13 +106,15 @@ def descent(trained, frozen, update):
 
 
 def dapo_settings(dtype):
-  return policy_optimization.RlSettings(
-    prompts=2,
+  return RlSettings(
+    groups_per_batch=2,
     group_size=3,
     rollout_batch_size=2,
     max_rollout_rounds=1,
     minibatches=1,
     micro_batches=1,
+    objectives=(("dapo", 1.0),),
+    rewards=(("accuracy", 1.0), ("overlong", 1.0)),
     eps_low=0.2,
     eps_high=0.28,
     max_new_tokens=4,
@@ -184,7 +188,8 @@ def test_an_update_of_dapo_is_projected_too(policy, parts, rollout):
   @jax.jit
   def update(state, frozen):
     return policy_optimization.rl_step(
-      *(state, rollout, rollout.logp, True, policy.forbidden_tokens, frozen),
+      *(state, rollout, MinibatchScores(rollout.logp, None, True)),
+      Constants(policy.forbidden_tokens, frozen),
       model=policy.model,
       optimizer=DESCENT,
       settings=settings,

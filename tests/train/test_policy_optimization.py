@@ -14,12 +14,16 @@ from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.generation import encode_question
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.parameters.partition import NOTHING
 from spatial_vlm.processor.chat import collate_prompts
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
+from spatial_vlm.rollout.sampler import generate
 from spatial_vlm.tasks import statements
-from spatial_vlm.train import policy_optimization
-from spatial_vlm.train.policy_optimization import RlSettings
+from spatial_vlm.train import policy_optimization, rollout_buffer
+from spatial_vlm.train.policy_optimization import Constants, MinibatchScores
+from spatial_vlm.train.rl_settings import RlSettings
+from spatial_vlm.train.update import init_state as init_train_state
 
 G, TOKENS = 4, 12
 
@@ -50,12 +54,14 @@ def policy(nano):
 @pytest.fixture(scope="module")
 def settings(policy):
   return RlSettings(
-    prompts=8,
+    groups_per_batch=8,
     group_size=G,
     rollout_batch_size=8,
     max_rollout_rounds=2,
     minibatches=1,
     micro_batches=1,
+    objectives=(("dapo", 1.0),),
+    rewards=(("accuracy", 1.0), ("overlong", 1.0)),
     eps_low=0.2,
     eps_high=0.28,
     max_new_tokens=TOKENS,
@@ -80,16 +86,18 @@ def sampled(policy, settings):
   prompts = collate_prompts(rows, policy.processor, range(8), [1, 0] * 4, 64, 64)
   assert len(set((prompts.segments > 0).sum(axis=1))) > 2
   automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
-  rollout = policy_optimization.sample_groups(
-    policy.params,
-    prompts,
-    jax.random.key(0),
-    automaton,
-    policy.forbidden_tokens,
-    model=policy.model,
-    settings=settings,
-  )
+  rollout = sample_groups(policy, policy.params, prompts, jax.random.key(0), automaton, settings)
   return jax.device_get(rollout)
+
+
+def sample_groups(policy, params, prompts, key, automaton, settings):
+  """Groups with their verdicts, sampled by the compiled program."""
+  completions = generate(
+    params, prompts, key, policy.forbidden_tokens, model=policy.model, sampling=settings.sampling
+  )
+  return rollout_buffer.judge_groups(
+    prompts, completions, automaton, group_size=settings.group_size
+  )
 
 
 def shortened(rollout, settings, seed):
@@ -124,7 +132,7 @@ def some_right(groups, seed=0):
 
 
 @pytest.fixture(scope="module")
-def has_mixed_outcomes(sampled, settings):
+def mixed(sampled, settings):
   return judged(shortened(sampled, settings, 0), some_right(8))
 
 
@@ -133,17 +141,21 @@ def rows(rollout, numbers):
 
 
 def fresh(policy, rollout, settings):
-  train = update.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
-  return policy_optimization.init_state(train, rollout, settings)
+  train = init_train_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
+  return rollout_buffer.init_state(train, rollout, settings)
 
 
 def collected(policy, rollout, settings):
-  return policy_optimization.collect(fresh(policy, rollout, settings), rollout, settings=settings)
+  return rollout_buffer.collect(fresh(policy, rollout, settings), rollout, settings=settings)
 
 
-def update(state, policy, settings):
-  result = policy_optimization.update(
-    state, policy.forbidden_tokens, model=policy.model, optimizer=OPTIMIZER, settings=settings
+def update(state, policy, settings, reference=NOTHING):
+  result = policy_optimization.update_policy(
+    state,
+    Constants(policy.forbidden_tokens, reference=reference),
+    model=policy.model,
+    optimizer=OPTIMIZER,
+    settings=settings,
   )
   return jax.device_get(result)
 
@@ -179,7 +191,7 @@ def assert_means_close(found, expected):
 
 
 def test_collect_keeps_informative_groups_in_order_and_drops_the_surplus(policy, sampled, settings):
-  settings = change(settings, prompts=5)
+  settings = change(settings, groups_per_batch=5)
   none, every = np.zeros((1, G)), np.ones((1, G))
   some = some_right(8)
   first = judged(
@@ -188,12 +200,12 @@ def test_collect_keeps_informative_groups_in_order_and_drops_the_surplus(policy,
   second = judged(sampled, np.concatenate([some[:1], every, some[2:8]]))
   second = second.replace(tokens=second.tokens + 1)
   state = fresh(policy, first, settings)
-  state = jax.device_get(policy_optimization.collect(state, first, settings=settings))
+  state = jax.device_get(rollout_buffer.collect(state, first, settings=settings))
   assert (state.filled, state.cursor, state.rounds) == (3, 8, 1)
   assert_equal(rows(state.buffer, [0, 1, 2]), rows(first, [1, 3, 6]))
   assert not state.buffer.mask[3:].any() and not state.buffer.correct[3:].any()
   state = jax.device_get(
-    policy_optimization.collect(jax.tree.map(jnp.array, state), second, settings=settings)
+    rollout_buffer.collect(jax.tree.map(jnp.array, state), second, settings=settings)
   )
   assert (state.filled, state.cursor, state.rounds) == (5, 16, 2)
   assert_equal(rows(state.buffer, [0, 1, 2]), rows(first, [1, 3, 6]))
@@ -202,7 +214,7 @@ def test_collect_keeps_informative_groups_in_order_and_drops_the_surplus(policy,
   right = np.concatenate([first.correct, second.correct])
   verdict = np.concatenate([first.verdict, second.verdict])
   expected = {
-    "has_mixed_outcomes": (10, 16),
+    "mixed_outcomes": (10, 16),
     "accuracy": (right.sum(), 64),
     "unparsed": ((verdict < 0).sum(), 64),
     "yes": ((verdict == 1).sum(), 64),
@@ -216,12 +228,12 @@ def test_collect_keeps_informative_groups_in_order_and_drops_the_surplus(policy,
   }
 
 
-def test_collect_of_a_full_buffer_changes_only_the_counts(policy, has_mixed_outcomes, settings):
-  settings = change(settings, prompts=2)
-  before = jax.device_get(collected(policy, has_mixed_outcomes, settings))
-  after = policy_optimization.collect(
+def test_collect_of_a_full_buffer_changes_only_the_counts(policy, mixed, settings):
+  settings = change(settings, groups_per_batch=2)
+  before = jax.device_get(collected(policy, mixed, settings))
+  after = rollout_buffer.collect(
     jax.tree.map(jnp.array, before),
-    rows(has_mixed_outcomes, [7, 6, 5, 4, 3, 2, 1, 0]),
+    rows(mixed, [7, 6, 5, 4, 3, 2, 1, 0]),
     settings=settings,
   )
   assert_equal(after.buffer, before.buffer)
@@ -258,7 +270,7 @@ def fake_loop(informative_per_round, steps, prompts=8, max_rollout_rounds=3, sta
   state = start or SimpleNamespace(
     train=SimpleNamespace(params=None), cursor=0, filled=0, rounds=0, batches=0
   )
-  settings = SimpleNamespace(prompts=prompts, max_rollout_rounds=max_rollout_rounds)
+  settings = SimpleNamespace(groups_per_batch=prompts, max_rollout_rounds=max_rollout_rounds)
   yields = list(
     policy_optimization.rl_loop(state, prompts_at, sample, collect, update_policy, settings, steps)
   )
@@ -296,14 +308,8 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
   table[policy.special.eos] *= 6  # so that some answers end early
   params = {**policy.params, "head": {"embedding": table}}
   automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
-  rollout = policy_optimization.sample_groups(
-    params,
-    sampled.prompts,
-    jax.random.key(3),
-    automaton,
-    policy.forbidden_tokens,
-    model=model,
-    settings=settings,
+  rollout = sample_groups(
+    policy._replace(model=model), params, sampled.prompts, jax.random.key(3), automaton, settings
   )
   assert len(set(np.asarray(rollout.length_tokens).ravel())) > 3
   score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
@@ -320,8 +326,8 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
   np.testing.assert_array_equal(rollout.length_tokens, rollout.mask.sum(axis=-1))
 
 
-def test_first_minibatch_has_a_ratio_of_exactly_one(policy, has_mixed_outcomes, settings):
-  state, sums = update(collected(policy, has_mixed_outcomes, settings), policy, settings)
+def test_first_minibatch_has_a_ratio_of_exactly_one(policy, mixed, settings):
+  state, sums = update(collected(policy, mixed, settings), policy, settings)
   values = metrics.means(sums)
   assert values["ratio_max"] == 1.0 and values["ratio"] == 1.0
   assert values["kl_old"] == values["clip_low"] == values["clip_high"] == 0.0
@@ -340,26 +346,22 @@ def test_the_sampler_and_the_trainer_are_compared(policy, sampled, settings):
   np.testing.assert_allclose(metrics.means(sums)["rollout_logprob_gap"], 0.25, rtol=1e-3)
 
 
-def test_later_minibatches_are_measured_against_the_policy_that_began(
-  policy, has_mixed_outcomes, settings
-):
+def test_later_minibatches_are_measured_against_the_policy_that_began(policy, mixed, settings):
   settings = change(settings, minibatches=2)
-  state, sums = update(collected(policy, has_mixed_outcomes, settings), policy, settings)
+  state, sums = update(collected(policy, mixed, settings), policy, settings)
   assert metrics.means(sums)["ratio_max"] != 1.0 and state.train.step == 2
   one = jax.jit(
     functools.partial(
       policy_optimization.rl_step,
-      forbidden_tokens=policy.forbidden_tokens,
+      constants=Constants(policy.forbidden_tokens),
       model=policy.model,
       optimizer=OPTIMIZER,
       settings=settings,
     )
   )
   score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
-  reward = policy_optimization.shaped_reward(has_mixed_outcomes, settings)
-  whole = has_mixed_outcomes.replace(
-    advantage=policy_optimization.group_advantage(reward, has_mixed_outcomes.correct)
-  )
+  reward = policy_optimization.shaped_reward(mixed, settings)
+  whole = mixed.replace(advantage=policy_optimization.group_advantage(reward, mixed.correct))
   parts = [rows(whole, numbers) for numbers in ([0, 2, 4, 6], [1, 3, 5, 7])]
   old = [
     score(policy.params, part, policy.forbidden_tokens, policy.model, settings)[0].reshape(
@@ -367,38 +369,39 @@ def test_later_minibatches_are_measured_against_the_policy_that_began(
     )
     for part in parts
   ]
-  train = update.init_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
+  train = init_train_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
   # Whatever is given as old, the first mini-batch measures itself against itself; a later one does not.
   shifted = [
-    one(train, parts[0], old[0] - 0.5, first)[1]["ratio_max"][0] for first in (True, False)
+    one(train, parts[0], MinibatchScores(old[0] - 0.5, None, first))[1]["ratio_max"][0]
+    for first in (True, False)
   ]
   assert shifted[0] == 1.0
   np.testing.assert_allclose(shifted[1], np.exp(0.5), rtol=1e-4)
-  train, _ = one(train, parts[0], old[0], True)
-  train, sums_second = one(train, parts[1], old[1], False)
+  train, _ = one(train, parts[0], MinibatchScores(old[0], None, True))
+  train, sums_second = one(train, parts[1], MinibatchScores(old[1], None, False))
   assert_close(state.train.params, train.params)
   np.testing.assert_allclose(
     sums["ratio_max"][0], max(1.0, float(sums_second["ratio_max"][0])), rtol=1e-5
   )
 
 
-def test_objective_and_kept_statistics_by_numpy(policy, has_mixed_outcomes, settings):
+def test_objective_and_kept_statistics_by_numpy(policy, mixed, settings):
   """Before any step r is 1, so that the objective is the mean advantage over tokens."""
-  _, sums = update(collected(policy, has_mixed_outcomes, settings), policy, settings)
-  length = has_mixed_outcomes.length_tokens.astype(float)
+  _, sums = update(collected(policy, mixed, settings), policy, settings)
+  length = mixed.length_tokens.astype(float)
   soft = np.clip((TOKENS - 6 - length) / 6, -1, 0)
-  reward = np.where(has_mixed_outcomes.correct, 1.0, -1.0) + soft
+  reward = np.where(mixed.correct, 1.0, -1.0) + soft
   deviation = reward - reward.mean(axis=1, keepdims=True)
   advantage = deviation / (np.sqrt((deviation**2).sum(axis=1, keepdims=True) / (G - 1)) + 1e-6)
   values = metrics.means(sums)
   np.testing.assert_allclose(
-    values["objective"], (advantage * length).sum() / length.sum(), rtol=1e-4
+    values["policy_objective"], (advantage * length).sum() / length.sum(), rtol=1e-4
   )
   np.testing.assert_allclose(values["kept/reward"], reward.mean(), rtol=1e-5)
-  np.testing.assert_allclose(values["kept/accuracy"], has_mixed_outcomes.correct.mean(), rtol=1e-5)
+  np.testing.assert_allclose(values["kept/accuracy"], mixed.correct.mean(), rtol=1e-5)
   np.testing.assert_allclose(values["kept/length_tokens"], length.mean(), rtol=1e-5)
   assert values["kept/groups"] == 8 and values["rounds"] == 1
-  assert sums["objective"][1] == length.sum()
+  assert sums["policy_objective"][1] == length.sum()
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])
@@ -413,13 +416,13 @@ def test_nothing_informative_leaves_the_policy_as_it_is(policy, sampled, setting
   values = metrics.means(sums)
   assert values["kept/groups"] == 0 and values["sampled/mixed_outcomes"] == 0
   assert values["sampled/all_right"] == values["sampled/all_wrong"] == 0.5
-  assert not {"objective", "ratio_max", "kept/reward", "entropy"} & values.keys()
+  assert not {"policy_objective", "ratio_max", "kept/reward", "entropy"} & values.keys()
   assert np.isfinite(list(values.values())).all()
 
 
-def test_an_empty_minibatch_makes_no_step(policy, has_mixed_outcomes, settings):
+def test_an_empty_minibatch_makes_no_step(policy, mixed, settings):
   """One group for two mini-batches: a single update, no decay and no momentum for the other."""
-  one = judged(has_mixed_outcomes, np.concatenate([some_right(1), np.zeros((7, G))]))
+  one = judged(mixed, np.concatenate([some_right(1), np.zeros((7, G))]))
   state, _ = update(
     collected(policy, one, change(settings, minibatches=2)), policy, change(settings, minibatches=2)
   )
@@ -428,72 +431,53 @@ def test_an_empty_minibatch_makes_no_step(policy, has_mixed_outcomes, settings):
   assert_close(state.train.params, expected.train.params)
 
 
-def test_a_partial_buffer_weighs_only_what_it_holds(policy, has_mixed_outcomes, settings):
+def test_a_partial_buffer_weighs_only_what_it_holds(policy, mixed, settings):
   kept = [1, 4, 6]
-  correct = np.where(np.isin(np.arange(8), kept)[:, None], has_mixed_outcomes.correct, False)
-  partial, sums = update(
-    collected(policy, judged(has_mixed_outcomes, correct), settings), policy, settings
-  )
-  fewer = change(settings, prompts=3)
-  expected, expected_sums = update(
-    collected(policy, rows(has_mixed_outcomes, kept), fewer), policy, fewer
-  )
+  correct = np.where(np.isin(np.arange(8), kept)[:, None], mixed.correct, False)
+  partial, sums = update(collected(policy, judged(mixed, correct), settings), policy, settings)
+  fewer = change(settings, groups_per_batch=3)
+  expected, expected_sums = update(collected(policy, rows(mixed, kept), fewer), policy, fewer)
   assert_close(partial.train, expected.train)
-  for name in (
-    *policy_optimization.UPDATE_SUMS,
-    "kept/reward",
-    "kept/accuracy",
-    "kept/length_tokens",
-    "rollout_logprob_gap",
-  ):
+  assert {"policy_objective", "grad_norm", "entropy", "ratio_max"} <= sums.keys()
+  for name in sums.keys() - {"kept/groups", *(n for n in sums if n.startswith("sampled/"))}:
     np.testing.assert_allclose(sums[name], expected_sums[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_what_an_earlier_batch_left_in_the_buffer_is_not_seen(policy, has_mixed_outcomes, settings):
+def test_what_an_earlier_batch_left_in_the_buffer_is_not_seen(policy, mixed, settings):
   """The buffer is emptied by its counter alone: old rows stay behind the new ones."""
-  state, _ = update(collected(policy, has_mixed_outcomes, settings), policy, settings)
-  state = jax.tree.map(jnp.array, state).replace(
-    train=fresh(policy, has_mixed_outcomes, settings).train
-  )
-  few = judged(
-    has_mixed_outcomes, np.where(np.arange(8)[:, None] < 2, has_mixed_outcomes.correct, False)
-  )
-  again, sums = update(policy_optimization.collect(state, few, settings=settings), policy, settings)
+  state, _ = update(collected(policy, mixed, settings), policy, settings)
+  state = jax.tree.map(jnp.array, state).replace(train=fresh(policy, mixed, settings).train)
+  few = judged(mixed, np.where(np.arange(8)[:, None] < 2, mixed.correct, False))
+  again, sums = update(rollout_buffer.collect(state, few, settings=settings), policy, settings)
   expected, expected_sums = update(collected(policy, few, settings), policy, settings)
-  assert sums["objective"][1] == expected_sums["objective"][1]
+  assert sums["policy_objective"][1] == expected_sums["policy_objective"][1]
   assert_close(again.train, expected.train)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [2, 4])
-def test_micro_batches_do_not_change_the_update(
-  policy, has_mixed_outcomes, settings, micro_batches
-):
-  expected, expected_sums = update(
-    collected(policy, has_mixed_outcomes, settings), policy, settings
-  )
+def test_micro_batches_do_not_change_the_update(policy, mixed, settings, micro_batches):
+  expected, expected_sums = update(collected(policy, mixed, settings), policy, settings)
   cut = change(settings, micro_batches=micro_batches)
-  found, sums = update(collected(policy, has_mixed_outcomes, cut), policy, cut)
+  found, sums = update(collected(policy, mixed, cut), policy, cut)
   assert_close(found.train, expected.train)
-  assert sums["objective"][1] == expected_sums["objective"][1]
+  assert sums["policy_objective"][1] == expected_sums["policy_objective"][1]
   assert_means_close(sums, expected_sums)
 
 
-def test_sharded_update_equals_the_unsharded(policy, has_mixed_outcomes, settings):
+def test_sharded_update_equals_the_unsharded(policy, mixed, settings):
   settings = change(settings, minibatches=2)
-  expected, expected_sums = update(
-    collected(policy, has_mixed_outcomes, settings), policy, settings
-  )
+  expected, expected_sums = update(collected(policy, mixed, settings), policy, settings)
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  state = fresh(policy, has_mixed_outcomes, settings)
+  state = fresh(policy, mixed, settings)
   state = state.replace(
     train=jax.device_put(state.train, sharding.state_shardings(mesh, state.train)),
     buffer=sharding.make_global_batch(mesh, jax.device_get(state.buffer)),
   )
-  where = policy_optimization.state_shardings(mesh, state)
+  where = rollout_buffer.state_shardings(mesh, state)
   with jax.set_mesh(mesh):
-    state = policy_optimization.collect(
-      state, sharding.make_global_batch(mesh, has_mixed_outcomes), settings=settings
+    state = rollout_buffer.collect(
+      state, sharding.make_global_batch(mesh, mixed), settings=settings
     )
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == where
     found, sums = update(state, policy, settings)
@@ -501,20 +485,16 @@ def test_sharded_update_equals_the_unsharded(policy, has_mixed_outcomes, setting
   assert_means_close(sums, expected_sums)
 
 
-def test_good_answers_become_likelier_and_bad_ones_rarer(policy, has_mixed_outcomes, settings):
-  state, _ = update(collected(policy, has_mixed_outcomes, settings), policy, settings)
+def test_good_answers_become_likelier_and_bad_ones_rarer(policy, mixed, settings):
+  state, _ = update(collected(policy, mixed, settings), policy, settings)
   score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
 
   def of_answers(params):
-    logp = np.asarray(
-      score(params, has_mixed_outcomes, policy.forbidden_tokens, policy.model, settings)[0]
-    )
-    return np.where(has_mixed_outcomes.mask, logp.reshape(has_mixed_outcomes.logp.shape), 0).sum(
-      axis=-1
-    )
+    logp = np.asarray(score(params, mixed, policy.forbidden_tokens, policy.model, settings)[0])
+    return np.where(mixed.mask, logp.reshape(mixed.logp.shape), 0).sum(axis=-1)
 
   gain = of_answers(state.train.params) - of_answers(policy.params)
-  right = np.asarray(has_mixed_outcomes.correct)
+  right = np.asarray(mixed.correct)
   # Of a group's answers, whatever all of them gain or lose by the words that they share.
   gain = gain - gain.mean(axis=1, keepdims=True)
   assert gain[right].mean() > 0 > gain[~right].mean()

@@ -71,8 +71,8 @@ class Scene:
 
 
 def covers(
-  shape: str, u: Float[np.ndarray, "*shape"], v: Float[np.ndarray, "*shape"]
-) -> Bool[np.ndarray, "*shape"]:
+  shape: str, u: Float[np.ndarray, "*#points"], v: Float[np.ndarray, "*#points"]
+) -> Bool[np.ndarray, "*points"] | np.bool_:
   """Whether the shape covers a point; u (right) and v (down) run from −1 to 1 over its box."""
   u, v = np.abs(u), np.asarray(v)
   if shape == "triangle":

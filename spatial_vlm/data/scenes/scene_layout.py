@@ -274,7 +274,7 @@ def _overlap(shape: str, box: Box, other_shape: str, other_box: Box) -> bool:
 
 def _covers_at(shape: str, box: Box, x: np.ndarray, y: np.ndarray) -> np.ndarray:
   x1, y1, x2, y2 = box
-  return covers(shape, (2 * x - x1 - x2) / (x2 - x1), (2 * y - y1 - y2) / (y2 - y1))
+  return np.asarray(covers(shape, (2 * x - x1 - x2) / (x2 - x1), (2 * y - y1 - y2) / (y2 - y1)))
 
 
 def _in_image(box: Box) -> bool:

@@ -30,7 +30,7 @@ class SceneExample(Example):
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class SceneImage:
   """A scene without a statement, for captioning and grounding."""
 
   id: int
@@ -100,7 +100,7 @@ class SceneSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureSource:
+class SceneImageSource:
   """Random-access source of pictures without statements; the layouts are those of `SceneSource`, and single objects."""
 
   split: str
@@ -117,7 +117,7 @@ class PictureSource:
   def __len__(self) -> int:
     return self.count
 
-  def __getitem__(self, index: int) -> Picture:
+  def __getitem__(self, index: int) -> SceneImage:
     if not 0 <= index < self.count:
       raise IndexError(f"picture {index} of {self.count}")
     # The leading count keeps these draws apart from those of SceneSource.
@@ -130,7 +130,7 @@ class PictureSource:
         rng, tuple(RELATIONS.values())[int(rng.integers(len(RELATIONS)))], max(count, 2)
       )
       if scene := place(rng, design, bool(rng.integers(2)), self.split, count):
-        return Picture(int(index), scene, render(scene, self.image_size))
+        return SceneImage(int(index), scene, render(scene, self.image_size))
     raise RuntimeError(f"no scene found for picture {index} with {count} objects")
 
   def place(self, index: int) -> tuple[str, int]:

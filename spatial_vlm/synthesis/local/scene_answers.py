@@ -43,7 +43,7 @@ class SceneAnswers:
     self._known: dict[bytes, list[tuple[Record, Mapping[str, Box]]]] = {}
     for index in range(len(source)):
       record, named = source.describe(index)
-      key = _digest(source.pictures.read(record.image))
+      key = _digest(source.image_files.read(record.image))
       self._known.setdefault(key, []).append((record, named))
 
   def __call__(self, image: bytes, system: str, text: str, seed: int) -> str:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import PIL.Image
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data import pipeline
-from spatial_vlm.data.images import ImageFiles
+from spatial_vlm.data.image_files import ImageFiles
+from spatial_vlm.data.reading import scan
 from spatial_vlm.data.records import BadRecord, BadRecordError, JsonlSource, Record
 from spatial_vlm.processor.image import UnreadableImage
 from spatial_vlm.synthesis.formats import ResponseFormat
@@ -84,9 +84,7 @@ class Questions:
     self._source, self._seed = source, seed
     self._identity = dict(identity)
     sent = _SentImages(source, min(limit, len(source)) if limit else len(source))
-    self._digests, bad = pipeline.scan(
-      sent, _digest, workers=workers, max_bad_share=source.max_bad_share
-    )
+    self._digests, bad = scan(sent, _digest, workers=workers, max_bad_share=source.max_bad_share)
     self.bad: list[BadRecord] = [*source.bad, *bad.values()]
     self.indices = sorted(self._digests)
     """Indices of the usable records."""
@@ -101,7 +99,7 @@ class Questions:
 
   def question(self, index: int, attempt: int) -> Question:
     """Builds a question; raises UnreadableImage if its image has become unreadable."""
-    image = encode_image(self._source.pictures, self._source.image_name(index))
+    image = encode_image(self._source.image_files, self._source.image_name(index))
     return self._build(index, attempt, image)
 
   def key(self, index: int, attempt: int) -> str:
@@ -145,7 +143,7 @@ def encode_image(images: ImageFiles, name: str) -> SentImage:
 
 
 class _SentImages:
-  """The images of the first `count` records, as a source for `pipeline.scan`."""
+  """The images of the first `count` records, as a source for `scan`."""
 
   def __init__(self, source: JsonlSource, count: int):
     self._source, self._count = source, count
@@ -155,7 +153,7 @@ class _SentImages:
 
   def __getitem__(self, index: int) -> SentImage:
     try:
-      return encode_image(self._source.pictures, self._source.image_name(index))
+      return encode_image(self._source.image_files, self._source.image_name(index))
     except UnreadableImage as error:
       raise BadRecordError(BadRecord(*self.place(index), str(error))) from error
 

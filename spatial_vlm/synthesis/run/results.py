@@ -10,7 +10,7 @@ from etils import epath
 from spatial_vlm.config import UsageError
 from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation
-from spatial_vlm.data.images import ImageFiles
+from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.data.records import Record
 from spatial_vlm.processor.image import png
 from spatial_vlm.synthesis.draft import chain

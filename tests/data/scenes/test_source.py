@@ -12,7 +12,7 @@ from spatial_vlm.data import relations
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.data.scenes.render import COLORS, SHAPES, covers
 from spatial_vlm.data.scenes.scene_layout import SPLITS, STEP, fingerprint
-from spatial_vlm.data.scenes.source import PictureSource, SceneSource
+from spatial_vlm.data.scenes.source import SceneImageSource, SceneSource
 
 COUNT = 600
 
@@ -144,7 +144,7 @@ def test_splits_share_no_scene():
   assert all(a.isdisjoint(b) for a, b in itertools.combinations(owners, 2))
   assert set().union(*owners) == set(range(16))
   for split, residues in SPLITS.items():
-    source, pictures = SceneSource(split, 0, 40), PictureSource(split, 0, 40)
+    source, pictures = SceneSource(split, 0, 40), SceneImageSource(split, 0, 40)
     for scene in [source.describe(i)[1] for i in range(40)] + [
       pictures[i].scene for i in range(40)
     ]:
@@ -190,10 +190,10 @@ def test_examples_are_vsr_records():
 
 
 def test_pictures_have_one_to_four_objects():
-  pictures = PictureSource("pretrain", 0, 200)
+  pictures = SceneImageSource("pretrain", 0, 200)
   counts = collections.Counter(len(pictures[i].scene.objects) for i in range(200))
   assert set(counts) == {1, 2, 3, 4} and min(counts.values()) > 25
-  assert pictures[7].scene == PictureSource("pretrain", 0, 9)[7].scene
+  assert pictures[7].scene == SceneImageSource("pretrain", 0, 9)[7].scene
 
 
 @pytest.mark.parametrize(

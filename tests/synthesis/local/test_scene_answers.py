@@ -6,11 +6,11 @@ import dataclasses
 import pytest
 from etils import epath
 
-from spatial_vlm.commands.scenes import write_split
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.data.scenes.writing import write_split
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.synthesis.draft import chain
 from spatial_vlm.synthesis.formats import CHAIN, GEMINI, QWEN
@@ -40,7 +40,7 @@ def source(folder):
 
 def ask(answers, source, index, form=GEMINI, seed=0, hinted=False):
   record, boxes = source.describe(index)
-  image = source.pictures.read(record.image)
+  image = source.image_files.read(record.image)
   hint = record.label if hinted else None
   question = form.question(record, image, "image/png", seed, hint)
   return record, boxes, answers(question.image, question.system, question.text, question.seed)
@@ -106,7 +106,7 @@ def test_equal_questions_get_equal_answers_and_other_seeds_others(folder, source
 def test_pictures_and_questions_of_others_are_refused(folder, source):
   answers = SceneAnswers(folder, "validation", 0.0)
   record, _ = source.describe(0)
-  image = source.pictures.read(record.image)
+  image = source.image_files.read(record.image)
   blind = GEMINI.question(record, image, "image/png", 0, None)
   with pytest.raises(ValueError, match="no scene has this image"):
     answers(b"other", blind.system, blind.text, 0)

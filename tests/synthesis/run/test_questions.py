@@ -7,11 +7,11 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from spatial_vlm.commands.scenes import write_split
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.images import ImageFiles
+from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.data.records import JsonlSource, TooManyBadRecords
 from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.data.scenes.writing import write_split
 from spatial_vlm.synthesis import formats
 from spatial_vlm.synthesis.run.questions import Attempts, Questions, encode_image
 

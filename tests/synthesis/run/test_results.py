@@ -7,7 +7,7 @@ from etils import epath
 from synthesis_runs import questions_on
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.images import ImageFiles
+from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.synthesis.local.faults import Faults
 from spatial_vlm.synthesis.run.results import write_results
 from spatial_vlm.synthesis.verify.selection import SelectionSettings

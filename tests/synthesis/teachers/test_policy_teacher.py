@@ -180,7 +180,7 @@ def test_of_several_draws_the_checks_keep_the_true_ones(taught, scenes_folder):
   settings = dataclasses.replace(SETTINGS, batch_size=8, max_output_tokens=128)
   records = [source.describe(index)[0] for index in range(2)]
   questions = [
-    CHAIN.question(record, source.pictures.read(record.image), "image/png", seed, None)
+    CHAIN.question(record, source.image_files.read(record.image), "image/png", seed, None)
     for record in records
     for seed in range(8)
   ]

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.image_files import MissingImage, UnusableArchive
-from spatial_vlm.data.images import ImageFiles
+from spatial_vlm.data.image_files import ImageFiles
+from spatial_vlm.data.image_locations import MissingImage, UnusableArchive
 from spatial_vlm.processor.image import UnreadableImage
 
 NAMES = ("train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "top.png")

@@ -1,0 +1,25 @@
+"""Conversations about rendered scenes for supervised fine-tuning, with the scene teacher's answers."""
+
+from tqdm import tqdm
+
+from spatial_vlm import answers
+from spatial_vlm.data.conversations import Conversation
+from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.synthesis import scene_teacher
+from spatial_vlm.synthesis.draft import chain
+from spatial_vlm.tasks import statements
+
+
+def scene_conversations(source: SceneSource, count: int) -> dict[str, list[Conversation]]:
+  """Returns conversations about the first `count` examples: `chain` with four steps, `direct` with bare verdicts."""
+  found: dict[str, list[Conversation]] = {"chain": [], "direct": []}
+  for index in tqdm(range(count), desc="chains", dynamic_ncols=True):
+    record, scene = source.describe(index)
+    texts = {
+      "chain": chain(scene_teacher.draft(record, scene.boxes)),
+      "direct": answers.render_direct(record.label),
+    }
+    for form, answer in texts.items():
+      question = statements.question(record.caption, form)
+      found[form].append(Conversation(record.image, question, answer))
+  return found

@@ -1,0 +1,162 @@
+"""What supervised fine-tuning learns from: conversations from files, or rendered images drawn on the way."""
+
+import functools
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+
+from spatial_vlm.config import Config, UsageError
+from spatial_vlm.data import batch_plan, pipeline
+from spatial_vlm.data.batch_plan import BATCHINGS
+from spatial_vlm.data.conversations import ConversationSource
+from spatial_vlm.data.mixing import Joined, mixed_order
+from spatial_vlm.data.reading import ReadOptions, Shard, scan
+from spatial_vlm.data.records import BadRecord, UnusableRecord
+from spatial_vlm.data.scenes.source import SceneImage, SceneImageSource
+from spatial_vlm.data.sizes import SizedSource
+from spatial_vlm.data.split_guard import asked_pairs, refuse_shared_records
+from spatial_vlm.processor.chat import Encoded, Processor, Size, collate_batch, encode, measure
+from spatial_vlm.synthesis.scene_teacher import pretrain_messages
+from spatial_vlm.types import Params
+
+
+class SftData(NamedTuple):
+  """The batches of a run."""
+
+  batches: grain.DatasetIterator
+  steps: int
+  padding: dict[str, tuple[int, int]]
+  """(padded slots, all slots) of tokens and of patches, where the plan tells them before the first batch."""
+  bad: list[BadRecord]
+  """Lines that hold no conversation."""
+
+
+def open_data(config: Config, processor: Processor) -> SftData:
+  """Opens the conversations of the config's files, or its stream of rendered images."""
+  source = rendered_images if config.data.pretrain.scenes else conversations_of_files
+  return source(config, processor)
+
+
+def conversations_of_files(config: Config, processor: Processor) -> SftData:
+  """Plans batches of conversations by size, before any image is decoded."""
+  data = config.data
+  sources = [
+    ConversationSource(conversations, images, data.max_bad_share)
+    for conversations, images, _ in ((data.conversations, data.images, 1), *data.mix)
+  ]
+  questions = [question for source in sources for question in source.questions]
+  remedy = "remove them from the conversations, or evaluate on another set"
+  refuse_shared_records(questions, [data.evaluation], remedy, asked_pairs)
+  joined, shapes = Joined(sources), [Size(*shape) for shape in data.shapes]
+  sizes, unusable = scan(
+    Joined([SizedSource(source) for source in sources]),
+    functools.partial(size_of, processor, batch_plan.largest(shapes)),
+    workers=data.workers,
+    max_bad_share=data.max_bad_share,
+  )
+  order = mixed_order(
+    [[number for number in numbers if number in sizes] for numbers in joined.numbers()],
+    [1.0, *(weight for _, _, weight in data.mix)],
+    epochs=config.epochs,
+    seed=config.seed,
+  )
+  plan = BATCHINGS[data.batching](order, sizes, shapes, config.batch_size)
+  if () in plan[0].rows:
+    raise ValueError(
+      f"{len(sizes)} records × {config.epochs} epochs do not fill one batch of {config.batch_size} rows;"
+      " lower batch_size, or give more records or epochs."
+    )
+  batches = pipeline.planned_batches(
+    joined,
+    functools.partial(encode, processor),
+    functools.partial(collate_batch, processor=processor),
+    plan,
+    read_options(config),
+    known_bad=unusable,
+  )
+  bad = [record for source in sources for record in source.bad]
+  return SftData(batches, len(plan), batch_plan.padding(plan, sizes), bad)
+
+
+def rendered_images(config: Config, processor: Processor) -> SftData:
+  """Renders images while training; they are random already, and their stages have an order."""
+  data, pretrain = config.data, config.data.pretrain
+  shapes = [Size(*shape) for shape in data.shapes]
+  if this_process().count > 1 and len(shapes) > 1:
+    raise ValueError(
+      f"data.shapes has {len(shapes)} shapes; several processes that render images need one: none knows the sizes "
+      f"of the others: {tuple(batch_plan.largest(shapes))}"
+    )
+  stages = Joined(
+    [
+      SceneImageSource("pretrain", config.seed + stage, count, objects=(1, most))
+      for stage, (count, most) in enumerate(zip(pretrain.scenes, pretrain.objects, strict=True))
+    ]
+  )
+  to_messages = functools.partial(
+    image_messages, config.seed, pretrain.requests, pretrain.list_share
+  )
+  order = pipeline.EpochOrder(config.batch_size, config.seed, config.epochs, shuffle=False)
+  batches = pipeline.batches(
+    stages,
+    functools.partial(encode_fitting, processor, batch_plan.largest(shapes), to_messages),
+    functools.partial(collate_unplanned, processor, shapes),
+    order,
+    read_options(config),
+  )
+  return SftData(batches, order.num_batches(len(stages)), padding={}, bad=[])
+
+
+def read_options(config: Config) -> ReadOptions:
+  """Returns how this process reads records."""
+  data = config.data
+  return ReadOptions(data.workers, max_bad_share=data.max_bad_share, shard=this_process())
+
+
+def this_process() -> Shard:
+  """Returns the share of this process in each batch."""
+  return Shard(jax.process_index(), jax.process_count())
+
+
+def image_messages(seed: int, requests: int, list_share: float, image: SceneImage):
+  """Returns requests to caption and ground one rendered image; a function of the seed and the image's number."""
+  rng = np.random.default_rng((seed, image.id))
+  return pretrain_messages(image.scene, image.image, rng, requests, list_share)
+
+
+def size_of(processor: Processor, limit: Size, messages) -> Size:
+  """Raises UnusableRecord when the conversation is larger than the limit."""
+  return _fitting(measure(processor, messages), limit)
+
+
+def encode_fitting(processor: Processor, limit: Size, to_messages, example) -> Encoded:
+  """Raises UnusableRecord when the conversation is larger than the limit."""
+  row = encode(processor, to_messages(example))
+  _fitting(row.size, limit)
+  return row
+
+
+def _fitting(size: Size, limit: Size) -> Size:
+  if not limit.holds(size):
+    raise UnusableRecord(
+      f"the conversation has {size.tokens} tokens and {size.patches} patches; the largest of data.shapes holds "
+      f"{limit.tokens} and {limit.patches}"
+    )
+  return size
+
+
+def collate_unplanned(processor: Processor, shapes: list[Size], rows: list[Encoded]):
+  """Collates rows in the smallest shape that holds them."""
+  shape = batch_plan.smallest(shapes, [row.size for row in rows])
+  return collate_batch([[row] for row in rows], processor, shape)
+
+
+def check_scratch(config: Config, frozen: Params) -> None:
+  """Raises UsageError where freshly drawn weights would be frozen: no file could restore them."""
+  if config.from_scratch and frozen:
+    raise UsageError(
+      f"trainable is {tuple(config.trainable)}, but from_scratch draws all weights and no file holds frozen ones; set "
+      "trainable=('.*',) and lora.rank=0"
+    )
