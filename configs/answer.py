@@ -16,6 +16,8 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      task="scenes",  # how the question is put and its answer parsed: scenes | vsr
+      behavior_tokens=48,  # most tokens of a recalled behavior in the question, as in `evaluate`
       max_new_tokens=144,
       max_patches=1024,  # larger photographs are scaled down to this
     )
@@ -23,4 +25,4 @@ def tiny() -> ConfigDict:
 
 
 def qwen3_vl_8b() -> ConfigDict:
-  return ConfigDict(dict(max_new_tokens=1024, max_patches=4096))
+  return ConfigDict(dict(task="vsr", behavior_tokens=64, max_new_tokens=1024, max_patches=4096))

@@ -16,6 +16,7 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      task="scenes",  # how records are read and asked about: scenes | vsr
       checkpoint="runs/dapo/export",  # Hugging Face folder of the aligned policy
       data=dict(
         records="runs/scenes/train.jsonl",
@@ -34,6 +35,9 @@ def tiny() -> ConfigDict:
       max_handbook_tokens=4096,
       behavior_tokens=48,  # most tokens of a behavior in a question; longer ones are not taught
       min_similarity=0.8,  # below it nothing is recalled
+      # results.json of `evaluate` runs on training records, e.g. ("runs/evaluate/results.json",): when the handbook is
+      # full, behaviors that these runs recalled more often are kept.
+      recalls=(),
       full_share=0.1,  # of the verified answers that stay full chains in the fine-tuning set
     )
   )
@@ -41,6 +45,7 @@ def tiny() -> ConfigDict:
 
 def qwen3_vl_8b() -> ConfigDict:
   config = tiny()
+  config.task = "vsr"
   for leaf in ("records", "images"):
     config.data[leaf] = config_dict.required_placeholder(str)
   config.checkpoint = config_dict.required_placeholder(str)

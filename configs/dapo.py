@@ -18,6 +18,7 @@ def tiny() -> ConfigDict:
     training()
     | dict(
       algorithm="dapo",  # the command that this config is for: `spatial-vlm dapo`
+      task="scenes",  # how records are read and asked about, and the grammar of answers: scenes | vsr
       checkpoint="runs/sft/export",  # Hugging Face folder of the policy to start from
       data=dict(
         records="runs/scenes/train.jsonl",
@@ -62,6 +63,7 @@ def tiny() -> ConfigDict:
 
 def qwen3_vl_8b() -> ConfigDict:
   config = tiny()
+  config.task = "vsr"
   config.checkpoint = config_dict.required_placeholder(str)
   for leaf in ("records", "images", "validation", "evaluation"):
     config.data[leaf] = config_dict.required_placeholder(str)

@@ -16,6 +16,7 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      task="scenes",  # how records are read, asked about and scored: scenes | vsr
       method="chain",  # majority | zero-shot | direct | chain | reuse
       checkpoint="runs/dapo/export",  # Hugging Face folder (majority reads none)
       behaviors="runs/behaviors/index",  # folder of the index; only reuse reads it
@@ -41,6 +42,7 @@ def tiny() -> ConfigDict:
 
 def qwen3_vl_8b() -> ConfigDict:
   config = tiny()
+  config.task = "vsr"
   config.checkpoint = config_dict.required_placeholder(str)
   config.data.records = config_dict.required_placeholder(str)
   config.data.images = config_dict.required_placeholder(str)

@@ -15,8 +15,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from spatial_vlm.huggingface.safetensors_folder import Planned
-from spatial_vlm.huggingface.weights import planned, write_tensors
+from spatial_vlm.huggingface.safetensors_folder import TensorPlan
+from spatial_vlm.huggingface.weights import plan_tensors, write_tensors
 from spatial_vlm.model.config import PRESETS
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
@@ -24,7 +24,7 @@ DRAWN = 1 << 22
 """Values drawn at once."""
 
 
-def drawn(tensor: Planned, seed: int, number: int) -> np.ndarray:
+def drawn(tensor: TensorPlan, seed: int, number: int) -> np.ndarray:
   """Weights of a size at which activations neither vanish nor explode: variance 1 / fan-in, norms around 1."""
   rng = np.random.default_rng((seed, number))
   mean = float("norm" in tensor.name and tensor.name.endswith("weight"))
@@ -36,7 +36,7 @@ def drawn(tensor: Planned, seed: int, number: int) -> np.ndarray:
   return values.reshape(tensor.shape)
 
 
-def shown(plan: Sequence[Planned], seed: int) -> Iterator[np.ndarray]:
+def shown(plan: Sequence[TensorPlan], seed: int) -> Iterator[np.ndarray]:
   """The tensors, under a bar that counts their bytes."""
   total = sum(tensor.bytes for tensor in plan)
   with tqdm(total=total, unit="B", unit_scale=True, mininterval=1.0) as bar:
@@ -56,7 +56,7 @@ def main() -> None:
   parser.add_argument("--max-file-bytes", type=int, default=10**9)
   args = parser.parse_args()
   config, dtype = PRESETS[args.size], DTYPES[args.dtype]
-  plan = planned(config, dtype)
+  plan = plan_tensors(config, dtype)
   write_tensors(args.folder, config, shown(plan, args.seed), dtype, args.max_file_bytes)
   print(f"{args.folder}: {len(plan)} tensors, {sum(t.bytes for t in plan) / 1e9:.1f} GB")
 

@@ -18,7 +18,13 @@ from spatial_vlm.data.scenes.source import SceneImage, SceneImageSource
 from spatial_vlm.evaluation.boxes import iou, nearest_object
 from spatial_vlm.inference.generation import greedy
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.policy import Policy, PromptShape, collate, encode_question, written
+from spatial_vlm.inference.policy import (
+  Policy,
+  PromptShape,
+  collate,
+  decode_completions,
+  encode_question,
+)
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.processor.tiny_tokenizer import train_tokenizer
 from spatial_vlm.processor.tokenizer import fit_config, load_tokenizer
@@ -67,7 +73,8 @@ def ask(policy: Policy, pictures: Sequence[SceneImage], questions: Sequence[str]
     prompts = collate(
       policy.processor, rows[start : start + BATCH], ids, [-1] * BATCH, PromptShape(48, 64)
     )
-    texts += [answer.text for answer in written(policy, greedy(policy, policy.params, prompts, 64))]
+    completions = greedy(policy, policy.params, prompts, 64)
+    texts += [answer.text for answer in decode_completions(policy, completions)]
   return texts
 
 

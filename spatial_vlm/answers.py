@@ -1,7 +1,9 @@
-"""The written forms of an answer: rendered, parsed and matched here for everyone.
+"""Grammars of written answers: the one of statements, how its answers are rendered, and the boxes in them.
 
-An answer is a few lines of text. The grammar below is the only definition: `parse` reads text with it, and
-`rewards` compiles the same patterns into a table over token ids, so that both always agree.
+An answer is a few lines of text. A `Grammar` is its only definition: `Grammar.parse` reads text with it, and
+`rewards.verdict_automaton` compiles the same patterns into a table over token ids, so that both always agree.
+
+Answers to statements (`STATEMENT`) have three forms:
 
   chain   Summary: … / Caption: … / Reasoning: … / Conclusion: Yes.|No.    (four steps, each on a line)
   short   Applying 'behavior_…': … / Conclusion: Yes.|No.
@@ -10,34 +12,23 @@ An answer is a few lines of text. The grammar below is the only definition: `par
 
 import dataclasses
 import re
-from collections.abc import Iterable
-
-CHAIN = (
-  r"Summary: (?P<summary>[^ \n][^\n]*)\n"
-  r"Caption: (?P<caption>[^ \n][^\n]*)\n"
-  r"Reasoning: (?P<reasoning>[^ \n][^\n]*)\n"
-  r"Conclusion: "
-)
-SHORT = r"Applying '(?P<behavior>behavior_[a-z0-9_]+)': (?P<comparison>[^ \n][^\n]*)\nConclusion: "
-DIRECT = ""
-FORMS = {"chain": CHAIN, "short": SHORT, "direct": DIRECT}
-VERDICTS = {1: r"Yes\.", 0: r"No\."}
-"""Each form followed by one of the verdicts is the whole answer; nothing may precede or follow."""
+from collections.abc import Iterable, Mapping
 
 Box = tuple[int, int, int, int]
 """x1, y1, x2, y2 in 0–1000 of the image's width and height, as Qwen3-VL writes them."""
 
 _BOX = re.compile(r"([A-Za-z][A-Za-z0-9 _-]*?) \[(\d+), (\d+), (\d+), (\d+)\]")
-_CONCLUSION = {1: "Yes.", 0: "No."}
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """A parsed answer; `verdict` is 1 for yes and 0 for no."""
+  """A parsed answer."""
 
   form: str
   verdict: int
+  """The number of the stated verdict, as in `Grammar.verdicts`; for statements 1 is yes and 0 is no."""
   steps: dict[str, str]
+  """Text of the named groups of the form."""
 
   @property
   def boxes(self) -> dict[str, Box]:
@@ -45,23 +36,65 @@ class Answer:
     return parse_boxes(self.steps.get("caption", ""))
 
 
-def parse(text: str) -> Answer | None:
-  """Reads an answer of any form; None when `text` is not exactly one answer.
+@dataclasses.dataclass(frozen=True)
+class Grammar:
+  """The texts that count as an answer: the pattern of a form, then that of a verdict, and nothing else.
 
-  >>> parse("Yes.").verdict
-  1
-  >>> parse("Yes. No.") is None
-  True
+  Patterns are regular expressions of ASCII characters without look-around, whose classes may be negated (`[^\\n]`). No
+  text may match with two verdicts.
+
+  Raises ValueError for a grammar without a form or a verdict, for a negative verdict (−1 means "no answer") and for a
+  pattern that is not ASCII.
   """
-  for form, prefix in FORMS.items():
-    for verdict, conclusion in VERDICTS.items():
-      if match := re.fullmatch(prefix + conclusion, text):
-        return Answer(form, verdict, match.groupdict())
-  return None
+
+  forms: Mapping[str, str]
+  """Name of a form → pattern of what stands before the verdict; its named groups are the steps."""
+  verdicts: Mapping[int, str]
+  """Verdict, at least 0 → pattern of the words that state it."""
+
+  def __post_init__(self):
+    if not self.forms or not self.verdicts or min(self.verdicts) < 0:
+      raise ValueError(
+        f"a grammar needs a form and verdicts of at least 0; got the forms {sorted(self.forms)} and the verdicts "
+        f"{sorted(self.verdicts)}"
+      )
+    if foreign := [p for p in (*self.forms.values(), *self.verdicts.values()) if not p.isascii()]:
+      raise ValueError(f"pattern {foreign[0]!r} is not ASCII; describe other characters by [^…]")
+
+  def parse(self, text: str) -> Answer | None:
+    """Returns the answer that `text` is, in any form; None when `text` is not exactly one answer.
+
+    >>> STATEMENT.parse("Yes.").verdict
+    1
+    >>> STATEMENT.parse("Yes. No.") is None
+    True
+    """
+    for form, prefix in self.forms.items():
+      for verdict, ending in self.verdicts.items():
+        if match := re.fullmatch(prefix + ending, text):
+          return Answer(form, verdict, match.groupdict())
+    return None
+
+
+_CHAIN = (
+  r"Summary: (?P<summary>[^ \n][^\n]*)\n"
+  r"Caption: (?P<caption>[^ \n][^\n]*)\n"
+  r"Reasoning: (?P<reasoning>[^ \n][^\n]*)\n"
+  r"Conclusion: "
+)
+_SHORT = r"Applying '(?P<behavior>behavior_[a-z0-9_]+)': (?P<comparison>[^ \n][^\n]*)\nConclusion: "
+
+STATEMENT = Grammar(
+  forms={"chain": _CHAIN, "short": _SHORT, "direct": ""},
+  verdicts={1: r"Yes\.", 0: r"No\."},
+)
+"""Answers to the question whether a statement holds."""
+
+_CONCLUSION = {1: "Yes.", 0: "No."}
 
 
 def render_chain(summary: str, caption: str, reasoning: str, verdict: int) -> str:
-  """The four steps as text; every step is folded onto one line.
+  """Returns the four steps as text; every step is folded onto one line.
 
   >>> render_chain("a", "b", "c", 1)
   'Summary: a\\nCaption: b\\nReasoning: c\\nConclusion: Yes.'
@@ -72,7 +105,7 @@ def render_chain(summary: str, caption: str, reasoning: str, verdict: int) -> st
 
 
 def render_short(behavior: str, comparison: str, verdict: int) -> str:
-  """The short form that names the behavior it recalls.
+  """Returns the short form, which names the behavior that it recalls.
 
   >>> render_short("behavior_left_of", "cup x=100 < cat x=200", 1)
   "Applying 'behavior_left_of': cup x=100 < cat x=200\\nConclusion: Yes."
@@ -81,12 +114,12 @@ def render_short(behavior: str, comparison: str, verdict: int) -> str:
 
 
 def render_direct(verdict: int) -> str:
-  """The verdict alone: `Yes.` or `No.`"""
+  """Returns the verdict alone: `Yes.` or `No.`"""
   return _CONCLUSION[verdict]
 
 
 def render_boxes(boxes: Iterable[tuple[str, Box]]) -> str:
-  """Named boxes as a caption lists them.
+  """Returns named boxes as a caption lists them.
 
   >>> render_boxes([("cat", (0, 20, 400, 600)), ("red mug", (500, 0, 1000, 80))])
   'cat [0, 20, 400, 600], red mug [500, 0, 1000, 80]'
@@ -95,7 +128,9 @@ def render_boxes(boxes: Iterable[tuple[str, Box]]) -> str:
 
 
 def parse_boxes(text: str) -> dict[str, Box]:
-  """Named boxes found in `text`; the first of a repeated name counts, boxes outside 0–1000 or without area do not.
+  """Returns the named boxes in `text`.
+
+  The first box of a repeated name counts; boxes outside 0–1000 or without area do not.
 
   >>> parse_boxes("cat [0, 20, 400, 600], red mug [500, 0, 1000, 80].")
   {'cat': (0, 20, 400, 600), 'red mug': (500, 0, 1000, 80)}

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: its state (a pytree of arrays) beside what the host knows (JSON), written by Orbax.
+"""Checkpoints of a run, written by Orbax: a pytree of arrays and a JSON value of the host.
 
-A checkpoint is one folder, `<folder>/<step>/`, that appears complete or not at all: whatever a killed process left
-half-written is never offered by `latest` and is removed at the next start.
+A checkpoint is one folder, `<folder>/<step>/`, that appears complete or not at all: `latest` never returns one that a
+killed process left half-written, and the next start removes it.
 """
 
 import contextlib
@@ -14,23 +14,30 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from spatial_vlm.parameters.paths import path_name
+
 _STATE, _HOST = "state", "host"
 
 
 class CheckpointError(ValueError):
-  """A checkpoint that is damaged, or that was written by another model or optimizer."""
+  """Raised for a checkpoint that is damaged, or was written by another model or optimizer."""
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-  """The newest `keep` checkpoints in `folder`; leave the context (or `close`) to be sure the last one is written."""
+  """Reads and writes the newest `keep` checkpoints in `folder`; leaving the context waits for the last write."""
 
   def __init__(self, folder: epath.PathLike, keep: int = 2, read_only: bool = False):
-    """`folder`: a local path or `gs://…`, made if it is not there; `read_only` leaves it alone, for a run that goes
-    on may be writing there."""
+    """Opens `folder`.
+
+    Args:
+      folder: a local path or `gs://…`; created if it does not exist.
+      keep: how many checkpoints to keep.
+      read_only: changes nothing in `folder`, since a running command may be writing there.
+    """
     if keep < 1:
-      raise ValueError(f"keep is {keep}; at least 1 checkpoint has to stay for a run to resume.")
+      raise ValueError(f"keep is {keep}; a run needs at least 1 checkpoint to resume.")
     self.folder = epath.Path(folder)
-    logging.getLogger("absl").addFilter(_not_orbax_chatter)
+    logging.getLogger("absl").addFilter(_is_no_orbax_progress)
     self._manager = ocp.CheckpointManager(
       self.folder.resolve() if "://" not in str(folder) else self.folder,
       options=ocp.CheckpointManagerOptions(
@@ -50,26 +57,26 @@ class Checkpoints(contextlib.AbstractContextManager):
     self.close()
 
   def close(self) -> None:
-    """Waits for the checkpoint being written."""
+    """Waits until the last checkpoint is written."""
     self._manager.close()
-    logging.getLogger("absl").removeFilter(_not_orbax_chatter)
+    logging.getLogger("absl").removeFilter(_is_no_orbax_progress)
 
   def latest(self) -> int | None:
-    """Step of the newest checkpoint, or None; waits for the one being written."""
+    """Returns the step of the newest checkpoint, or None; waits until the last one is written."""
     self._manager.wait_until_finished()
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
     """Writes `state` and `host` as checkpoint `step`, which must be larger than every earlier one.
 
-    Returns as soon as the arrays are copied, so that the caller may donate them; the files are written in the
-    background, and the next `save` or `close` waits for them (and raises what went wrong).
+    Returns as soon as the arrays are copied, so that the caller may donate them. A thread writes the files; the next
+    `save` or `close` waits for it and raises its errors.
     """
-    # What cannot be written is reported here, at the caller, rather than by a thread in the background.
+    # Checks here what the thread would report too late.
     json.dumps(host)
     if empty := [name for name, leaf in _leaves(state).items() if np.size(leaf) == 0]:
       raise ValueError(
-        f"arrays without any value cannot be saved: {', '.join(empty)}; leave them out (None)."
+        f"arrays of size 0 cannot be saved: {', '.join(empty)}; replace them by None."
       )
     saved = self._manager.save(
       step,
@@ -79,25 +86,30 @@ class Checkpoints(contextlib.AbstractContextManager):
     )
     if not saved:
       raise ValueError(
-        f"checkpoint {step} is not newer than checkpoint {self.latest()}, which {self.folder} holds."
+        f"checkpoint {step} is not newer than checkpoint {self.latest()} in {self.folder}."
       )
 
   def restore(self, abstract_state: Any, partial: bool = False) -> tuple[Any, dict[str, Any]]:
-    """The newest checkpoint as (state, host); with `partial`, only those arrays that `abstract_state` names.
+    """Returns (state, host) of the newest checkpoint.
 
-    `abstract_state`: the expected tree; its leaves are `jax.ShapeDtypeStruct`s or jax arrays (restored with their
-    sharding, by default on one device) or NumPy arrays (restored as such). Raises FileNotFoundError where there is
-    no checkpoint and CheckpointError where tree, shapes or types differ or the files are damaged.
+    Args:
+      abstract_state: the expected tree; its leaves are `jax.ShapeDtypeStruct`s or JAX arrays (restored with their
+        sharding, by default on one device) or NumPy arrays (restored as such).
+      partial: restores only the arrays that `abstract_state` has.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      CheckpointError: tree, shapes or types differ, or the files are damaged.
     """
     step = self.latest()
     if step is None:
       raise FileNotFoundError(
         f"{self.folder} holds no complete checkpoint; start the run without resuming."
       )
-    placed = jax.tree.map(_placed, abstract_state)
+    with_devices = jax.tree.map(_with_device, abstract_state)
     state_args = ocp.args.PyTreeRestore(
-      placed,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(placed),
+      with_devices,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(with_devices),
       partial_restore=partial,
     )
     try:
@@ -110,12 +122,12 @@ class Checkpoints(contextlib.AbstractContextManager):
     except Exception as error:
       raise CheckpointError(
         f"checkpoint {step} in {self.folder} cannot be read ({type(error).__name__}: {error}). Remove the folder "
-        f"{self.folder / str(step)} to go on from the checkpoint before it."
+        f"{self.folder / str(step)} to resume from the checkpoint before it."
       ) from error
     return restored[_STATE], restored[_HOST]
 
   def host(self) -> dict[str, Any]:
-    """What the host knew at the newest checkpoint; there must be one."""
+    """Returns the host's value of the newest checkpoint, which must exist."""
     arguments = ocp.args.Composite(**{_HOST: ocp.args.JsonRestore()})
     return self._manager.restore(self.latest(), args=arguments)[_HOST]
 
@@ -136,8 +148,8 @@ class Checkpoints(contextlib.AbstractContextManager):
       )
 
 
-def _placed(leaf: Any) -> Any:
-  """ShapeDtypeStructs without a sharding go to one device, rather than where the writer had them."""
+def _with_device(leaf: Any) -> Any:
+  """Returns the leaf; a ShapeDtypeStruct without a sharding gets one device, instead of the writer's devices."""
   if isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is None:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -145,20 +157,19 @@ def _placed(leaf: Any) -> Any:
 
 
 def _signature(tree: Any) -> dict[str, str]:
-  """Path of every leaf -> "dtype[shape]"."""
+  """Returns path of every leaf -> "dtype[shape]"."""
 
   def describe(leaf: Any) -> str:
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    leaf = np.asarray(leaf) if isinstance(leaf, int | float) else leaf
     return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
   return {name: describe(leaf) for name, leaf in _leaves(tree).items()}
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _not_orbax_chatter(record: logging.LogRecord) -> bool:
-  """Keeps Orbax's progress notes out of the terminal; its errors pass."""
+def _is_no_orbax_progress(record: logging.LogRecord) -> bool:
+  """Returns whether to log the record: Orbax's progress messages are dropped, its errors are kept."""
   return record.levelno >= logging.ERROR or "orbax" not in record.pathname

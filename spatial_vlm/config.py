@@ -353,14 +353,23 @@ def _read_bool(text: str, default: Any) -> bool:
 def _read_tuple(text: str, default: Any) -> tuple:
   kinds = {type(item) for item in default} if isinstance(default, tuple) else set()
   if kinds == {str} and not text.lstrip().startswith(("(", "'", '"')):
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-  value = ast.literal_eval(text)
+    return _comma_separated(text)
+  try:
+    value = ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    if default != () or text.lstrip().startswith("("):
+      raise
+    return _comma_separated(text)  # an empty default does not tell what its items are
   value = tuple(value) if isinstance(value, tuple | list) else (value,)
   if kinds == {float}:
     value = tuple(float(item) if type(item) is int else item for item in value)
   if kinds and not all(type(item) in kinds for item in value):
     raise ValueError(f"items of {value} are not {kinds}")
   return value
+
+
+def _comma_separated(text: str) -> tuple[str, ...]:
+  return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 _READERS: dict[type, Callable[[str, Any], Any]] = {

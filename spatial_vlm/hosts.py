@@ -1,7 +1,7 @@
-"""Several processes that run one command together, usually one on each host; they share a mesh of all their devices.
+"""Runs one command in several processes, usually one per host, which share a mesh of all their devices.
 
-Every process runs the same program and reads its own rows of each batch; the first one writes. What each of them knows
-alone (JSON) is gathered, errors too: one process that stops on its own would leave the others waiting for it.
+Every process runs the same program and reads its own rows of each batch; process 0 writes. Processes exchange JSON
+values, and errors too: a process that stops alone would leave the others waiting for it.
 """
 
 import contextlib
@@ -20,44 +20,53 @@ from jax.experimental import multihost_utils
 from spatial_vlm.config import UsageError, UsageErrorOfAll
 
 HEARTBEAT_TIMEOUT_S = 300
-"""After so long without a sign of life a process counts as dead and the others end; a loaded host may be late."""
+"""A process without a heartbeat for so long counts as dead, and the others exit; a loaded host may be late."""
 
 log = logging.getLogger(__name__)
 
 
 class Preempted(SystemExit):
-  """All processes have saved a checkpoint and end, since one of them was sent SIGTERM."""
+  """Ends all processes after they saved a checkpoint, because one of them received SIGTERM."""
 
   def __init__(self):
-    super().__init__(143)  # as a shell says of SIGTERM
+    super().__init__(143)  # a shell's exit status for SIGTERM
 
 
 @contextlib.contextmanager
 def together(coordinator: str | None, processes: int | None, process: int | None) -> Iterator[None]:
-  """Around a command: joins the other processes, if there are any, and ends with them.
+  """Runs a command inside this context: connects the processes, if there are several, and ends them together.
 
-  Arguments: address of process 0, how many there are, and which one this is; on TPU hosts, under Slurm and under Open
-  MPI they are found, and left out. Raises UsageError for arguments that do not fit together.
+  Args:
+    coordinator: address of process 0; it and the others are None on TPU hosts, under Slurm and under Open MPI, where
+      processes discover each other.
+    processes: how many there are.
+    process: which one this is.
+
+  Raises:
+    UsageError: the arguments do not fit together.
   """
   connect(coordinator, processes, process)
   try:
     yield
   except Preempted:
     if jax.process_index() == 0:
-      sys.stderr.write("\nsaved at SIGTERM; run the same command again to go on\n")
+      sys.stderr.write("\nsaved at SIGTERM; run the same command again to resume\n")
     raise
   except UsageErrorOfAll as error:
     if not alone() and jax.process_index() > 0:
-      raise SystemExit(2) from error  # the first process shows it
+      raise SystemExit(2) from error  # process 0 prints the message
     raise
   except BaseException as error:
     if alone() or isinstance(error, SystemExit):
       raise
-    _end_at_once(error)
+    _exit_at_once(error)
 
 
-def _end_at_once(error: BaseException) -> NoReturn:
-  """An ordinary end would wait for the other processes, which wait for this one; so they miss it, and end too."""
+def _exit_at_once(error: BaseException) -> NoReturn:
+  """Prints the error and exits without waiting for the other processes.
+
+  An ordinary exit would wait for them while they wait for this process. Without its heartbeat they exit too.
+  """
   name = f"spatial-vlm: process {jax.process_index()} of {jax.process_count()}: "
   if isinstance(error, KeyboardInterrupt):
     status, text = 130, f"{name}stopped\n"
@@ -72,7 +81,11 @@ def _end_at_once(error: BaseException) -> NoReturn:
 
 
 def connect(coordinator: str | None, processes: int | None, process: int | None) -> None:
-  """Starts jax.distributed where this process is one of several; before anything touches a device."""
+  """Starts jax.distributed if there are several processes; must be called before a device is used.
+
+  Raises:
+    UsageError: the arguments do not fit together, or the processes do not find each other.
+  """
   given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
   missing = [name for name, value in given.items() if value is None]
   if (coordinator, processes, process) == (None, 1, None) or jax.distributed.is_initialized():
@@ -83,7 +96,7 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
   if missing:
     raise UsageError(
       f"{', '.join(missing)} missing: several processes need --coordinator HOST:PORT, --processes N and --process I"
-      " (0 … N−1); leave out all three on TPU hosts, under Slurm and under Open MPI"
+      " (0 … N−1); omit all three on TPU hosts, under Slurm and under Open MPI"
     )
   assert coordinator is not None and processes is not None and process is not None
   if not 0 <= process < processes:
@@ -115,12 +128,12 @@ def _connect_cluster() -> None:
       ValueError,
       OSError,
       RuntimeError,
-    ) as reason:  # no metadata; or jax is in use, as in a notebook
+    ) as reason:  # no TPU metadata, or a notebook has used JAX already
       log.info("one process on one host (%s)", reason)
 
 
 def launched_tasks() -> int:
-  """How many processes Slurm or Open MPI has started with this one."""
+  """Returns the number of processes that Slurm or Open MPI started, this one included."""
   if {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS"} <= os.environ.keys():
     return int(os.environ["SLURM_NTASKS"])
   return int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
@@ -131,29 +144,34 @@ def _initialize(**arguments: Any) -> None:
     jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S, **arguments)
   except (ValueError, RuntimeError) as error:
     raise UsageError(
-      f"the processes did not find each other: {error}; start all of them, and see that process 0 can be reached"
+      f"the processes did not find each other: {error}; start all of them, and check that they can reach process 0"
     ) from error
 
 
 def alone() -> bool:
-  """Whether there is no other process; before the first device is used, this makes the processes meet."""
+  """Returns whether this is the only process; the first call may start JAX's backend and wait for the others."""
   return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def all_gather_json(value: Any) -> list[Any]:
-  """The values (JSON) of all processes, in their order; all of them call this."""
+  """Returns the JSON values of all processes, in their order; a collective: every process must call it."""
   if alone():
     return [value]
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
   lengths = multihost_utils.process_allgather(np.int32(text.size))
-  room = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)  # each size is a program
-  room[: text.size] = text
-  rows = multihost_utils.process_allgather(room)
+  # Padding to a power of two limits the number of compiled programs.
+  padded = np.zeros(1 << int(lengths.max()).bit_length(), np.uint8)
+  padded[: text.size] = text
+  rows = multihost_utils.process_allgather(padded)
   return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
 def error_of_any(message: str | None) -> UsageErrorOfAll | None:
-  """What to raise where one of the processes was refused something; all of them call this, with None if it was not."""
+  """Returns the error that all processes must raise if one of them has a message, else None; a collective.
+
+  Args:
+    message: why this process cannot go on, or None.
+  """
   messages = all_gather_json(message)
   refused = [(process, text) for process, text in enumerate(messages) if text is not None]
   if not refused:
@@ -165,18 +183,19 @@ def error_of_any(message: str | None) -> UsageErrorOfAll | None:
 
 
 def preempted(step: int) -> bool:
-  """Whether the processes, one of which was sent SIGTERM, are to save and end; True at one step, the same on all.
+  """Returns whether the processes must save and exit at this step, because one of them received SIGTERM.
 
-  All of them ask at every step. A process that has not connected just ends at SIGTERM.
+  It is True at the same step on all processes; every process must call it at every step. A process that is not
+  connected to others just ends at SIGTERM.
   """
   return multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-  """Around what a command does before its work begins: what is refused there, its user can mend.
+  """Turns errors of a command's preparation, which its user can correct, into UsageErrorOfAll.
 
-  Of several processes, which all come here, what is refused to one ends all.
+  If one process rejects its input, process 0 prints the reason and all processes exit; all of them must enter this.
   """
   message, cause = None, None
   try:

@@ -1,4 +1,4 @@
-"""Files of JSON lines, one for each start of a run: `part-00000.jsonl`, … Only the newest is ever written to."""
+"""Part files of JSON lines, one for each start of a run: `part-00000.jsonl`, … Only the newest is written to."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,12 @@ _NAME = re.compile(r"part-(\d{5,})\.jsonl")
 
 
 def parts(folder: AnyPath) -> list[AnyPath]:
-  """In the order of the starts; empty where the folder is missing."""
+  """Lists the part files in the order of the starts; empty where the folder is missing."""
   return [path for _, path in _numbered(folder)]
 
 
 def next_part(folder: AnyPath) -> AnyPath:
-  """The file of a start that has not written yet."""
+  """Returns the path of a part file for a start that has not written yet."""
   number = max((number for number, _ in _numbered(folder)), default=-1) + 1
   return folder / f"part-{number:05d}.jsonl"
 

@@ -1,4 +1,4 @@
-"""Metrics: sums before means on the way to the host, and one writer to the workdir."""
+"""Metrics: (sum, count) pairs until the host divides them, and the writer of a run's metrics."""
 
 import json
 import math
@@ -15,14 +15,14 @@ from spatial_vlm.config import UsageErrorOfAll
 from spatial_vlm.jsonl import next_part, parts
 
 Sums = dict[str, tuple[Array, Array]]
-"""Name -> (sum, count) over whatever was seen; a name that ends in `_max` has (maximum, count)."""
+"""Name -> (sum, count); a name that ends in `_max` has (maximum, count)."""
 
 CLOCK_PREFIX = "time/"
-"""Such names hold clock readings; all else is equal in a resumed and an uninterrupted run."""
+"""Prefix of clock readings; all other metrics are equal in a resumed and an uninterrupted run."""
 
 
 def add(a: Sums, b: Sums) -> Sums:
-  """Sums over both; a name that only one of them has is kept.
+  """Adds two dicts of sums; a name that only one of them has is kept.
 
   >>> add({"loss": (3.0, 2)}, {"loss": (1.0, 2), "ratio_max": (1.2, 1)})
   {'loss': (4.0, 4), 'ratio_max': (1.2, 1)}
@@ -41,7 +41,7 @@ def zeros(sums: Sums) -> Sums:
 
 
 def means(sums: Sums) -> dict[str, float]:
-  """sum / count, or the maximum, as floats; a name that counted nothing has no mean and is left out.
+  """Returns sum / count, or the maximum, as floats; names with a count of 0 are omitted.
 
   >>> means({"loss": (3.0, 2), "clip_high_prob": (0.0, 0), "ratio_max": (1.5, 4)})
   {'loss': 1.5, 'ratio_max': 1.5}
@@ -56,10 +56,9 @@ def means(sums: Sums) -> dict[str, float]:
 class MetricsWriter:
   """Writes the metrics of one start of a run: metrics/part-NNNNN.jsonl and TensorBoard events.
 
-  Every start writes its own part, made with its first record and never touched by another start;
-  `read_metrics` joins the parts. Of several processes, which all have the same values, the first
-  writes. Each record is flushed, so a killed process loses none. Write a step before saving its
-  checkpoint: a run that goes on from there does not write the step again.
+  Every start creates its own part with its first record, and changes no other; `read_metrics` joins the parts. All
+  processes have the same values, and process 0 writes. Each record is flushed, so a killed process loses none. Write a
+  step before saving its checkpoint: a run that resumes from there does not write the step again.
 
     with MetricsWriter(workdir) as writer:
       writer.write(step, {"loss": 0.7, "time/step_s": 0.3})
@@ -76,17 +75,19 @@ class MetricsWriter:
     self.close()
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes one record; clock readings go under names that start with `time/`.
+    """Writes one record; names of clock readings start with `time/`.
 
-    Several records of one step are one for `read_metrics`. Raises UsageErrorOfAll, naming
-    metrics and step, for NaN or infinity.
+    `read_metrics` joins several records of one step.
+
+    Raises:
+      UsageErrorOfAll: a value is NaN or infinite.
     """
     values = {name: float(value) for name, value in values.items()}
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if bad:
       named = ", ".join(f"{name} = {value}" for name, value in bad.items())
       raise UsageErrorOfAll(
-        f"{named} at step {step}; metrics must be finite. Training has diverged: start anew in another "
+        f"{named} at step {step}; metrics must be finite. Training has diverged: start again in another "
         "--workdir with a lower learning rate or clipping norm (`export` gives the last checkpoint's weights)"
       )
     if jax.process_index() > 0:
@@ -102,9 +103,9 @@ class MetricsWriter:
     events.flush()
 
   def close(self) -> None:
-    """Closes the part; a later record starts another.
+    """Closes the part; a later record starts another one.
 
-    An object store shows a file only once it is closed: there, call this before each checkpoint.
+    On an object store a file appears only once it is closed: there, call this before each checkpoint.
     """
     if self._outputs is not None:
       part, events = self._outputs
@@ -116,18 +117,18 @@ class MetricsWriter:
     folder = self._workdir / "metrics"
     folder.mkdir(parents=True, exist_ok=True)
     part = next_part(folder).open("w")
-    # purge_step: TensorBoard forgets what an interrupted start logged from this step on.
+    # purge_step makes TensorBoard discard an interrupted start's events from this step on.
     return part, SummaryWriter(str(self._workdir / "tensorboard"), purge_step=int(step))
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """One record for every step, in order: {"step": …, name: value, …}; empty when none was written.
+  """Returns one record per step, in order: {"step": …, name: value, …}.
 
-  A part that starts at step s was written by a run that went on from a checkpoint before s, so it
-  supersedes all that earlier parts say of s and beyond. A line torn by a kill, always the last of
-  its part, is left out.
+  A part that starts at step s was written by a run that resumed from a checkpoint before s, so it replaces the earlier
+  parts' records of s and later steps. An incomplete last line of a part, cut by a kill, is ignored.
 
-  Raises ValueError, naming file and line, for any other line that is no record.
+  Raises:
+    ValueError: another line is not a record; the error names file and line.
   """
   folder = epath.Path(workdir) / "metrics"
   steps: dict[int, dict[str, Any]] = {}

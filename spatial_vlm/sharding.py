@@ -1,14 +1,14 @@
-"""Where arrays live: one mesh of four axes, one table from parameter paths to PartitionSpecs.
+"""The mesh of four axes, and the shardings of parameters, train states and batches over it.
 
-  slice   slices of a multi-slice pod, joined by the data-centre network: whole replicas of the parameters
-  data    whole replicas of the parameters, each with rows of its own
-  fsdp    rows too, and parameters cut along their width, gathered layer by layer
+  slice   slices of a multi-slice pod, connected by the data-centre network: replicas of the parameters
+  data    replicas of the parameters, each with its own rows
+  fsdp    rows, and parameters sharded along their width, gathered layer by layer
   tensor  heads, hidden units and vocabulary
 
-An axis that does not divide the dimension it should cut is put on the dimension of the array that is left largest
-and that it divides: 8 key-value heads on a tensor axis of 16 are cut along the width instead, and put together where
-they are used. Where it divides none, or cuts rows, it is dropped for that array; the result is the same, only less is
-saved.
+PartitionSpecs of parameters are in the table of `parameters.paths`. An axis that does not divide its dimension moves to
+the largest remaining dimension it divides: 8 key-value heads on a tensor axis of 16 are sharded along the width
+instead, and gathered where they are used. If there is no such dimension, or the axis shards rows, it is dropped.
+Results are unchanged; less memory is saved.
 """
 
 import itertools
@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spatial_vlm.parameters.paths import partition_spec, path_name
+from spatial_vlm.parameters.paths import parameter_row, path_name
 from spatial_vlm.types import Params, TrainState
 
 P = PartitionSpec
@@ -31,11 +31,15 @@ ROWS = ("slice", "data", "fsdp")
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Mesh with the axes AXES over `devices` (by default all).
+  """Returns a mesh with the axes AXES over `devices` (by default all).
 
-  `shape` gives axes their sizes, 1 where it names none; one of them may be −1 and takes the devices that the others
-  leave. Axes are of type Auto: the compiler propagates shardings from parameters and batches. Raises ValueError where
-  names or sizes do not fit, or the axis `slice` is not the number of slices that the devices form.
+  Axes are of type Auto: the compiler propagates shardings from parameters and batches.
+
+  Args:
+    shape: sizes of axes, 1 for axes it does not name; one of them may be −1 and takes the remaining devices.
+
+  Raises:
+    ValueError: names or sizes do not fit, or the size of `slice` is not the devices' number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   grid = _grid(_sizes(shape, len(devices)), devices)
@@ -43,16 +47,17 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def reshape_mesh(mesh: Mesh, shape: Mapping[str, int]) -> Mesh:
-  """A mesh of another shape over the same devices in the same order: one program may have arrays on both.
+  """Returns a mesh of another shape over the same devices in the same order; a program may use both.
 
-  Raises ValueError as `make_mesh` does.
+  Raises:
+    ValueError: as `make_mesh`.
   """
   sizes = _sizes(shape, mesh.size)
   return Mesh(mesh.devices.reshape(sizes), AXES, axis_types=mesh.axis_types)
 
 
 def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
-  """Of all axes, for so many devices."""
+  """Returns the sizes of all axes for `count` devices."""
   if unknown := sorted(set(shape) - set(AXES)):
     raise ValueError(f"the mesh names {', '.join(unknown)}; its axes are {', '.join(AXES)}.")
   sizes = [shape.get(axis, 1) for axis in AXES]
@@ -71,9 +76,9 @@ def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
 
 
 def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-  """The devices in the shape of the mesh, neighbours on the wires being neighbours on its last axes."""
+  """Returns the devices in the shape of the mesh; devices with direct links are neighbours on its last axes."""
   slices, *inside = sizes
-  is_tpu = devices[0].platform == "tpu"  # elsewhere a slice is whatever the machines make of it
+  is_tpu = devices[0].platform == "tpu"  # other platforms do not number slices
   found = Counter(getattr(device, "slice_index", 0) for device in devices) if is_tpu else {}
   if len(found) > 1 and len(found) != slices:
     raise ValueError(
@@ -87,24 +92,26 @@ def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
 
 
 def param_shardings(mesh: Mesh, params: Params) -> Params:
-  """Sharding of every parameter; `params` holds arrays or shapes. Each path must match exactly one row of
-  PARAMETERS, else ValueError names it."""
+  """Returns the sharding of every parameter; `params` holds arrays or shapes.
+
+  Raises:
+    ValueError: a path does not match exactly one row of the table in `parameters.paths`.
+  """
 
   def sharding(path, leaf):
-    spec = partition_spec(path_name(path))
-    return _fit_parameter(mesh, spec, leaf.shape)
+    return _fit_parameter(mesh, parameter_row(path_name(path)).spec, leaf.shape)
 
   return jax.tree_util.tree_map_with_path(sharding, params)
 
 
 def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
-  """Sharding of every array of a train state (or of its shapes).
+  """Returns the sharding of every array of a train state (or of its shapes).
 
-  The optimizer's moments lie as their parameter does; scales of rows and means over an axis, as it does on the axes
-  that are left; counters, coefficients, placeholders and the step, on every device.
+  A moment is sharded as its parameter; scales of rows and means over an axis are sharded as their parameter on the
+  remaining axes. Counters, coefficients, placeholders and the step are replicated.
   """
   params = param_shardings(mesh, state.params)
-  of_path = {
+  shape_and_spec = {
     path_name(path): (leaf.shape, sharding.spec)
     for (path, leaf), sharding in zip(
       jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(params), strict=True
@@ -113,11 +120,11 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
 
   def optimizer_leaf(path, leaf):
     parts = path_name(path).split("/")
-    if leaf.shape in ((), (1,)) or parts[-1] == "ns_coeffs":  # of Muon's polynomial
+    if leaf.shape in ((), (1,)) or parts[-1] == "ns_coeffs":  # coefficients of Muon's polynomial
       return replicated(mesh)
     # …/FIELD/PARAMETER or, in eight bits, …/FIELD/PARAMETER/codes and …/scale
     for start, stop in itertools.product(range(1, len(parts)), (len(parts), -1)):
-      shape, spec = of_path.get("/".join(parts[start:stop]), ((), P()))
+      shape, spec = shape_and_spec.get("/".join(parts[start:stop]), ((), P()))
       axes = list(itertools.zip_longest(shape, spec))
       if leaf.ndim < len(shape):
         del axes[_reduced_axis(parts[start - 1], shape)]
@@ -135,47 +142,51 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
 
 
 def _reduced_axis(field: str, shape: tuple[int, ...]) -> int:
-  """The axis of a parameter that a field of the optimizer state lacks: Adafactor's rows the largest and its columns the
-  second largest, as optax chooses them; scales of moments in eight bits the last."""
+  """Returns the axis of a parameter that a field of the optimizer state lacks.
+
+  Adafactor's rows lack the largest axis and its columns the second largest, as in optax; scales of 8-bit moments lack
+  the last.
+  """
   *_, second, largest = np.argsort(shape)
   return {"v_row": largest, "v_col": second}.get(field, len(shape) - 1)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh, batch: Any) -> Any:
-  """Sharding of every array of a batch, prompts or rollout (or of its shapes): rows over data × fsdp."""
+  """Returns the sharding of every array of a batch, prompts or rollout (or of its shapes): rows over ROWS."""
   return jax.tree.map(lambda leaf: _fit(mesh, P(ROWS) if leaf.shape else P(), leaf.shape), batch)
 
 
 def constrain_rows(batch: Any) -> Any:
-  """The arrays, their rows cut over the mesh that `jax.set_mesh` has set, if any: within a program."""
+  """Constrains the rows of the arrays to the mesh of `jax.set_mesh`, if one is set; for use inside jit."""
   mesh = jax.sharding.get_abstract_mesh()
   return (
     batch if mesh.empty else jax.lax.with_sharding_constraint(batch, batch_sharding(mesh, batch))
   )
 
 
-def process_block(mesh: Mesh) -> tuple[int, int]:
-  """(index, count): of the rows of a batch, cut into `count` equal blocks, this process's devices hold one.
+def process_rows(mesh: Mesh) -> tuple[int, int]:
+  """Returns (index, count): this process reads block `index` of the `count` equal blocks of a batch's rows.
 
-  Processes whose devices share heads and hidden units hold, and read, the same rows. Raises ValueError for a mesh that
-  scatters a process's rows over the batch.
+  Processes whose devices share heads and hidden units read the same rows.
+
+  Raises:
+    ValueError: the mesh scatters this process's rows over the batch.
   """
   parts = axis_product(mesh, ROWS)
-  where = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((parts,))
-  held = sorted({row for (rows,) in where.values() for row in range(parts)[rows]})
-  first, size = held[0], len(held)
-  if held != [*range(first, first + size)] or first % size or parts % size:
+  indices = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((parts,))
+  own = sorted({row for (rows,) in indices.values() for row in range(parts)[rows]})
+  first, size = own[0], len(own)
+  if own != [*range(first, first + size)] or first % size or parts % size:
     raise ValueError(
-      f"mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {held} of {parts} of a batch; it can "
-      "read only a block: choose axes slice, data and fsdp that the processes cut evenly"
+      f"mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {own} of {parts} of a batch; it must be "
+      "one block: choose sizes of slice, data and fsdp that divide evenly among the processes"
     )
   return first // size, parts // size
 
 
 def make_global_batch(mesh: Mesh, batch: Any) -> Any:
-  """This process's rows of a batch (NumPy, its `process_block`) as arrays of the whole batch on the mesh; None leaves
-  stay."""
-  _, count = process_block(mesh)
+  """Returns the whole batch as arrays on the mesh, from this process's rows (NumPy, see `process_rows`)."""
+  _, count = process_rows(mesh)
 
   def put(leaf):
     shape = (leaf.shape[0] * count, *leaf.shape[1:])
@@ -185,21 +196,21 @@ def make_global_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-  """A tree of `jax.ShapeDtypeStruct`s with the shapes and types of `shapes` (or of arrays), and these shardings."""
+  """Returns the shapes and types of `shapes` (or of arrays) as `jax.ShapeDtypeStruct`s with these shardings."""
   return jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     shapes,
     shardings,
   )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device of the mesh."""
+  """Returns the sharding that puts the whole array on every device of the mesh."""
   return NamedSharding(mesh, P())
 
 
 def _fit(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
-  """`spec` on `mesh`, without the axes that do not divide their dimension."""
+  """Returns `spec` on `mesh`, without the axes that do not divide their dimension."""
   kept = [
     divisible_axes(_axes(entry), mesh, size) for entry, size in zip(spec, shape, strict=False)
   ]
@@ -207,9 +218,9 @@ def _fit(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedShardi
 
 
 def _fit_parameter(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
-  """`spec` of the last dimensions on `mesh`; an axis that does not divide its dimension cuts another one of them.
+  """Returns `spec` of the last dimensions on `mesh`.
 
-  It goes where most is left to cut; where it divides nothing it is dropped.
+  An axis that does not divide its dimension moves to the largest remaining dimension it divides, or is dropped.
   """
   if len(spec) > len(shape):
     raise ValueError(f"spec {spec} has more dimensions than a parameter of shape {shape}.")
@@ -219,8 +230,8 @@ def _fit_parameter(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> N
   for axis in sorted(wanted.difference(*kept)):
     left = [size // axis_product(mesh, axes) for size, axes in zip(sizes, kept, strict=True)]
     if room := [i for i, size in enumerate(left) if size % mesh.shape[axis] == 0]:
-      place = max(room, key=left.__getitem__)
-      kept[place] = (*kept[place], axis)
+      largest = max(room, key=left.__getitem__)
+      kept[largest] = (*kept[largest], axis)
   return _named(mesh, [()] * leading + kept)
 
 
@@ -229,26 +240,26 @@ def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def axis_product(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
-  """Parts that the axes cut a dimension into."""
+  """Returns the number of shards of a dimension over these axes."""
   return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _named(mesh: Mesh, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
-  """Without axes of one device, which cut nothing: so does the compiler write it, and equal shardings compare equal."""
-  cutting = [tuple(axis for axis in of_dim if mesh.shape[axis] > 1) for of_dim in axes]
-  entries = [of_dim[0] if len(of_dim) == 1 else of_dim or None for of_dim in cutting]
+  """Returns the sharding without axes of size 1, as the compiler writes it, so that equal shardings compare equal."""
+  sharded = [tuple(axis for axis in of_dim if mesh.shape[axis] > 1) for of_dim in axes]
+  entries = [of_dim[0] if len(of_dim) == 1 else of_dim or None for of_dim in sharded]
   while entries and entries[-1] is None:
     entries.pop()
   return NamedSharding(mesh, P(*entries))
 
 
 def divisible_axes(axes: tuple[str, ...], mesh: Mesh | AbstractMesh, size: int) -> tuple[str, ...]:
-  """The axes, without the last ones if together they do not divide `size`."""
+  """Returns the longest prefix of `axes` whose product divides `size`."""
   while size % axis_product(mesh, axes):
     axes = axes[:-1]
   return axes
 
 
 def with_param_shardings(mesh: Mesh, shapes: Params) -> Params:
-  """Shapes of parameters, laid out over the mesh."""
+  """Returns shapes of parameters with their shardings over the mesh."""
   return with_shardings(shapes, param_shardings(mesh, shapes))

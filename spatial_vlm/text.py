@@ -1,4 +1,4 @@
-"""Markdown of what comes from files and models: words that nothing interprets, and tables."""
+"""Text of reports: escaped Markdown for words from files and models, tables, and numbers as text."""
 
 import html
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 def markdown_table(
   header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1
 ) -> str:
-  """A table padded to equal widths: `text_columns` on the left, figures to the right of them."""
+  """Returns a table padded to equal widths: `text_columns` aligned left, then figures aligned right."""
   cells = [list(header), *map(list, rows)]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
@@ -28,29 +28,29 @@ def markdown_table(
 
 
 def escaped(text: str) -> str:
-  """`text` on one line, in which Markdown and HTML find nothing to interpret (links and math included)."""
+  """Returns `text` on one line, in which Markdown and HTML interpret nothing (neither links nor math)."""
   line = html.escape(" ".join(_visible(text).split()), quote=False)
   return re.sub(r"([\\`*_{}\[\]#|~$@!]|:(?=//)|(?<=www)\.)", r"\\\1", line)
 
 
 def fenced(text: str) -> str:
-  """`text` as a code block whose fence no run of backticks inside it can close."""
+  """Returns `text` as a code block whose fence no run of backticks inside it can close."""
   longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
   fence = "`" * max(3, longest + 1)
   return f"{fence}text\n{_visible(text)}\n{fence}"
 
 
 def percent(share: float | None) -> str:
-  """Returns a share as text, "–" for None.
+  """Returns a share in percent, with one decimal; a dash for None.
 
-  >>> percent(0.1234)
-  '12.3 %'
+  >>> percent(0.7414), percent(None)
+  ('74.1 %', '–')
   """
   return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _visible(text: str) -> str:
-  """Control and formatting characters (colours of a terminal, bidirectional overrides) become U+FFFD."""
+  """Replaces control and formatting characters (terminal colours, bidirectional overrides) by U+FFFD."""
   return "".join(
     c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else "\ufffd"
     for c in text

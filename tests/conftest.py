@@ -105,7 +105,8 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def nano(tmp_path_factory):
   """Hugging Face folder of a tiny model that is smaller still (about 60,000 parameters), all of them random."""
-  from spatial_vlm.huggingface.weights import write_checkpoint
+  from checkpoint_folders import write_checkpoint
+
   from spatial_vlm.model.config import PRESETS
   from spatial_vlm.model.qwen3_vl import init_params
   from spatial_vlm.processor.tiny_tokenizer import train_tokenizer

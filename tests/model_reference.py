@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpoint_folders import read_checkpoint
 from jax import numpy as jnp
 from transformers.vision_utils import (
   get_vision_interpolation_indices_and_weights,
   get_vision_position_ids,
 )
 
-from spatial_vlm.huggingface.weights import read_checkpoint
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig, TextConfig, VisionConfig
 from spatial_vlm.types import Batch, Params, Prompts, Vision
@@ -297,7 +297,7 @@ def _greedy(params, config, prompts, steps):
   logits, cache = qwen3_vl.prefill(params, config, prompts)
   tokens = []
   for slots in (steps // 3, steps - steps // 3):
-    cache = qwen3_vl.with_room(cache, slots, len(logits))
+    cache = qwen3_vl.add_cache_block(cache, slots, len(logits))
     (logits, cache), written = jax.lax.scan(step, (logits, cache), length=slots)
     tokens.append(written)
   return jnp.concatenate(tokens).T

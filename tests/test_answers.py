@@ -1,4 +1,4 @@
-"""The answer grammar: what is rendered is read back, and nothing else is an answer."""
+"""The grammar of statements: rendered answers are parsed back, and nothing else is an answer."""
 
 import doctest
 import string
@@ -49,7 +49,7 @@ def test_docstrings():
 def test_chain_round_trip(summary, caption, reasoning, verdict):
   text = answers.render_chain(summary, caption, reasoning, verdict)
   expected = {"summary": summary, "caption": caption, "reasoning": reasoning}
-  assert answers.parse(text) == answers.Answer("chain", verdict, expected)
+  assert answers.STATEMENT.parse(text) == answers.Answer("chain", verdict, expected)
   assert len(text.split("\n")) == 4
 
 
@@ -57,17 +57,19 @@ def test_chain_round_trip(summary, caption, reasoning, verdict):
 def test_short_round_trip(behavior, comparison, verdict):
   text = answers.render_short(behavior, comparison, verdict)
   expected = {"behavior": behavior, "comparison": comparison}
-  assert answers.parse(text) == answers.Answer("short", verdict, expected)
+  assert answers.STATEMENT.parse(text) == answers.Answer("short", verdict, expected)
 
 
 @pytest.mark.parametrize("verdict", [0, 1])
 def test_direct_round_trip(verdict):
-  assert answers.parse(answers.render_direct(verdict)) == answers.Answer("direct", verdict, {})
+  assert answers.STATEMENT.parse(answers.render_direct(verdict)) == answers.Answer(
+    "direct", verdict, {}
+  )
 
 
 def test_steps_are_folded_onto_one_line():
   text = answers.render_chain(" one\n\ntwo ", "a\tb", "c\r\nConclusion: No.", 1)
-  assert answers.parse(text).steps == {
+  assert answers.STATEMENT.parse(text).steps == {
     "summary": "one two",
     "caption": "a b",
     "reasoning": "c Conclusion: No.",
@@ -88,17 +90,17 @@ def test_empty_steps_are_refused(blank):
   st.sampled_from([" ", "\n", ".", "\x00", "Yes.", "Conclusion: No.", "\nConclusion: No.", "x\n"]),
 )
 def test_insertions_never_change_the_verdict(text, at, inserted):
-  """Whatever is put in front, behind or between, the text has the same verdict or none at all."""
+  """Wherever text is inserted, the text has the same verdict or none at all."""
   at = min(at, len(text))
-  changed = answers.parse(text[:at] + inserted + text[at:])
-  assert changed is None or changed.verdict == answers.parse(text).verdict
+  changed = answers.STATEMENT.parse(text[:at] + inserted + text[at:])
+  assert changed is None or changed.verdict == answers.STATEMENT.parse(text).verdict
   if at in (0, len(text)):
     assert changed is None
 
 
 @given(st.permutations(CHAIN.split("\n")))
 def test_steps_out_of_order_are_no_answer(order):
-  assert (answers.parse("\n".join(order)) is not None) == (order == CHAIN.split("\n"))
+  assert (answers.STATEMENT.parse("\n".join(order)) is not None) == (order == CHAIN.split("\n"))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_steps_out_of_order_are_no_answer(order):
   ],
 )
 def test_near_misses_are_no_answer(text):
-  assert answers.parse(text) is None
+  assert answers.STATEMENT.parse(text) is None
 
 
 @given(st.dictionaries(names, boxes, min_size=1, max_size=4))
@@ -156,6 +158,6 @@ def test_boxes_outside_the_image_do_not_count(text, expected):
 
 
 def test_only_a_chain_has_boxes():
-  assert answers.parse(CHAIN).boxes == {"cat": (0, 0, 20, 20)}
+  assert answers.STATEMENT.parse(CHAIN).boxes == {"cat": (0, 0, 20, 20)}
   short = "Applying 'behavior_x': cat [0, 0, 20, 20]\nConclusion: Yes."
-  assert answers.parse(short).boxes == {}
+  assert answers.STATEMENT.parse(short).boxes == {}

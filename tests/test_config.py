@@ -30,6 +30,7 @@ def get_config(preset):
   config.name = "run"
   config.sizes = (64, 48)
   config.words = ("a", "b")
+  config.files = ()
   config.optim = config_dict.ConfigDict({"rate": 1e-3, "betas": (0.9, 0.95)})
   config.data = config_dict.ConfigDict({
     "limit": config_dict.placeholder(int),
@@ -69,6 +70,10 @@ def test_docstrings():
     ("sizes=()", "sizes", ()),
     ("words=left of,near", "words", ("left of", "near")),
     ("words=('x',)", "words", ("x",)),
+    ("files=a/b.json, c.json", "files", ("a/b.json", "c.json")),
+    ("files=('a.json',)", "files", ("a.json",)),
+    ("files=()", "files", ()),
+    ("files=1,2", "files", (1, 2)),
     ("optim.rate=1", "optim.rate", 1.0),
     ("optim.rate=2e-5", "optim.rate", 2e-5),
     ("optim.betas=1,0.5", "optim.betas", (1.0, 0.5)),
@@ -170,7 +175,16 @@ def test_unread_leaves(spec):
   assert config_lib.unread(config) == sorted(config_lib.leaves(config))
   _ = config.steps, config["name"], config.data["limit"], config.optim, dict(**config.optim)
   assert config_lib.unread(config) == [
-    *("data.folder", "data.images", "log_steps", "resume", "sizes", "warmup_steps", "words")
+    *(
+      "data.folder",
+      "data.images",
+      "files",
+      "log_steps",
+      "resume",
+      "sizes",
+      "warmup_steps",
+      "words",
+    )
   ]
 
 
@@ -283,13 +297,13 @@ def test_common_parts_next_to_a_config_file_come_first(tmp_path):
 
 
 def test_an_old_leaf_names_the_new_one():
+  presets = [config_lib.load(f"{path}:tiny", complete=False) for path in CONFIGS]
   for old, new in config_lib.RENAMED_LEAVES.items():
-    (spec,) = [
+    spec = next(
       f"{path}:tiny"
-      for path in CONFIGS
-      if path.stem
-      == ("behaviors" if new == "min_similarity" else "sft" if "data." in new else "dapo")
-    ]
+      for path, preset in zip(CONFIGS, presets, strict=True)
+      if new in config_lib.leaves(preset)
+    )
     with pytest.raises(config_lib.UsageError, match=f"no leaf {old}; it is now called {new}$"):
       config_lib.load(spec, [f"{old}=3"])
   with pytest.raises(config_lib.UsageError, match="no leaf samples; there are"):

@@ -190,3 +190,18 @@ def test_alone_errors_pass_as_they_are():
   for error in (UsageError("x"), UsageErrorOfAll("y"), KeyboardInterrupt(), KeyError("bug")):
     with pytest.raises(type(error)), hosts.together(None, None, None):
       raise error
+
+
+def test_errors_that_a_user_can_correct_lose_their_traceback():
+  for error in (ValueError("a"), FileNotFoundError("b"), ImportError("c")):
+    with pytest.raises(UsageError, match=str(error)), hosts.user_errors():
+      raise error
+  with pytest.raises(ZeroDivisionError), hosts.user_errors():
+    raise ZeroDivisionError
+
+
+def test_a_usage_error_stays_the_same():
+  error = UsageError("x")
+  with pytest.raises(UsageError) as found, hosts.user_errors():
+    raise error
+  assert str(found.value) == "x"

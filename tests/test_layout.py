@@ -12,14 +12,14 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 LAYERS = (
   ("types", "config", "answers", "text", "jsonl"),
   (
-    *("hosts", "checkpoint", "metrics", "parameters", "sharding"),
+    *("parameters", "sharding", "hosts", "checkpoint", "metrics"),
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
     *("synthesis", "train", "planning"),
   ),
-  ("commands", "cli"),
+  ("demo", "commands", "cli"),
 )
 """Files and folders from the lowest layer up; on a layer, in the order in which data passes through them."""
 
@@ -43,12 +43,15 @@ FOLDERS = {
     *("reading", "skipped_records", "pipeline", "mixing", "contact_sheet"),
   ),
   "data/scenes": ("render", "scene_layout", "source", "writing"),
-  "evaluation": ("predictions", "statistics", "boxes", "scores", "results_report", "figures"),
-  "tasks": ("statements",),
+  "evaluation": (
+    *("predictions", "statistics", "boxes", "scores", "results", "results_report"),
+    *("box_drawing", "figures"),
+  ),
+  "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton",),
   "rollout": ("sampler",),
   "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index"),
-  "inference": ("policy", "loading", "questions", "generation"),
+  "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
     *("scene_teacher", "scene_conversations"),
@@ -71,6 +74,7 @@ FOLDERS = {
     *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
     *("programs", "batch_rows", "target", "cache", "search", "advice", "plan_report"),
   ),
+  "demo": ("methods", "stages", "schedule", "report"),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
 
@@ -192,6 +196,7 @@ def test_imports_keep_to_the_layers():
     ("metrics.py", "from spatial_vlm.model import config", True),
     ("commands/sft.py", "from spatial_vlm.commands import dapo", True),
     ("commands/demo.py", "from spatial_vlm.commands import dapo", False),
+    ("demo/stages.py", "from spatial_vlm.commands import dapo", True),
     ("commands/sft.py", "def run():\n  from spatial_vlm import cli", True),
     ("train/sft.py", "def f():\n  import torch.nn", True),
     ("model/stack.py", "from spatial_vlm.optim import optimizers", True),

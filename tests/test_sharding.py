@@ -17,6 +17,7 @@ from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.parameters import paths
+from spatial_vlm.parameters.paths import PARAMETERS, ParameterRow, path_name
 from spatial_vlm.train.sft import SftSettings, sft_loss
 from spatial_vlm.train.update import accumulate, mean_gradient
 from spatial_vlm.types import Batch, TrainState, Vision
@@ -29,10 +30,7 @@ def shapes_of(preset):
 
 
 def leaves(tree):
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def test_mesh_takes_the_rest_and_is_auto():
@@ -85,13 +83,9 @@ def test_outer_axis_is_that_of_the_slices():
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_parameter_matches_one_row_and_every_row_a_parameter(preset):
   paths = list(leaves(shapes_of(preset)))
-  rows = [
-    [pattern for pattern, _ in paths.PARAMETERS if re.fullmatch(pattern, path)] for path in paths
-  ]
+  rows = [[row.pattern for row in PARAMETERS if re.fullmatch(row.pattern, path)] for path in paths]
   assert [path for path, row in zip(paths, rows, strict=True) if len(row) != 1] == []
-  assert {pattern for row in rows for pattern in row} == {
-    pattern for pattern, _ in paths.PARAMETERS
-  }
+  assert {pattern for row in rows for pattern in row} == {row.pattern for row in PARAMETERS}
 
 
 def test_unknown_parameter_is_named():
@@ -103,7 +97,8 @@ def test_unknown_parameter_is_named():
 
 
 def test_parameter_in_two_rows_is_named(monkeypatch):
-  monkeypatch.setattr(paths, "PARAMETERS", (*paths.PARAMETERS, (".*/scale", P("fsdp"))))
+  second = ParameterRow(".*/scale", P("fsdp"), None, False)
+  monkeypatch.setattr(paths, "PARAMETERS", (*PARAMETERS, second))
   with pytest.raises(ValueError, match="text/final_norm/scale.*matches 2 rows"):
     sharding.param_shardings(
       sharding.make_mesh(SHAPES[0]), {"text": {"final_norm": {"scale": np.zeros(8)}}}
@@ -241,7 +236,20 @@ def test_optimizer_state_lies_as_its_parameters():
 def optimizer_specs(method, moments):
   """Path in the optimizer's state -> (spec, shape) for the 8b model; every array in whole slices of its devices."""
   optimizer = make_optimizer(
-    OptimizerSettings(method, moments, 1e-5, "constant", 1, 10, 1.0, 0.9, 0.95, 1e-8, 0.1, 1.0)
+    OptimizerSettings(
+      method=method,
+      moments=moments,
+      learning_rate=1e-5,
+      schedule="constant",
+      warmup_steps=1,
+      total_steps=10,
+      final_fraction=1.0,
+      beta1=0.9,
+      beta2=0.95,
+      eps=1e-8,
+      weight_decay=0.1,
+      clip_norm=1.0,
+    )
   )
   state = jax.eval_shape(
     lambda params: TrainState(jax.numpy.int32(0), params, optimizer.init(params)), shapes_of("8b")
@@ -412,16 +420,16 @@ def test_every_mesh_gives_the_unsharded_loss_and_gradients(shape):
 def test_a_process_holds_a_block_of_rows(monkeypatch, shape, block):
   """As if the last four of the eight devices were those of this process."""
   mesh = sharding.make_mesh(shape)
-  assert sharding.process_block(mesh) == (0, 1)  # alone
+  assert sharding.process_rows(mesh) == (0, 1)  # alone
   own_devices(monkeypatch, range(4, 8))
-  assert sharding.process_block(mesh) == block
+  assert sharding.process_rows(mesh) == block
 
 
 def test_scattered_rows_are_refused(monkeypatch):
   mesh = sharding.make_mesh({"data": 8})
   own_devices(monkeypatch, (0, 1, 4, 5))
   with pytest.raises(ValueError, match=r"the parts \[0, 1, 4, 5\] of 8"):
-    sharding.process_block(mesh)
+    sharding.process_rows(mesh)
 
 
 def own_devices(monkeypatch, ids):

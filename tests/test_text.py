@@ -2,7 +2,7 @@
 
 from markdown_it import MarkdownIt
 
-from spatial_vlm.text import escaped, fenced, markdown_table
+from spatial_vlm.text import escaped, fenced, markdown_table, percent
 
 
 def test_escaped_text_makes_no_link_of_a_bare_address():
@@ -20,3 +20,9 @@ def test_tables_are_padded_words_to_the_left_and_figures_to_the_right():
   assert markdown_table(["name", "what", "n"], [["a", "bb", "1,000"]], text_columns=2) == (
     "| name | what |     n |\n|------|------|------:|\n| a    | bb   | 1,000 |"
   )
+
+
+def test_shares_have_one_decimal_and_a_dash_where_there_is_none():
+  assert [percent(share) for share in (0.0, 0.0449, 0.7414, 1.0, None)] == [
+    *("0.0 %", "4.5 %", "74.1 %", "100.0 %", "–")
+  ]

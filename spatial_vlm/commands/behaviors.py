@@ -2,13 +2,11 @@
 
 The policy answers training records in full chains. Chains that are right and whose numbers agree are verified;
 procedures that many of them share become behaviors (WORKDIR/index, searched by ScaNN). WORKDIR/conversations.jsonl
-holds the same verified answers, most of them in the short form that cites its behavior: `sft` teaches it from them.
-Interrupted, the same command goes on with the first batch of answers that is missing.
+contains the same verified answers, most of them in the short form that cites its behavior: `sft` trains on them.
+After an interruption, the same command resumes with the first batch of answers that is missing.
 
   spatial-vlm behaviors --config configs/behaviors.py:tiny --workdir runs/behaviors
 """
-
-import functools
 
 from etils import epath
 
@@ -17,13 +15,14 @@ from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation
-from spatial_vlm.data.records import JsonlSource, Take
-from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.data.records import Take
+from spatial_vlm.evaluation.results import read_recalls
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.inference.generation import BatchGenerator, check_batch, on_mesh, stored_answers
+from spatial_vlm.inference.generation import BatchGenerator, check_batch
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import PromptShape
-from spatial_vlm.inference.questions import plain_question, plan_answers
+from spatial_vlm.inference.questions import QuestionBuilder, Recall
+from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers
 from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.extraction import (
@@ -33,55 +32,51 @@ from spatial_vlm.reuse.extraction import (
   verified_chain,
 )
 from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.tasks.statements import question
+from spatial_vlm.tasks import find_task
 
 HELD_OUT = ("validation", "val", "dev", "test")
-"""Splits that teach nothing."""
+"""Splits that no behavior may come from."""
 HARMLESS = (
   *("min_support", "max_entries", "max_handbook_tokens", "behavior_tokens", "min_similarity"),
-  *("full_share", "in_flight", "mesh.*"),
+  *("recalls", "full_share", "in_flight", "mesh.*"),
 )
-"""Settings that may change between two starts: the answers do not depend on them, and what does is made anew."""
+"""Settings that may change between two starts: the answers do not depend on them, and everything else is made again."""
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
-    data = config.data
-    source = JsonlSource(data.records, data.images, max_bad_share=data.max_bad_share)
+    data, task = config.data, find_task(config.task)
+    source = task.read(data.records, data.images, None, data.max_bad_share)
     examples = Take(source, config.limit or len(source))
     mesh = sharding.make_mesh(config.mesh)
     check_batch(config, mesh)
-    policy = on_mesh(load_policy(config.checkpoint), mesh)
+    policy = load_policy(config.checkpoint).on_mesh(mesh)
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
     index = BehaviorIndex(handbook, LexicalEmbedder(), config.min_similarity)
+    recalls = read_recalls(config.recalls)
     snapshot(config, workdir, HARMLESS)
   shape = PromptShape(config.prompt_tokens, config.patches)
-  asker = BatchGenerator(
-    policy, mesh, shape, config.max_new_tokens, functools.partial(plain_question, form="chain")
-  )
-  predictions = stored_answers(
-    workdir / "predictions",
-    asker,
-    examples,
-    config.batch_size,
-    config.in_flight,
-    data.max_bad_share,
-    "full chains",
-  )
+  chains = QuestionBuilder(task, "chain")
+  generator = BatchGenerator(policy, mesh, shape, config.max_new_tokens, chains)
+  store = AnswerStore.from_config(workdir, config)
+  predictions = stored_answers(store, generator, examples, "full chains")
   split = epath.Path(data.records).stem
-  solutions = [solution(split, p) for p in predictions]
+  solutions = [
+    Solution(f"{split}:{p.id}", p.caption, p.relation, None, None, p.text, p.label)
+    for p in predictions
+  ]
   count_tokens = lambda text: len(policy.processor.encode_text(text))  # noqa: E731
-  found = extract_behaviors(solutions, count_tokens, config.min_support)
-  index.upsert(found)
+  index.upsert(extract_behaviors(solutions, count_tokens, config.min_support), recalls)
   if not index.handbook:
     raise UsageError(
       f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy "
       "that answers more of them right, more records, or a lower min_support"
     )
   index.save(workdir / "index")
+  questions = QuestionBuilder(task, "chain", Recall(index, config.behavior_tokens))
   images = [source.image_name(p.id) for p in predictions]
-  rows = training_examples(index, solutions, images, config.full_share, config.behavior_tokens)
+  rows = training_examples(questions, solutions, images, config.full_share)
   conversations.write(workdir / "conversations.jsonl", rows)
   for behavior in index.handbook.behaviors:
     print(f"{behavior.line}  [{len(behavior.provenance)} chains]")
@@ -92,6 +87,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 def check(config: Config) -> None:
   """Raises UsageError for settings out of their range."""
+  find_task(config.task)
   check_positive(config, "batch_size", "in_flight", "max_new_tokens", "min_support")
   if epath.Path(config.data.records).stem in HELD_OUT:
     raise UsageError(
@@ -101,29 +97,26 @@ def check(config: Config) -> None:
     raise UsageError(f"full_share is {config.full_share}; it is a share, from 0 to 1")
 
 
-def solution(split: str, p: Prediction) -> Solution:
-  return Solution(f"{split}:{p.id}", p.caption, p.relation, None, None, p.text, p.label)
-
-
 def training_examples(
-  index: BehaviorIndex,
-  solutions: list[Solution],
-  images: list[str],
-  full_share: float,
-  behavior_tokens: int,
+  questions: QuestionBuilder, solutions: list[Solution], images: list[str], full_share: float
 ) -> list[Conversation]:
-  """Verified answers as training data: every 1/full_share-th stays a full chain, the others come in the short form."""
-  rows = []
-  plans = plan_answers(index, [s.caption for s in solutions], behavior_tokens)
-  for solution, image, plan in zip(solutions, images, plans, strict=True):
+  """Returns verified answers as training data, most of them in the short form.
+
+  Every 1/full_share-th stays a full chain, and so does each whose question recalls nothing.
+  """
+  rows: list[Conversation] = []
+  prepared = questions.build_all([s.caption for s in solutions])
+  for solution, image, question in zip(solutions, images, prepared, strict=True):
     answer = verified_chain(solution)
     if answer is None:
       continue
-    if plan.behavior is None or int((len(rows) + 1) * full_share) > int(len(rows) * full_share):
-      rows.append(Conversation(image, question(solution.caption, "chain"), solution.text))
+    is_full = int((len(rows) + 1) * full_share) > int(len(rows) * full_share)
+    if question.behavior is None or is_full:
+      text = questions.without_behavior(solution.caption).text
+      rows.append(Conversation(image, text, solution.text))
     else:
-      short = short_from_chain(plan.behavior, answer, solution.names)
-      rows.append(Conversation(image, plan.question, short))
+      short = short_from_chain(question.behavior, answer, solution.names)
+      rows.append(Conversation(image, question.text, short))
   return rows
 
 

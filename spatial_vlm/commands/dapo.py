@@ -25,6 +25,7 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
+from spatial_vlm.tasks import find_task
 from spatial_vlm.train import policy_optimization, rl_data, rollout_buffer
 from spatial_vlm.train.rl_engine import compiled_engine, group_sampler
 from spatial_vlm.train.rl_settings import RlSettings, check
@@ -49,7 +50,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     rl_data.check_blocks(config, sampling_mesh)
     trainable = load_trainable(config, mesh)
     policy, special = trainable.policy, trainable.policy.special
-    automaton = compile_automaton(token_bytes(policy.processor.tokenizer), special.eos)
+    pieces = token_bytes(policy.processor.tokenizer)
+    automaton = compile_automaton(find_task(config.task).grammar, pieces, special.eos)
     settings = settings_from(RlSettings, config, eos=special.eos, pad=special.pad)
     optimizer = make_optimizer(
       settings_from(

@@ -24,10 +24,11 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.huggingface.folder import copy_processor, find_folder
 from spatial_vlm.huggingface.peft_adapter import write_adapter
 from spatial_vlm.huggingface.weights import stream_checkpoint
+from spatial_vlm.parameters.lora import is_adapter
 from spatial_vlm.parameters.partition import flatten, subset_from_config, unflatten
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.train.run import DTYPES
-from spatial_vlm.train.trained_weights import is_adapter, trained_shapes, with_base
+from spatial_vlm.train.trained_weights import trained_shapes, with_base
 
 PARAMS_PATHS = {"sft": ("params",), "dapo": ("train", "params")}
 """Algorithm of a run → path of the trained parameters in its checkpoints."""
@@ -57,7 +58,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       )
     try:
       lora = {name: settings[f"lora.{name}"] for name in ("rank", "alpha", "targets")}
-      subset = subset_from_config(settings, lora)
+      subset = subset_from_config({**settings, "lora": lora})
     except KeyError as error:
       raise UsageError(
         f"the settings of {run_folder} do not tell {error}; it was made by an earlier version, which has to export it"

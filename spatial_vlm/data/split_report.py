@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spatial_vlm.data.records import BadRecord
-from spatial_vlm.text import escaped, markdown_table
+from spatial_vlm.text import escaped, markdown_table, percent
 
 SHOWN = 10
 """Of each list of faults."""
@@ -61,7 +61,7 @@ def sizes_table(statistics: Statistics) -> str:
       f"{len(split['by_relation']):,}",
       f"{split['captions']:,}",
       f"{split['contrastive_captions']:,}",
-      _percent(split["true_share"]),
+      percent(split["true_share"]),
       f"{len(split['skipped']):,}",
       f"{split['missing_images']['count']:,}",
     ]
@@ -108,8 +108,4 @@ def left_out_text(faults: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def _cells(group: Mapping[str, Any] | None) -> tuple[str, str]:
-  return (f"{group['records']:,}", _percent(group["true_share"])) if group else ("0", "–")
-
-
-def _percent(share: float | None) -> str:
-  return "–" if share is None else f"{100 * share:.1f} %"
+  return (f"{group['records']:,}", percent(group["true_share"])) if group else ("0", "–")

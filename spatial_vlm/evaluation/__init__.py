@@ -1,2 +1,1 @@
-"""What answers are worth: figures of merit with intervals, paired tests, the report and its
-pictures."""
+"""Scores of answers with intervals, paired tests, the report and its figures."""

@@ -7,16 +7,15 @@ from typing import TypedDict
 
 import numpy as np
 
-from spatial_vlm import answers
-from spatial_vlm.answers import Box
+from spatial_vlm.answers import STATEMENT, Box
 from spatial_vlm.evaluation.predictions import Prediction
 
 RIGHT_BOX_IOU = 0.5
-"""A box counts as right from this overlap on (PASCAL VOC's threshold)."""
+"""Least overlap of a right box (PASCAL VOC's threshold)."""
 
 
 class BoxScores(TypedDict):
-  """How well the boxes that an answer names lie on the objects."""
+  """How well the boxes of answers lie on the objects."""
 
   box_n: int
   box_iou: float | None
@@ -25,28 +24,27 @@ class BoxScores(TypedDict):
 
 
 def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
-  """Are the boxes of the chains right, and does the verdict rest on them?
+  """Measures whether the boxes of chains are right, and whether the verdict rests on them.
 
-  - `box_n`: answers judged: those with true boxes that are chains, and those that do not parse.
+  - `box_n`: number of answers judged: those to examples with true boxes that are chains or do not parse.
   - `box_iou`: mean over these answers of the IoU of the objects named in the statement; a missing
     box counts 0.
   - `correct_with_wrong_boxes`: share of the right ones among them in which the box of a named
     object has IoU < 0.5.
   - `binding_errors`: share of the predicted boxes that lie nearer to another object than to the one
-    whose name they carry. Boxes with a name that the image does not hold have no right place and
-    are not counted.
+    whose name they carry. Boxes whose name is not in the image are not counted.
 
-  All None when chains are not the usual form of the parsed answers: a method that answers in the
-  short form has no boxes, and the few full chains it falls back on do not speak for it.
+  All are None unless most parsed answers are chains: a method that answers in the short form has no
+  boxes, and the few full chains that it falls back on do not represent it.
   """
-  forms = [answers.parse(p.text) for p in predictions]
+  parsed = [STATEMENT.parse(p.text) for p in predictions]
   judged = [
     (p, answer.boxes if answer else {})
-    for p, answer in zip(predictions, forms, strict=True)
+    for p, answer in zip(predictions, parsed, strict=True)
     if named_objects(p) and (answer is None or answer.form == "chain")
   ]
-  parsed = [answer.form == "chain" for answer in forms if answer]
-  if not judged or sum(parsed) * 2 <= len(parsed):
+  chains = [answer.form == "chain" for answer in parsed if answer]
+  if not judged or sum(chains) * 2 <= len(chains):
     return BoxScores(box_n=0, box_iou=None, correct_with_wrong_boxes=None, binding_errors=None)
   ious = [
     [iou(boxes[n], p.boxes_true[n]) if n in boxes else 0.0 for n in named_objects(p)]
@@ -68,9 +66,9 @@ def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
 
 
 def named_objects(p: Prediction) -> list[str]:
-  """Objects with a true box that the statement names, in the order of the statement.
+  """Returns the objects with a true box that the statement names, in the order of the statement.
 
-  Longer names are found first, so that "red mug" is not also taken for "mug".
+  Longer names are matched first, so that "red mug" is not also taken for "mug".
   """
   caption, found = p.caption.casefold(), {}
   for name in sorted(p.boxes_true, key=len, reverse=True):
@@ -81,7 +79,7 @@ def named_objects(p: Prediction) -> list[str]:
 
 
 def iou(a: Box, b: Box) -> float:
-  """Intersection over union of two boxes x1, y1, x2, y2 with area."""
+  """Returns the intersection over union of two boxes x1, y1, x2, y2 with area."""
   width = min(a[2], b[2]) - max(a[0], b[0])
   height = min(a[3], b[3]) - max(a[1], b[1])
   shared = max(width, 0) * max(height, 0)
@@ -89,8 +87,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def nearest_object(box: Box, objects: Mapping[str, Box]) -> str:
-  """Name of the object that `box` overlaps most; among equals (none overlapped), the one with
-  the nearest centre."""
+  """Returns the name of the object that `box` overlaps most; among equals, the one with the nearest centre."""
   return max(
     objects, key=lambda name: (iou(box, objects[name]), -_centre_distance(box, objects[name]))
   )

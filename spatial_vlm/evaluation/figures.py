@@ -1,8 +1,8 @@
-"""Pictures of a run: training curves, accuracy by relation, scenes with boxes. The only file that
-draws with matplotlib.
+"""Figures of a run: training curves, accuracy by relation, scenes with boxes.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; series differ in marker or
-line as well. A picture holds neither a date nor a version, so that equal figures give equal bytes.
+This is the only file that draws with matplotlib. Colours are Okabe and Ito's, which colour-blind readers can tell
+apart; series also differ in marker or line. A figure contains neither a date nor a version, so that equal data gives
+equal bytes.
 """
 
 import io
@@ -65,11 +65,11 @@ STYLE: dict[Any, Any] = {
 
 
 class Panel(NamedTuple):
-  """One diagram of the training figure."""
+  """One panel of the training figure."""
 
   title: str
   metrics: Mapping[str, str]
-  """Name of a metric → what the legend calls it."""
+  """Name of a metric → its name in the legend."""
   scale: str = "linear"
 
 
@@ -92,7 +92,7 @@ PANELS = (
   Panel(
     "DAPO: share of groups",
     {
-      "sampled/mixed_outcomes": "has_mixed_outcomes",
+      "sampled/mixed_outcomes": "mixed outcomes",
       "sampled/all_right": "all right",
       "sampled/all_wrong": "all wrong",
     },
@@ -103,10 +103,10 @@ PANELS = (
 def training_curves(
   metrics_by_stage: Mapping[str, Sequence[Mapping[str, float]]], path: epath.PathLike
 ) -> None:
-  """Metrics against optimizer steps, one panel for each quantity that some stage measured.
+  """Draws metrics against optimizer steps, one panel for each quantity that some stage measured.
 
   `metrics_by_stage`: name of a stage → its records `{"step": …, metric: …}` in any order. Metrics
-  that `PANELS` does not name are not drawn. Raises ValueError when none is left.
+  that `PANELS` does not name are not drawn. Raises ValueError when there is none to draw.
   """
   panels = [(panel, _series(panel, metrics_by_stage)) for panel in PANELS]
   panels = [(panel, series) for panel, series in panels if series]
@@ -141,7 +141,7 @@ def training_curves(
 def _series(
   panel: Panel, metrics_by_stage: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-  """(name, steps, values) of every stage and metric of the panel, sorted by step."""
+  """Returns (name, steps, values) of every stage and metric of the panel, sorted by step."""
   found = {}
   for stage, records in metrics_by_stage.items():
     for metric, name in panel.metrics.items():
@@ -159,8 +159,7 @@ def _series(
 
 
 def _curve(axes: Axes, name: str, steps: np.ndarray, values: np.ndarray, color: str) -> None:
-  """A line; a long noisy one is drawn faint, with its moving average over a fortieth of the run
-  on top."""
+  """Draws a line; a long one is drawn faint, with its moving average over a fortieth of the run on top."""
   window = len(steps) // 40
   if window < 3:
     axes.plot(steps, values, color=color, label=name, marker="o", markersize=3)
@@ -176,8 +175,7 @@ def _curve(axes: Axes, name: str, steps: np.ndarray, values: np.ndarray, color: 
 
 
 def accuracy_by_relation(scores_by_method: Mapping[str, Scores], path: epath.PathLike) -> None:
-  """Accuracy with its 95 % interval for every relation, methods side by side; the last row is
-  over all relations."""
+  """Draws accuracy with its 95 % interval for every relation and method; the last row is over all relations."""
   relations = sorted(
     {relation for scores in scores_by_method.values() for relation in scores["by_relation"]}
   )
@@ -223,7 +221,7 @@ def accuracy_by_relation(scores_by_method: Mapping[str, Scores], path: epath.Pat
 
 
 def _cycle() -> list[tuple[str, str]]:
-  """Enough series for any number of methods: colours repeat with other markers."""
+  """Returns enough series for any number of methods: colours repeat with other markers."""
   colors, markers = zip(*SERIES, strict=True)
   return [
     (color, marker)
@@ -238,11 +236,10 @@ def sample_scenes(
   path: epath.PathLike,
   columns: int = 4,
 ) -> None:
-  """Scenes with their true boxes (thin, white) and the boxes of the answer (coloured, named),
-  statement and verdict.
+  """Draws scenes with true boxes (thin, white), boxes of the answer (coloured, named), statement and verdict.
 
-  Shows every example given, a dozen reads well. Raises ValueError when an example has no
-  prediction, or there is none.
+  Shows every example given; a dozen reads well. Raises ValueError when an example has no
+  prediction, or there is no example.
   """
   answered = {p.id: p for p in predictions}
   missing = [example.id for example in examples if example.id not in answered]
@@ -259,11 +256,11 @@ def sample_scenes(
 
 
 def _scene(axes: Axes, example: Example, prediction: Prediction) -> None:
-  """One picture: the subject's box blue, the object's vermillion, other boxes purple, true boxes on top of them."""
+  """Draws one scene: the subject's box blue, the object's vermillion, other boxes purple, true boxes on top."""
   height, width = example.image.shape[:2]
   axes.imshow(example.image, interpolation="nearest", extent=(0, width, height, 0))
   axes.set_axis_off()
-  answer = answers.parse(prediction.text)
+  answer = answers.STATEMENT.parse(prediction.text)
   predicted = answer.boxes if answer else {}
   colors = dict(zip(named_objects(prediction), (BLUE, VERMILLION), strict=False))
   downward = sorted(predicted, key=lambda name: predicted[name][1] + predicted[name][3])
@@ -308,8 +305,7 @@ def _rectangle(
 def _name_box(
   axes: Axes, name: str, box: Box, width: int, height: int, color: str, above: bool
 ) -> None:
-  """The name beside its box, kept inside the picture; upper boxes carry it above, lower ones below,
-  where it is out of the way of other boxes."""
+  """Writes the name at its box, inside the image: above upper boxes and below lower ones, away from other boxes."""
   x1, y1, x2, y2 = np.array(box) / 1000 * (width, height, width, height)
   x, left = (x1, True) if x1 < width / 2 else (x2, False)
   y = max(y1, 0.09 * height) if above else min(y2, 0.91 * height)
@@ -330,8 +326,8 @@ def _wrapped(caption: str) -> str:
 
 
 def _judgement(p: Prediction) -> str:
-  said = {1: "yes", 0: "no"}.get(p.verdict, "no verdict")
-  return f"{'true' if p.label else 'false'}; says {said} {'✓' if p.right else '✗'}"
+  stated = {1: "yes", 0: "no"}.get(p.verdict, "no verdict")
+  return f"{'true' if p.label else 'false'}; says {stated} {'✓' if p.right else '✗'}"
 
 
 def _save(figure: Figure, path: epath.PathLike) -> None:

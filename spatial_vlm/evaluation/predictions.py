@@ -1,4 +1,4 @@
-"""Stored answers, and those of the majority baseline."""
+"""Stored answers, and the answers of the majority baseline."""
 
 import dataclasses
 import json
@@ -11,44 +11,43 @@ from spatial_vlm.data.records import Example
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """One stored answer; a line of JSON each way, so that an interrupted evaluation goes on from
-  its file."""
+  """One stored answer: a line of JSON in a file from which an interrupted evaluation resumes."""
 
   id: int
   """Number of the example in its source; pairs the answers of two methods."""
   caption: str
   relation: str
   label: int
-  """1 true, 0 false."""
+  """The right verdict; for statements 1 true, 0 false."""
   verdict: int
-  """1 yes, 0 no, −1 when the answer does not parse or was cut off."""
+  """The verdict given (for statements 1 yes, 0 no); −1 when the answer does not parse or was cut off."""
   text: str
-  """The generated answer, without its end-of-turn token. Where the verdict came from
-  log-probabilities this is still what the model wrote, and decides the parse rate."""
+  """The generated answer without its end-of-turn token.
+
+  It decides the parse rate, also where the verdict came from log-probabilities.
+  """
   boxes_true: dict[str, Box]
   generated_tokens: int
   prompt_tokens: int
-  """Text, image and retrieved tokens that the model reads before it answers."""
+  """Number of tokens (text, image and retrieved behavior) that the model reads before it answers."""
   truncated: bool
   retrieved: str | None = None
-  """Name of the behavior in the prompt; None where none was near enough or the method retrieves
-  nothing."""
+  """Name of the behavior in the prompt; None where none is similar enough or the method retrieves none."""
   seconds: float | None = None
-  """Wall-clock time of this answer by itself, retrieval included; None when it was answered in a
-  batch."""
+  """Wall-clock time of this answer alone, retrieval included; None when it was answered in a batch."""
 
   @property
   def right(self) -> bool:
+    """Whether the verdict is the label."""
     return self.verdict == self.label
 
   def to_json(self) -> str:
-    """One line, without a line break."""
+    """Returns one line, without a line break."""
     return json.dumps(dataclasses.asdict(self))
 
   @classmethod
   def from_json(cls, line: str) -> "Prediction":
-    """Reads a line of `to_json`. Raises ValueError for anything else (a line cut off by a kill
-    among them)."""
+    """Reads a line of `to_json`; raises ValueError for anything else, such as a line cut off by a kill."""
     try:
       fields = json.loads(line)
       boxes = {
@@ -65,11 +64,11 @@ class Prediction:
 def majority_predictions(
   train: Iterable[tuple[str, int]], test: Iterable[Example]
 ) -> list[Prediction]:
-  """The likelier label of each relation in the training split, given as the answer to every test
-  example.
+  """Answers every test example with the most frequent label of its relation in the training split.
 
-  `train` holds (relation, label). A tie is called true; a relation never trained on takes the label
-  that is likelier over all. Nothing is generated, so there is neither text nor tokens.
+  `train` holds (relation, label). The larger label wins a tie, so that a tied statement is called true; a relation
+  without training records takes the label that is most frequent over all. Nothing is generated: there is neither
+  text nor tokens.
   """
   counts: dict[str, Counter[int]] = defaultdict(Counter)
   for relation, label in train:
@@ -78,7 +77,7 @@ def majority_predictions(
 
   def verdict(relation: str) -> int:
     seen = counts.get(relation, overall)
-    return int(seen[1] >= seen[0])
+    return max(seen, key=lambda label: (seen[label], label))
 
   return [
     Prediction(

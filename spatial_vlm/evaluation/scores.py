@@ -1,7 +1,9 @@
-"""Figures of merit of a method from its stored answers, and paired tests between two methods.
+"""Scores of a method from its stored answers.
+
+`score` measures answers to any task; `score_statements` adds what only yes and no, boxes and VSR's categories allow.
 
 Every share comes with its number of cases and a 95 % interval (Wilson 1927). An answer that does
-not parse is wrong for either label, and is counted apart as well.
+not parse is wrong for every label, and is also counted separately.
 """
 
 from collections import Counter, defaultdict
@@ -11,7 +13,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from spatial_vlm import answers
+from spatial_vlm.answers import STATEMENT, Grammar
 from spatial_vlm.evaluation.boxes import box_scores
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.statistics import Rate, rate
@@ -21,26 +23,17 @@ UNALLOCATED = "Unallocated"
 
 
 class Scores(TypedDict):
-  """What `score` measures; plain JSON. Shares are fractions, None marks what does not apply."""
+  """What `score` measures; plain JSON. Shares are fractions; None marks what does not apply."""
 
   n: int
   right: int
   accuracy: float
   ci_low: float
   ci_high: float
-  balanced_accuracy: float | None
-  f1: float | None
-  yes_rate: float
   parse_rate: float | None
   truncated_rate: float
   retrieved_rate: float
-  box_n: int
-  box_iou: float | None
-  correct_with_wrong_boxes: float | None
-  binding_errors: float | None
   by_relation: dict[str, Rate]
-  by_category: dict[str, Rate]
-  pairs: Rate | None
   generated_tokens_mean: float
   prompt_tokens_mean: float
   total_tokens_mean: float
@@ -50,10 +43,41 @@ class Scores(TypedDict):
   seconds_p95: float | None
 
 
-def score(
+class StatementScores(Scores):
+  """What `score_statements` measures."""
+
+  balanced_accuracy: float | None
+  f1: float | None
+  yes_rate: float
+  box_n: int
+  box_iou: float | None
+  correct_with_wrong_boxes: float | None
+  binding_errors: float | None
+  by_category: dict[str, Rate]
+  pairs: Rate | None
+
+
+def score(predictions: Sequence[Prediction], grammar: Grammar) -> Scores:
+  """Scores the answers of one method to a task whose answers have this grammar.
+
+  - `parse_rate`: share of the written answers whose text is one whole answer, not cut off; None for
+    a method that writes none.
+
+  Raises ValueError when there is nothing to score, or when an id occurs twice.
+  """
+  _check_ids(predictions)
+  return Scores(
+    **rate([p.right for p in predictions]),
+    **_writing(predictions, grammar),
+    by_relation=_rates_by(predictions, lambda p: p.relation),
+    **_costs(predictions),
+  )
+
+
+def score_statements(
   predictions: Sequence[Prediction], meta_category: Mapping[str, str] = MappingProxyType({})
-) -> Scores:
-  """All figures of merit of one method.
+) -> StatementScores:
+  """Scores the answers of one method to statements that are true or false.
 
   `meta_category` maps a relation to its meta-category (VSR has seven); a relation it lacks is
   "Unallocated".
@@ -64,14 +88,27 @@ def score(
     called true.
   - `yes_rate`: share of *all* answers whose verdict is yes (not of the labels, not of the parsed
     ones).
-  - `parse_rate`: share of the written answers whose text is one whole answer, not cut off; None for
-    a method that writes none.
   - `box_*`, `correct_with_wrong_boxes`, `binding_errors`: see `box_scores`.
   - `pairs`: share of contrastive pairs (one caption, a true and a false image) with both answers
     right.
-
-  Raises ValueError when there is nothing to score, or when an id occurs twice.
+  - The other figures and the errors are those of `score`.
   """
+  _check_ids(predictions)
+  return StatementScores(
+    **rate([p.right for p in predictions]),
+    balanced_accuracy=_balanced_accuracy(predictions),
+    f1=_f1(predictions),
+    yes_rate=_mean(p.verdict == 1 for p in predictions),
+    **_writing(predictions, STATEMENT),
+    **box_scores(predictions),
+    by_relation=_rates_by(predictions, lambda p: p.relation),
+    by_category=_rates_by(predictions, lambda p: meta_category.get(p.relation, UNALLOCATED)),
+    pairs=_pair_rate(predictions),
+    **_costs(predictions),
+  )
+
+
+def _check_ids(predictions: Sequence[Prediction]) -> None:
   if not predictions:
     raise ValueError("no predictions to score; answer at least one example first")
   repeated = [id for id, count in Counter(p.id for p in predictions).items() if count > 1]
@@ -79,21 +116,37 @@ def score(
     raise ValueError(
       f"{len(repeated)} ids occur twice (first: {repeated[0]}); keep one prediction for each example"
     )
+
+
+class _Writing(TypedDict):
+  parse_rate: float | None
+  truncated_rate: float
+  retrieved_rate: float
+
+
+def _writing(predictions: Sequence[Prediction], grammar: Grammar) -> _Writing:
+  return _Writing(
+    parse_rate=_parse_rate(predictions, grammar),
+    truncated_rate=_mean(p.truncated for p in predictions),
+    retrieved_rate=_mean(p.retrieved is not None for p in predictions),
+  )
+
+
+class _Costs(TypedDict):
+  generated_tokens_mean: float
+  prompt_tokens_mean: float
+  total_tokens_mean: float
+  seconds_n: int
+  seconds_mean: float | None
+  seconds_p50: float | None
+  seconds_p95: float | None
+
+
+def _costs(predictions: Sequence[Prediction]) -> _Costs:
   seconds = [p.seconds for p in predictions if p.seconds is not None]
   generated = _mean(p.generated_tokens for p in predictions)
   prompt = _mean(p.prompt_tokens for p in predictions)
-  return Scores(
-    **rate([p.right for p in predictions]),
-    balanced_accuracy=_balanced_accuracy(predictions),
-    f1=_f1(predictions),
-    yes_rate=_mean(p.verdict == 1 for p in predictions),
-    parse_rate=_parse_rate(predictions),
-    truncated_rate=_mean(p.truncated for p in predictions),
-    retrieved_rate=_mean(p.retrieved is not None for p in predictions),
-    **box_scores(predictions),
-    by_relation=_rates_by(predictions, lambda p: p.relation),
-    by_category=_rates_by(predictions, lambda p: meta_category.get(p.relation, UNALLOCATED)),
-    pairs=_pair_rate(predictions),
+  return _Costs(
     generated_tokens_mean=generated,
     prompt_tokens_mean=prompt,
     total_tokens_mean=prompt + generated,
@@ -115,11 +168,11 @@ def _f1(predictions: Sequence[Prediction]) -> float | None:
   return 2 * hits / (called + true) if called + true else None
 
 
-def _parse_rate(predictions: Sequence[Prediction]) -> float | None:
+def _parse_rate(predictions: Sequence[Prediction], grammar: Grammar) -> float | None:
   written = [p for p in predictions if p.text or p.generated_tokens]
   if not written:
     return None
-  return _mean(answers.parse(p.text) is not None and not p.truncated for p in written)
+  return _mean(grammar.parse(p.text) is not None and not p.truncated for p in written)
 
 
 def _rates_by(
@@ -132,8 +185,10 @@ def _rates_by(
 
 
 def _pair_rate(predictions: Sequence[Prediction]) -> Rate | None:
-  """Within a caption the k-th true example is paired with the k-th false one, in the order of
-  ids; what is left over has no partner and does not count."""
+  """Pairs the k-th true example of each caption with its k-th false one, in the order of ids.
+
+  An example without a partner does not count.
+  """
   groups: dict[str, dict[int, list[bool]]] = defaultdict(lambda: {0: [], 1: []})
   for p in sorted(predictions, key=lambda p: p.id):
     groups[p.caption][p.label].append(p.right)

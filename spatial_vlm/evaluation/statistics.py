@@ -21,7 +21,7 @@ class Rate(TypedDict):
 
 
 def rate(right: Sequence[bool]) -> Rate:
-  """Share of True with Wilson's 95 % interval. `right` must not be empty."""
+  """Returns the share of True with Wilson's 95 % interval; `right` must not be empty."""
   n, k = len(right), sum(right)
   interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
   return Rate(
@@ -31,12 +31,11 @@ def rate(right: Sequence[bool]) -> Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-  """Comparison of methods a and b on the same n examples; differences are accuracy(b) −
-  accuracy(a)."""
+  """Comparison of methods a and b on the same n examples; differences are accuracy(b) − accuracy(a)."""
 
   n: int
   only_a: int
-  """Examples that a alone answers rightly."""
+  """Number of examples that only a answers rightly."""
   only_b: int
   p_value: float
   """Two-sided exact McNemar test of equal accuracy."""
@@ -49,11 +48,10 @@ class Paired:
 
 
 def mcnemar(a: Sequence[Prediction], b: Sequence[Prediction]) -> Paired:
-  """Exact McNemar test (binomial on the discordant pairs) with Tango's score interval for the
-  difference.
+  """Runs the exact McNemar test (binomial on the discordant pairs), with Tango's score interval of the difference.
 
-  Examples that only one side answered (its prompt was too long, say) are left out; raises ValueError when nothing
-  is left.
+  Examples that only one side answered (because the other's prompt was too long, say) are skipped. Raises ValueError
+  when none is left.
   """
   right_a, right_b = ({p.id: p.right for p in method} for method in (a, b))
   both = right_a.keys() & right_b.keys()
@@ -78,11 +76,11 @@ def mcnemar(a: Sequence[Prediction], b: Sequence[Prediction]) -> Paired:
 
 
 def paired_lower_bound(gains: int, losses: int, n: int, confidence: float) -> float:
-  """One-sided lower score bound of Δ = (gains − losses)/n for paired proportions (Tango 1998).
+  """Returns the one-sided lower score bound of Δ = (gains − losses)/n for paired proportions (Tango 1998).
 
   Solves (b − c − nΔ) / √(n(2q + Δ(1 − Δ))) = z for Δ, where q is the maximum-likelihood share of
-  losses given Δ. Unlike Wald's it keeps its level with few discordant pairs and has a width with
-  none.
+  losses given Δ. Unlike Wald's interval it keeps its level with few discordant pairs and has a width
+  with none.
   """
   b, c, z = gains, losses, float(stats.norm.ppf(confidence))
   estimate = (b - c) / n

@@ -1,4 +1,4 @@
-"""Checkpoint folders: where they are looked for, and the files next to the weights."""
+"""Finds checkpoint folders and copies the files next to their weights."""
 
 import fnmatch
 
@@ -9,7 +9,11 @@ from spatial_vlm.config import PACKAGE_FOLDER, UsageError
 
 
 def find_folder(folder: str) -> epath.Path:
-  """A checkpoint folder, looked for here and then in the project (the shipped base)."""
+  """Returns a checkpoint folder: `folder` itself, or relative to the project (for the shipped base).
+
+  Raises:
+    UsageError: neither exists.
+  """
   path = epath.Path(folder).expanduser()
   for candidate in (path, epath.Path(PACKAGE_FOLDER.parent) / folder):
     if candidate.is_dir():
@@ -23,11 +27,11 @@ PROCESSOR_FILES = (
   *("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
   *("*processor_config.json", "generation_config.json", "chat_template.*"),
 )
-"""What a checkpoint folder holds beside its weights and sizes."""
+"""Patterns of a checkpoint folder's files besides the weights and config.json."""
 
 
 def copy_processor(folder: epath.Path, source: epath.Path) -> None:
-  """Copies what `source` holds beside its weights and sizes; of several processes, the first does it."""
+  """Copies PROCESSOR_FILES of `source` into `folder`; process 0 does it."""
   if jax.process_index() > 0:
     return
   folder.mkdir(parents=True, exist_ok=True)

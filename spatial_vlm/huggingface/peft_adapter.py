@@ -1,9 +1,9 @@
-"""Low-rank pairs as a folder that PEFT reads: adapter_config.json and adapter_model.safetensors.
+"""Writes LoRA factors as a PEFT adapter: adapter_config.json and adapter_model.safetensors.
 
   base_model.model.<module>.lora_A.weight [r, in]     base_model.model.<module>.lora_B.weight [out, r]
 
-Modules are named as in the checkpoint that the adapter belongs to. Where a module there is several kernels here (fused
-q, k, v of the vision tower), its pair has the columns of all of them, B being zero outside its own rows.
+Modules are named as in the base checkpoint. A module that is several kernels here (fused q, k, v of the vision tower)
+gets the concatenated factors of these kernels; each kernel's B is zero outside its own rows.
 """
 
 import json
@@ -16,25 +16,32 @@ from jax.experimental import multihost_utils
 
 from spatial_vlm.huggingface.tensor_table import Tensor, tensors
 from spatial_vlm.model.config import ModelConfig
-from spatial_vlm.parameters.lora import beside
 from spatial_vlm.parameters.partition import Subset, flatten
+from spatial_vlm.parameters.paths import sibling
 from spatial_vlm.types import Params
 
 
 def write_adapter(
-  folder: epath.PathLike, base: str, model: ModelConfig, subset: Subset, pairs: Params
+  folder: epath.PathLike, base: str, model: ModelConfig, subset: Subset, adapters: Params
 ) -> None:
-  """Writes the pairs, float32; `base` is the folder of the weights that they belong to. All processes call this, the
-  first one writes."""
-  host = {path: _gathered(leaf) for path, leaf in flatten(pairs).items()}
+  """Writes LoRA factors in float32. All processes call this; process 0 writes.
+
+  Args:
+    base: folder of the base checkpoint.
+    subset: gives rank and alpha.
+    adapters: the factors, arrays of any sharding.
+  """
+  host = {path: _to_host(leaf) for path, leaf in flatten(adapters).items()}
   if jax.process_index() > 0:
     return
   stored, several = {}, {}
   for tensor in tensors(model):
-    parts = [path for path in tensor.paths if beside(path, "lora_a") in host]
+    if not tensor.is_matrix:
+      continue
+    parts = [path for path in tensor.paths if sibling(path, "lora_a") in host]
     if not parts:
       continue
-    a, b = _as_one_pair(tensor, host, subset.rank)
+    a, b = _concatenate_factors(tensor, host, subset.rank)
     for layer, name in enumerate(tensor.names(a.shape)):
       module = name.removesuffix(".weight")
       stored[f"base_model.model.{module}.lora_A.weight"] = a[layer] if tensor.is_stacked else a
@@ -67,16 +74,16 @@ def write_adapter(
   )
 
 
-def _as_one_pair(
+def _concatenate_factors(
   tensor: Tensor, host: dict[str, np.ndarray], rank: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A [(layers) R in] and B [(layers) out R] of a tensor of the checkpoint; R is `rank` for each kernel with a pair."""
+  """Returns A [(layers) R in] and B [(layers) out R] of a tensor; R is `rank` times its kernels with factors."""
   width, rows = tensor.shape[0], tensor.shape[0] // len(tensor.paths)
   above, below = [], []
   for part, path in enumerate(tensor.paths):
-    if beside(path, "lora_a") not in host:
+    if sibling(path, "lora_a") not in host:
       continue
-    a, b = host[beside(path, "lora_a")], host[beside(path, "lora_b")]
+    a, b = host[sibling(path, "lora_a")], host[sibling(path, "lora_b")]
     leading = a.shape[:1] if tensor.is_stacked else ()
     above.append(a.reshape(*leading, -1, rank).swapaxes(-1, -2))
     own = np.zeros((*leading, width, rank), b.dtype)
@@ -85,5 +92,5 @@ def _as_one_pair(
   return np.concatenate(above, axis=-2), np.concatenate(below, axis=-1)
 
 
-def _gathered(leaf: jax.Array) -> np.ndarray:
+def _to_host(leaf: jax.Array) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(leaf, tiled=True), np.float32)

@@ -1,9 +1,9 @@
-"""Folders of safetensors files: checked by their headers, read by ranges of rows, written as a stream.
+"""Folders of safetensors files: checks their headers, reads ranges of rows, writes tensors as a stream.
 
-A file is the length n of its header (8 bytes, little endian), n bytes of JSON that give each tensor's dtype, shape and
-place, and the values (https://huggingface.co/docs/safetensors). Several files come with an index, which tells the
-file of each tensor. Only ranges are read, so a folder may be local or remote (gs://) and larger than the memory;
-nothing is unpickled.
+A file has the length n of its header (8 bytes, little endian), n bytes of JSON with each tensor's dtype, shape and
+offsets, and the values (https://huggingface.co/docs/safetensors). Several files come with an index from tensors to
+files. Only ranges are read, so a folder may be local or remote (gs://) and larger than the memory. Pickled weights are
+never read.
 """
 
 import json
@@ -25,38 +25,38 @@ DTYPES = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
   "F16": np.dtype(np.float16),
 }
-"""Names in a header -> types that weights may have."""
+"""Name in a header -> type; weights may have these types."""
 BLOCK_BYTES = 16 << 20
-"""Read or written at once, at most (or one row)."""
+"""Largest number of bytes read or written at once (one row, if it is larger)."""
 _LONGEST_HEADER = 100_000_000
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
   """A tensor in a file."""
 
   file: epath.Path
   dtype: str
-  """As the header writes it."""
+  """Name in the header."""
   shape: tuple[int, ...]
   start: int
-  """Bytes of the file before its values."""
+  """Offset of its values in the file, in bytes."""
 
 
 class Inventory(NamedTuple):
-  """What a folder holds, as far as its headers can be read."""
+  """The tensors of a folder whose headers can be read, and the problems of the others."""
 
-  tensors: dict[str, Stored]
+  tensors: dict[str, StoredTensor]
   problems: list[str]
   lost: set[str]
-  """Tensors that the index puts into files that are missing or damaged."""
+  """Tensors of missing or damaged files, by the index."""
 
 
 def inventory(folder: epath.Path) -> Inventory:
-  """Reads the index and the headers, and compares them with each other and with the sizes of the files.
+  """Returns the tensors of a folder, after comparing index, headers and sizes of the files.
 
   Raises:
     FileNotFoundError: there are no safetensors.
-    ValueError: the index, or the only file, cannot be read, so that nothing is known of the tensors.
+    ValueError: the index, or the only file, cannot be read.
   """
   if not (folder / INDEX_FILE).is_file():
     if not (folder / WEIGHTS_FILE).is_file():
@@ -67,21 +67,21 @@ def inventory(folder: epath.Path) -> Inventory:
   for name in sorted(set(indexed.values())):
     named = {tensor for tensor, file in indexed.items() if file == name}
     try:
-      held = _part(folder, name)
+      stored = _part(folder, name)
     except ValueError as error:
       problems.append(f"{error} ({len(named)} tensors)")
       lost |= named
       continue
     problems += [
       f"{INDEX_FILE} puts {tensor} into {name}, which does not hold it"
-      for tensor in sorted(named - held.keys())
+      for tensor in sorted(named - stored.keys())
     ]
     problems += [
       f"{name} holds {tensor}, which {INDEX_FILE} does not put there"
-      for tensor in sorted(held.keys() - named)
+      for tensor in sorted(stored.keys() - named)
     ]
-    lost |= named - held.keys()
-    found |= {tensor: held[tensor] for tensor in named & held.keys()}
+    lost |= named - stored.keys()
+    found |= {tensor: stored[tensor] for tensor in named & stored.keys()}
   return Inventory(found, problems, lost)
 
 
@@ -89,17 +89,21 @@ def _index(path: epath.Path) -> dict[str, str]:
   try:
     weight_map = json.loads(path.read_bytes())["weight_map"]
     if not all(isinstance(file, str) for file in weight_map.values()):
-      raise TypeError("a file's name that is no text")
+      raise TypeError("a file name is not a string")
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is damaged ({error!r}); copy it again") from error
   return weight_map
 
 
-def _part(folder: epath.Path, name: str) -> dict[str, Stored]:
-  """Tensors of a file that the index names; ValueError says what is wrong with it."""
+def _part(folder: epath.Path, name: str) -> dict[str, StoredTensor]:
+  """Returns the tensors of a file that the index names.
+
+  Raises:
+    ValueError: the file lies outside the folder, is missing or is damaged.
+  """
   if not re.fullmatch(r"[\w.-]+\.safetensors", name):
     raise ValueError(
-      f"{INDEX_FILE} names {name!r}, which is no safetensors file of this folder and is not opened"
+      f"{INDEX_FILE} names {name!r}, which is not a safetensors file of this folder and is not opened"
     )
   if not (folder / name).is_file():
     raise ValueError(f"{name} is missing")
@@ -116,8 +120,12 @@ def _pickled(folder: epath.Path) -> str:
   )
 
 
-def _header(path: epath.Path) -> dict[str, Stored]:
-  """The tensors of a file; ValueError when its header is unreadable or its size is another than the header says."""
+def _header(path: epath.Path) -> dict[str, StoredTensor]:
+  """Returns the tensors of a file.
+
+  Raises:
+    ValueError: the header is unreadable, or the size of the file differs from the header's.
+  """
   with path.open("rb") as file:
     size = file.seek(0, 2) or file.tell()
     file.seek(0)
@@ -129,7 +137,7 @@ def _header(path: epath.Path) -> dict[str, Stored]:
     entries = json.loads(text)
     entries.pop("__metadata__", None)
     tensors = {
-      name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + length + begin)
+      name: StoredTensor(path, entry["dtype"], tuple(entry["shape"]), 8 + length + begin)
       for name, entry in entries.items()
       for begin, _ in [entry["data_offsets"]]
     }
@@ -138,13 +146,17 @@ def _header(path: epath.Path) -> dict[str, Stored]:
     raise ValueError(f"{path.name} is damaged (header: {error!r}); copy it again") from error
   if size != 8 + length + ends:
     raise ValueError(
-      f"{path.name} is damaged ({size} bytes, where its header speaks of {8 + length + ends}); copy it again"
+      f"{path.name} is damaged ({size} bytes, its header says {8 + length + ends}); copy it again"
     )
   return tensors
 
 
 def _ends(entries: dict[str, dict]) -> int:
-  """Bytes of all values, which must follow each other without a gap; ValueError names the tensor where they do not."""
+  """Returns the number of bytes of all values.
+
+  Raises:
+    ValueError: the values of a tensor leave a gap, overlap others or do not fit its shape.
+  """
   end = 0
   for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
     begin, after = entry["data_offsets"]
@@ -156,11 +168,12 @@ def _ends(entries: dict[str, dict]) -> int:
   return end
 
 
-def row_blocks(stored: Stored, rows: Int[np.ndarray, "n"]) -> Iterator[tuple[int, np.ndarray]]:
-  """The rows (entries of the first axis) `rows`, ascending, as (number of the first row, [rows, values of a row]).
+def row_blocks(
+  stored: StoredTensor, rows: Int[np.ndarray, "n"]
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields the ascending `rows` (entries of the first axis) in blocks: (number of its first row, [rows, values]).
 
-  Each block is one range of the file of at most BLOCK_BYTES, and nothing else is read. A block is valid until the next
-  is asked for.
+  Each block is one range of the file of at most BLOCK_BYTES; nothing else is read.
   """
   dtype = DTYPES[stored.dtype]
   width = math.prod(stored.shape[1:])
@@ -176,8 +189,8 @@ def row_blocks(stored: Stored, rows: Int[np.ndarray, "n"]) -> Iterator[tuple[int
         yield first, np.frombuffer(data, dtype).reshape(count, width)
 
 
-class Planned(NamedTuple):
-  """A tensor to be written."""
+class TensorPlan(NamedTuple):
+  """Name, shape and type of a tensor to write."""
 
   name: str
   shape: tuple[int, ...]
@@ -190,22 +203,22 @@ class Planned(NamedTuple):
 
 def write_folder(
   folder: epath.Path,
-  plan: Sequence[Planned],
+  plan: Sequence[TensorPlan],
   arrays: Iterable[np.ndarray],
   max_file_bytes: int,
 ) -> None:
-  """Writes `arrays`, those of `plan` in its order, one at a time.
+  """Writes `arrays`, one at a time, as the tensors of `plan`.
 
-  Files hold at most `max_file_bytes` of values (or one tensor). One file is `model.safetensors`; several are named as
-  transformers names them and get an index, which is written last: without it the folder is not complete. Files of an
+  A file has at most `max_file_bytes` of values (or one tensor). A single file is named `model.safetensors`; several are
+  named as in transformers and get an index. The index is written last: a folder without it is incomplete. Files of an
   earlier checkpoint in the folder are removed.
   """
   folder.mkdir(parents=True, exist_ok=True)
   earlier = rf"{INDEX_FILE}|model(-\d{{5}}-of-\d{{5}})?\.safetensors"
-  for path in sorted(folder.iterdir(), reverse=True):  # the index, then the files that it speaks of
+  for path in sorted(folder.iterdir(), reverse=True):  # removes the index before its files
     if re.fullmatch(earlier, path.name):
       path.unlink()
-  parts = list(_cut(plan, max_file_bytes))
+  parts = list(_split_into_files(plan, max_file_bytes))
   names = [PART_FILE.format(number, len(parts)) for number in range(1, len(parts) + 1)]
   if len(parts) == 1:
     names = [WEIGHTS_FILE]
@@ -226,8 +239,8 @@ def write_folder(
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _cut(plan: Sequence[Planned], max_bytes: int) -> Iterator[list[Planned]]:
-  part: list[Planned] = []
+def _split_into_files(plan: Sequence[TensorPlan], max_bytes: int) -> Iterator[list[TensorPlan]]:
+  part: list[TensorPlan] = []
   for tensor in plan:
     if part and sum(other.bytes for other in part) + tensor.bytes > max_bytes:
       yield part
@@ -236,8 +249,8 @@ def _cut(plan: Sequence[Planned], max_bytes: int) -> Iterator[list[Planned]]:
   yield part
 
 
-def _write_file(file: BinaryIO, part: list[Planned], arrays: Iterator[np.ndarray]) -> None:
-  # "pt" is the layout's name, required by from_pretrained; no torch is involved
+def _write_file(file: BinaryIO, part: list[TensorPlan], arrays: Iterator[np.ndarray]) -> None:
+  # from_pretrained requires "pt", the name of the layout; torch is not needed.
   header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
   names = {dtype: name for name, dtype in DTYPES.items()}
   end = 0
@@ -249,12 +262,12 @@ def _write_file(file: BinaryIO, part: list[Planned], arrays: Iterator[np.ndarray
     }
     end += tensor.bytes
   text = json.dumps(header).encode()
-  text += b" " * (-len(text) % 8)  # so that the values are aligned
+  text += b" " * (-len(text) % 8)  # aligns the values
   file.write(len(text).to_bytes(8, "little") + text)
   for tensor in part:
     array = next(arrays)
     if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
-      raise ValueError(f"{tensor} was planned, {array.dtype} {array.shape} came to be written")
+      raise ValueError(f"the plan has {tensor}, but the array is {array.dtype} {array.shape}")
     values = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     for start in range(0, len(values), BLOCK_BYTES):
       file.write(values[start : start + BLOCK_BYTES].tobytes())

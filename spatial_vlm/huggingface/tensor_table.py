@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face Qwen3-VL checkpoint, and the parameters that hold each of them here."""
+"""The table of tensors of a Hugging Face Qwen3-VL checkpoint, with the parameters that each of them becomes here."""
 
 import dataclasses
 import functools
@@ -9,17 +9,17 @@ from spatial_vlm.model.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """A tensor of the checkpoint and the leaves that hold it here.
+  """A tensor of the checkpoint and the paths of its parameters.
 
   A matrix is [out, in] in the checkpoint and [in, out] here, where in and out may be several axes (heads, a patch's
-  channels, frames, rows and columns); everything else differs in shape at most.
+  channels, frames, rows and columns); other tensors differ in shape at most.
   """
 
   name: str
-  """`{}` stands for the number of the layer: the leaves are stacks."""
+  """With `{}` for the number of the layer, if the parameters are stacks."""
   shape: tuple[int, ...]
   paths: tuple[str, ...]
-  """More than one: the tensor is theirs joined on the first axis (fused q, k, v)."""
+  """Several if the tensor concatenates their matrices on the first axis (fused q, k, v)."""
   is_matrix: bool = False
 
   @property
@@ -27,14 +27,14 @@ class Tensor:
     return "{}" in self.name
 
   def names(self, shape: tuple[int, ...]) -> Iterator[str]:
-    """Of the tensor in each layer, where its parameters are of this shape."""
+    """Yields the tensor's name in each layer of parameters of this shape."""
     if not self.is_stacked:
       return iter([self.name])
     return (self.name.format(layer) for layer in range(shape[0]))
 
 
 def tensors(config: ModelConfig) -> list[Tensor]:
-  """Every tensor of the checkpoint, named as by transformers 5.23."""
+  """Returns every tensor of the checkpoint, named as in transformers 5.23."""
   vision, text = config.vision, config.text
   D, F = vision.hidden_size, vision.intermediate_size
   patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
@@ -112,8 +112,8 @@ def _merger(config: ModelConfig, name: str, norm_width: int, ours: str) -> list[
 
 
 @functools.cache
-def places(config: ModelConfig) -> Mapping[str, tuple[Tensor, int]]:
-  """Path of each parameter -> its tensor, and which part of it."""
+def tensor_of_parameter(config: ModelConfig) -> Mapping[str, tuple[Tensor, int]]:
+  """Returns path of a parameter -> (its tensor, number of the parameter in it)."""
   return {
     path: (tensor, part) for tensor in tensors(config) for part, path in enumerate(tensor.paths)
   }

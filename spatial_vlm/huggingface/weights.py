@@ -1,7 +1,7 @@
-"""Hugging Face checkpoint folders to and from stacked parameters.
+"""Reads and writes the weights of Hugging Face checkpoint folders as stacked parameters.
 
-Weights go tensor by tensor between the files and the slices of the stacks that this process's devices hold: no second
-copy of the model is ever made.
+Weights move tensor by tensor between the files and the slices of the stacks on this process's devices. There is never a
+second copy of the model.
 """
 
 import collections
@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,78 +20,79 @@ from jaxtyping import ArrayLike, DTypeLike
 
 from spatial_vlm.huggingface.safetensors_folder import (
   DTYPES,
-  Planned,
-  Stored,
+  StoredTensor,
+  TensorPlan,
   inventory,
   row_blocks,
   write_folder,
 )
 from spatial_vlm.huggingface.tensor_slices import Index, bounds_of, box_of
-from spatial_vlm.huggingface.tensor_table import Tensor, places, tensors
+from spatial_vlm.huggingface.tensor_table import Tensor, tensor_of_parameter, tensors
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
-from spatial_vlm.parameters.int8 import source_of
-from spatial_vlm.parameters.lora import effective
+from spatial_vlm.parameters.int8 import source_and_conversion
+from spatial_vlm.parameters.lora import effective_kernels
+from spatial_vlm.parameters.partition import flatten, unflatten
+from spatial_vlm.parameters.paths import path_name
 from spatial_vlm.types import Params
 
 CONFIG_FILE = "config.json"
 MAX_FILE_BYTES = 5 * 10**9
-"""As transformers cuts."""
+"""Size of a file's values at which transformers starts the next file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointFolder:
-  """A folder whose headers were found to fit its config.json; no weight is read yet."""
+  """A folder whose headers agree with its config.json; the weights are not read yet."""
 
   config: ModelConfig
   shapes: Params
-  """Of all parameters, in the types of the files (`jax.ShapeDtypeStruct`)."""
-  stored: Mapping[str, Stored]
+  """Shapes of all parameters, in the types of the files (`jax.ShapeDtypeStruct`)."""
+  stored: Mapping[str, StoredTensor]
 
   def read(self, wanted: Params) -> Params:
-    """The parameters as `wanted` describes them, a tree of `jax.ShapeDtypeStruct` with the shapes of `shapes`.
+    """Returns the parameters that `wanted` describes, a tree of `jax.ShapeDtypeStruct` with the shapes of `shapes`.
 
-    A leaf with a sharding becomes an array of the whole mesh: this process reads what its own devices hold of it, once.
-    One without becomes a NumPy array. Values are cast to the leaf's dtype. A kernel may be wanted in int8 (see
-    `parameters.int8.storage_shapes`): it is quantized on the host, by whole rows, whatever part is held here, and its
-    files are read twice, once for the scales. Held beside the result: one leaf's slices, and a block of a file.
+    A leaf with a sharding becomes an array on the whole mesh; this process reads the parts of its own devices, once. A
+    leaf without a sharding becomes a NumPy array. Values are cast to the leaf's dtype. Kernels may be wanted in int8
+    (`parameters.int8.storage_shapes`): they are quantized on the host by whole rows, also if a device holds a part of
+    them, and their files are read twice, once for the scales. Memory besides the result: one leaf's slices, and one
+    block of a file.
     """
     return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: self._leaf(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
-      wanted,
+      lambda path, leaf: self._read_leaf(path_name(path), leaf), wanted
     )
 
-  def _leaf(self, path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
+  def _read_leaf(self, path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
     if leaf.sharding is None:
       return self.slices(path, leaf, [(slice(None),) * len(leaf.shape)])[0]
-    where = leaf.sharding.addressable_devices_indices_map(leaf.shape)
-    return jax.make_array_from_single_device_arrays(
-      leaf.shape, leaf.sharding, self.on_devices(path, leaf, where)
-    )
+    index_of_device = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+    parts = self.on_devices(path, leaf, index_of_device)
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 
   def on_devices(
-    self, path: str, leaf: jax.ShapeDtypeStruct, where: Mapping[jax.Device, Index]
+    self, path: str, leaf: jax.ShapeDtypeStruct, index_of_device: Mapping[jax.Device, Index]
   ) -> list[jax.Array]:
-    """The part of the parameter that each device is to hold; devices that hold the same share one reading."""
+    """Returns each device's part of the parameter; devices with the same part share one read."""
     devices_of = collections.defaultdict(list)
-    for device, index in where.items():
+    for device, index in index_of_device.items():
       devices_of[bounds_of(index, leaf.shape)].append(device)
     indices = [tuple(slice(*bounds) for bounds in key) for key in devices_of]
     slices = self.slices(path, leaf, indices)
     slices.reverse()
-    placed = {}
+    arrays = {}
     for devices in devices_of.values():
-      part = slices.pop()  # so that nothing keeps it once it is on its devices
-      placed |= {device: jax.device_put(part, device) for device in devices}
-    # what is on its way is held on the host
-    return jax.block_until_ready([placed[device] for device in where])
+      part = slices.pop()  # drops the host's reference once the part is on its devices
+      arrays |= {device: jax.device_put(part, device) for device in devices}
+    # Transfers that are under way keep their host memory, so the next leaf waits for them.
+    return jax.block_until_ready([arrays[device] for device in index_of_device])
 
   def slices(
     self, path: str, leaf: jax.ShapeDtypeStruct, indices: Sequence[Index]
   ) -> list[np.ndarray]:
-    """Parts of the parameter at `path` ("text/embed/embedding"), cast to `leaf.dtype`; each file range is read once."""
-    source, made = source_of(path)
-    tensor, part = places(self.config)[source]
+    """Returns parts of the parameter at `path`, cast to `leaf.dtype`; each range of a file is read once."""
+    source, convert = source_and_conversion(path)
+    tensor, part = tensor_of_parameter(self.config)[source]
     boxes = [box_of(tensor, part, leaf.shape, index) for index in indices]
     result = [np.empty(box.shape, leaf.dtype) for box in boxes]
     matrices = [box.as_matrices(array) for box, array in zip(boxes, result, strict=True)]
@@ -107,7 +107,7 @@ class CheckpointFolder:
       if not takers:
         continue
       for first, block in row_blocks(self.stored[name], rows):
-        block = made(block)
+        block = convert(block)
         for box, matrix in takers:
           box.take(first, block, matrix)
     return result
@@ -117,9 +117,9 @@ def open_checkpoint(folder: epath.PathLike) -> CheckpointFolder:
   """Checks config.json and all headers of a Hugging Face Qwen3-VL folder, local or remote (gs://).
 
   Raises:
-    FileNotFoundError: no config.json, or no safetensors.
-    ValueError: the configuration is not a dense Qwen3-VL; or files are missing, damaged, or lie outside the folder, or
-      tensors are missing, unknown, or of another shape or type: everything is listed in one error.
+    FileNotFoundError: config.json or the safetensors are missing.
+    ValueError: the configuration is not a dense Qwen3-VL; files are missing, damaged or outside the folder; or tensors
+      are missing, unknown, or of another shape or type. One error lists all differences.
   """
   folder = epath.Path(folder)
   if not (folder / CONFIG_FILE).is_file():
@@ -128,23 +128,28 @@ def open_checkpoint(folder: epath.PathLike) -> CheckpointFolder:
     )
   config = ModelConfig.from_huggingface(json.loads((folder / CONFIG_FILE).read_text()))
   found = inventory(folder)
-  shapes = abstract_params(config)
-  expected = {
-    name: tensor
-    for tensor in tensors(config)
-    for name in tensor.names(_at(shapes, tensor.paths[0]).shape)
-  }
+  expected = _tensors_by_name(config)
   problems = [*found.problems, *_problems(expected, found.tensors, found.lost)]
   if problems:
     raise ValueError(
       f"The weights in {folder} are not those of its {CONFIG_FILE} ({len(problems)} differences):\n  "
       + "\n  ".join(problems)
     )
-  return CheckpointFolder(config, _in_stored_dtypes(config, shapes, found.tensors), found.tensors)
+  return CheckpointFolder(config, _stored_shapes(config, found.tensors), found.tensors)
+
+
+def _tensors_by_name(config: ModelConfig) -> dict[str, Tensor]:
+  """Returns name in the files -> tensor, for every layer, in the order of the table."""
+  shapes = flatten(abstract_params(config))
+  return {
+    name: tensor
+    for tensor in tensors(config)
+    for name in tensor.names(shapes[tensor.paths[0]].shape)
+  }
 
 
 def _problems(
-  expected: Mapping[str, Tensor], found: Mapping[str, Stored], lost: set[str]
+  expected: Mapping[str, Tensor], found: Mapping[str, StoredTensor], lost: set[str]
 ) -> list[str]:
   missing = sorted(expected.keys() - found.keys() - lost)
   problems = [f"missing: {name} {list(expected[name].shape)}" for name in missing]
@@ -168,39 +173,14 @@ def _problems(
   return problems
 
 
-def _in_stored_dtypes(config: ModelConfig, shapes: Params, stored: Mapping[str, Stored]) -> Params:
-  result: Params = {}
-  for path, (tensor, _) in places(config).items():
-    leaf = _at(shapes, path)
-    dtype = DTYPES[stored[next(tensor.names(leaf.shape))].dtype]
-    _set(result, path, jax.ShapeDtypeStruct(leaf.shape, dtype))
-  return result
-
-
-def read_checkpoint(folder: epath.PathLike) -> tuple[ModelConfig, Params]:
-  """Configuration of a folder, and its parameters as NumPy arrays in the dtype of the file.
-
-  Raises what `open_checkpoint` raises.
-  """
-  checkpoint = open_checkpoint(folder)
-  return checkpoint.config, checkpoint.read(checkpoint.shapes)
-
-
-def write_checkpoint(
-  folder: epath.PathLike,
-  config: ModelConfig,
-  params: Params,
-  dtype: DTypeLike | None = None,
-  max_file_bytes: int = MAX_FILE_BYTES,
-) -> None:
-  """Writes config.json and safetensors, which transformers' `from_pretrained` loads.
-
-  `params` hold NumPy arrays or arrays of any sharding, also over several processes: all of them call this, the first
-  one writes. `dtype` is by default that of the parameters. See `stream_checkpoint`.
-  """
-  table = _at(params, "text/embed/embedding")
-  dtype = table.dtype if dtype is None else dtype
-  stream_checkpoint(folder, config, functools.partial(_at, params), dtype, max_file_bytes)
+def _stored_shapes(config: ModelConfig, stored: Mapping[str, StoredTensor]) -> Params:
+  """Returns the shapes of all parameters, in the types of the files."""
+  shapes, result = flatten(abstract_params(config)), {}
+  for path, (tensor, _) in tensor_of_parameter(config).items():
+    shape = shapes[path].shape
+    dtype = DTYPES[stored[next(tensor.names(shape))].dtype]
+    result[path] = jax.ShapeDtypeStruct(shape, dtype)
+  return unflatten(result)
 
 
 def stream_checkpoint(
@@ -210,17 +190,20 @@ def stream_checkpoint(
   dtype: DTypeLike,
   max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-  """`write_checkpoint` of parameters that are made one after the other: `leaf_at(path)` gives the array at a path, or
-  the arrays that a kernel is made of (`parameters.lora.parts_at`), layer by layer.
+  """Writes config.json and safetensors, which transformers' `from_pretrained` loads, one tensor at a time.
 
-  One tensor at a time is on the host. A tied head is not stored twice. Weights that were in `folder`, which may be
-  remote (gs://), are replaced.
+  All processes call this; process 0 writes. A tied head is stored once. Weights that `folder`, local or remote (gs://),
+  already has are replaced.
+
+  Args:
+    leaf_at: returns the array at a path, of any sharding, or a dict of the arrays from which its kernel is made
+      (`parameters.lora.read_with_parts`).
   """
   folder, dtype = epath.Path(folder), np.dtype(dtype)
-  arrays = _streamed(config, leaf_at, dtype)
+  arrays = _stream(config, leaf_at, dtype)
   if jax.process_index() == 0:
     write_tensors(folder, config, arrays, dtype, max_file_bytes)
-  collections.deque(arrays, maxlen=0)  # the other processes take part in gathering
+  collections.deque(arrays, maxlen=0)  # processes other than 0 take part in gathering
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"written {folder}")
 
@@ -232,38 +215,35 @@ def write_tensors(
   dtype: np.dtype,
   max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-  """Writes config.json and the tensors of `planned(config, dtype)`, in their order."""
+  """Writes config.json and the tensors of `plan_tensors(config, dtype)`, in their order."""
   folder.mkdir(parents=True, exist_ok=True)
   description = {**config.to_huggingface(), "dtype": dtype.name}
   (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
-  write_folder(folder, planned(config, dtype), arrays, max_file_bytes)
+  write_folder(folder, plan_tensors(config, dtype), arrays, max_file_bytes)
 
 
-def planned(config: ModelConfig, dtype: np.dtype) -> list[Planned]:
-  """The files' tensors one by one, layers in their order."""
-  shapes = abstract_params(config)
+def plan_tensors(config: ModelConfig, dtype: np.dtype) -> list[TensorPlan]:
+  """Returns the tensors that a checkpoint's files hold, in the order of the table and of the layers."""
   return [
-    Planned(name, tensor.shape, dtype)
-    for tensor in tensors(config)
-    for name in tensor.names(_at(shapes, tensor.paths[0]).shape)
+    TensorPlan(name, tensor.shape, dtype) for name, tensor in _tensors_by_name(config).items()
   ]
 
 
-def _streamed(
+def _stream(
   config: ModelConfig, leaf_at: Callable[[str], np.ndarray | jax.Array | Params], dtype: np.dtype
 ) -> Iterator[np.ndarray]:
-  """The tensors of the checkpoint, in the order of the table."""
+  """Yields the tensors of the checkpoint, in the order of the table."""
   for tensor in tensors(config):
     leaves = [leaf_at(path) for path in tensor.paths]
     stacked = jax.tree.leaves(leaves)[0]
     layers = range(len(stacked)) if tensor.is_stacked else [None]
     for layer in layers:
-      yield _joined(tensor, [_on_host(leaf, layer, dtype) for leaf in leaves])
-    del leaves, stacked  # before the next ones are made
+      yield _join_parts(tensor, [_on_host(leaf, layer, dtype) for leaf in leaves])
+    del leaves, stacked  # frees them before the next ones are made
 
 
-def _joined(tensor: Tensor, parts: list[np.ndarray]) -> np.ndarray:
-  """One tensor of the checkpoint from its parameters."""
+def _join_parts(tensor: Tensor, parts: list[np.ndarray]) -> np.ndarray:
+  """Returns a tensor of the checkpoint, made of its parameters."""
   count = tensor.shape[0] // len(parts)
   if tensor.is_matrix:
     rows = [part.reshape(-1, count).T for part in parts]
@@ -275,39 +255,28 @@ def _joined(tensor: Tensor, parts: list[np.ndarray]) -> np.ndarray:
 def _on_host(
   leaf: np.ndarray | jax.Array | Params, layer: int | None, dtype: np.dtype
 ) -> np.ndarray:
-  """A layer of a stack (or the whole array), cast, in the memory of this process wherever it lies."""
+  """Returns a layer of a stack (or the whole array), cast, in this process's memory."""
   if isinstance(leaf, np.ndarray):
     return (leaf if layer is None else leaf[layer]).astype(dtype, copy=False)
-  # a new array, since an array keeps the host's copy that was once made of it
+  # This makes a new array: a JAX array that was once copied to the host keeps that copy.
   array = jax.tree.leaves(leaf)[0]
-  everywhere = (
+  replicated = (
     None if array.is_fully_addressable else NamedSharding(array.sharding.mesh, PartitionSpec())
   )
-  return np.asarray(_picker(dtype, everywhere)(leaf, layer))
+  return np.asarray(_layer_selector(dtype, replicated)(leaf, layer))
 
 
 @functools.cache
-def _picker(dtype: np.dtype, sharding: NamedSharding | None) -> Callable[..., jax.Array]:
-  def pick(leaf, layer: ArrayLike | None):
+def _layer_selector(dtype: np.dtype, sharding: NamedSharding | None) -> Callable[..., jax.Array]:
+  def select(leaf, layer: ArrayLike | None):
     if layer is not None:
       leaf = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), leaf)
-    kernel = effective(leaf)["kernel"] if isinstance(leaf, dict) else leaf
+    kernel = effective_kernels(leaf)["kernel"] if isinstance(leaf, dict) else leaf
     return kernel.astype(dtype)
 
-  return jax.jit(pick, out_shardings=sharding)
+  return jax.jit(select, out_shardings=sharding)
 
 
 def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
-  """Shapes of the parameters (`jax.ShapeDtypeStruct`), without making any."""
+  """Returns the shapes of the parameters (`jax.ShapeDtypeStruct`) without allocating them."""
   return jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
-
-
-def _at(params: Params, path: str) -> Any:
-  return functools.reduce(lambda tree, name: tree[name], path.split("/"), params)
-
-
-def _set(params: Params, path: str, leaf: Any) -> None:
-  *parents, name = path.split("/")
-  for parent in parents:
-    params = params.setdefault(parent, {})
-  params[name] = leaf

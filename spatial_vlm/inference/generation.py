@@ -1,43 +1,42 @@
-"""Putting questions to a policy: prompts of one fixed shape in, written answers out."""
+"""Batched generation: questions of one padded shape in, judged answers out."""
 
-import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
-from etils import epath
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from spatial_vlm import answers, sharding
+from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
-from spatial_vlm.data.pipeline import ordered_batches
-from spatial_vlm.data.reading import ReadOptions
-from spatial_vlm.data.records import Example, Take
+from spatial_vlm.data.records import Example
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.policy import (
   Generation,
   Policy,
   PromptShape,
   collate,
+  decode_completions,
   encode_question,
-  written,
 )
-from spatial_vlm.inference.questions import Plan
+from spatial_vlm.inference.questions import PreparedQuestion, QuestionBuilder
+from spatial_vlm.model.qwen3_vl import prefill
 from spatial_vlm.processor.chat import Encoded
 from spatial_vlm.rollout import sampler
+from spatial_vlm.tasks.task import Task
 from spatial_vlm.types import Params, Prompts
 
 
 def greedy(
   policy: Policy, params: Params, prompts: Prompts, max_new_tokens: int
 ) -> sampler.Completions:
-  """The likeliest answer to every prompt, token by token."""
+  """Generates the answer to every prompt from the most likely token at each step."""
   return sampler.generate(
     params,
     prompts,
-    jax.random.key(0),  # a greedy choice draws nothing
+    jax.random.key(0),  # greedy decoding draws nothing
     policy.forbidden_tokens,
     model=policy.model,
     sampling=sampler.SamplingSettings(
@@ -50,70 +49,88 @@ def greedy(
   )
 
 
-def written_verdicts(policy: Policy, prompts: Prompts, texts: Sequence[Generation]) -> list[int]:
-  """1 yes, 0 no, −1 when the answer does not parse or was cut off."""
-  parsed = [None if text.truncated else answers.parse(text.text) for text in texts]
+Judge = Callable[[Task, Policy, Prompts, Sequence[Generation]], list[int]]
+"""Returns the verdict of each answer, −1 for none."""
+
+
+def parsed_verdicts(
+  task: Task, policy: Policy, prompts: Prompts, texts: Sequence[Generation]
+) -> list[int]:
+  """Parses the verdicts; −1 where an answer does not parse or was cut off."""
+  parsed = [None if text.truncated else task.grammar.parse(text.text) for text in texts]
   return [-1 if answer is None else answer.verdict for answer in parsed]
 
 
-Row = tuple[Example, Plan, Encoded]
+def likeliest_verdicts(
+  task: Task, policy: Policy, prompts: Prompts, texts: Sequence[Generation]
+) -> list[int]:
+  """Returns the verdict whose first word is the most likely first token of the answer; the lowest of equals."""
+  verdicts = sorted(task.first_words)
+  words = [policy.processor.encode_text(task.first_words[verdict]) for verdict in verdicts]
+  ids = [token for (token,) in words]
+  logits = _first_token_logits(policy.params, prompts, policy.model)
+  best = np.asarray(jnp.argmax(logits[:, jnp.array(ids)], axis=-1))
+  return [verdicts[i] for i in best]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _first_token_logits(params, prompts, model):
+  return prefill(params, model, prompts)[0]
+
+
+Row = tuple[Example, PreparedQuestion, Encoded]
 
 
 class BatchGenerator(NamedTuple):
-  """How statements are put to a policy, and its answers judged."""
+  """Asks a policy about examples, in batches, and judges its answers."""
 
   policy: Policy
   mesh: Mesh
-  """Batches are spread over it by rows; a batch that does not divide (one question) lies on all of its devices."""
+  """The rows of a batch are spread over it; a batch that does not divide (one question) is on all of its devices."""
   shape: PromptShape
   max_new_tokens: int
-  plan: Callable[[str], Plan]
-  """Caption -> the form and words of the question."""
-  judge: Callable[[Policy, Prompts, Sequence[Generation]], list[int]] = written_verdicts
+  questions: QuestionBuilder
+  judge: Judge = parsed_verdicts
 
   def encode(self, example: Example) -> Row:
-    """Raises UnusableRecord when the prompt is too long."""
-    plan = self.plan(example.record.caption)
-    row = encode_question(self.policy.processor, example.image, plan.question)
+    """Builds and encodes the question; raises UnusableRecord when the prompt is too long."""
+    question = self.questions(example.record.caption)
+    row = encode_question(self.policy.processor, example.image, question.text)
     self.shape.check(row)
-    return example, plan, row
+    return example, question, row
 
   def answer(self, rows: Sequence[Row], ids: Sequence[int]) -> list[Prediction]:
-    """Predictions for the rows whose id is not −1: those only fill the batch."""
+    """Returns predictions for the rows whose id is not −1; the others only fill the batch."""
     policy = self.policy
     encoded = [row for _, _, row in rows]
     prompts = collate(policy.processor, encoded, ids, [-1] * len(ids), self.shape)
     prompts = sharding.make_global_batch(self.mesh, prompts)
-    with jax.set_mesh(self.mesh):  # for kernels, which are cut for it by hand
+    with jax.set_mesh(self.mesh):  # kernels are partitioned by hand and read the mesh
       completions = greedy(policy, policy.params, prompts, self.max_new_tokens)
-    texts = written(policy, completions)
-    verdicts = self.judge(policy, prompts, texts)
+    texts = decode_completions(policy, completions)
+    verdicts = self.judge(self.questions.task, policy, prompts, texts)
     return [
-      prediction(*row, text, verdict)
+      _prediction(*row, text, verdict)
       for row, id, text, verdict in zip(rows, ids, texts, verdicts, strict=True)
       if id >= 0
     ]
 
 
-def on_mesh(policy: Policy, mesh: Mesh) -> Policy:
-  """The same, its weights over the mesh."""
-  shardings = sharding.param_shardings(mesh, policy.params)
-  return policy._replace(params=jax.device_put(policy.params, shardings))
-
-
 def check_batch(config: Config, mesh: Mesh) -> None:
-  """Raises UsageError for batches that the devices cannot share out, or that cannot be in flight together; and where
-  other processes would ask the same."""
+  """Raises UsageError for batches that do not divide over the devices or cannot be in flight together.
+
+  Also raises it in a run of several processes, which would all ask the same questions.
+  """
   if jax.process_count() > 1:
     raise UsageError(
-      f"{jax.process_count()} processes see each other's devices here; questions are asked by one: use a machine that "
-      "is not part of a larger TPU slice, or start one process"
+      f"{jax.process_count()} processes see each other's devices here; one process asks the questions: use a machine "
+      "that is not part of a larger TPU slice, or start one process"
     )
   parts = sharding.axis_product(mesh, sharding.ROWS)
   if config.batch_size % parts:
     raise UsageError(
       f"batch_size is {config.batch_size}; it must be a multiple of mesh.slice × mesh.data × mesh.fsdp = {parts}, "
-      "which share its rows"
+      "over which its rows are spread"
     )
   if config.in_flight > 1 and mesh.size > 1:
     raise UsageError(
@@ -122,91 +139,8 @@ def check_batch(config: Config, mesh: Mesh) -> None:
     )
 
 
-END = '{"end": true}'
-"""Last line of a part; without it the part was being written when the run was killed."""
-
-
-def stored_answers(
-  folder: epath.Path,
-  asker: BatchGenerator,
-  examples: Take,
-  batch_size: int,
-  in_flight: int,
-  max_bad_share: float,
-  name: str,
-) -> list[Prediction]:
-  """Answers to all examples: those that earlier starts left in `folder`, one file a batch, and the missing ones.
-
-  `in_flight` batches are answered at a time.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
-  batches = -(-len(examples) // batch_size)
-  predictions: list[Prediction] = []
-  done = 0
-  while done < batches and (stored := read_part(folder / f"part-{done:05d}.jsonl")) is not None:
-    predictions += stored
-    done += 1
-  start = min(done * batch_size, len(examples))
-  missing = ordered_batches(
-    examples,
-    asker.encode,
-    lambda rows, ids: (rows, ids.tolist()),
-    batch_size,
-    ReadOptions(max_bad_share=max_bad_share),
-    start=start,
-    skipped=sorted({*range(start)} - {p.id for p in predictions}),
-  )
-  right = sum(p.right for p in predictions)
-  results = in_order(lambda batch: asker.answer(*batch), missing, in_flight)
-  bar = tqdm(results, desc=name, initial=done, total=batches, dynamic_ncols=True)
-  for number, answered in enumerate(bar, done):
-    lines = [*(p.to_json() for p in answered), END]
-    (folder / f"part-{number:05d}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    predictions += answered
-    right += sum(p.right for p in answered)
-    bar.set_postfix(accuracy=f"{right / max(len(predictions), 1):.3f}")
-  return predictions
-
-
-def in_order(work: Callable[[Any], Any], items: Iterable[Any], in_flight: int) -> Iterator[Any]:
-  """`work(item)` of each item in turn, while `in_flight` of them are worked on in threads.
-
-  On a CPU the small products of decoding keep one core busy: two batches keep two. On an accelerator the words of one
-  batch are read while the next is generated. Where reading the items fails, those read before are worked on first.
-  """
-  waiting: collections.deque[Future] = collections.deque()
-  pool = ThreadPoolExecutor(in_flight)
-  try:
-    for item in _failing_last(items):
-      waiting.append(item if isinstance(item, Future) else pool.submit(work, item))
-      if len(waiting) > in_flight:  # one more than are worked on: no thread waits for the caller
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
-def _failing_last(items: Iterable[Any]) -> Iterator[Any]:
-  """The items, and in place of an error behind them a future that raises it."""
-  try:
-    yield from items
-  except Exception as error:
-    future: Future = Future()
-    future.set_exception(error)
-    yield future
-
-
-def read_part(path: epath.Path) -> list[Prediction] | None:
-  """Predictions of a finished part, else None."""
-  if not path.exists():
-    return None
-  *lines, last = path.read_text().splitlines() or [""]
-  return [Prediction.from_json(line) for line in lines] if last == END else None
-
-
-def prediction(
-  example: Example, plan: Plan, row: Encoded, text: Generation, verdict: int
+def _prediction(
+  example: Example, question: PreparedQuestion, row: Encoded, text: Generation, verdict: int
 ) -> Prediction:
   return Prediction(
     id=example.id,
@@ -219,5 +153,5 @@ def prediction(
     generated_tokens=text.tokens,
     prompt_tokens=len(row.tokens),
     truncated=text.truncated,
-    retrieved=plan.behavior.name if plan.behavior else None,
+    retrieved=question.behavior.name if question.behavior else None,
   )

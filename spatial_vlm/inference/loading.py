@@ -23,11 +23,14 @@ def load_policy(
   mesh: Mesh | None = None,
   subset: Subset = EVERYTHING,
 ) -> Policy:
-  """Model and processor of a Hugging Face folder; with a seed, its architecture with freshly drawn weights.
+  """Loads the model and the processor of a Hugging Face folder.
 
-  To ask, leave `mesh` out: the weights are NumPy arrays in the types of the files. To train, give it: what trains is
-  float32, what is frozen has the type that `subset` says; they lie over the mesh, and each process reads what its
-  devices hold.
+  Args:
+    folder: Hugging Face folder, or the name of one.
+    from_scratch_seed: draws fresh weights for the folder's architecture instead of reading them.
+    mesh: None for inference: the weights are NumPy arrays in the types of the files. For training, the weights are laid
+      out over this mesh, and each process reads what its devices hold.
+    subset: the parameters that train, in float32; frozen ones have the type that it sets.
   """
   path = find_folder(folder)
   processor = Processor.from_folder(path)
@@ -44,10 +47,12 @@ def load_policy(
 
 
 def training_shapes(mesh: Mesh, model: ModelConfig, subset: Subset = EVERYTHING) -> Params:
-  """The weights as they are held to train, laid out over the mesh, as `jax.ShapeDtypeStruct`s: float32, but for those
-  that are frozen (`parameters.int8.storage_shapes`)."""
+  """Returns the weights as training stores them, laid out over the mesh, as `jax.ShapeDtypeStruct`s.
+
+  They are float32, except for frozen ones (see `parameters.int8.storage_shapes`).
+  """
   shapes = flatten(storage_shapes(abstract_params(model), subset))
-  # a model without DeepStack has stacks of no layer, which no file holds
+  # A model without DeepStack has stacks of zero layers, which no file contains.
   return with_param_shardings(
     mesh, unflatten({path: leaf for path, leaf in shapes.items() if leaf.size})
   )

@@ -1,12 +1,14 @@
-"""A policy: a model with its weights and what it takes to ask it something and to read what it wrote."""
+"""A policy: a model with its weights, its processor, and functions that encode questions and decode answers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
+from spatial_vlm import sharding
 from spatial_vlm.data.messages import messages
 from spatial_vlm.data.records import UnusableRecord
 from spatial_vlm.model.config import ModelConfig
@@ -17,7 +19,7 @@ from spatial_vlm.types import Params, Prompts
 
 
 class Policy(NamedTuple):
-  """A model with its weights and all that is needed to ask it something."""
+  """A model with its weights and everything that is needed to ask it."""
 
   processor: Processor
   model: ModelConfig
@@ -26,24 +28,29 @@ class Policy(NamedTuple):
 
   @property
   def forbidden_tokens(self) -> np.ndarray:
-    """Bool[V]: ids that generation never produces (images, padding, control tokens but the end of a turn)."""
-    forbidden_tokens = np.zeros(self.model.text.vocab_size, bool)
-    forbidden_tokens[list(self.special.never_sampled)] = True
-    return forbidden_tokens
+    """Bool[V]: ids that are never generated (images, padding, control tokens except the end of a turn)."""
+    forbidden = np.zeros(self.model.text.vocab_size, bool)
+    forbidden[list(self.special.never_sampled)] = True
+    return forbidden
 
   def on_device(self) -> "Policy":
-    """The same, its weights uploaded once rather than for every batch and question."""
+    """Returns the policy with its weights on the device, so that they are not uploaded for every batch."""
     return self._replace(params=jax.device_put(self.params))
+
+  def on_mesh(self, mesh: Mesh) -> "Policy":
+    """Returns the policy with its weights laid out over the mesh."""
+    shardings = sharding.param_shardings(mesh, self.params)
+    return self._replace(params=jax.device_put(self.params, shardings))
 
 
 class PromptShape(NamedTuple):
-  """Every prompt is padded to `tokens` tokens and `patches` patches, so that one program serves all."""
+  """Tokens and patches that every prompt is padded to, so that one program serves all prompts."""
 
   tokens: int
   patches: int
 
   def check(self, row: Encoded) -> None:
-    """Raises UnusableRecord for a prompt that is longer."""
+    """Raises UnusableRecord for a prompt that does not fit."""
     if len(row.tokens) > self.tokens or row.patches > self.patches:
       raise UnusableRecord(
         f"the prompt has {len(row.tokens)} tokens and {row.patches} patches; prompt_tokens is {self.tokens} and "
@@ -52,14 +59,18 @@ class PromptShape(NamedTuple):
 
 
 class Generation(NamedTuple):
-  """An answer as generated; `tokens` counts its end-of-turn token, `truncated` tells that there was no room for one."""
+  """A generated answer."""
 
   text: str
+  """Without the end-of-turn token."""
   tokens: int
+  """Number of generated tokens, the end-of-turn token included."""
   truncated: bool
+  """Whether generation stopped at its limit, before an end-of-turn token."""
 
 
 def encode_question(processor: Processor, image: Image.Image | np.ndarray, text: str) -> Encoded:
+  """Encodes one question about one image, up to where the answer begins."""
   return encode(processor, messages(image, text), generation_prompt=True)
 
 
@@ -70,14 +81,14 @@ def collate(
   labels: Sequence[int],
   shape: PromptShape,
 ) -> Prompts:
-  """Raises UnusableRecord when a prompt does not fit into `shape`."""
+  """Pads encoded questions into one batch; raises UnusableRecord for a prompt that does not fit into `shape`."""
   for row in rows:
     shape.check(row)
   return collate_prompts(rows, processor, ids, labels, shape.tokens, shape.patches)
 
 
-def written(policy: Policy, completions: sampler.Completions) -> list[Generation]:
-  """Generated rows as text."""
+def decode_completions(policy: Policy, completions: sampler.Completions) -> list[Generation]:
+  """Decodes generated rows."""
   tokens, mask = jax.device_get((completions.tokens, completions.mask))
   texts = []
   for row, real in zip(tokens, mask, strict=True):

@@ -1,47 +1,77 @@
-"""How a question is asked: with a recalled behavior, or for the full chain."""
+"""The only builder of questions: from a caption to the words that a policy is asked, with or without a behavior."""
 
 import dataclasses
 from collections.abc import Sequence
 
+from etils import epath
+
 from spatial_vlm.reuse.behaviors import Behavior
+from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
 from spatial_vlm.reuse.masking import mask_objects
-from spatial_vlm.tasks import statements
+from spatial_vlm.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """The form in which a statement is to be answered, and the question that asks for it."""
+class PreparedQuestion:
+  """A question as it is asked."""
 
   form: str
-  """"short" with a behavior, else "chain"."""
-  question: str
-  behavior: Behavior | None
-  similarity: float
+  """Form of the answer that it asks for: "short" with a behavior, else "chain" or "direct"."""
+  text: str
+  behavior: Behavior | None = None
+  similarity: float = 0.0
   """Of the behavior's question to the one asked; 0 without a behavior."""
 
 
-def plan_answers(index: BehaviorIndex, captions: Sequence[str], max_tokens: int) -> list[Plan]:
-  """Recalls the most similar behavior for each caption.
+@dataclasses.dataclass(frozen=True)
+class Recall:
+  """How behaviors are recalled."""
 
-  Where it is below the index's floor, or its line has more than `max_tokens` tokens, the full chain is asked for: the
-  next in similarity may be about the opposite.
-  """
-  found = index.search([mask_objects(caption) for caption in captions], 1)
-  return [
-    _plan(caption, matches, max_tokens) for caption, matches in zip(captions, found, strict=True)
-  ]
+  index: BehaviorIndex
+  behavior_tokens: int
+  """Limit on the tokens of one recalled behavior."""
 
 
-def plain_question(caption: str, form: str) -> Plan:
-  """Asks for an answer in `form` ("chain" or "direct") without recalling anything."""
-  return Plan(form, statements.question(caption, form), None, 0.0)
+@dataclasses.dataclass(frozen=True)
+class QuestionBuilder:
+  """Builds the questions of a task: in one form, or in the short form wherever a behavior is recalled."""
+
+  task: Task
+  form: str
+  """Form of an answer without a recalled behavior."""
+  recall: Recall | None = None
+
+  def __call__(self, caption: str) -> PreparedQuestion:
+    """Builds the question about one caption."""
+    (question,) = self.build_all([caption])
+    return question
+
+  def build_all(self, captions: Sequence[str]) -> list[PreparedQuestion]:
+    """Builds the questions about several captions, with one search of the index.
+
+    Where the most similar behavior is not similar enough or has more than `behavior_tokens` tokens, none is recalled:
+    the next in similarity may state the opposite.
+    """
+    if self.recall is None:
+      return [self.without_behavior(caption) for caption in captions]
+    found = self.recall.index.search([mask_objects(caption) for caption in captions], 1)
+    questions = []
+    for caption, matches in zip(captions, found, strict=True):
+      fitting = [(b, s) for b, s in matches if b.tokens <= self.recall.behavior_tokens]
+      if not fitting:
+        questions.append(self.without_behavior(caption))
+        continue
+      ((behavior, similarity),) = fitting
+      text = self.task.question(caption, "short", behavior.line)
+      questions.append(PreparedQuestion("short", text, behavior, similarity))
+    return questions
+
+  def without_behavior(self, caption: str) -> PreparedQuestion:
+    """Builds the question about one caption in the builder's own form."""
+    return PreparedQuestion(self.form, self.task.question(caption, self.form, None))
 
 
-def _plan(caption: str, matches: Sequence[tuple[Behavior, float]], max_tokens: int) -> Plan:
-  for behavior, similarity in matches:
-    if behavior.tokens <= max_tokens:
-      return Plan(
-        "short", statements.question(caption, "short", behavior.line), behavior, similarity
-      )
-  return plain_question(caption, "chain")
+def load_recall(folder: epath.PathLike, behavior_tokens: int) -> Recall:
+  """Loads the index that `behaviors` wrote; raises HandbookError for a damaged one."""
+  return Recall(BehaviorIndex.load(folder, LexicalEmbedder()), behavior_tokens)

@@ -1,1 +1,1 @@
-"""Qwen3-VL in JAX: configuration, towers, pure functions over stacked parameters, Hugging Face weights."""
+"""Qwen3-VL in JAX: configuration, both towers, and pure functions over stacked parameters."""

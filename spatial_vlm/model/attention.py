@@ -1,7 +1,7 @@
-"""The mathematics of attention, for both towers and the cache: rotary positions, masks, grouped-query attention.
+"""Attention of both towers and of the cache: rotary positions, masks, grouped-query attention.
 
 Reference: transformers 5.23, models/qwen3_vl/modeling_qwen3_vl.py. Rotation and softmax are computed in float32.
-`flash.attention` computes the same as `plain_attention` by a kernel where the platform has one.
+`flash.attention` computes the same function as `plain_attention` with the platform's kernel, if there is one.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from spatial_vlm.model.stack import CONTEXT
 
 
 def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float[Array, "B T N H"]:
-  """Rotary position embedding (RoFormer, Eq. 34), pairs taken half a head width apart."""
+  """Applies rotary position embedding (RoFormer, Eq. 34) to pairs that are half a head width apart."""
   cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -26,7 +26,10 @@ def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float
 def mrope_angles(
   positions: Int[Array, "B T 3"], head_dim: int, theta: float, section: tuple[int, int, int]
 ) -> Float[Array, "B T {head_dim//2}"]:
-  """Interleaved M-RoPE: frequency f turns with the time, height or width position in the order THWTHW…THWTT…T."""
+  """Returns the angles of interleaved M-RoPE.
+
+  Frequencies use the time, height or width position in the order THWTHW…THWTT…T.
+  """
   axis = np.zeros(head_dim // 2, np.int32)
   for dim in (1, 2):
     axis[dim : 3 * section[dim] : 3] = dim
@@ -38,7 +41,7 @@ def mrope_angles(
 def axial_angles(
   coords: Int[Array, "B M 2"], head_dim: int, theta: float
 ) -> Float[Array, "B M {head_dim//2}"]:
-  """2-D rotary angles of the vision tower: half of the frequencies turn with the row, half with the column."""
+  """Returns 2-D rotary angles of the vision tower: half of the frequencies use the row, half the column."""
   frequencies = _inverse_frequencies(head_dim // 2, theta)
   angles = coords[..., None].astype(jnp.float32) * frequencies[None, None, None]
   return angles.reshape(*coords.shape[:2], head_dim // 2)
@@ -50,10 +53,10 @@ def _inverse_frequencies(dim: int, theta: float) -> np.ndarray:
   ).astype(np.float32)
 
 
-def visible(segments: Int[Array, "B T"], causal: bool) -> Bool[Array, "B T T"]:
-  """True where a query (first T) may look at a key: in its own segment and, if `causal`, not behind it.
+def attention_mask(segments: Int[Array, "B T"], causal: bool) -> Bool[Array, "B T T"]:
+  """Returns True where a query (first T) attends to a key: one of its segment and, if `causal`, not a later one.
 
-  Padding (0) counts as a segment of its own: no real token looks at it, and none of its rows is empty.
+  Padding (0) is a segment of its own: no real token attends to it, and no row of the mask is empty.
   """
   mask = segments[:, :, None] == segments[:, None, :]
   return mask & np.tri(segments.shape[1], dtype=bool)[None] if causal else mask
@@ -66,8 +69,8 @@ def plain_attention(
   segments: Int[Array, "B T"],
   causal: bool,
 ) -> Float[Array, "B T N H"]:
-  """softmax(q kᵀ / √H) v over the `visible` keys, with G = N / K query heads to each key-value head."""
-  mask = visible(segments, causal)[:, None, None]
+  """Returns softmax(q kᵀ / √H) v under `attention_mask`, with G = N / K query heads per key-value head."""
+  mask = attention_mask(segments, causal)[:, None, None]
   grouped = _by_key_value_head(q, k)
   scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(_masked(scores, mask), axis=-1).astype(v.dtype)
@@ -76,10 +79,10 @@ def plain_attention(
 
 @flax.struct.dataclass
 class CacheBlock:
-  """Keys and values of consecutive slots, of one layer or (with a leading axis) of all.
+  """Keys and values of consecutive slots, of one layer or (with a leading axis) of all layers.
 
-  A block has as many rows as there are queries, or fewer: then each of its rows serves as many queries in a row (a
-  prompt, its samples). Keys are stored by channel: a score sums over H, so the slots lie side by side.
+  A block has one row per query row, or fewer: then several consecutive query rows (the samples of a prompt) share a
+  row. Keys are stored with the slots last, because a score sums over H.
   """
 
   keys: Float[Array, "... b K H S"]
@@ -93,9 +96,9 @@ def cached_attention(
   v: Float[Array, "B K 1 H"],
   blocks: Sequence[CacheBlock],
 ) -> Float[Array, "B 1 N H"]:
-  """Attention of one new token over the valid slots of a cache and over itself.
+  """Returns the attention of one new token over the valid slots of a cache and over itself.
 
-  The token's own key and value come apart from the cache, which is therefore only read here.
+  The token's own key and value are separate arguments, so the cache is only read.
   """
   query = _by_key_value_head(q, k)[:, :, :, 0]
   scores = [_block_scores(query, block) for block in blocks]
@@ -110,20 +113,20 @@ def cached_attention(
 
 
 def _block_scores(query: Float[Array, "B K G H"], block: CacheBlock) -> Float[Array, "B K G S"]:
-  """Scores of a block's slots, lowest where nothing valid is."""
+  """Returns the scores of a block's slots, the lowest number at invalid ones."""
   shared = _shared(query, len(block.valid))
   scores = jnp.einsum("bkgh,bkhs->bkgs", shared, block.keys, preferred_element_type=jnp.float32)
   return _unshared(_masked(scores, block.valid[:, None, None]), len(query))
 
 
 def _block_mix(weights: Float[Array, "B K G S"], block: CacheBlock) -> Float[Array, "B K G H"]:
-  """Sum of a block's values, each by its weight."""
+  """Returns the weighted sum of a block's values."""
   shared = _shared(weights, len(block.valid))
   return _unshared(jnp.einsum("bkgs,bksh->bkgh", shared, block.values), len(weights))
 
 
 def _shared(x: Float[Array, "B K G X"], rows: int) -> Float[Array, "b K nG X"]:
-  """The B / b = n rows that share a row of a block, side by side as if they were query heads."""
+  """Moves the n = B / b query rows that share a row of a block into its axis of query heads."""
   B, K, G, X = x.shape
   return x.reshape(rows, B // rows, K, G, X).swapaxes(1, 2).reshape(rows, K, B // rows * G, X)
 
@@ -137,7 +140,7 @@ def _unshared(x: Float[Array, "b K nG X"], rows: int) -> Float[Array, "B K G X"]
 def _by_key_value_head(
   q: Float[Array, "B T N H"], k: Float[Array, "B K S H"]
 ) -> Float[Array, "B K G T H"]:
-  """Queries, scaled by 1 / √H, beside the key-value head they share: keys and values are never repeated."""
+  """Groups queries, scaled by 1 / √H, by key-value head, so that keys and values are not repeated."""
   B, T, N, H = q.shape
   K = k.shape[1]
   return (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)

@@ -1,7 +1,7 @@
-"""Sizes of a dense Qwen3-VL, read from and written as Hugging Face's config.json.
+"""Configuration of a dense Qwen3-VL, read from and written as Hugging Face's config.json.
 
-Reference: transformers 5.23, models/qwen3_vl/configuration_qwen3_vl.py. The presets 2b, 4b and 8b are the
-published checkpoints' sizes; tiny is the same architecture for two CPU cores.
+Reference: transformers 5.23, models/qwen3_vl/configuration_qwen3_vl.py. The presets 2b, 4b and 8b have the sizes of the
+published checkpoints; tiny is the same architecture for two CPU cores.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ LAYER_NORM_EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-  """Vision tower (a ViT with 2-D rotary attention) and its mergers."""
+  """Sizes of the vision tower (a ViT with 2-D rotary attention) and of its mergers."""
 
   depth: int
   hidden_size: int
@@ -29,7 +29,7 @@ class VisionConfig:
   """Entries of the learnt position grid, a square."""
   out_hidden_size: int
   deepstack_visual_indexes: tuple[int, ...]
-  """Layers, from 0 and ascending, after which features are tapped for the text layers 0, 1, …"""
+  """Ascending layer numbers (from 0) whose outputs are the DeepStack features of text layers 0, 1, …"""
 
   def __post_init__(self):
     taps = self.deepstack_visual_indexes
@@ -39,8 +39,8 @@ class VisionConfig:
       )
     if self.hidden_size % self.num_heads or self.head_dim % 4:
       raise ValueError(
-        f"Vision width {self.hidden_size} over {self.num_heads} heads: 2-D rotary attention needs a head width that"
-        " is a whole multiple of 4."
+        f"vision width {self.hidden_size} over {self.num_heads} heads: 2-D rotary attention needs a head width that is"
+        " a multiple of 4."
       )
     if math.isqrt(self.num_position_embeddings) ** 2 != self.num_position_embeddings:
       raise ValueError(
@@ -53,18 +53,18 @@ class VisionConfig:
 
   @property
   def patch_dim(self) -> int:
-    """P: values of a patch (channels · frames · rows · columns)."""
+    """Returns P, the number of values of a patch (channels · frames · rows · columns)."""
     return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
   @property
   def merge_unit(self) -> int:
-    """Patches that become one visual token."""
+    """Returns the number of patches that become one visual token."""
     return self.spatial_merge_size**2
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """Qwen3 decoder."""
+  """Sizes of the Qwen3 decoder."""
 
   vocab_size: int
   hidden_size: int
@@ -76,7 +76,7 @@ class TextConfig:
   rms_norm_eps: float
   rope_theta: float
   mrope_section: tuple[int, int, int]
-  """Rotary frequencies given to time, height and width; they add up to head_dim / 2."""
+  """Numbers of rotary frequencies for time, height and width; they add up to head_dim / 2."""
   max_position_embeddings: int
 
   def __post_init__(self):
@@ -93,7 +93,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A Qwen3-VL: sizes of both towers and the token ids that stand for visual input."""
+  """Sizes of both towers, and the token ids of visual input."""
 
   vision: VisionConfig
   text: TextConfig
@@ -117,20 +117,20 @@ class ModelConfig:
 
   @classmethod
   def from_huggingface(cls, config: Mapping[str, Any]) -> "ModelConfig":
-    """Reads the dict of a config.json, as written by transformers 4.57 or 5.
+    """Returns the configuration in a config.json of transformers 4.57 or 5.
 
     Raises:
-      ValueError: a setting that this port does not compute, or a missing entry.
+      ValueError: this port does not support a setting, or an entry is missing.
     """
     _require("model_type", config.get("model_type"), ("qwen3_vl",))
     try:
       vision, text = config["vision_config"], config["text_config"]
-      # transformers 5 has rope_parameters; 4.57 had rope_scaling, with rope_theta beside it
+      # transformers 5 writes rope_parameters; 4.57 wrote rope_scaling and, next to it, rope_theta.
       rope = text.get("rope_parameters") or {
         "rope_theta": text["rope_theta"],
         **text["rope_scaling"],
       }
-      _check_computed(vision, text, rope)
+      _check_supported(vision, text, rope)
       return cls(
         vision=VisionConfig(
           **{
@@ -145,17 +145,17 @@ class ModelConfig:
           rope_theta=float(rope["rope_theta"]),
           mrope_section=tuple(rope["mrope_section"]),
         ),
-        # the text section's copy is wrong in some published files
+        # The text section also has this entry, but it is wrong in some published files.
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         **{name: config[name] for name in _TOKEN_IDS},
       )
     except KeyError as error:
       raise ValueError(
-        f"config.json lacks {error.args[0]!r}, which a Qwen3-VL configuration must give."
+        f"config.json lacks {error.args[0]!r}, which a Qwen3-VL configuration must have."
       ) from error
 
   def to_huggingface(self) -> dict[str, Any]:
-    """The dict of a config.json that transformers 5 loads as `Qwen3VLForConditionalGeneration`."""
+    """Returns a config.json that transformers 5 loads as `Qwen3VLForConditionalGeneration`."""
     text = dataclasses.asdict(self.text)
     rope = {
       "rope_type": "default",
@@ -194,8 +194,8 @@ def _plain_fields(section: type, apart: set[str]) -> list[str]:
   return [field.name for field in dataclasses.fields(section) if field.name not in apart]
 
 
-def _check_computed(vision: Mapping, text: Mapping, rope: Mapping) -> None:
-  """Refuses settings that would be computed wrongly in silence; absent entries have these values."""
+def _check_supported(vision: Mapping, text: Mapping, rope: Mapping) -> None:
+  """Raises ValueError for settings that this port does not support; an absent entry has the supported value."""
   _require(
     "vision hidden_act", vision.get("hidden_act", "gelu_pytorch_tanh"), ("gelu_pytorch_tanh",)
   )
@@ -213,13 +213,13 @@ def _check_computed(vision: Mapping, text: Mapping, rope: Mapping) -> None:
 def _require(name: str, value: Any, allowed: tuple) -> None:
   if value not in allowed:
     raise ValueError(
-      f"config.json has {name} {value!r}; this port of dense Qwen3-VL computes"
+      f"config.json has {name} {value!r}; this port of dense Qwen3-VL supports"
       f" {' or '.join(map(repr, allowed))}."
     )
 
 
 def _qwen3_vl(vision: dict[str, Any], text: dict[str, Any], tied: bool) -> ModelConfig:
-  """Sizes that the published checkpoints share."""
+  """Returns a configuration with the sizes that all published checkpoints share."""
   return ModelConfig(
     vision=VisionConfig(
       **vision,
@@ -263,7 +263,7 @@ _VIT_400M = {
 }
 
 PRESETS: dict[str, ModelConfig] = {
-  # 64×64 images: 8×8 patches, 16 visual tokens. The token ids are the tokenizer's: replace them with its own.
+  # Images of 64×64 have 8×8 patches, 16 visual tokens. The token ids are replaced by the tokenizer's own.
   "tiny": ModelConfig(
     vision=VisionConfig(
       depth=4,

@@ -1,11 +1,11 @@
-"""Attention over whole rows, by the kernel of the platform that is compiled for.
+"""Attention over whole rows, by the kernel of the platform that the program is compiled for.
 
-  TPU    splash attention (Pallas): no T × T array, a key-value head is read for all of its query heads
-  CUDA   cuDNN's flash attention, in bfloat16 and float16: one mask of T × T a row, no scores
-  else   `attention.plain_attention`, in float32 also on CUDA, for which cuDNN has no kernel
+  TPU    splash attention (Pallas): no T × T array; a key-value head is read once for all its query heads
+  CUDA   cuDNN's flash attention, in bfloat16 and float16: one T × T mask per row, no scores
+  other  `attention.plain_attention`; also in float32 on CUDA, since cuDNN has no float32 kernel
 
-All compute `plain_attention`, padding rows included. A compiler cannot cut a kernel for a mesh: under
-`jax.set_mesh(mesh)` each device runs it on its own rows and heads.
+All compute `plain_attention`, padding rows included. XLA cannot partition a kernel over a mesh: under
+`jax.set_mesh(mesh)` each device runs the kernel on its own rows and heads.
 """
 
 import functools
@@ -24,9 +24,9 @@ from jaxtyping import Array, Float, Int
 from spatial_vlm import sharding
 from spatial_vlm.model.attention import (
   CacheBlock,
+  attention_mask,
   cached_attention,
   plain_attention,
-  visible,
 )
 from spatial_vlm.model.stack import CONTEXT
 
@@ -34,12 +34,12 @@ Kernel = Callable[[Array, Array, Array, Array], Array]
 """(q [B T N H], k [B K T H], v [B K T H], segments [B T]) -> [B T N H]"""
 
 LANES = 128
-"""Keys of a row that a vector register of a TPU holds: kernels work on multiples of it."""
+"""Width of a TPU's vector register; kernels work on multiples of it."""
 BLOCKS = (768, 640, 512, 384, 256)
-"""Queries (and keys) of a tile. Those of 768 still fit into the vector memory of a v5e, forward and backward, for heads
-of 128."""
+"""Sizes of a tile, in queries and in keys; 768 still fits into the vector memory of a v5e, forward and backward, for
+heads of width 128."""
 OUTSIDE = -1
-"""Segment of what a kernel's padding adds to a row."""
+"""Segment of the tokens that a kernel's padding adds to a row."""
 
 
 def attention(
@@ -49,15 +49,15 @@ def attention(
   segments: Int[Array, "B T"],
   causal: bool,
 ) -> Float[Array, "B T N H"]:
-  """softmax(q kᵀ / √H) v inside each segment; with `causal`, over the keys up to the query's own.
+  """Returns softmax(q kᵀ / √H) v inside each segment; with `causal`, over the keys up to the query's own.
 
-  N is a multiple of K; each key-value head serves N / K query heads. Segment 0 is padding: nothing real sees it,
-  its own rows are finite.
+  N is a multiple of K; each key-value head serves N / K query heads. Segment 0 is padding: no real token attends to it,
+  and its own rows are finite.
   """
   kernels: dict[str, Callable[..., Array]] = {"tpu": splash_attention}
   if q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= LANES and _cudnn_is_installed():
     kernels["cuda"] = cudnn_attention
-  # every branch is traced, one is compiled; residuals that a backward pass needs of the others are dead code
+  # All branches are traced and one is compiled; residuals of the others for the backward pass are dead code.
   return jax.lax.platform_dependent(
     q,
     k,
@@ -79,7 +79,7 @@ def splash_attention(
   causal: bool,
   interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-  """Splash attention on one device; `interpret` runs the kernel's program on any platform, slowly."""
+  """Computes splash attention on one device; `interpret` runs the kernel on any platform, slowly."""
   _, T, N, H = q.shape
   block = block_size(T)
   kernel = _splash_kernel(_mask(N, _round_up(T, block), causal), block, interpret)
@@ -91,7 +91,7 @@ def splash_attention(
 
 
 def block_size(tokens: int) -> int:
-  """Side of the tiles for rows of so many tokens: the one that pads them least, of several the largest.
+  """Returns the tile size that pads rows of so many tokens least; the largest of several.
 
   >>> [block_size(tokens) for tokens in (100, 600, 2048, 3840, 16384)]
   [128, 640, 512, 768, 512]
@@ -117,7 +117,7 @@ def _splash_kernel(mask: splash.MultiHeadMask, block: int, interpret: bool) -> C
 
 @functools.cache
 def _mask(heads: int, tokens: int, causal: bool) -> splash.MultiHeadMask:
-  """The mask apart from segments. One object for equal ones, else the kernel would be traced anew in every layer."""
+  """Returns the mask without segments; the cached object lets all layers share one trace of the kernel."""
   of_head = splash.CausalMask if causal else splash.FullMask
   return splash.MultiHeadMask([of_head((tokens, tokens))] * heads)
 
@@ -129,16 +129,16 @@ def cudnn_attention(
   segments: Int[Array, "B T"],
   causal: bool,
 ) -> Float[Array, "B T N H"]:
-  """cuDNN's flash attention on one device; JAX hands it no segments, so they go in as a mask for all heads."""
+  """Computes cuDNN's flash attention on one device; JAX passes it no segments, so they become a mask for all heads."""
   _, T, _, H = q.shape
-  # to whole tiles: with a mask, the backward pass of some versions of cuDNN gives NaN where a row ends in half a tile
+  # Padding to whole tiles: with a mask, some versions of cuDNN give NaN gradients if a row ends inside a tile.
   q = _padded(q, {1: LANES, 3: 8})
   k, v = (_padded(x, {2: LANES, 3: 8}).swapaxes(1, 2) for x in (k, v))
   mixed = jax.nn.dot_product_attention(
     q,
     k,
     v,
-    mask=visible(_padded(segments, {1: LANES}, OUTSIDE), causal)[:, None],
+    mask=attention_mask(_padded(segments, {1: LANES}, OUTSIDE), causal)[:, None],
     scale=H**-0.5,
     is_causal=causal,
     implementation="cudnn",
@@ -148,7 +148,7 @@ def cudnn_attention(
 
 @functools.cache
 def _cudnn_is_installed() -> bool:
-  """Whether JAX has its CUDA plugin here. Without it the call of cuDNN cannot even be traced."""
+  """Returns whether JAX's CUDA plugin is installed; without it a call of cuDNN cannot be traced."""
   plugins = importlib.metadata.entry_points(group="jax_plugins")
   return any(plugin.name.startswith("xla_cuda") for plugin in plugins)
 
@@ -160,10 +160,10 @@ def shard_mapped(
   v: Float[Array, "B K T H"],
   segments: Int[Array, "B T"],
 ) -> Float[Array, "B T N H"]:
-  """`kernel` on the rows and heads of each device of the mesh that `jax.set_mesh` has set, if any.
+  """Runs `kernel` on each device's rows and heads, on the mesh of `jax.set_mesh` if one is set.
 
-  Axes that do not divide the rows or the query heads are left out: their devices do the same work. Key-value heads
-  that an axis of heads does not divide are repeated until it does, so that each device gets those of its queries.
+  Axes that do not divide the rows or the query heads are dropped: their devices do the same work. If the heads' axis
+  does not divide the key-value heads, they are repeated until it does, so that each device has those of its queries.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -176,19 +176,19 @@ def shard_mapped(
     kernel,
     in_specs=(P(rows, None, heads), P(rows, heads), P(rows, heads), P(rows)),
     out_specs=P(rows, None, heads),
-    check_vma=False,  # kernels do not say over which axes their outputs differ
+    check_vma=False,  # kernels do not declare the axes over which outputs vary
   )(q, k, v, segments)
 
 
-def cached_attention_over_mesh(
+def shard_mapped_cached_attention(
   q: Float[Array, "B 1 N H"],
   k: Float[Array, "B K 1 H"],
   v: Float[Array, "B K 1 H"],
   blocks: Sequence[CacheBlock],
 ) -> Float[Array, "B 1 N H"]:
-  """`attention.cached_attention` on the rows and key-value heads of each device of the mesh (see `shard_mapped`).
+  """Runs `cached_attention` on each device's rows and key-value heads (see `shard_mapped`).
 
-  A compiler that cuts it by itself gathers the scores of all heads in every layer, for every token.
+  XLA's own partitioning gathers the scores of all heads in every layer, for every token.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -211,6 +211,6 @@ def _round_up(size: int, multiple: int) -> int:
 
 
 def _padded(x: Array, multiples: dict[int, int], value: int = 0) -> Array:
-  """`x` with each of the given axes padded at its end to a multiple."""
+  """Returns `x` with each of the given axes padded at its end to a multiple."""
   ends = [_round_up(size, multiples.get(axis, 1)) - size for axis, size in enumerate(x.shape)]
   return jnp.pad(x, [(0, end) for end in ends], constant_values=value)

@@ -1,7 +1,7 @@
-"""Qwen3-VL as pure functions of (params, config, input): train with `forward`, generate with `prefill` and `decode`.
+"""Qwen3-VL as pure functions of (params, config, input): `forward` trains; `prefill` and `decode` generate.
 
 Reference: transformers 5.23, `Qwen3VLForConditionalGeneration`; Qwen3-VL technical report, arXiv 2511.21631.
-Activations take the dtype of the parameters.
+Activations have the dtype of the parameters.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ from spatial_vlm.model.stack import bind, init_block
 from spatial_vlm.model.text import (
   Embedding,
   FinalNorm,
+  features_at_tokens,
   init_text,
-  place,
   run_layers,
   run_layers_cached,
 )
@@ -28,14 +28,14 @@ from spatial_vlm.types import Batch, Params, Prompts, Vision
 
 @flax.struct.dataclass
 class Cache:
-  """What `decode` knows of the tokens before: a block of the prompts, then blocks of the answers, the last one filling.
+  """Keys and values of the earlier tokens: a block of prompts, then blocks of answers, the last of which is filling.
 
-  All rows write their next token into the same slot; where their prompts differ in length, `valid` has gaps.
-  Positions are carried here, never recomputed from lengths. Several samples of a prompt share its block.
+  All rows write their next token into the same slot; if their prompts differ in length, `valid` has gaps. Positions are
+  stored, not computed from lengths. The samples of a prompt share its block.
   """
 
   blocks: tuple[CacheBlock, ...]
-  """Of all layers: keys [layers b K H S], values [layers b K S H]."""
+  """Blocks of all layers: keys [layers b K H S], values [layers b K S H]."""
   next_position: Int[Array, "B"]
   """M-RoPE position (the same on all three axes) of the next token."""
   used: Int[Array, ""]
@@ -43,10 +43,7 @@ class Cache:
 
 
 def init_params(config: ModelConfig, key: Array, dtype: jnp.dtype = jnp.float32) -> Params:
-  """Random parameters to train from scratch: kernels truncated normal with variance 1 / fan-in.
-
-  Under `jax.eval_shape` gives the shapes alone, for any size.
-  """
+  """Returns random parameters for training from scratch: kernels truncated normal with variance 1 / fan-in."""
   vision, text, head = jax.random.split(key, 3)
   params = {
     "vision": init_vision(config.vision, vision, dtype),
@@ -60,20 +57,20 @@ def init_params(config: ModelConfig, key: Array, dtype: jnp.dtype = jnp.float32)
 def encode_vision(
   params: Params, config: ModelConfig, vision: Vision, remat: str = "none"
 ) -> VisualFeatures:
-  """Visual tokens and DeepStack features of each row, see `vision_tower`."""
+  """Returns visual tokens and DeepStack features of each row; see `vision_tower`."""
   return vision_tower(params["vision"], config.vision, vision, remat)
 
 
 def forward(
   params: Params, config: ModelConfig, batch: Batch, remat: str = "none"
 ) -> Float[Array, "B T D"]:
-  """Hidden states after the final norm; `logits` turns (some of) them into scores.
+  """Returns hidden states after the final norm, the input of `logits`.
 
   Args:
-    remat: what the backward pass keeps of each layer, a name of `stack.REMAT_POLICIES`.
+    remat: rematerialization policy, a name in `stack.REMAT_POLICIES`.
 
   Raises:
-    ValueError: unknown `remat`, or rows of text that the rows of vision do not divide.
+    ValueError: `remat` is unknown, or the rows of vision do not divide the rows of text.
   """
   return _hidden(params, config, batch, remat, keep_cache=False)[0]
 
@@ -81,13 +78,13 @@ def forward(
 def logits(
   params: Params, config: ModelConfig, hidden: Float[Array, "... D"]
 ) -> Float[Array, "... V"]:
-  """Scores of the next token, in float32 whatever the dtype of the parameters."""
+  """Returns the logits of the next token, in float32 whatever the dtype of the parameters."""
   table = unembedding(params, config)
   return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
 
 def unembedding(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
-  """The table that `logits` multiplies with: the head's, or the embedding when they are tied."""
+  """Returns the unembedding matrix: the head's, or the embedding if they are tied."""
   owner = params["text"]["embed"] if config.tie_word_embeddings else params["head"]
   return owner["embedding"]
 
@@ -98,7 +95,7 @@ def prefill(
   """Reads prompts, padded on either side.
 
   Returns:
-    logits of each row's last real token, and a full cache: `with_room` makes place to `decode`.
+    The logits of each row's last real token, and a full cache; `add_cache_block` makes room for `decode`.
   """
   hidden, (keys, values) = _hidden(params, config, prompts, remat="none", keep_cache=True)
   real = prompts.segments > 0
@@ -113,11 +110,11 @@ def prefill(
   return logits(params, config, hidden), cache
 
 
-def with_room(cache: Cache, slots: int, rows: int) -> Cache:
-  """The cache with a new block of `slots` empty slots for `rows` answers, equally many to each row there was.
+def add_cache_block(cache: Cache, slots: int, rows: int) -> Cache:
+  """Returns the cache with a new block of `slots` empty slots for `rows` answers, equally many per earlier row.
 
-  Nothing is copied: the blocks there were stay as they are, also when several samples answer the same prompt. A
-  cache that grows block by block is read only as far as answers reach.
+  The earlier blocks are not copied, even if several samples answer one prompt. A cache that grows block by block is
+  read only as far as answers reach.
   """
   last = cache.blocks[-1]
   layers, _, K, H, _ = last.keys.shape
@@ -133,9 +130,9 @@ def with_room(cache: Cache, slots: int, rows: int) -> Cache:
 def decode(
   params: Params, config: ModelConfig, token: Int[Array, "B"], cache: Cache
 ) -> tuple[Float[Array, "B V"], Cache]:
-  """Feeds one token a row; returns the logits of the token after it.
+  """Feeds one token per row; returns the logits of the next token, and the cache with this one.
 
-  The caller keeps within the room of the last block; a step beyond would overwrite its last slot.
+  The caller ensures that the last block has an empty slot; otherwise its last slot is overwritten.
   """
   text = params["text"]
   h = bind(Embedding, config.text, text["embed"])(token)
@@ -157,7 +154,7 @@ def decode(
 
 
 def visual_slots(tokens: Int[Array, "B T"], config: ModelConfig) -> Int[Array, "B T"]:
-  """For each token the number of its visual token in the row, −1 where the token is text."""
+  """Returns each token's number among the visual tokens of its row, −1 for text."""
   visual = (tokens == config.image_token_id) | (tokens == config.video_token_id)
   return jnp.where(visual, jnp.cumsum(visual, axis=1) - 1, -1)
 
@@ -165,14 +162,16 @@ def visual_slots(tokens: Int[Array, "B T"], config: ModelConfig) -> Int[Array, "
 def _hidden(
   params: Params, config: ModelConfig, rows: Batch | Prompts, remat: str, keep_cache: bool
 ) -> tuple[Float[Array, "B T D"], Any]:
-  """Hidden states after the final norm, and what `run_layers` keeps."""
+  """Returns hidden states after the final norm, and the keys and values of `run_layers`."""
   text = params["text"]
   h = bind(Embedding, config.text, text["embed"])(rows.tokens)
   deepstack = None
   if rows.vision is not None:
-    features = _for_each_sample(encode_vision(params, config, rows.vision, remat), len(rows.tokens))
+    features = _repeat_for_samples(
+      encode_vision(params, config, rows.vision, remat), len(rows.tokens)
+    )
     slots = visual_slots(rows.tokens, config)
-    h = jnp.where(slots[..., None] >= 0, place(features.embeds, slots), h)
+    h = jnp.where(slots[..., None] >= 0, features_at_tokens(features.embeds, slots), h)
     deepstack = (features.deepstack, slots)
   h, keys_values = run_layers(
     text["layers"], config.text, h, rows.positions, rows.segments, deepstack, remat, keep_cache
@@ -180,13 +179,13 @@ def _hidden(
   return bind(FinalNorm, config.text, text["final_norm"])(h), keys_values
 
 
-def _for_each_sample(features: VisualFeatures, rows: int) -> VisualFeatures:
-  """Features repeated for the samples of a group, which share their images."""
+def _repeat_for_samples(features: VisualFeatures, rows: int) -> VisualFeatures:
+  """Repeats features for the samples of a group, which share their images."""
   images = features.embeds.shape[0]
   if rows % images:
     raise ValueError(
-      f"{rows} rows of tokens cannot share {images} rows of vision; give one vision row to each group of rows, all"
-      " groups of one size."
+      f"{rows} rows of tokens cannot share {images} rows of vision; give each group of rows one vision row, all groups"
+      " of one size."
     )
   samples = rows // images
   return VisualFeatures(

@@ -1,7 +1,7 @@
-"""Modules as pure functions: an NNX block defines parameters and computation, a plain dict carries the arrays.
+"""NNX modules as pure functions of a nested dict of arrays.
 
-A stack of equal blocks is one dict whose arrays have a leading layer axis; it runs under `jax.lax.scan`, whose
-body merges the block's definition with one layer's slice. Host cost and compile time then do not grow with depth.
+A stack of equal blocks is one dict whose arrays have a leading layer axis. It runs under `jax.lax.scan`, whose body
+binds one layer's slice to the block's definition, so that host cost and compile time do not grow with depth.
 """
 
 import functools
@@ -14,15 +14,14 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-from spatial_vlm.parameters.lora import effective
+from spatial_vlm.parameters.lora import effective_kernels
 from spatial_vlm.types import Params
 
 Block = Callable[..., nnx.Module]
 """An NNX class made by `block(config, rngs=…, param_dtype=…)`."""
 
 LAYER_INPUT, QUERIES, KEYS, VALUES, CONTEXT = "layer_input", "queries", "keys", "values", "context"
-"""Names by which policies know arrays of a layer: what the layer reads, the products with the three weights of
-attention, and what attention makes of them."""
+"""Names of a layer's arrays in the policies: its input, queries, keys, values, and the output of attention."""
 
 _POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {
@@ -40,33 +39,35 @@ REMAT_POLICIES = {
   ),
   "none": _POLICIES.everything_saveable,
 }
-"""What the backward pass finds of each layer; it computes the rest again. From the least memory to the most:
+"""Policy -> what the forward pass saves of each layer; the backward pass recomputes the rest. Ordered by memory:
 
-  offload     the layer's input, in the memory of the host
+  offload     the layer's input, in host memory
   full        the layer's input
-  context     and what attention makes of it: the kernel (with splash attention) does not run again
-  attention   and its queries, keys and values
-  dots        and all other products with weights
+  context     also the output of attention, so that the kernel (splash attention) does not run again
+  attention   also queries, keys and values
+  dots        also all other products with weights
   none        everything
 """
 
 
 def init_block(block: Block, config, key: Array, dtype: jnp.dtype) -> Params:
-  """Random parameters of a block as a nested dict."""
+  """Returns random parameters of a block as a nested dict."""
   return nnx.to_pure_dict(
     nnx.state(block(config, rngs=nnx.Rngs(key), param_dtype=dtype), nnx.Param)
   )
 
 
 def init_stack(block: Block, config, layers: int, key: Array, dtype: jnp.dtype) -> Params:
-  """Random parameters of `layers` equal blocks, stacked on a leading axis."""
+  """Returns random parameters of `layers` equal blocks, stacked on a leading axis."""
   return jax.vmap(lambda key: init_block(block, config, key, dtype))(jax.random.split(key, layers))
 
 
 def bind(block: Block, config, params: Params) -> Any:
-  """The block with these parameters: `bind(TextLayer, config, layer)(h, …)`. Kernels are made of what holds
-  them: int8 and scales, low-rank pairs."""
-  return nnx.merge(_definition(block, config), effective(params))
+  """Returns the block with these parameters: `bind(TextLayer, config, layer)(h, …)`.
+
+  Kernels in int8 are dequantized and LoRA factors merged here.
+  """
+  return nnx.merge(_definition(block, config), effective_kernels(params))
 
 
 @functools.cache
@@ -74,11 +75,11 @@ def _definition(block: Block, config) -> nnx.GraphDef:
   return nnx.split(nnx.eval_shape(lambda: block(config, rngs=nnx.Rngs(0))))[0]
 
 
-def rematerialized(function: Callable, policy: str) -> Callable:
-  """`function` of (params, input), whose backward pass recomputes what `policy` does not keep.
+def rematerialize(function: Callable, policy: str) -> Callable:
+  """Returns `function` of (params, input) with a backward pass that recomputes what `policy` does not save.
 
   Raises:
-    ValueError: `policy` is not one of REMAT_POLICIES.
+    ValueError: `policy` is not in REMAT_POLICIES.
   """
   if policy not in REMAT_POLICIES:
     raise ValueError(f"remat is {policy!r}; choose one of {', '.join(map(repr, REMAT_POLICIES))}.")
@@ -88,5 +89,5 @@ def rematerialized(function: Callable, policy: str) -> Callable:
   def layer(params, h):
     return function(params, checkpoint_name(h, LAYER_INPUT))
 
-  # inside a scan nothing can be merged across the barrier that prevent_cse would put up
+  # Inside a scan, XLA cannot merge the recomputation with the forward pass, so prevent_cse is not needed.
   return jax.checkpoint(layer, policy=REMAT_POLICIES[policy], prevent_cse=False)

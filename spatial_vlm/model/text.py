@@ -1,8 +1,8 @@
 """The Qwen3 decoder: RMSNorm, QK-norm, grouped-query attention with interleaved M-RoPE, SwiGLU, DeepStack.
 
-Reference: transformers 5.23, `Qwen3VLTextModel`. Layers work on the tokens of all rows in one axis, R = B·T (two-axis
-products, the backward ones above all, are twice as fast on CPUs); only attention parts them into rows. How a
-layer attends, over the row or over a cache, is passed in as a function of its queries, keys and values.
+Reference: transformers 5.23, `Qwen3VLTextModel`. Layers work on the tokens of all rows in one axis, R = B·T, because
+products of matrices, the backward ones above all, are twice as fast on CPUs; only attention splits the axis into rows.
+A layer's attention, over the row or over a cache, is passed in as a function of queries, keys and values.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from spatial_vlm.model.attention import CacheBlock, mrope_angles, rotate
 from spatial_vlm.model.config import TextConfig
-from spatial_vlm.model.flash import attention, cached_attention_over_mesh
+from spatial_vlm.model.flash import attention, shard_mapped_cached_attention
 from spatial_vlm.model.stack import (
   KEYS,
   QUERIES,
@@ -25,7 +25,7 @@ from spatial_vlm.model.stack import (
   bind,
   init_block,
   init_stack,
-  rematerialized,
+  rematerialize,
 )
 from spatial_vlm.types import Params
 
@@ -34,7 +34,7 @@ Attend = Callable[[Array, Array, Array], Array]
 
 
 class RmsNorm(nnx.Module):
-  """x / rms(x) · scale; cast to the input's dtype before the scale, as the reference does."""
+  """Computes x / rms(x) · scale; casts to the input's dtype before scaling, as the reference does."""
 
   def __init__(self, width: int, eps: float, *, param_dtype=jnp.float32):
     self.scale = nnx.Param(jnp.ones(width, param_dtype))
@@ -47,7 +47,7 @@ class RmsNorm(nnx.Module):
 
 
 class TextAttention(nnx.Module):
-  """Projections around an attention that the caller chooses."""
+  """Computes projections, QK-norm and rotation around an attention function of the caller."""
 
   def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
     def project(features_in, features_out, axis: int | tuple[int, ...] = -1):
@@ -72,7 +72,7 @@ class TextAttention(nnx.Module):
     def in_rows(heads):
       return heads.reshape(B, T, *heads.shape[1:])
 
-    # named before norm and rotation, whose backward passes read them
+    # Named before norm and rotation, because the backward passes of these read them.
     q = checkpoint_name(self.q_proj(x), QUERIES)
     k = checkpoint_name(self.k_proj(x), KEYS)
     v = checkpoint_name(self.v_proj(x), VALUES)
@@ -84,7 +84,7 @@ class TextAttention(nnx.Module):
 
 
 class TextMlp(nnx.Module):
-  """SwiGLU."""
+  """Computes SwiGLU."""
 
   def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
     def project(features_in, features_out):
@@ -101,7 +101,7 @@ class TextMlp(nnx.Module):
 
 
 class TextLayer(nnx.Module):
-  """Pre-norm attention and MLP; returns the layer's keys and values beside its output."""
+  """Computes pre-norm attention and MLP; returns the layer's output, and its keys and values."""
 
   def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
     eps, width = config.rms_norm_eps, config.hidden_size
@@ -119,7 +119,7 @@ class TextLayer(nnx.Module):
 
 
 class Embedding(nnx.Module):
-  """A table of V vectors: tokens to width D, and (tied or as a table of its own) the head."""
+  """Looks up tokens in a table of V vectors; the head's table (tied or separate) has the same form."""
 
   def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
     shape = (config.vocab_size, config.hidden_size)
@@ -130,14 +130,14 @@ class Embedding(nnx.Module):
 
 
 class FinalNorm(RmsNorm):
-  """The norm after the last layer."""
+  """Computes the norm after the last layer."""
 
   def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
     super().__init__(config.hidden_size, config.rms_norm_eps, param_dtype=param_dtype)
 
 
 def init_text(config: TextConfig, key: Array, dtype: jnp.dtype) -> Params:
-  """Random parameters of the decoder, without a head."""
+  """Returns random parameters of the decoder, without a head."""
   embed, layers, norm = jax.random.split(key, 3)
   return {
     "embed": init_block(Embedding, config, embed, dtype),
@@ -146,11 +146,13 @@ def init_text(config: TextConfig, key: Array, dtype: jnp.dtype) -> Params:
   }
 
 
-def place(features: Float[Array, "B L D"], slots: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-  """Row b's feature `slots[b, t]` at token t, zero where the slot is −1.
+def features_at_tokens(
+  features: Float[Array, "B L D"], slots: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+  """Returns feature `slots[b, t]` of row b at token t, zero where the slot is −1.
 
-  A slot beyond L (more visual tokens in the text than features) reads NaN: loud, where a clamp would show a wrong
-  picture.
+  A slot beyond L (more visual tokens in the text than features) gives NaN, so that the mistake is seen; a clamped index
+  would show a wrong image.
   """
   taken = jnp.take_along_axis(features, jnp.maximum(slots, 0)[..., None], axis=1, mode="fill")
   return jnp.where(slots[..., None] >= 0, taken, 0)
@@ -166,9 +168,14 @@ def run_layers(
   remat: str = "none",
   keep_cache: bool = False,
 ) -> tuple[Float[Array, "B T D"], Any]:
-  """All layers over whole rows: causal inside each segment; `deepstack` is (features, their slots in the text).
+  """Runs all layers over whole rows, causal inside each segment.
 
-  Returns the last layer's output and, with `keep_cache` (else None), keys and values [layers B K T H].
+  Args:
+    deepstack: (features, their slots in the text), or None without images.
+    keep_cache: whether to return keys and values.
+
+  Returns:
+    The last layer's output, and keys and values [layers B K T H] or None.
   """
   angles = text_angles(config, positions)
   attend = functools.partial(attention, segments=segments, causal=True)
@@ -179,7 +186,7 @@ def run_layers(
       return h
     return jax.lax.cond(
       number < len(features),
-      lambda h: h + place(features[number], slots).reshape(h.shape),
+      lambda h: h + features_at_tokens(features[number], slots).reshape(h.shape),
       lambda h: h,
       h,
     )
@@ -189,8 +196,8 @@ def run_layers(
     h, keys_values = bind(TextLayer, config, params)(h, angles, attend)
     return with_visual(h, number), keys_values if keep_cache else None
 
-  # One scan over the whole stacks: a part of them would be a copy, which frozen weights leave no room for.
-  layer = rematerialized(layer, remat)
+  # One scan over the whole stacks: slicing them would copy weights, and a large frozen model leaves no room for it.
+  layer = rematerialize(layer, remat)
   numbers = jnp.arange(config.num_hidden_layers)
   rows, h = h.shape, h.reshape(-1, h.shape[-1])
   h, kept = jax.lax.scan(lambda h, of_layer: layer(of_layer, h), h, (layers, numbers))
@@ -206,10 +213,11 @@ def run_layers_cached(
 ) -> tuple[
   Float[Array, "B D"], tuple[Float[Array, "layers B K 1 H"], Float[Array, "layers B K 1 H"]]
 ]:
-  """All layers over one new token, which sees the valid slots of the blocks and itself.
+  """Runs all layers over one new token, which attends to the valid slots of the blocks and to itself.
 
-  Returns the last layer's output and the token's keys and values. The blocks (of all layers) are only read, so
-  that the caller can write the token into one of them once, in place.
+  Returns:
+    The last layer's output, and the token's keys and values. The blocks (of all layers) are only read; the caller
+    writes the token into one of them once, in place.
   """
   angles = text_angles(config, positions)
   slots = [(block.keys, block.values) for block in blocks]
@@ -217,12 +225,12 @@ def run_layers_cached(
   def step(h, layer):
     params, slots = layer
     of_layer = [b.replace(keys=k, values=v) for b, (k, v) in zip(blocks, slots, strict=True)]
-    attend = functools.partial(cached_attention_over_mesh, blocks=of_layer)
+    attend = functools.partial(shard_mapped_cached_attention, blocks=of_layer)
     return bind(TextLayer, config, params)(h, angles, attend)
 
   return jax.lax.scan(step, h, (layers, slots))
 
 
 def text_angles(config: TextConfig, positions: Int[Array, "B T 3"]) -> Float[Array, "B T F"]:
-  """Angles of the decoder’s interleaved M-RoPE."""
+  """Returns the angles of the decoder's interleaved M-RoPE."""
   return mrope_angles(positions, config.head_dim, config.rope_theta, config.mrope_section)

@@ -1,8 +1,8 @@
-"""The vision tower: patches of each row's frames to visual tokens, with DeepStack taps.
+"""The vision tower: maps patches of each row's frames to visual tokens, with DeepStack features.
 
-Reference: transformers 5.23, `Qwen3VLVisionModel`. Whatever depends on image sizes comes ready-made in `Vision`,
-so that shapes are static: a row may hold several frames, and attention stays inside each. As in the decoder,
-blocks work on the patches of all rows in one axis, R = B·M.
+Reference: transformers 5.23, `Qwen3VLVisionModel`. The host computes everything that depends on image sizes (`Vision`),
+so shapes are static: a row may have several frames, and attention stays inside each. As in the decoder, blocks work on
+the patches of all rows in one axis, R = B·M.
 """
 
 import flax.struct
@@ -23,14 +23,14 @@ from spatial_vlm.model.stack import (
   bind,
   init_block,
   init_stack,
-  rematerialized,
+  rematerialize,
 )
 from spatial_vlm.types import Params, Vision
 
 
 @flax.struct.dataclass
 class VisualFeatures:
-  """Visual tokens of each row, in the order of their places in the text."""
+  """Visual tokens of each row, in the order of the text."""
 
   embeds: Float[Array, "B L D"]
   deepstack: Float[Array, "n B L D"]
@@ -38,14 +38,14 @@ class VisualFeatures:
 
 
 class PatchEmbed(nnx.Module):
-  """Patches to width D, plus the learnt position grid interpolated at each patch."""
+  """Projects patches to width D and adds the learnt position grid, interpolated at each patch."""
 
   def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
     self.proj = nnx.Linear(config.patch_dim, config.hidden_size, rngs=rngs, param_dtype=param_dtype)
     self.positions = nnx.Embed(
       config.num_position_embeddings,
       config.hidden_size,
-      # as loud as the patches: at 0.02 a tower trained from scratch hardly sees where things are
+      # The scale of the patches: with 0.02, a tower trained from scratch hardly learns positions.
       embedding_init=nnx.initializers.normal(0.5),
       rngs=rngs,
       param_dtype=param_dtype,
@@ -59,13 +59,13 @@ class PatchEmbed(nnx.Module):
   ) -> Float[Array, "R D"]:
     h = self.proj(patches.astype(self.proj.kernel.dtype))
     neighbours = self.positions(pos_index)  # (R, 4, D)
-    # in float32: bfloat16 weights of the interpolation would shift the picture
+    # In float32, because interpolation weights in bfloat16 would shift the image.
     position = jnp.einsum("rnd,rn->rd", neighbours.astype(jnp.float32), pos_weight)
     return h + position.astype(h.dtype)
 
 
 class VisionAttention(nnx.Module):
-  """Multi-head attention inside a frame, with 2-D rotary positions."""
+  """Computes multi-head attention inside each frame, with 2-D rotary positions."""
 
   def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
     width, heads = config.hidden_size, (config.num_heads, config.head_dim)
@@ -98,7 +98,7 @@ class VisionAttention(nnx.Module):
 
 
 class VisionMlp(nnx.Module):
-  """Two layers with tanh GELU."""
+  """Computes two layers with tanh GELU."""
 
   def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
     self.fc1 = nnx.Linear(
@@ -113,7 +113,7 @@ class VisionMlp(nnx.Module):
 
 
 class VisionBlock(nnx.Module):
-  """Pre-norm attention and MLP."""
+  """Computes pre-norm attention and MLP."""
 
   def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, param_dtype=jnp.float32):
     self.norm1 = _layer_norm(config.hidden_size, rngs, param_dtype)
@@ -132,7 +132,7 @@ class VisionBlock(nnx.Module):
 
 
 class PatchMerger(nnx.Module):
-  """2×2 neighbouring patches to one visual token of the text width; exact GELU, unlike the blocks'."""
+  """Merges 2×2 neighbouring patches into a visual token of the text width; GELU is exact, unlike in the blocks."""
 
   norm_after_merge = False
 
@@ -151,20 +151,20 @@ class PatchMerger(nnx.Module):
 
 
 class DeepStackMerger(PatchMerger):
-  """A merger that normalises the four patches together."""
+  """Merges as `PatchMerger`, but normalises the four patches together."""
 
   norm_after_merge = True
 
 
 def _layer_norm(width: int, rngs: nnx.Rngs, param_dtype) -> nnx.LayerNorm:
-  # E[x²] − E[x]² would lose digits that parity needs
+  # The fast variance E[x²] − E[x]² loses digits that parity with the reference needs.
   return nnx.LayerNorm(
     width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, rngs=rngs, param_dtype=param_dtype
   )
 
 
 def init_vision(config: VisionConfig, key: Array, dtype: jnp.dtype) -> Params:
-  """Random parameters of the tower."""
+  """Returns random parameters of the tower."""
   embed, blocks, merger, deepstack = jax.random.split(key, 4)
   taps = len(config.deepstack_visual_indexes)
   return {
@@ -178,7 +178,7 @@ def init_vision(config: VisionConfig, key: Array, dtype: jnp.dtype) -> Params:
 def vision_tower(
   params: Params, config: VisionConfig, vision: Vision, remat: str = "none"
 ) -> VisualFeatures:
-  """Visual tokens of every row; L = M / 4. Tokens of padding patches are finite and mean nothing.
+  """Returns the L = M / 4 visual tokens of every row; tokens of padding patches are finite and meaningless.
 
   Raises:
     ValueError: M is not a multiple of a merge block, or `remat` is unknown.
@@ -186,7 +186,7 @@ def vision_tower(
   B, M, _ = vision.patches.shape
   if M % config.merge_unit:
     raise ValueError(
-      f"Rows of {M} patches cannot be merged {config.merge_unit} by {config.merge_unit}; pad them to a"
+      f"rows of {M} patches cannot be merged {config.merge_unit} by {config.merge_unit}; pad them to a"
       f" multiple of {config.merge_unit}."
     )
   h = bind(PatchEmbed, config, params["patch_embed"])(
@@ -209,15 +209,15 @@ def vision_tower(
 def _run_blocks(
   blocks: Params, config: VisionConfig, h: Float[Array, "R D"], vision: Vision, remat: str
 ) -> tuple[Float[Array, "R D"], Float[Array, "n R D"]]:
-  """The last layer's output and those tapped for DeepStack.
+  """Returns the last layer's output and the outputs of the layers of `deepstack_visual_indexes`.
 
-  Layer i writes slot (number of taps before i); the last to write slot j is the j-th tapped layer. One buffer of
-  n + 1 slots (the last takes what follows the taps) is thus all that is kept of the layers' outputs.
+  Layer i writes slot (number of these layers before i), so the last to write slot j is the j-th of these layers. Only
+  this buffer of n + 1 slots is stored; the last slot takes the outputs of later layers.
   """
   angles = axial_angles(vision.coords, config.head_dim, VISION_ROPE_THETA)
   taps = config.deepstack_visual_indexes
   slots = jnp.asarray(np.searchsorted(taps, np.arange(config.depth)), jnp.int32)
-  block = rematerialized(
+  block = rematerialize(
     lambda layer, h: bind(VisionBlock, config, layer)(h, angles, vision.segments), remat
   )
 

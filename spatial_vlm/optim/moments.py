@@ -1,13 +1,13 @@
-"""Moments of an optimizer in fewer bits: stored narrow between two updates, computed with in float32.
+"""Optimizer moments in fewer bits: narrow storage between updates, arithmetic in float32.
 
   float32   4 bytes
   bfloat16  2 bytes
-  float8    1 byte, and a float32 scale for each row (last axis): first moments (and momentum) as float8_e4m3fn, second
+  float8    1 byte, and a float32 scale per row (last axis): first moments (and momentum) as float8_e4m3fn, second
             moments, which span twice as many powers of two, as float8_e5m2
 
-Values are rounded up or down by chance, so that their mean is the value: an average that moves by 1 − β₂ = 0.001 of
-its distance moves by less than half of the last bit, and by rounding to the nearest it would stand still. Cf. 8-bit
-optimizers (Dettmers et al., arXiv 2110.02861), which have blocks where this has rows, and round to the nearest.
+Rounding is stochastic: the expected rounded value is the value itself. An average that moves by 1 − β₂ = 0.001 of its
+distance moves by less than half of the last bit; rounding to nearest would stop it. 8-bit optimizers (Dettmers et al.,
+arXiv 2110.02861) have a scale per block instead of per row, and round to nearest.
 """
 
 import itertools
@@ -25,34 +25,38 @@ from spatial_vlm.types import Purpose
 DTYPES = ("float32", "bfloat16", "float8")
 
 FIRST, SECOND = jnp.float8_e4m3fn, jnp.float8_e5m2
-"""Types of eight bits for a first and for a second moment."""
+"""8-bit types of first and of second moments."""
 
 MOMENTS: dict[type, dict[str, Any]] = {
   optax.ScaleByAdamState: {"mu": FIRST, "nu": SECOND},
   MuonState: {"mu": FIRST},
-  optax.FactoredState: {"v": SECOND},  # of what is too small to be factored
+  optax.FactoredState: {"v": SECOND},  # of arrays too small to factor
 }
-"""State of an optax transformation that counts its updates -> those of its fields that are moments, one array for each
-parameter. All else (counters; Adafactor's rows and columns) is small and stays as it is."""
+"""Optax state that counts its updates -> its fields that are moments (one array per parameter), and their 8-bit type.
+
+Other fields (counters; Adafactor's rows and columns) are small and keep their type."""
 
 _SMALLEST_POWER = 2.0**-96
-"""Rows with no larger value have this scale's: no quotient below then leaves float32's range."""
+"""Lower bound of a row's power of two, so that the divisions in `to_float8` stay in float32's range."""
 
 
 @flax.struct.dataclass
 class Scaled:
-  """A moment in eight bits: codes · scale."""
+  """A moment in 8 bits: codes · scale."""
 
   codes: Float[Array, "... F"]
   scale: Float[Array, "..."]
-  """Of each row, a power of two: what does not change is stored again without any rounding."""
+  """A power of two per row, so that an unchanged value is stored again without rounding."""
 
 
-def stored(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
-  """`inner`, whose MOMENTS are stored as `dtype` between updates.
+def store_moments(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+  """Returns `inner` with its MOMENTS stored as `dtype` between updates.
 
-  The chance of rounding is a function of the number of the update and of the array, so that a resumed run equals the
-  uninterrupted one, on any mesh. Raises ValueError for a type that is not in DTYPES.
+  The random bits of rounding are a function of the number of the update and of the array, so that a resumed run equals
+  the uninterrupted one, on any mesh.
+
+  Raises:
+    ValueError: `dtype` is not in DTYPES.
   """
   if dtype not in DTYPES:
     raise ValueError(f"moments is {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -60,23 +64,23 @@ def stored(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTra
     return inner
 
   def init(params):
-    return _encoded(inner.init(params), dtype)
+    return _encode(inner.init(params), dtype)
 
   def update(updates, state, params=None):
-    updates, state = inner.update(updates, _decoded(state), params)
-    return updates, _encoded(state, dtype)
+    updates, state = inner.update(updates, _decode(state), params)
+    return updates, _encode(state, dtype)
 
   return optax.GradientTransformation(init, update)
 
 
-def _encoded(state: Any, dtype: str) -> Any:
-  numbers = itertools.count()  # of the moments, in the order of the tree
+def _encode(state: Any, dtype: str) -> Any:
+  numbers = itertools.count()  # numbers the moments in the order of the tree
 
-  def encode(moment, eight_bits, key):
+  def encode(moment, float8, key):
     key = jax.random.fold_in(key, next(numbers))
     if dtype == "bfloat16":
-      return stochastically_rounded(moment, jnp.bfloat16, key)
-    return in_eight_bits(moment, eight_bits, key)
+      return stochastic_round(moment, jnp.bfloat16, key)
+    return to_float8(moment, float8, key)
 
   def encode_fields(node):
     if type(node) not in MOMENTS:
@@ -85,29 +89,29 @@ def _encoded(state: Any, dtype: str) -> Any:
     key = jax.random.fold_in(key, node.count)
     return node._replace(
       **{
-        field: jax.tree.map(lambda x, bits=bits: encode(x, bits, key), getattr(node, field))
-        for field, bits in MOMENTS[type(node)].items()
+        field: jax.tree.map(lambda x, float8=float8: encode(x, float8, key), getattr(node, field))
+        for field, float8 in MOMENTS[type(node)].items()
       }
     )
 
   return jax.tree.map(encode_fields, state, is_leaf=lambda node: type(node) in MOMENTS)
 
 
-def _decoded(state: Any) -> Any:
+def _decode(state: Any) -> Any:
   def decode(leaf):
     if isinstance(leaf, Scaled):
-      return from_eight_bits(leaf)
+      return from_float8(leaf)
     return leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
 
   return jax.tree.map(decode, state, is_leaf=lambda leaf: isinstance(leaf, Scaled))
 
 
-def in_eight_bits(x: Float[Array, "... F"], dtype: Any, key: PRNGKeyArray) -> Scaled:
-  """Each row of `x` over the scale that takes its largest magnitude to the upper half of the type's range, with room
-  left to round it up.
+def to_float8(x: Float[Array, "... F"], dtype: Any, key: PRNGKeyArray) -> Scaled:
+  """Rounds `x` to an 8-bit type with a scale per row.
 
-  A second moment other than zero is at least the smallest normal number of its row: smaller ones would be lost, and
-  with them the denominator of the update; a larger denominator only makes the update smaller.
+  The scale takes the row's largest magnitude to the upper half of the type's range, with room to round it up. A second
+  moment other than zero becomes at least the smallest normal number of its row: a smaller one would vanish, and with it
+  the denominator of the update; a larger denominator only makes the update smaller.
   """
   top = 2.0 ** (jnp.finfo(dtype).maxexp - 2)
   power = _power_of_two_below(jnp.max(jnp.abs(x), axis=-1))
@@ -116,21 +120,19 @@ def in_eight_bits(x: Float[Array, "... F"], dtype: Any, key: PRNGKeyArray) -> Sc
   if dtype == SECOND:
     smallest = float(jnp.finfo(dtype).smallest_normal)
     codes = jnp.where(codes > 0, jnp.maximum(codes, smallest), codes)
-  return Scaled(stochastically_rounded(codes, dtype, key), scale)
+  return Scaled(stochastic_round(codes, dtype, key), scale)
 
 
-def from_eight_bits(stored: Scaled) -> Float[Array, "... F"]:
-  """Undoes `in_eight_bits`, rounding apart."""
+def from_float8(stored: Scaled) -> Float[Array, "... F"]:
+  """Returns codes · scale in float32; undoes `to_float8` except for its rounding."""
   return stored.codes.astype(jnp.float32) * stored.scale[..., None]
 
 
-def stochastically_rounded(
-  x: Float[Array, "..."], dtype: Any, key: PRNGKeyArray
-) -> Float[Array, "..."]:
-  """One of the two neighbours of each value of `x` (float32) in a narrower type, with the mean x.
+def stochastic_round(x: Float[Array, "..."], dtype: Any, key: PRNGKeyArray) -> Float[Array, "..."]:
+  """Rounds `x` (float32) stochastically to a narrower type: each value to one of its two neighbours, with mean x.
 
-  Adds a random number to the bits that the type lacks, and cuts them off. Below the type's smallest normal number its
-  numbers lie as far apart as just above it: the value is moved there, rounded, and moved back. Values must lie within
+  Adds a random number to the bits that the type lacks, then clears them. Below the type's smallest normal number its
+  numbers are spaced as just above it, so such a value is moved there, rounded, and moved back. Values must lie within
   the type's range.
   """
   tiny = float(jnp.finfo(dtype).smallest_normal)
@@ -143,7 +145,7 @@ def stochastically_rounded(
 
 
 def _power_of_two_below(x: Float[Array, "..."]) -> Float[Array, "..."]:
-  """The largest power of two that does not exceed x ≥ 0; zero below float32's normal numbers."""
+  """Returns the largest power of two that does not exceed x ≥ 0; zero below float32's normal numbers."""
   return jax.lax.bitcast_convert_type(_bits(x) & jnp.uint32(0x7F800000), jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""AdamW, Muon or Adafactor with warm-up, as every training command uses them."""
+"""Optimizers of all training commands: AdamW, Muon or Adafactor, with gradient clipping and a schedule."""
 
 import dataclasses
 import functools
@@ -6,33 +6,27 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float
-from optax.contrib import muon
+from optax.contrib import MuonDimensionNumbers, muon
 
-from spatial_vlm.optim.moments import stored
-from spatial_vlm.parameters.paths import decays, matrix_axes, path_name
-
-SCHEDULES = ("cosine", "constant")
+from spatial_vlm.optim.moments import store_moments
+from spatial_vlm.optim.schedules import ScheduleSettings, learning_rate_at
+from spatial_vlm.parameters.paths import parameter_row, path_name
 
 _MUON_RMS = 0.4
-"""Root mean square of Muon's update per unit of learning rate: twice what AdamW's comes to (arXiv 2502.16982)."""
+"""Root mean square of Muon's update per unit of learning rate: twice that of AdamW (arXiv 2502.16982)."""
 _MUON_MOMENTUM = 0.95
 _ADAFACTOR_RMS = 1.0
 """Largest root mean square of an array's update per unit of learning rate (arXiv 1804.04235, d in Section 6)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerSettings:
-  """`method` and `schedule` name one of METHODS and of SCHEDULES; `moments` one of
-  `moments.DTYPES`; `total_steps` counts the updates of the run."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(ScheduleSettings):
+  """Settings of an optimizer and of its schedule."""
 
   method: str
+  """A name in OPTIMIZERS."""
   moments: str
-  learning_rate: float
-  schedule: str
-  warmup_steps: int
-  total_steps: int
-  final_fraction: float
+  """Storage type of the moments, a name in `moments.DTYPES`."""
   beta1: float
   beta2: float
   eps: float
@@ -40,49 +34,26 @@ class OptimizerSettings:
   clip_norm: float
 
 
-def learning_rate_at(cfg: OptimizerSettings, step: ArrayLike) -> Float[Array, ""]:
-  """Learning rate of update number `step` (from 0).
-
-  Rises linearly over `warmup_steps` updates, the first of which already moves; then stays
-  ("constant"), or falls along a half cosine to `final_fraction` of its peak at `total_steps`, and
-  stays there ("cosine").
-
-  Raises ValueError for a schedule of another name, or a warm-up that is as long as the run.
-  """
-  warmup, total, final = cfg.warmup_steps, cfg.total_steps, cfg.final_fraction
-  if cfg.schedule not in SCHEDULES:
-    raise ValueError(f"schedule is {cfg.schedule!r}; choose one of {', '.join(SCHEDULES)}")
-  if not 0 <= warmup < total:
-    raise ValueError(
-      f"warmup_steps is {warmup} of total_steps {total}; choose 0 or more, and fewer than total_steps"
-    )
-  rise = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
-  if cfg.schedule == "constant":
-    return cfg.learning_rate * rise
-  progress = jnp.clip((step - warmup) / (total - warmup), 0.0, 1.0)
-  fall = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-  return cfg.learning_rate * rise * fall
-
-
-@functools.cache  # equal settings give the same object, so that a step compiled for it serves again
+@functools.cache  # equal settings give the same object, so that jit does not compile a step again
 def make_optimizer(cfg: OptimizerSettings) -> optax.GradientTransformation:
-  """Global-norm clipping to `clip_norm`, then a method of METHODS.
+  """Returns clipping of the global norm to `clip_norm`, followed by an optimizer of OPTIMIZERS.
 
-  adamw       beta1, beta2, eps; matrices and embeddings decay (see `decays`)
-  muon        learns faster from scratch (Jordan, 2024): momentum, made orthogonal, for the matrices of MATRICES, which
-              alone decay; Nesterov's Adam (beta1, beta2, eps) for everything else
-  adafactor   keeps means of squared gradients over rows and over columns in place of moments (Shazeer and Stern, arXiv
+  adamw       beta1, beta2, eps; kernels and embeddings decay (column `decays` of `parameters.paths.PARAMETERS`)
+  muon        learns faster from scratch (Jordan, 2024): orthogonalized momentum for kernels, which alone decay;
+              NAdam (beta1, beta2, eps) for all other parameters
+  adafactor   stores means of squared gradients over rows and over columns instead of moments (Shazeer and Stern, arXiv
               1804.04235): no momentum, no scaling by the parameters, clipped updates, β̂₂ = 1 − t^−0.8; decays as adamw
 
-  Updates are computed in float32 whatever the types of the parameters and of the stored `moments`.
+  Updates are computed in float32, whatever the types of the parameters and of the stored `moments`.
 
-  Raises ValueError for another method or type of moments, and as `learning_rate_at` does.
+  Raises:
+    ValueError: the optimizer or the type of the moments is unknown; or as `learning_rate_at`.
   """
-  learning_rate_at(cfg, 0)  # a wrong schedule is refused here, before anything compiles
-  if cfg.method not in METHODS:
-    raise ValueError(f"method is {cfg.method!r}; choose one of {', '.join(METHODS)}")
-  method = optax.chain(optax.clip_by_global_norm(cfg.clip_norm), METHODS[cfg.method](cfg))
-  return _in_float32(stored(method, cfg.moments))
+  learning_rate_at(cfg, 0)  # refuses a wrong schedule before anything compiles
+  if cfg.method not in OPTIMIZERS:
+    raise ValueError(f"method is {cfg.method!r}; choose one of {', '.join(OPTIMIZERS)}")
+  optimizer = optax.chain(optax.clip_by_global_norm(cfg.clip_norm), OPTIMIZERS[cfg.method](cfg))
+  return _in_float32(store_moments(optimizer, cfg.moments))
 
 
 def _adamw(cfg: OptimizerSettings) -> optax.GradientTransformation:
@@ -102,7 +73,7 @@ def _muon(cfg: OptimizerSettings) -> optax.GradientTransformation:
     eps=cfg.eps,
     adam_b1=cfg.beta1,
     adam_b2=cfg.beta2,
-    muon_weight_dimension_numbers=_as_matrices,
+    muon_weight_dimension_numbers=_muon_dimension_numbers,
   )
 
 
@@ -115,15 +86,21 @@ def _adafactor(cfg: OptimizerSettings) -> optax.GradientTransformation:
   )
 
 
-METHODS = {"adamw": _adamw, "muon": _muon, "adafactor": _adafactor}
+OPTIMIZERS = {"adamw": _adamw, "muon": _muon, "adafactor": _adafactor}
 
 
-def _as_matrices(params):
-  return jax.tree_util.tree_map_with_path(lambda path, _: matrix_axes(path_name(path)), params)
+def _muon_dimension_numbers(params):
+  def of_parameter(path, _):
+    matrix = parameter_row(path_name(path)).matrix
+    return matrix and MuonDimensionNumbers(matrix.inputs, matrix.outputs)
+
+  return jax.tree_util.tree_map_with_path(of_parameter, params)
 
 
 def _decay_mask(params):
-  return jax.tree_util.tree_map_with_path(lambda path, _: decays(path_name(path)), params)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: parameter_row(path_name(path)).decays, params
+  )
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -1,1 +1,1 @@
-"""Parameters by path: how they are sharded, which of them train, low-rank adapters, int8 kernels."""
+"""Parameters by path: their shardings, which of them train, LoRA factors, int8 kernels."""

@@ -1,12 +1,12 @@
 """Frozen kernels in int8: q = round(w / s), s = max |w| / 127 over the inputs of each output; the model reads s·q.
 
-A quantized kernel stands in the tree as `kernel_int8`, of its own shape, and `kernel_scale`, whose axes of inputs have
-size 1. The modules know nothing of it: `stack.bind`, where the parameters of a layer meet its module, makes the kernel.
-So one layer's kernels exist at a time, inside what is rematerialised (by the policy "none" nothing is, and the kernels
-of all layers are kept). Embeddings, biases and norms, and whatever trains, are not quantized.
+A quantized kernel is two leaves of the tree: `kernel_int8`, of the kernel's shape, and `kernel_scale`, whose input axes
+have size 1. The modules do not know them: `stack.bind` makes the kernel when it binds a layer's parameters to its
+module. So only one layer's kernels exist at a time, inside the rematerialized function (with the policy "none" the
+kernels of all layers are kept). Embeddings, biases, norms and parameters that train are not quantized.
 
-Scales are float32 and have values that bfloat16 holds too. So s·q is exact in float32 and rounded once, to the type of
-the computation; and since kernels are divided by the scale as it is rounded, |w − s·q| ≤ s / 2 all the same.
+Scales are float32 and have values that bfloat16 can represent. So s·q is exact in float32 and is rounded once, to the
+type of the computation. Kernels are divided by the rounded scale, so that |w − s·q| ≤ s / 2 still holds.
 """
 
 from collections.abc import Callable
@@ -17,53 +17,56 @@ import numpy as np
 from jaxtyping import Array, Float, Int8
 
 from spatial_vlm.parameters.partition import Subset, flatten, trains, unflatten
-from spatial_vlm.parameters.paths import as_matrix, matrix_axes
+from spatial_vlm.parameters.paths import INT8, parameter_row, sibling, split_axes
 from spatial_vlm.types import Params
 
-PARTS = ("kernel_int8", "kernel_scale")
 LARGEST = 127
-"""|q| of the largest weight; −128 is not used, so that w and −w are held alike."""
+"""|q| of the largest weight; −128 is not used, so that w and −w quantize to the same magnitude."""
 
 
 def row_scales(rows: Float[np.ndarray, "out in"]) -> Float[np.ndarray, "out 1"]:
-  """s = max |w| / 127 of each row, rounded to bfloat16; of a row of zeros the smallest normal number."""
+  """Returns s = max |w| / 127 of each row, rounded to bfloat16; the smallest normal number for a row of zeros."""
   most = np.max(np.abs(rows.astype(np.float32)), axis=1, keepdims=True)
   scales = np.maximum(most / LARGEST, np.finfo(np.float32).tiny)
   return scales.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-def quantized_rows(rows: Float[np.ndarray, "out in"]) -> Int8[np.ndarray, "out in"]:
-  """q = round(w / s); s is rounded by 1 part of 256 at most, so |q| stays within 127."""
+def quantize_rows(rows: Float[np.ndarray, "out in"]) -> Int8[np.ndarray, "out in"]:
+  """Returns q = round(w / s); rounding moves s by at most 1 part in 256, so |q| stays within 127."""
   return np.rint(rows.astype(np.float32) / row_scales(rows)).astype(np.int8)
 
 
-def dequantized_kernel(q: Int8[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
-  """s·q of a kernel, or of a stack of them, in the type of s."""
+def dequantize_kernel(q: Int8[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Returns s·q of a kernel, or of a stack of kernels, in the type of s."""
   return (q.astype(np.float32) * scale.astype(np.float32)).astype(scale.dtype)
 
 
-def dequantized(params: Params) -> Params:
-  """The parameters with every kernel out of int8; as they are where none is in it."""
-  if PARTS[0] in params:
-    others = {name: leaf for name, leaf in params.items() if name not in PARTS}
-    return others | {"kernel": dequantized_kernel(*(params[name] for name in PARTS))}
-  return {name: dequantized(of) if isinstance(of, dict) else of for name, of in params.items()}
+def dequantize(params: Params) -> Params:
+  """Returns the parameters with every int8 kernel dequantized; other leaves stay as they are."""
+  if INT8[0] in params:
+    others = {name: leaf for name, leaf in params.items() if name not in INT8}
+    return others | {"kernel": dequantize_kernel(*(params[name] for name in INT8))}
+  return {
+    name: dequantize(leaf) if isinstance(leaf, dict) else leaf for name, leaf in params.items()
+  }
 
 
-def quantizes(path: str, subset: Subset) -> bool:
-  """Whether the parameter at `path` is a kernel that a run holds in int8."""
-  is_kernel = matrix_axes(path) is not None
+def is_quantized(path: str, subset: Subset) -> bool:
+  """Returns whether a run stores the parameter at `path` in int8: a kernel that does not train."""
+  is_kernel = parameter_row(path).matrix is not None
   return subset.frozen_int8 and is_kernel and not trains(path, subset.trainable)
 
 
 def storage_shapes(shapes: Params, subset: Subset) -> Params:
-  """Shapes of all parameters -> shapes and types as a run holds them: what trains in float32, the rest as told by
-  `subset`."""
+  """Returns the shapes and types in which a run stores parameters of these shapes.
+
+  Parameters that train are float32; frozen ones have `subset.frozen_dtype`, or are int8 with float32 scales.
+  """
   result = {}
   for path, leaf in flatten(shapes).items():
-    if quantizes(path, subset):
-      leading, inputs, outputs = as_matrix(path, leaf.shape)
-      q, scale = (path.removesuffix("kernel") + name for name in PARTS)
+    if is_quantized(path, subset):
+      leading, inputs, outputs = split_axes(path, leaf.shape)
+      q, scale = (sibling(path, name) for name in INT8)
       result[q] = jax.ShapeDtypeStruct(leaf.shape, np.int8)
       result[scale] = jax.ShapeDtypeStruct((*leading, *(1 for _ in inputs), *outputs), np.float32)
     else:
@@ -72,8 +75,13 @@ def storage_shapes(shapes: Params, subset: Subset) -> Params:
   return unflatten(result)
 
 
-def source_of(path: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
-  """The parameter that the one at `path` is made of, and how: rows of its tensor [out, in] -> rows of the result."""
-  owner, _, name = path.rpartition("/")
-  made = dict(zip(PARTS, (quantized_rows, row_scales), strict=True))
-  return (f"{owner}/kernel", made[name]) if name in made else (path, lambda rows: rows)
+def source_and_conversion(path: str) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
+  """Returns the parameter that checkpoint files hold for the one at `path`, and how to convert its rows.
+
+  The conversion maps rows [out, in] of the file's tensor to rows of the parameter.
+  """
+  conversions = dict(zip(INT8, (quantize_rows, row_scales), strict=True))
+  name = path.rpartition("/")[2]
+  if name in conversions:
+    return sibling(path, "kernel"), conversions[name]
+  return path, lambda rows: rows

@@ -1,7 +1,7 @@
-"""Trainable subsets: patterns of parameter paths tell what trains; everything else is read and never changes.
+"""Trainable subsets: regular expressions of parameter paths select what trains; the rest is frozen.
 
-Gradients, optimizer state and checkpoints exist for what trains alone. The two parts are trees of the same paths, so
-that `combine` gives the model all it reads; with the pattern `.*` nothing is frozen, and nothing differs.
+Gradients, optimizer state and checkpoints exist only for parameters that train. `partition` splits a tree of parameters
+in two and `combine` joins the parts for the model; with the pattern `.*` every parameter trains.
 """
 
 import dataclasses
@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Shaped, UInt32
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.parameters.paths import INT8, LORA_SCALE, path_name
 from spatial_vlm.types import Params
 
 NOTHING: Params = {}
@@ -23,55 +24,55 @@ NOTHING: Params = {}
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
-  """What of a model a run trains.
-
-  trainable: regular expressions, one of which fits the path of a parameter in full if it trains;
-  rank: r, columns of the low-rank pairs (`parameters.lora`) beside the kernels whose paths `targets` fit; 0: no pairs;
-  alpha: α, the pairs' product counts α/r times; frozen_dtype: type in which everything else is held, but for kernels
-  with `frozen_int8` (`parameters.int8`).
-  """
+  """Selects the parameters that a run trains, and how it stores the others."""
 
   trainable: tuple[str, ...]
+  """Regular expressions; a parameter trains if one of them matches its path in full."""
   rank: int
+  """LoRA rank r (`parameters.lora`); 0 adds no LoRA factors."""
   alpha: float
+  """LoRA α: the product of the factors is scaled by α/r."""
   targets: tuple[str, ...]
+  """Regular expressions of the kernels that get LoRA factors."""
   frozen_dtype: str
+  """Type of the frozen parameters, except for int8 kernels."""
   frozen_int8: bool
+  """Whether frozen kernels are stored in int8 (`parameters.int8`)."""
 
 
 EVERYTHING = Subset(
   trainable=(".*",), rank=0, alpha=1.0, targets=(), frozen_dtype="float32", frozen_int8=False
 )
 
-CONSTANTS = ("lora_scale", "kernel_int8", "kernel_scale")
-"""Names of what no pattern reaches: α/r of low-rank pairs, and quantized kernels."""
+CONSTANTS = (LORA_SCALE, *INT8)
+"""Names of leaves that never train, whatever the patterns: LoRA's α/r and quantized kernels."""
 
 
-def flatten(params: Params) -> dict[str, Array]:
-  """Path ("text/embed/embedding") -> array or shape."""
-  flat: Any = flatten_dict(params, sep="/")
-  return flat
+def flatten(params: Params) -> dict[str, Any]:
+  """Returns path ("text/embed/embedding") -> leaf (array, shape or sharding)."""
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
-def unflatten(flat: dict[str, Array]) -> Params:
-  """Undoes `flatten`."""
+def unflatten(flat: Mapping[str, Any]) -> Params:
+  """Returns the nested dict that `flatten` flattened."""
   return unflatten_dict(flat, sep="/")
 
 
-def fits(path: str, patterns: Sequence[str]) -> bool:
-  """Whether one of the patterns fits the path in full."""
+def matches(path: str, patterns: Sequence[str]) -> bool:
+  """Returns whether one of the patterns matches the path in full."""
   return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
 def trains(path: str, patterns: Sequence[str]) -> bool:
-  """Whether the parameter trains."""
-  return path.rpartition("/")[2] not in CONSTANTS and fits(path, patterns)
+  """Returns whether the parameter at `path` trains."""
+  return path.rpartition("/")[2] not in CONSTANTS and matches(path, patterns)
 
 
 def partition(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
-  """(trained, frozen): the parameters (arrays or shapes) whose paths the patterns fit, and the others.
+  """Splits parameters (arrays or shapes) into (trained, frozen).
 
-  Raises ValueError for a pattern that fits none, and where nothing would train.
+  Raises:
+    ValueError: a pattern matches no parameter, or nothing would train.
   """
   flat = flatten(params)
   for pattern in patterns:
@@ -87,14 +88,15 @@ def partition(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
 
 
 def combine(trained: Params, frozen: Params) -> Params:
-  """All parameters; undoes `partition`."""
+  """Returns all parameters; undoes `partition`."""
   return unflatten(flatten(trained) | flatten(frozen))
 
 
 def checksums(params: Params) -> dict[str, int]:
-  """A number for every array: it differs if a value, or the place of one, does; it does not tell where they lie.
+  """Returns a checksum of every array: Σᵢ bitsᵢ · (2i + 1) mod 2³².
 
-  Σᵢ bitsᵢ · (2i + 1) mod 2³²: sums of integers do not depend on their order, so meshes do not matter.
+  It changes with any value and with the order of the values. A sum of integers does not depend on its order, so the
+  checksum is the same on every mesh.
   """
   return {path: int(number) for path, number in _checksums(flatten(params)).items()}
 
@@ -113,19 +115,23 @@ def _checksum(leaf: Shaped[Array, "..."]) -> UInt32[Array, ""]:
   return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
 
-def subset_from_config(config: Mapping[str, Any], lora: Mapping[str, Any]) -> Subset:
-  """What a training command's settings, and those of their group `lora`, say of it. Raises UsageError for ranks, alphas
-  and patterns that cannot be."""
+def subset_from_config(config: Mapping[str, Any]) -> Subset:
+  """Builds the trainable subset from a training config, which has a group `lora`.
+
+  Raises:
+    UsageError: a rank or an alpha out of range, or a pattern that is not a regular expression.
+  """
+  lora = config["lora"]
   if lora["rank"] < 0 or lora["alpha"] <= 0:
     raise UsageError(
-      f"lora.rank is {lora['rank']} and lora.alpha {lora['alpha']}; rank is 0 (no pairs) or more, alpha above 0"
+      f"lora.rank is {lora['rank']} and lora.alpha {lora['alpha']}; rank must be 0 (no LoRA) or more, alpha above 0"
     )
   for pattern in (*config["trainable"], *lora["targets"]):
     try:
       re.compile(pattern)
     except re.error as error:
       raise UsageError(
-        f"{pattern!r} in trainable or lora.targets is no regular expression: {error}; '.*' fits anything"
+        f"{pattern!r} in trainable or lora.targets is not a regular expression: {error}; '.*' matches anything"
       ) from error
   return Subset(
     trainable=tuple(config["trainable"]),

@@ -33,6 +33,7 @@ from spatial_vlm.processor.chat import Size
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.rollout.sampler import generate, stages
 from spatial_vlm.sharding import with_param_shardings
+from spatial_vlm.tasks import find_task
 from spatial_vlm.train import policy_optimization, rl_settings, sft
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.rollout_buffer import init_state as init_rl_state
@@ -208,8 +209,9 @@ def rl_shapes(config: Config, model: ModelConfig, mesh: Mesh) -> RlShapes:
   if reads_reference(config.objectives):
     training = training._replace(reference=training.state.params)
   sampling = sampling_shapes(config, model, mesh, training)
+  grammar = find_task(config.task).grammar
   automaton = jax.eval_shape(
-    lambda: compile_automaton([b""] * model.text.vocab_size, eos_id=settings.eos)
+    lambda: compile_automaton(grammar, [b""] * model.text.vocab_size, eos_id=settings.eos)
   )
   groups = rollout_shapes(sampling.prompts, automaton, settings)
   state = jax.eval_shape(lambda train: init_rl_state(train, groups, settings), training.state)
@@ -224,7 +226,7 @@ def rl_settings_from(config: Config) -> RlSettings:
 
 def sharded_training_shapes(config: Config, model: ModelConfig, mesh: Mesh) -> TrainingShapes:
   """Returns the shapes of a fresh train state and of the frozen parameters, sharded over the mesh."""
-  subset = subset_from_config(config, config.lora)
+  subset = subset_from_config(config)
   both = partition_shapes(training_shapes(mesh, model, subset), subset)
   trained, frozen = (with_param_shardings(mesh, part) for part in both)
   optimizer = optimizer_from(config)
@@ -269,7 +271,7 @@ def kv_cache_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Sam
     lambda p, q: qwen3_vl.prefill(p, model, q), sampling.rollout_weights, sampling.prompts
   )
   rows = config.rollout_batch_size * config.group_size
-  cache = jax.eval_shape(lambda c: qwen3_vl.with_room(c, config.max_new_tokens, rows), cache)
+  cache = jax.eval_shape(lambda c: qwen3_vl.add_cache_block(c, config.max_new_tokens, rows), cache)
   heads = sharding.divisible_axes(("tensor",), mesh, model.text.num_key_value_heads)
   axes = (*sharding.divisible_axes(sharding.ROWS, mesh, config.rollout_batch_size), *heads)
   total = sum(

@@ -1,13 +1,14 @@
-"""Behaviors, one-line procedures under a name, and the handbook that collects them.
+"""Behaviors (named one-line procedures) and the handbook that collects them.
 
-A behavior is learnt from training records only, and remembers which: a handbook can be refused when it has seen
-anything that it is to be measured on.
+A behavior is extracted from training records only and stores which, so that a handbook which contains evaluation
+records can be refused.
 """
 
 import dataclasses
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from etils import epath
@@ -25,33 +26,33 @@ _FIELDS = {
 
 
 class HandbookError(ValueError):
-  """A handbook that cannot be read; the message names the file and the place in it."""
+  """Raised for a handbook that cannot be read; the message names the file and the place in it."""
 
 
 class LeakError(ValueError):
-  """A behavior that was extracted from records which it is to be evaluated on."""
+  """Raised for a behavior that was extracted from evaluation records."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Behavior:
   """A procedure that the policy used in many correct answers.
 
-  Raises ValueError when a field cannot be used: a behavior without provenance, for one, can never be shown to be
-  free of evaluation records.
+  Raises ValueError when a field cannot be used. A behavior without provenance is refused, because nothing could show
+  that it is free of evaluation records.
   """
 
   name: str
-  """`behavior_` and words of lower-case letters, digits and underscores; what the short answer cites."""
+  """`behavior_` and lower-case letters, digits and underscores; the short answer cites it."""
   instruction: str
-  """What to do, on one line."""
+  """The procedure, on one line."""
   questions: tuple[str, ...]
-  """Object-masked questions that it answers ("The X is left of the Y.")."""
+  """Object-masked questions that the behavior answers ("The X is left of the Y.")."""
   provenance: tuple[str, ...]
-  """Training records, written `SPLIT:ID`, whose chains it was extracted from."""
+  """Training records, written `SPLIT:ID`, from whose chains the behavior was extracted."""
   tokens: int
-  """Length of its `line`, in tokens of the policy that reads it."""
+  """Length of `line`, in tokens of the policy that reads it."""
   uses: int = 0
-  """How often it was recalled."""
+  """Number of times that `evaluate` recalled the behavior (see `Handbook.upsert`)."""
 
   def __post_init__(self):
     if not _NAME.fullmatch(self.name):
@@ -73,16 +74,16 @@ class Behavior:
 
   @property
   def line(self) -> str:
-    """As a question carries it."""
+    """The text that a question carries."""
     return f"{self.name}: {self.instruction}"
 
   @property
   def utility(self) -> tuple[int, int, int]:
-    """Worth of keeping it: recalled often, then well supported, then short."""
+    """Order in which behaviors are kept: recalled most often, then best supported, then shortest."""
     return self.uses, len(self.provenance), -self.tokens
 
   def merged(self, other: Self) -> Self:
-    """Both as one: name and instruction of the more useful, everything else joined."""
+    """Merges two behaviors: name and instruction of the one of greater utility, everything else joined."""
     best, rest = (self, other) if self.utility >= other.utility else (other, self)
     return dataclasses.replace(
       best,
@@ -94,10 +95,10 @@ class Behavior:
 
 @dataclasses.dataclass(frozen=True)
 class Handbook:
-  """Behaviors in the order of their arrival, within two limits; every change returns a new handbook.
+  """Behaviors in the order in which they were added, within two limits; every change returns a new handbook.
 
-  No two share a name, a question or (up to case, articles and punctuation) an instruction. Where a limit is
-  exceeded, the behavior of least utility goes first, the latest of equals.
+  No two behaviors share a name, a question or (up to case, articles and punctuation) an instruction. When a limit is
+  exceeded, the behavior of least utility is dropped first, of equals the latest.
   """
 
   max_entries: int
@@ -124,26 +125,21 @@ class Handbook:
       f"no behavior {name!r}; there are {[behavior.name for behavior in self.behaviors]}"
     )
 
-  def upsert(self, behaviors: Iterable[Behavior]) -> Self:
-    """With `behaviors` added to or merged into those that are there."""
-    return dataclasses.replace(self, behaviors=(*self.behaviors, *behaviors))
+  def upsert(
+    self, behaviors: Iterable[Behavior], recalls: Mapping[str, int] = MappingProxyType({})
+  ) -> Self:
+    """Returns the handbook with `behaviors` added to or merged into those that are there.
 
-  def remove(self, names: Collection[str]) -> Self:
-    """Without the behaviors `names`; KeyError, and no change, when one is not there."""
-    for name in names:
-      self[name]
-    return dataclasses.replace(
-      self, behaviors=tuple(b for b in self.behaviors if b.name not in names)
+    Args:
+      behaviors: the behaviors to add.
+      recalls: name of a behavior → further times that it was recalled. They are added to `uses` before the limits
+        apply, so that behaviors that are recalled often stay. Names of unknown behaviors are ignored.
+    """
+    counted = (
+      dataclasses.replace(b, uses=b.uses + recalls.get(b.name, 0))
+      for b in _distinct((*self.behaviors, *behaviors))
     )
-
-  def used(self, counts: Mapping[str, int]) -> Self:
-    """With `counts[name]` further uses of each behavior."""
-    for name in counts:
-      self[name]
-    behaviors = (
-      dataclasses.replace(b, uses=b.uses + counts.get(b.name, 0)) for b in self.behaviors
-    )
-    return dataclasses.replace(self, behaviors=tuple(behaviors))
+    return dataclasses.replace(self, behaviors=tuple(counted))
 
   def refuse_leaks(self, splits: Collection[str] = (), records: Collection[str] = ()) -> None:
     """Raises LeakError when a behavior comes from one of the evaluation `splits` or `records` (`SPLIT:ID`)."""
@@ -157,19 +153,19 @@ class Handbook:
         )
 
   def to_json(self) -> dict[str, Any]:
-    """What `from_json` reads."""
+    """Returns the fields that `from_json` reads."""
     behaviors = [dataclasses.asdict(behavior) for behavior in self.behaviors]
     limits = {"max_entries": self.max_entries, "max_tokens": self.max_tokens}
     return {"version": VERSION, **limits, "behaviors": behaviors}
 
   @classmethod
   def from_json(cls, data: Any, source: str) -> Self:
-    """Checks and reads what `to_json` wrote; `source` is the file named in a HandbookError."""
+    """Reads and checks what `to_json` wrote; `source` is the file that a HandbookError names."""
     header = {"version": int, "max_entries": int, "max_tokens": int, "behaviors": list}
     _check_fields(data, header, source)
     if data["version"] != VERSION:
       raise HandbookError(
-        f"{source}: version is {data['version']}, readable is {VERSION}; extract the behaviors anew"
+        f"{source}: version is {data['version']}, readable is {VERSION}; run `behaviors` again"
       )
     behaviors = tuple(
       _read_behavior(b, f"{source}: behaviors[{i}]") for i, b in enumerate(data["behaviors"])
@@ -184,11 +180,11 @@ class Handbook:
 
 
 def read_json(path: epath.PathLike) -> Any:
-  """JSON of a file; HandbookError with the line where it breaks off."""
+  """Reads a JSON file; raises HandbookError with the line where the JSON ends too early."""
   try:
     return json.loads(epath.Path(path).read_text())
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise HandbookError(f"{path}: not JSON ({error}); extract the behaviors anew") from error
+    raise HandbookError(f"{path}: not JSON ({error}); run `behaviors` again") from error
 
 
 def _read_behavior(data: Any, place: str) -> Behavior:
@@ -213,7 +209,7 @@ def _check_fields(data: Any, fields: Mapping[str, type], place: str) -> None:
 
 
 def _distinct(behaviors: Iterable[Behavior]) -> tuple[Behavior, ...]:
-  """Behaviors that share a name, a question or an instruction, merged in the place of the first."""
+  """Merges behaviors that share a name, a question or an instruction, in the place of the first."""
   kept: list[Behavior] = []
   for behavior in behaviors:
     same = [i for i, other in enumerate(kept) if _same(behavior, other)]
@@ -232,7 +228,7 @@ def _same(a: Behavior, b: Behavior) -> bool:
 
 
 def _plain(instruction: str) -> list[str]:
-  """Words and comparison signs, in order: "X < Y" and "Y < X" are different procedures."""
+  """Returns words and comparison signs, in order: "X < Y" and "Y < X" are different procedures."""
   words = re.findall(r"\w+|[<>=≤≥]+", instruction.casefold())
   return [word for word in words if word not in ("the", "a", "an")]
 

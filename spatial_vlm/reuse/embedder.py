@@ -17,21 +17,21 @@ class Embedder(Protocol):
 
   @property
   def fingerprint(self) -> str:
-    """Equal for two embedders only where their vectors can be compared."""
+    """Names the vector space: equal for two embedders only if their vectors can be compared."""
     ...
 
   def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-    """One row of length 1 per text, float32."""
+    """Returns one row of length 1 per text, float32."""
     ...
 
 
 class LexicalEmbedder:
-  """Hashed words and word pairs of a question: alike means that the same words are used, no more.
+  """Embeds a question as hashed words and word pairs: questions are similar if they share words.
 
-  "left of" and "to the left of" are alike, "under" and "beneath" are not: a dense model (BGE-M3) knows that, this
-  one says honestly 0 and leaves the question to the full chain. Nothing is learnt and nothing is stored, so that a
-  question has the same vector in every run. The words which the grammar gives to every masked question carry no
-  meaning and are left out; a text of nothing else is the zero vector, which is like nothing.
+  "left of" and "to the left of" are similar; "under" and "beneath" have similarity 0, which a dense model (BGE-M3)
+  would not give them, and the question then gets the full chain. Nothing is trained or stored, so that a question has
+  the same vector in every run. Words that the grammar gives to every masked question are left out; a text without any
+  other word is the zero vector, which is similar to nothing.
   """
 
   def __init__(self, width: int = 1024):
@@ -46,13 +46,13 @@ class LexicalEmbedder:
 
   @property
   def fingerprint(self) -> str:
-    """Hash of the settings and of the vectors that they give to three questions."""
+    """Hash of the settings and of the vectors of three questions."""
     digest = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode())
     digest.update(np.round(self.embed(_PROBES) * 1000).astype(np.int32).tobytes())
     return f"lexical-{digest.hexdigest()[:16]}"
 
   def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-    """Rows of length 1 (0 for a text without any telling word), float32."""
+    """Returns rows of length 1 (0 for a text whose words are all left out), float32."""
     if not texts:
       return np.zeros((0, self._settings["n_features"]), np.float32)
     counts = self._vectorizer.transform(list(texts))

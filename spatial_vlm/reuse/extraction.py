@@ -1,8 +1,8 @@
-"""Behaviors from the policy's own correct chains on training records.
+"""Extraction of behaviors from the policy's own correct chains on training records.
 
-Chains that answer the same object-masked question and end in the same masked comparison follow one procedure; the
-procedures frequent enough among the correct chains of a question become its behavior. The instruction is what these
-chains say, not what anyone knows about the relation: a policy that reasons otherwise gets other behaviors.
+Chains that answer the same object-masked question and end in the same masked comparison follow one procedure. The
+procedures that are frequent enough among the correct chains of a question become its behavior. The instruction is read
+from these chains, not from knowledge of the relation: a policy that reasons differently gets different behaviors.
 """
 
 import collections
@@ -17,7 +17,7 @@ from spatial_vlm.reuse.masking import mask_objects
 from spatial_vlm.reuse.reasoning import BLANK, read_comparison
 
 ALTERNATIVE_SHARE = 0.5
-"""A procedure this frequent, beside the most frequent one, is another way to the same verdict ("w > h" or "w < h")."""
+"""Frequency, relative to the most frequent procedure, from which a second one joins it ("w > h" or "w < h")."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Solution:
   relation: str
   subj: str | None
   obj: str | None
-  """Names of the objects; None where the record does not say, they are then read from the caption."""
+  """Names of the objects; None where the record has none: they are then read from the caption."""
   text: str
   label: int
 
@@ -41,7 +41,7 @@ class Solution:
 
   @property
   def question(self) -> str:
-    """The caption without its objects."""
+    """The object-masked caption."""
     return mask_objects(self.caption, *self.names)
 
 
@@ -54,8 +54,8 @@ class _Use:
 
 
 def verified_chain(solution: Solution) -> answers.Answer | None:
-  """The chain of a solution when it parses, reaches the label and compares its numbers as they are; else None."""
-  answer = answers.parse(solution.text)
+  """Returns the chain of a solution if it parses, reaches the label and states only true comparisons; else None."""
+  answer = answers.STATEMENT.parse(solution.text)
   if answer is None or answer.form != "chain" or answer.verdict != solution.label:
     return None
   return answer if read_comparison(answer).holds else None
@@ -64,10 +64,10 @@ def verified_chain(solution: Solution) -> answers.Answer | None:
 def extract_behaviors(
   solutions: Iterable[Solution], count_tokens: Callable[[str], int], min_support: int
 ) -> list[Behavior]:
-  """One behavior for each question whose verified chains share a procedure at least `min_support` times.
+  """Extracts one behavior for each question whose verified chains share a procedure at least `min_support` times.
 
   Args:
-    solutions: answers to training records; those that `verified_chain` refuses are left out.
+    solutions: answers to training records; those that `verified_chain` rejects are skipped.
     count_tokens: length of a behavior's line under the policy's tokenizer.
     min_support: chains that must agree, at least 1. Procedures are taken from the answers "Yes.", or from the answers
       "No." where those have none with this support.
@@ -88,14 +88,14 @@ def extract_behaviors(
 
 
 def short_from_chain(behavior: Behavior, answer: answers.Answer, names: Iterable[str] = ()) -> str:
-  """The short answer that a chain comes down to: the behavior's name, the last comparison, the verdict.
+  """Shortens a chain to the behavior's name, the last comparison and the verdict.
 
   Numbers get the names of their objects: `x=160 < x=640` becomes `red circle x=160 < blue square x=640`. Objects are
-  known by the boxes of the Caption, and by `names` where it has none. ValueError when `answer` is no chain.
+  recognized by the boxes of the Caption and by `names`. Raises ValueError when `answer` is not a chain.
   """
   if answer.form != "chain":
     raise ValueError(
-      f"a short answer is made from a chain; the form of this one is {answer.form!r}"
+      f"a short answer is made from a chain; the form of this answer is {answer.form!r}"
     )
   comparison = read_comparison(answer, names)
   return answers.render_short(behavior.name, comparison.with_names, answer.verdict)
@@ -123,7 +123,8 @@ def _behavior(
 
 
 def behavior_name(relation: str) -> str:
-  """
+  """Returns the name of the behavior for a relation.
+
   >>> behavior_name("left of")
   'behavior_left_of'
   """
@@ -131,7 +132,7 @@ def behavior_name(relation: str) -> str:
 
 
 def _procedures(chains: Sequence[tuple[Solution, answers.Answer]]) -> dict[str, list[_Use]]:
-  """Masked comparisons and the chains that end in them."""
+  """Groups chains by the masked comparison that they end in."""
   uses: dict[str, list[_Use]] = collections.defaultdict(list)
   for solution, answer in chains:
     comparison = read_comparison(answer, solution.names)
@@ -141,7 +142,7 @@ def _procedures(chains: Sequence[tuple[Solution, answers.Answer]]) -> dict[str, 
 
 
 def _fill(procedure: str, values: Sequence[tuple[float, ...]]) -> str:
-  """Writes into each blank the number that all chains share (a threshold), and drops it where they differ."""
+  """Fills each blank with the number that all chains share (a threshold); where they differ, drops the blank."""
   for column in zip(*values, strict=True):
     shared = len(set(column)) == 1
     blank = BLANK if shared else f"=?{BLANK}"

@@ -1,15 +1,16 @@
-"""The handbook as a searchable index: object-masked questions to behaviors, by ScaNN.
+"""A searchable index of a handbook: object-masked questions → behaviors, by ScaNN.
 
-The handbook and its vectors are the truth; ScaNN's searcher is made from them and dropped whenever they change. That
-costs milliseconds at the size of a handbook (brute force is also what ScaNN's guide asks for below 20,000 vectors)
-and leaves nothing to its own bookkeeping, which an update of wrong width or an unknown id would corrupt.
+The handbook and its vectors are stored; ScaNN's searcher is built from them and dropped whenever they change. Building
+takes milliseconds at the size of a handbook (ScaNN's guide recommends brute force below 20,000 vectors). ScaNN's own
+incremental updates are not used: one of wrong width or with an unknown id would corrupt its bookkeeping.
 """
 
 import hashlib
 import io
 import json
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -24,24 +25,24 @@ Match = tuple[Behavior, float]
 
 _UNIT_TOLERANCE = 1e-3
 _ROUNDING = 1e-5
-"""A question is like itself to within this, so that a floor of 1 lets exactly the known questions pass."""
+"""Rounding tolerance of self-similarity: with `min_similarity = 1`, exactly the known questions match."""
 
 
 class BehaviorIndex:
-  """Behaviors found by the similarity of the questions that they answer.
+  """Finds behaviors by the similarity of the questions that they answer.
 
   Args:
     handbook: the behaviors; its limits hold for the index too.
-    embedder: gives the vectors, of the behaviors' questions once and of a new question when it is asked.
-    floor: least similarity of a match, in −1…1. Unrelated English sentences have about 0.35 under BGE-M3 and 0
-      under the lexical embedder: a question below the floor recalls nothing.
+    embedder: makes the vectors: once those of the behaviors' questions, and that of each new question.
+    min_similarity: least similarity of a match, in −1…1. Unrelated English sentences have about 0.35 under BGE-M3
+      and 0 under the lexical embedder. A question without a match recalls nothing.
   """
 
-  def __init__(self, handbook: Handbook, embedder: Embedder, floor: float):
-    if not -1 <= floor <= 1:
-      raise ValueError(f"the similarity floor is a cosine, between -1 and 1; got {floor}")
+  def __init__(self, handbook: Handbook, embedder: Embedder, min_similarity: float):
+    if not -1 <= min_similarity <= 1:
+      raise ValueError(f"min_similarity is {min_similarity}; it is a cosine, from -1 to 1")
     self._embedder = embedder
-    self._floor = float(floor)
+    self._min_similarity = float(min_similarity)
     self._fingerprint = embedder.fingerprint
     self._vectors: dict[str, np.ndarray] = {}
     self._set(handbook)
@@ -56,19 +57,17 @@ class BehaviorIndex:
     rows = [self._vectors[question] for question, _ in self._rows]
     return np.stack(rows) if rows else self._embed([])
 
-  def upsert(self, behaviors: Iterable[Behavior]) -> None:
-    """Adds or merges behaviors, within the handbook's limits; nothing changes when one cannot be embedded."""
-    self._set(self._handbook.upsert(behaviors))
-
-  def remove(self, names: Collection[str]) -> None:
-    """Takes out the behaviors `names`; KeyError, and no change, when one is not there."""
-    self._set(self._handbook.remove(names))
+  def upsert(
+    self, behaviors: Iterable[Behavior], recalls: Mapping[str, int] = MappingProxyType({})
+  ) -> None:
+    """Adds or merges behaviors (see `Handbook.upsert`); nothing changes when one cannot be embedded."""
+    self._set(self._handbook.upsert(behaviors, recalls))
 
   def search(self, questions: Sequence[str], k: int) -> list[list[Match]]:
-    """For each object-masked question, up to `k` behaviors at or above the floor, the most similar first.
+    """Returns up to `k` matches for each object-masked question, the most similar first.
 
-    A question that a behavior was extracted for is looked up without embedding it again. An empty list asks for the
-    full chain.
+    A question that a behavior was extracted for is looked up without embedding it again. The list is empty where
+    nothing is similar enough: the full chain is then asked for.
     """
     if k < 1:
       raise ValueError(f"a search returns at least one behavior; got k={k}")
@@ -77,13 +76,13 @@ class BehaviorIndex:
     new = [q for q in dict.fromkeys(questions) if q not in self._vectors]
     known = self._vectors | dict(zip(new, self._embed(new), strict=True))
     queries = np.stack([known[question] for question in questions])
-    # Questions of one behavior compete for the same place: ask for as many more rows as could be lost to that.
+    # Several rows may belong to one behavior, which counts once: ask for as many more rows as that could cost.
     neighbors = min(len(self._rows), k + len(self._rows) - len(self._handbook))
     rows, similarities = self._searcher().search_batched(queries, final_num_neighbors=neighbors)
     return [self._matches(*found, k) for found in zip(rows, similarities, strict=True)]
 
   def save(self, folder: epath.PathLike) -> None:
-    """Writes vectors.npy, then index.json, which names the vectors by their hash: a torn write is seen by `load`."""
+    """Writes vectors.npy, then index.json with the hash of the vectors, by which `load` notices a torn write."""
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vectors = io.BytesIO()
@@ -91,7 +90,7 @@ class BehaviorIndex:
     (folder / "vectors.npy").write_bytes(vectors.getvalue())
     index = {
       "embedder": self._fingerprint,
-      "floor": self._floor,
+      "min_similarity": self._min_similarity,
       "vectors_sha256": hashlib.sha256(vectors.getvalue()).hexdigest(),
       "handbook": self._handbook.to_json(),
     }
@@ -99,27 +98,29 @@ class BehaviorIndex:
 
   @classmethod
   def load(cls, folder: epath.PathLike, embedder: Embedder) -> Self:
-    """Reads what `save` wrote; HandbookError when it is damaged or was made with another embedder."""
+    """Reads what `save` wrote; raises HandbookError when it is damaged or was made with another embedder."""
     path = epath.Path(folder) / "index.json"
     index = _checked(read_json(path), path)
     if index["embedder"] != embedder.fingerprint:
       raise HandbookError(
-        f"{path}: vectors were made by embedder {index['embedder']}, given is {embedder.fingerprint}; their "
-        "similarities mean nothing. Load with the first, or build the index anew from its handbook"
+        f"{path}: the vectors were made by embedder {index['embedder']}, given is {embedder.fingerprint}; their "
+        "similarities mean nothing. Load with the first, or run `behaviors` again"
       )
     handbook = Handbook.from_json(index["handbook"], f"{path}: handbook")
     stored = (path.parent / "vectors.npy").read_bytes()
     if hashlib.sha256(stored).hexdigest() != index["vectors_sha256"]:
       raise HandbookError(
-        f"{path.parent / 'vectors.npy'}: is not the file that index.json was written with; save anew"
+        f"{path.parent / 'vectors.npy'}: is not the file that index.json was written with; save the index again"
       )
     vectors = np.load(io.BytesIO(stored), allow_pickle=False)
     questions = [question for behavior in handbook.behaviors for question in behavior.questions]
     if len(vectors) != len(questions):
       raise HandbookError(
-        f"{path}: {len(vectors)} vectors for {len(questions)} questions; save the index anew"
+        f"{path}: {len(vectors)} vectors for {len(questions)} questions; save the index again"
       )
-    self = cls(Handbook(handbook.max_entries, handbook.max_tokens), embedder, index["floor"])
+    self = cls(
+      Handbook(handbook.max_entries, handbook.max_tokens), embedder, index["min_similarity"]
+    )
     self._vectors = dict(zip(questions, vectors, strict=True))
     self._set(handbook)
     return self
@@ -134,7 +135,7 @@ class BehaviorIndex:
     self._handbook, self._rows, self._built = handbook, rows, None
 
   def _embed(self, questions: Sequence[str]) -> Float[np.ndarray, "N D"]:
-    """Vectors of `questions`; ValueError naming the question whose vector is not finite and of length 1 or 0."""
+    """Embeds questions; raises ValueError for one whose vector is not finite and of length 1 or 0."""
     vectors = np.asarray(self._embedder.embed(questions), np.float32)
     width = {len(vector) for vector in self._vectors.values()}
     if (
@@ -142,7 +143,7 @@ class BehaviorIndex:
     ):
       raise ValueError(
         f"embedder {self._fingerprint} gave an array of shape {vectors.shape} for {len(questions)} questions "
-        f"beside vectors of width {sorted(width)}; one row of that width per question is needed"
+        f"next to vectors of width {sorted(width)}; one row of that width per question is needed"
       )
     lengths = np.linalg.norm(vectors, axis=1)
     good = (np.abs(lengths - 1) < _UNIT_TOLERANCE) | (lengths == 0)
@@ -165,28 +166,31 @@ class BehaviorIndex:
   def _matches(self, rows: Sequence[int], similarities: Sequence[float], k: int) -> list[Match]:
     matches: dict[str, Match] = {}
     for row, similarity in zip(rows, similarities, strict=True):
-      # Never true of NaN, with which ScaNN pads a short result: the row 0 beside it is a phantom.
-      if similarity >= self._floor - _ROUNDING:
+      # ScaNN pads a short result with row 0 and a similarity of NaN, which passes no comparison.
+      if similarity >= self._min_similarity - _ROUNDING:
         behavior = self._rows[row][1]
         matches.setdefault(behavior.name, (behavior, float(similarity)))
     return list(matches.values())[:k]
 
 
 def _checked(index: Any, path: epath.Path) -> dict[str, Any]:
-  fields = {"embedder": str, "floor": float, "vectors_sha256": str, "handbook": dict}
+  fields = {"embedder": str, "min_similarity": float, "vectors_sha256": str, "handbook": dict}
   if not isinstance(index, dict) or index.keys() != fields.keys():
-    raise HandbookError(f"{path}: expected the fields {sorted(fields)}; save the index anew")
+    raise HandbookError(f"{path}: expected the fields {sorted(fields)}; save the index again")
   for field, kind in fields.items():
     if not isinstance(index[field], kind):
       raise HandbookError(
-        f"{path}: {field}: expected {kind.__name__}, found {index[field]!r}; save the index anew"
+        f"{path}: {field}: expected {kind.__name__}, found {index[field]!r}; save the index again"
       )
   return index
 
 
 def _import_scann() -> Any:
-  """ScaNN without TensorFlow: its optional TensorFlow ops fail to load beside any but one version, and the import
-  with them; the searcher used here needs none."""
+  """Imports ScaNN without TensorFlow.
+
+  ScaNN's optional TensorFlow ops load with one version of TensorFlow only; with any other, importing ScaNN fails. The
+  searcher used here needs none of them.
+  """
   tensorflow = sys.modules.get("tensorflow")
   sys.modules["tensorflow"] = None  # pyright: ignore[reportArgumentType]  # documented: makes its import fail
   try:

@@ -1,4 +1,4 @@
-"""What statements ask, without the objects that they ask about."""
+"""Object-masked questions: statements whose objects are replaced by X and Y."""
 
 import re
 
@@ -6,11 +6,10 @@ from spatial_vlm.data.statement import read_statement
 
 
 def mask_objects(caption: str, subj: str = "", obj: str = "") -> str:
-  """The question that a caption asks, its objects replaced by X and Y.
+  """Returns the caption with its objects replaced by X and Y.
 
-  The names are taken from VSR's grammar ("The SUBJ is RELATION the OBJ."). A caption of another shape keeps its
-  words, except for `subj` and `obj` where they are given and stand in it. (VSR misspells some of these fields, so
-  that the grammar is the better witness.)
+  The names are read by VSR's grammar ("The SUBJ is RELATION the OBJ."), since VSR misspells some of its `subj` and
+  `obj` fields. A caption of another shape keeps its words, except for the given `subj` and `obj`.
 
   >>> mask_objects("The potted plant is at the right side of the dining table.")
   'The X is at the right side of the Y.'

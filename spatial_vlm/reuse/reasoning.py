@@ -1,9 +1,8 @@
-"""The Reasoning step of a chain, read as measurements and the comparison that they end in.
+"""Reads the Reasoning step of a chain: measurements, then the comparison that decides.
 
 `red circle spans x=100 to x=240, centre x=160; blue square spans x=600 to x=700, centre x=640; x=160 < x=640, so it is
 left of it.` The last clause compares; each of its numbers is traced back to the measurement with the same key and
-value, and so to the object that it belongs to (red circle) and the role that it plays there (centre). Nothing here
-knows any relation.
+value, and so to its object (red circle) and its role there (centre). The code knows no relation.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ _CONNECTIVE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """The clause that decides, without its consequence, and the numbers in it."""
+  """The clause that decides, without its conclusion, and the numbers in it."""
 
   text: str
   numbers: tuple[Number, ...]
@@ -34,7 +33,7 @@ class Comparison:
 
   @property
   def holds(self) -> bool:
-    """Whether every `a < b` in it is so."""
+    """Whether every `a < b` in it is true."""
     pairs = compared(self.numbers, self.text)
     return all(HOLDS[sign](left.value, right.value) for left, sign, right in pairs)
 
@@ -47,9 +46,10 @@ class Comparison:
     )
 
   def masked(self, letters: Mapping[str, str]) -> str:
-    """Without objects and numbers: `X centre x < Y centre x`; a number of no object leaves its key and a BLANK.
+    """Returns the comparison without objects and numbers: `X centre x < Y centre x`.
 
-    `letters` gives the letter of each (casefolded) name; objects that are not in it are "another object".
+    A number that belongs to no object leaves its key and a BLANK. `letters` maps each (casefolded) name to its letter;
+    any other object becomes "another object".
     """
 
     def letter(name: str) -> str:
@@ -68,7 +68,7 @@ class Comparison:
 
   @property
   def loose_values(self) -> tuple[float, ...]:
-    """Numbers of no object, in the order of the BLANKs."""
+    """Numbers that belong to no object, in the order of the BLANKs."""
     return tuple(number.value for number in self.numbers if not number.owner)
 
   def _rewritten(self, words: Callable[[str], str], number: Callable[[Number], str]) -> str:
@@ -81,12 +81,10 @@ class Comparison:
 
 
 def read_comparison(answer: Answer, names: Iterable[str] = ()) -> Comparison:
-  """The comparison that the Reasoning of a chain ends in.
+  """Returns the comparison that the Reasoning of a chain ends in.
 
-  Objects are known by the boxes of the Caption and by `names`, where a Caption has no box for them.
-
-  One that is about no object in particular ("gap=0") is said of those that were measured for it ("red circle to blue
-  square gap=0").
+  Objects are recognized by the boxes of the Caption and by `names`. A comparison that names no object ("gap=0") gets
+  the objects that were measured ("red circle to blue square gap=0").
   """
   measurements, text = _split(answer.steps["reasoning"])
   names = tuple(dict.fromkeys((*answer.boxes, *names)))
@@ -100,7 +98,7 @@ def read_comparison(answer: Answer, names: Iterable[str] = ()) -> Comparison:
 
 
 def _split(reasoning: str) -> tuple[str, str]:
-  """What was measured, and the last clause that compares (or else the last clause) without its consequence."""
+  """Splits off the last clause that compares (or else the last clause), without its conclusion."""
   clauses = [clause.strip() for clause in _CLAUSE_END.split(reasoning) if clause.strip()]
   clauses = clauses or [reasoning]
   last = max((i for i, c in enumerate(clauses) if SIGN.search(c)), default=len(clauses) - 1)
@@ -108,10 +106,10 @@ def _split(reasoning: str) -> tuple[str, str]:
 
 
 def _trace(numbers: Sequence[Number], text: str, measured: Sequence[Number]) -> list[Number]:
-  """The numbers of a comparison with the owners and roles that they were measured with.
+  """Returns the numbers of a comparison with the owners and roles of their measurements.
 
-  Where several measurements would do, the two sides speak of two objects rather than one, in like roles rather than
-  unlike ones, and of what was measured early.
+  If several measurements match, two different objects are preferred to one, then equal roles, then the earlier
+  measurement.
   """
   traced: dict[int, Number] = {}
   for left, _, right in compared(numbers, text):
@@ -124,7 +122,7 @@ def _trace(numbers: Sequence[Number], text: str, measured: Sequence[Number]) -> 
 
 
 def _sources(number: Number, measured: Sequence[Number]) -> list[Number]:
-  """`number` as each measurement of the same key and value explains it, or as the text itself does."""
+  """Returns `number` with the owner and role of each measurement of its key and value, or those of the text."""
   same = [
     m for m in measured if m.owner and m.key and (m.key, m.value) == (number.key, number.value)
   ]

@@ -1,8 +1,7 @@
-"""The reward of an answer from its token ids alone, so that an RL step can stay on the device.
+"""Verdicts of answers from their token ids alone, so that an RL step can stay on the device.
 
-The grammar of `answers` is compiled into one automaton over bytes, which is composed over the bytes
-of every token. Following an answer through the resulting table gives the verdict that
-`answers.parse` gives to its decoded text.
+A grammar (`answers.Grammar`) is compiled into one automaton over bytes, which is composed over the bytes of every
+token. Following an answer through the resulting table gives the verdict that `Grammar.parse` gives to its decoded text.
 """
 
 import itertools
@@ -17,29 +16,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Integer
 
-from spatial_vlm import answers
+from spatial_vlm.answers import Grammar
 
 DEAD, START = 0, 1
 
 
 @flax.struct.dataclass
 class VerdictAutomaton:
-  """State 0 is dead (no answer can follow), state 1 is the start."""
+  """A table over token ids. State 0 is dead (no answer can follow), state 1 is the start."""
 
   transitions: Integer[Array, "S V"]
   """The state after reading a token."""
   verdict: Int[Array, "S"]
-  """1 yes or 0 no where the text read so far is a whole answer, −1 elsewhere."""
+  """Verdict of the grammar where the text read so far is a whole answer, −1 elsewhere."""
   eos: Int[Array, ""]
 
 
-def compile_automaton(token_bytes: Sequence[bytes], eos_id: int) -> VerdictAutomaton:
-  """The grammar of answers as a table over token ids.
+def compile_automaton(
+  grammar: Grammar, token_bytes: Sequence[bytes], eos_id: int
+) -> VerdictAutomaton:
+  """Compiles a grammar into a table over token ids.
 
   `token_bytes[i]` are the bytes that token i stands for, empty for special tokens. A special token
   other than `eos_id`, and an id beyond `token_bytes`, can be part of no answer.
   """
-  byte_table, verdict = _byte_automaton()
+  byte_table, verdict = _byte_automaton(grammar)
   table = _compose(byte_table, token_bytes)
   return VerdictAutomaton(jnp.asarray(table), jnp.asarray(verdict), jnp.asarray(eos_id, jnp.int32))
 
@@ -47,9 +48,9 @@ def compile_automaton(token_bytes: Sequence[bytes], eos_id: int) -> VerdictAutom
 def verdicts(
   automaton: VerdictAutomaton, tokens: Int[Array, "*R T"], mask: Bool[Array, "*R T"]
 ) -> Int[Array, "*R"]:
-  """1 yes, 0 no, −1 for what is no answer or has no end-of-turn token inside `mask`.
+  """Returns the verdict of each row, −1 for one that is no answer or has no end-of-turn token inside `mask`.
 
-  Equal to `answers.parse` of the decoded text before the first end-of-turn token.
+  Equal to `Grammar.parse` of the decoded text before the first end-of-turn token.
   """
 
   def read(carry, token_and_mask):
@@ -67,19 +68,19 @@ def verdicts(
   return jnp.where(ended, automaton.verdict[state], -1)
 
 
-def _byte_automaton() -> tuple[np.ndarray, np.ndarray]:
-  """Transitions UInt[S, 256] and verdict Int[S] of the grammar over bytes.
+def _byte_automaton(grammar: Grammar) -> tuple[np.ndarray, np.ndarray]:
+  """Returns transitions UInt[S, 256] and verdict Int[S] of the grammar over bytes.
 
   Byte b stands for the Latin-1 character of that number. This is faithful to UTF-8, broken UTF-8
-  included: the grammar names ASCII characters only, which are never part of another character, and
+  included: a grammar names ASCII characters only, which are never part of another character, and
   its `[^\\n]+` takes any other byte as readily as a whole character. Every answer ends in a mark of
-  its verdict, a character beyond the bytes, by which the states are told apart.
+  its verdict, a character beyond the bytes, which tells the final states apart.
   """
-  marks = {verdict: chr(256 + verdict) for verdict in answers.VERDICTS}
+  marks = {verdict: chr(256 + verdict) for verdict in grammar.verdicts}
   forms = [
     re.sub(r"\?P<\w+>", "", f"({prefix}{ending}{marks[verdict]})")
     for prefix, (verdict, ending) in itertools.product(
-      answers.FORMS.values(), answers.VERDICTS.items()
+      grammar.forms.values(), grammar.verdicts.items()
     )
   ]
   machine: Any = interegular.parse_pattern("|".join(forms)).to_fsm().reduce()
@@ -101,7 +102,7 @@ def _byte_automaton() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _compose(byte_table: np.ndarray, token_bytes: Sequence[bytes]) -> np.ndarray:
-  """Transitions [S, V] over tokens, from those over bytes [S, 256]; an empty token is dead."""
+  """Composes transitions [S, 256] over bytes into those [S, V] over tokens; an empty token is dead."""
   lengths = np.array([len(piece) for piece in token_bytes])
   text = np.frombuffer(b"".join(token_bytes), np.uint8)
   starts = np.cumsum(lengths) - lengths

@@ -120,7 +120,7 @@ def generate(
       state = jax.lax.while_loop(
         lambda s, end=end: (s.t < end) & ~jnp.all(s.done),
         decode_step,
-        state._replace(cache=qwen3_vl.with_room(state.cache, slots, rows)),
+        state._replace(cache=qwen3_vl.add_cache_block(state.cache, slots, rows)),
       )
   return state.completions
 

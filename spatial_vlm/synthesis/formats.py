@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
 from spatial_vlm.data.records import Record
+from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.synthesis.draft import Draft, chain
 from spatial_vlm.synthesis.errors import UnusableDraftError
 from spatial_vlm.synthesis.teacher import Question
@@ -74,6 +75,7 @@ For you alone: people who looked at the image hold this statement to be {truth},
 "{verdict}". Look again for what shows it, and derive it from the image. Do not mention, in any step, that you were \
 told.\
 """
+_CHAIN_QUESTION = QuestionBuilder(statements.TASK, "chain")
 _KEYS = ("summary", "caption", "objects", "reasoning", "conclusion")
 _VERDICTS = ("no", "yes")
 _FENCE = re.compile(r"\s*```(?:json)?[ \t\r]*\n(?P<inside>.*)\n```\s*", re.DOTALL | re.IGNORECASE)
@@ -173,11 +175,11 @@ class ChainFormat:
     """See ResponseFormat; raises ValueError for a hint."""
     if hint is not None:
       raise ValueError("the chain format takes no hint; ask without one")
-    return Question("", statements.question(record.caption, "chain"), image, mime_type, seed, None)
+    return Question("", _CHAIN_QUESTION(record.caption).text, image, mime_type, seed, None)
 
   def parse(self, text: str) -> Draft:
     """See ResponseFormat."""
-    answer = answers.parse(text)
+    answer = answers.STATEMENT.parse(text)
     if answer is None or answer.form != "chain":
       raise UnusableDraftError("the answer is not the four steps, each once and in order")
     steps, boxes = answer.steps, answer.boxes

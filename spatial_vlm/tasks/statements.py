@@ -1,4 +1,12 @@
-"""Questions about statements: is this caption true of the image?"""
+"""The task of statements: is this caption true of the image?"""
+
+import functools
+
+from spatial_vlm.answers import STATEMENT
+from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.data.relations import META_CATEGORY
+from spatial_vlm.evaluation.scores import score_statements
+from spatial_vlm.tasks.task import Task
 
 LIST_OBJECTS = "List the objects."
 
@@ -9,7 +17,7 @@ _INSTRUCTIONS = {
 
 
 def question(caption: str, form: str, behavior: str | None = None) -> str:
-  """Asks whether `caption` holds, to be answered in `form` (see `answers`).
+  """Returns the question whether `caption` holds, to be answered in `form` (see `answers`).
 
   `behavior` is the line "behavior_…: instruction" that a short answer recalls; other forms take none.
 
@@ -27,3 +35,13 @@ def question(caption: str, form: str, behavior: str | None = None) -> str:
   if behavior is not None:
     raise ValueError(f"form {form!r} takes no behavior; ask in form 'short' to use one")
   return f"{caption} True? {_INSTRUCTIONS[form]}"
+
+
+TASK = Task(
+  read=JsonlSource,
+  question=question,
+  grammar=STATEMENT,
+  first_words={1: "Yes", 0: "No"},
+  score=functools.partial(score_statements, meta_category=META_CATEGORY),
+)
+"""True-or-false statements in VSR's record format."""

@@ -28,7 +28,7 @@ from spatial_vlm.objectives.policy_objectives import (
 )
 from spatial_vlm.objectives.policy_terms import ClipRange, PolicyTerms
 from spatial_vlm.objectives.token_logprobs import token_logprobs
-from spatial_vlm.parameters.lora import merged
+from spatial_vlm.parameters.lora import merge_adapters
 from spatial_vlm.parameters.partition import NOTHING, combine
 from spatial_vlm.rewards.table import RewardTerms, weighted_reward
 from spatial_vlm.rollout.engine import Requests
@@ -72,7 +72,7 @@ def rollout_weights(params: Params, frozen: Params, dtype: str) -> Params:
   Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to. Where
   these are in int8, there is no room for it: each token makes the kernels anew, layer by layer.
   """
-  return merged(computed_in(dtype, combine(params, frozen)))
+  return merge_adapters(computed_in(dtype, combine(params, frozen)))
 
 
 def reference_policy(mesh: Mesh, trained: Params, settings: RlSettings) -> Params:

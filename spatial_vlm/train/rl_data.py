@@ -1,6 +1,5 @@
 """Prompts of policy optimization: training rounds from an endless stream, and validation."""
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -12,21 +11,22 @@ from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.data.reading import Reader
-from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.inference.generation import BatchGenerator, Row
 from spatial_vlm.inference.policy import Policy, PromptShape, collate
-from spatial_vlm.inference.questions import plain_question
+from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.rewards.accuracy import is_correct
 from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton, verdicts
 from spatial_vlm.rollout.engine import Engine, Requests
 from spatial_vlm.rollout.sampler import SamplingSettings
+from spatial_vlm.tasks import find_task
+from spatial_vlm.tasks.task import ExampleSource
 from spatial_vlm.types import Params
 
 
 def check_blocks(config: Config, mesh: Mesh) -> None:
   """Raises UsageError unless every process can read the block of prompts that its devices answer."""
-  _, blocks = sharding.process_block(mesh)
+  _, blocks = sharding.process_rows(mesh)
   parts = sharding.axis_product(mesh, sharding.ROWS)
   for name in ("rollout_batch_size", "validate_batch"):
     if blocks > 1 and config[name] % parts:
@@ -35,7 +35,7 @@ def check_blocks(config: Config, mesh: Mesh) -> None:
       )
 
 
-def refuse_evaluation_records(config: Config, source: JsonlSource) -> None:
+def refuse_evaluation_records(config: Config, source: ExampleSource) -> None:
   """Raises UsageError when a training record is validated or evaluated on."""
   remedy = "remove them from the training records (spatial-vlm data --config.drop_shared=true)"
   evaluated = (config.data.validation, config.data.evaluation)
@@ -44,12 +44,11 @@ def refuse_evaluation_records(config: Config, source: JsonlSource) -> None:
 
 def question_reader(config: Config, policy: Policy, mesh: Mesh, records: str) -> Reader:
   """Returns a reader of the questions about a file of records, each asking for a full chain."""
-  data = config.data
-  source = JsonlSource(records, data.images, max_bad_share=data.max_bad_share)
+  data, task = config.data, find_task(config.task)
+  source = task.read(records, data.images, None, data.max_bad_share)
   shape = PromptShape(data.prompt_tokens, data.patches)
-  generator = BatchGenerator(
-    policy, mesh, shape, config.max_new_tokens, functools.partial(plain_question, form="chain")
-  )
+  chains = QuestionBuilder(task, "chain")
+  generator = BatchGenerator(policy, mesh, shape, config.max_new_tokens, chains)
   return Reader(source, generator.encode, data.max_bad_share)
 
 
@@ -76,7 +75,7 @@ def training_requests(
 
 def own_rows(mesh: Mesh, count: int) -> range:
   """Of `count` rows of a batch, those that this process reads."""
-  index, blocks = sharding.process_block(mesh)
+  index, blocks = sharding.process_rows(mesh)
   rows = count // blocks
   return range(index * rows, (index + 1) * rows)
 
@@ -98,7 +97,7 @@ def as_requests(
   prompts = collate(policy.processor, rows, ids, labels, shape)
   return Requests(
     prompts=sharding.make_global_batch(mesh, prompts),
-    texts=[question.question for _, question, _ in questions],
+    texts=[question.text for _, question, _ in questions],
     images=[example.image for example, _, _ in questions],
   )
 

@@ -20,9 +20,10 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import Policy
 from spatial_vlm.metrics import MetricsWriter
 from spatial_vlm.model.stack import REMAT_POLICIES
-from spatial_vlm.parameters.int8 import PARTS, dequantized
+from spatial_vlm.parameters.int8 import dequantize
 from spatial_vlm.parameters.lora import new_adapters
 from spatial_vlm.parameters.partition import Subset, combine, flatten, partition, subset_from_config
+from spatial_vlm.parameters.paths import INT8
 from spatial_vlm.train.trained_weights import base_record, check_base
 from spatial_vlm.train.update import init_state
 from spatial_vlm.types import Params, Purpose, TrainState
@@ -131,7 +132,7 @@ def partition_policy(
 ) -> tuple[Params, Params]:
   """(trained, frozen) of a loaded policy, with fresh pairs. Raises ValueError for patterns that do not fit, and where
   no kernel is in int8 that should be."""
-  if subset.frozen_int8 and not any(path.endswith(PARTS[0]) for path in flatten(params)):
+  if subset.frozen_int8 and not any(path.endswith(INT8[0]) for path in flatten(params)):
     raise ValueError(
       f"frozen_int8 is True, but trainable {subset.trainable} freezes no kernel; leave it out, or train low-rank pairs"
       " alone: trainable=('.*/lora_[ab]',) and lora.rank=16"
@@ -139,7 +140,7 @@ def partition_policy(
   if not subset.rank:
     return partition(params, subset.trainable)
   key = jax.random.fold_in(jax.random.key(seed), Purpose.ADAPTERS)
-  shapes = jax.eval_shape(dequantized, params)
+  shapes = jax.eval_shape(dequantize, params)
   where = sharding.param_shardings(
     mesh, jax.eval_shape(lambda k: new_adapters(shapes, subset, k), key)
   )
@@ -162,7 +163,7 @@ def load_trainable(config: Config, mesh: Mesh, from_scratch: bool = False) -> Tr
 
   Raises UsageError and ValueError for settings that do not fit the checkpoint.
   """
-  subset = subset_from_config(config, config.lora)
+  subset = subset_from_config(config)
   policy = load_policy(config.checkpoint, config.seed if from_scratch else None, mesh, subset)
   return Trainable(
     mesh, subset, policy, *partition_policy(mesh, policy.params, subset, config.seed)

@@ -14,9 +14,9 @@ from spatial_vlm.huggingface.peft_adapter import write_adapter
 from spatial_vlm.huggingface.weights import MAX_FILE_BYTES, open_checkpoint, stream_checkpoint
 from spatial_vlm.inference.loading import training_shapes
 from spatial_vlm.model.config import ModelConfig
-from spatial_vlm.parameters.int8 import PARTS
-from spatial_vlm.parameters.lora import partition_shapes, parts_at
+from spatial_vlm.parameters.lora import is_adapter, partition_shapes, read_with_parts
 from spatial_vlm.parameters.partition import Subset, checksums, flatten, unflatten
+from spatial_vlm.parameters.paths import INT8
 from spatial_vlm.sharding import with_param_shardings
 from spatial_vlm.types import Params
 
@@ -53,11 +53,6 @@ def write_trained(
     write_adapter(workdir / "adapter", base["folder"], model, subset, trained)
 
 
-def is_adapter(path: str) -> bool:
-  """Whether the parameter is half of a low-rank pair."""
-  return path.endswith(("/lora_a", "/lora_b"))
-
-
 def trained_shapes(mesh: Mesh, model: ModelConfig, subset: Subset) -> Params:
   """What trains, float32 and laid out over the mesh. Raises ValueError for patterns that do not fit the model."""
   trained, _ = partition_shapes(training_shapes(mesh, model, subset), subset)
@@ -84,10 +79,10 @@ def with_base(
       return trained_at(path)
     assert checkpoint is not None
     held = frozen[path]
-    dtype = held.dtype if path.endswith(PARTS[0]) else np.float32
+    dtype = held.dtype if path.endswith(INT8[0]) else np.float32
     wanted = jax.ShapeDtypeStruct(held.shape, dtype, sharding=held.sharding)
     leaf = flatten(checkpoint.read(unflatten({path: wanted})))[path]
     check_base(base, checksums({path: leaf.astype(held.dtype)}))
     return leaf
 
-  return lambda path: parts_at(leaf_at, subset, path)
+  return lambda path: read_with_parts(leaf_at, subset, path)

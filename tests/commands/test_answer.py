@@ -1,14 +1,18 @@
 """One question about one photograph."""
 
-import numpy as np
+import dataclasses
+import json
+
 import PIL.Image
 import pytest
 import skimage
 
 from spatial_vlm import config
 from spatial_vlm.commands import answer as command
+from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.masking import mask_objects
 from spatial_vlm.tasks.statements import question
 
 ASTRONAUT = f"{skimage.__path__[0]}/data/astronaut.png"
@@ -31,12 +35,12 @@ def ask(run, tmp_path, photo, checkpoint, *others, statement=STATEMENT, **change
 
 
 def test_a_photograph_is_answered_and_drawn_upon(run, taught, tmp_path, capsys):
-  picture = tmp_path / "boxes.png"
-  done = ask(run, tmp_path, ASTRONAUT, taught, "--draw", picture)
+  drawn = tmp_path / "boxes.png"
+  done = ask(run, tmp_path, ASTRONAUT, taught, "--draw", drawn)
   assert done.code == 0 and not config.unread(done.configs[0])
   out = capsys.readouterr().out
-  assert "\nverdict: " in out and "\ntokens: " in out and f"boxes drawn in {picture}" in out
-  assert PIL.Image.open(picture).size == (512, 512)
+  assert "\nverdict: " in out and "\ntokens: " in out and f"boxes drawn in {drawn}" in out
+  assert PIL.Image.open(drawn).size == (512, 512)
   for preset in ("tiny", "8b"):
     config.read_preset(f"configs/answer.py:{preset}")
 
@@ -80,6 +84,40 @@ def test_direct_and_recalled_questions(
   ]
 
 
+@pytest.mark.parametrize("tokens", [48, 49])
+def test_answer_and_evaluate_recall_the_same(
+  run, taught, extracted, scenes_folder, evaluate_changes, tmp_path, monkeypatch, tokens
+):
+  """Both presets recall behaviors of up to 48 tokens, whatever the limit on the sum of a handbook's lines."""
+  stored = BehaviorIndex.load(extracted / "index", LexicalEmbedder()).handbook
+  behaviors = tuple(dataclasses.replace(b, tokens=tokens) for b in stored.behaviors)
+  handbook = Handbook(stored.max_entries, stored.max_tokens, behaviors)
+  folder = tmp_path / "index"
+  BehaviorIndex(handbook, LexicalEmbedder(), 0.8).save(folder)
+
+  changes = {**evaluate_changes, "method": "reuse", "behaviors": folder, "timed_questions": 0}
+  assert run("evaluate", tmp_path / "evaluate", changes).code == 0
+  lines = (tmp_path / "evaluate" / "predictions.jsonl").read_text().splitlines()
+  recalled = {p["caption"]: p["retrieved"] for p in map(json.loads, lines)}
+  assert any(recalled.values()) == (tokens == 48)
+
+  asked = []
+  original = command.encode_question
+  monkeypatch.setattr(
+    command, "encode_question", lambda p, i, text: asked.append(text) or original(p, i, text)
+  )
+  known = {b.questions[0] for b in behaviors}
+  captions = [caption for caption in recalled if mask_objects(caption) in known][:2]
+  assert captions
+  photo = scenes_folder / "images" / "train_000000.png"
+  for caption in captions:
+    recall = ("--behaviors", folder)
+    assert ask(run, tmp_path, photo, taught, *recall, statement=caption, max_new_tokens=8).code == 0
+    name = recalled[caption]
+    expected = f"{caption} True? Use {handbook[name].line}" if name else question(caption, "chain")
+    assert asked[-1] == expected
+
+
 @pytest.mark.parametrize(
   ("photo", "others", "message"),
   [
@@ -105,13 +143,3 @@ def test_what_cannot_be_read_is_named_on_one_line(
 def test_a_missing_checkpoint_is_named(run, tmp_path, capsys):
   assert ask(run, tmp_path, ASTRONAUT, "no/such/folder").code == 2
   assert "no/such/folder does not exist" in capsys.readouterr().err
-
-
-def test_draw_puts_boxes_where_they_say():
-  image = PIL.Image.new("RGB", (100, 50), "black")
-  picture = np.asarray(command.draw(image, {"mug": (500, 200, 900, 800)}))
-  assert picture.shape == (250, 500, 3)
-  rows, columns = np.nonzero((picture == (0, 114, 178)).all(axis=-1))  # the first colour
-  assert columns.min() == 250 and columns.max() == 450
-  assert rows.max() == 200
-  assert (picture[195:, 260:440] == 0).all(axis=-1)[:3].all()

@@ -26,14 +26,14 @@ def test_the_index_names_procedures_and_where_they_come_from(extracted):
     assert index.search([behavior.questions[0]], k=1)[0][0][0].name == behavior.name
 
 
-def test_lessons_are_verified_and_most_of_them_short(extracted, scenes_folder):
+def test_training_examples_are_verified_and_most_of_them_short(extracted, scenes_folder):
   source = ConversationSource(extracted / "conversations.jsonl", scenes_folder / "images", 0.0)
   labels = {
     json.loads(line)["image"]: json.loads(line)["label"]
     for line in (scenes_folder / "train.jsonl").read_text().splitlines()
   }
   rows = [json.loads(line) for line in (extracted / "conversations.jsonl").read_text().splitlines()]
-  parsed = [answers.parse(row["answer"]) for row in rows]
+  parsed = [answers.STATEMENT.parse(row["answer"]) for row in rows]
   assert len(source) == len(rows) > 8
   assert all(
     answer.verdict == labels[row["image"]] for answer, row in zip(parsed, rows, strict=True)
@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_like_the_uninterrupted(
   assert outcome(tmp_path) == outcome(extracted)
 
 
-def test_what_follows_from_the_answers_may_be_asked_for_anew(
+def test_settings_applied_after_the_answers_may_change_without_asking_again(
   tmp_path, run, behaviors_changes, capsys, monkeypatch
 ):
   """ "Lower min_support" would be no help if the answers had to be given again for it."""
@@ -73,13 +73,41 @@ def test_what_follows_from_the_answers_may_be_asked_for_anew(
   assert run("behaviors", tmp_path, behaviors_changes).code == 0
 
 
+def test_what_evaluation_recalled_is_kept_when_the_handbook_is_full(
+  extracted, tmp_path, run, behaviors_changes
+):
+  """With room for one behavior, the recalled one stays in place of the one with the most chains."""
+
+  def kept(**changes):
+    changes = {**behaviors_changes, "max_entries": 1, **changes}
+    assert run("behaviors", tmp_path / "run", changes).code == 0
+    (behavior,) = BehaviorIndex.load(
+      tmp_path / "run" / "index", LexicalEmbedder()
+    ).handbook.behaviors
+    return behavior
+
+  names = {
+    b.name for b in BehaviorIndex.load(extracted / "index", LexicalEmbedder()).handbook.behaviors
+  }
+  best = kept()
+  assert best.uses == 0 and len(names) > 1
+  other = min(names - {best.name})
+  results = [tmp_path / "a.json", tmp_path / "b.json"]
+  results[0].write_text(json.dumps({"rows": [], "recalls": {best.name: 2, other: 1}}))
+  results[1].write_text(json.dumps({"rows": [], "recalls": {other: 2, "behavior_forgotten": 9}}))
+  recalled = kept(recalls=",".join(map(str, results)))
+  assert (recalled.name, recalled.uses) == (other, 3)
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
     ({"min_support": 0}, "min_support is 0"),
     ({"max_entries": 0}, "max_entries=0"),
-    ({"max_handbook_tokens": 0}, "max_new_tokens=0"),
-    ({"min_similarity": 2}, "floor is a cosine"),
+    ({"max_handbook_tokens": 0}, "max_tokens=0"),
+    ({"min_similarity": 2}, "min_similarity is 2.0"),
+    ({"task": "vrs"}, "task is 'vrs'; choose one of vsr, scenes"),
+    ({"recalls": "absent.json"}, "absent.json"),
     ({"full_share": 1.5}, "full_share is 1.5"),
     ({"batch_size": 0}, "batch_size is 0"),
     ({"in_flight": 0}, "in_flight is 0"),
@@ -100,7 +128,7 @@ def test_broken_records_are_reported_and_left_out(
     assert run("behaviors", tmp_path / "run", {**changes, "data.max_bad_share": 0.2}).code == 0
   for line, reason in reasons.items():
     assert any(f"{path}:{line}: " in text and reason in text for text in caplog.messages)
-  # Numbers of records stay tied to their pictures, whatever was left out.
+  # Numbers of records stay tied to their images, whatever was left out.
   images = [json.loads(line)["image"] for line in path.read_text().splitlines()[7:]]
   rows = [
     json.loads(line) for line in (tmp_path / "run" / "conversations.jsonl").read_text().splitlines()

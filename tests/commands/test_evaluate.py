@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from spatial_vlm import config
-from spatial_vlm.commands import evaluate as command
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference import generation
@@ -50,7 +49,7 @@ def predictions(workdir):
 def test_results_have_the_schema_and_follow_from_the_predictions(finished, method):
   workdir, _ = finished[method]
   results = json.loads((workdir / "results.json").read_text())
-  assert list(results) == ["rows"] and len(results["rows"]) == 1
+  assert list(results) == ["rows", "recalls"] and len(results["rows"]) == 1
   row = results["rows"][0]
   assert list(row) == FIELDS and row["method"] == method
   stored = predictions(workdir)
@@ -111,6 +110,9 @@ def test_reuse_names_what_it_recalled_and_asks_for_the_short_form(finished, extr
   names = {behavior["name"] for behavior in handbook}
   stored = predictions(finished["reuse"][0])
   recalled = [p for p in stored if p.retrieved]
+  results = json.loads((finished["reuse"][0] / "results.json").read_text())
+  assert sum(results["recalls"].values()) == len(recalled)
+  assert all(sum(p.retrieved == n for p in stored) == k for n, k in results["recalls"].items())
   assert recalled and {p.retrieved for p in recalled} <= names
   plain = {p.id: p.prompt_tokens for p in predictions(finished["chain"][0])}
   fallen_back = [p for p in stored if not p.retrieved]
@@ -129,7 +131,7 @@ def test_chains_are_parsed_and_their_boxes_measured(finished):
 def test_on_eight_devices_it_writes_the_same(
   finished, run, evaluate_changes, extracted, outcome, tmp_path
 ):
-  """Weights cut and rows spread; the same words, though not the same bits behind them."""
+  """With sharded weights and rows the texts are equal, though their logits may differ in the last bits."""
   mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "in_flight": 1, "timed_questions": 1}
   for method in ("chain", "zero-shot"):
     changes = {**changes_of(method, evaluate_changes, extracted), **mesh}
@@ -201,6 +203,7 @@ def test_limit_and_a_last_batch_that_is_not_full(
       {"method": "guess"},
       "method is 'guess'; choose one of majority, zero-shot, direct, chain, reuse",
     ),
+    ({"task": "vrs"}, "task is 'vrs'; choose one of vsr, scenes"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
     ({"data.records": "absent.jsonl"}, "absent.jsonl"),
     ({"data.boxes": "absent.boxes.jsonl"}, "absent.boxes.jsonl"),
@@ -242,36 +245,17 @@ def test_broken_records_are_reported_and_left_out(
     assert run("evaluate", tmp_path / "run", {**changes, "data.max_bad_share": 0.5}).code == 0
   for line, reason in reasons.items():
     assert any(f"{path}:{line}: " in text and reason in text for text in caplog.messages)
-  # Of 27 readable lines the second has the torn picture.
+  # Of 27 readable lines the second has the torn image.
   assert [p.id for p in predictions(tmp_path / "run")] == [0, *range(2, 27)]
   assert "5 of 32 records" in refused("evaluate", {**changes, "data.max_bad_share": 0.1}, lines=6)
 
 
 @pytest.mark.parametrize("method", ["majority", "zero-shot"])
-def test_a_torn_picture_is_left_out_of_every_method(
-  run, evaluate_changes, broken, tmp_path, method
-):
+def test_a_torn_image_is_left_out_of_every_method(run, evaluate_changes, broken, tmp_path, method):
   changes, _, _ = broken("records", "test.jsonl")
   changes = {**evaluate_changes, **changes, "method": method, "data.max_bad_share": 0.5}
   assert run("evaluate", tmp_path / "run", changes).code == 0
   assert [p.id for p in predictions(tmp_path / "run")] == [0, *range(2, 27)]
-
-
-def test_timed_questions_warm_up_before_the_clock(taught, scenes_folder, monkeypatch):
-  """The first question is asked twice; the clock of the second asking counts."""
-  asked = []
-
-  class Fake:
-    def encode(self, example):
-      return example
-
-    def answer(self, rows, ids):
-      asked.extend(ids)
-
-  source = JsonlSource(scenes_folder / "test.jsonl", scenes_folder / "images")
-  seconds = command.time_one_by_one(Fake(), source, 3)
-  assert asked == [0, 0, 1, 2] and seconds.keys() == {0, 1, 2}
-  assert all(value > 0 for value in seconds.values())
 
 
 @pytest.mark.kills

@@ -7,11 +7,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import transformers
+from checkpoint_folders import read_checkpoint
 from safetensors.numpy import load_file
 
 from spatial_vlm import config
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.huggingface.weights import read_checkpoint
 
 
 @pytest.mark.parametrize("name", ["sft", pytest.param("dapo", marks=pytest.mark.slow)])

@@ -65,7 +65,7 @@ def test_conversations_are_the_teachers(finished):
     rows = [json.loads(line) for line in (finished / f"{name}.jsonl").read_text().splitlines()]
     assert len(rows) == 20
     for record, row in zip(records, rows, strict=False):
-      answer = answers.parse(row["answer"])
+      answer = answers.STATEMENT.parse(row["answer"])
       assert (answer.form, answer.verdict) == (form, record["label"])
       assert row["image"] == record["image"] and row["question"].startswith(record["caption"])
 

@@ -10,6 +10,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.parameters.paths import path_name
 
 PAIRS = {"trainable": "('.*/lora_[ab]',)", "lora.rank": 4, "lora.alpha": 8.0}
 ALL_BUT_VISION = {"trainable": "('(text|head)/.*',)"}
@@ -52,10 +53,7 @@ def test_a_checkpoint_holds_what_trains_and_tells_of_the_base(finished, nano):
   with Checkpoints(finished / "checkpoints", read_only=True) as checkpoints:
     tree = checkpoints._manager.item_metadata(checkpoints.latest())["state"].tree
     base = checkpoints.host()["base"]
-  paths = [
-    jax.tree_util.keystr(path, simple=True, separator="/")
-    for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-  ]
+  paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
   arrays = [path for path in paths if "layers" in path]
   assert len(arrays) == 3 * 2 * 7  # parameters and two moments; A and B; of seven kernels
   assert all("lora_" in path for path in arrays)
@@ -160,11 +158,11 @@ def test_another_base_is_refused(run, sft_changes, before_saving, nano, tmp_path
   [
     ({"trainable": "('head',)"}, "trainable names 'head', which is the path of no parameter"),
     ({"trainable": "()"}, "trainable is empty"),
-    ({"trainable": "('*',)"}, "'*' in trainable or lora.targets is no regular expression"),
-    ({"lora.rank": 2}, "The pairs alone are trainable=('.*/lora_[ab]',)"),
+    ({"trainable": "('*',)"}, "'*' in trainable or lora.targets is not a regular expression"),
+    ({"lora.rank": 2}, "trainable=('.*/lora_[ab]',) trains the factors alone"),
     ({"lora.rank": -1}, "lora.rank is -1"),
     ({"lora.alpha": 0.0}, "lora.alpha 0.0"),
-    ({**PAIRS, "lora.targets": "('text/embed/.*',)"}, "only kernels can have pairs"),
+    ({**PAIRS, "lora.targets": "('text/embed/.*',)"}, "only kernels can have LoRA factors"),
     ({"frozen_int8": True}, "frozen_int8 is True, but trainable ('.*',) freezes no kernel"),
     ({**PAIRS, "from_scratch": True}, "weights that from_scratch draws"),
   ],

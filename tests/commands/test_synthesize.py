@@ -77,7 +77,7 @@ def test_verified_chains_are_written_with_all_that_is_to_know_of_them(finished, 
   labels = {(r["image"], r["caption"]): r["label"] for r in lines(scenes_folder / "train.jsonl")}
   assert len(chains) == len(accepted) > 55 and len(labels) == 64
   for chain, line in zip(chains, accepted, strict=True):
-    answer = answers.parse(chain.answer)
+    answer = answers.STATEMENT.parse(chain.answer)
     assert answer.form == "chain" and answer.verdict == labels[chain.image, line["caption"]]
     assert line["caption"] in chain.question and line["subj"] in answer.boxes
     assert line["model_version"] == "local-teacher-001" and not line["rejections"]

@@ -6,14 +6,14 @@ import pytest
 from PIL import Image
 
 from spatial_vlm.evaluation import figures
-from spatial_vlm.evaluation.scores import score
+from spatial_vlm.evaluation.scores import score_statements
 
 VERMILLION = (0xD5, 0x5E, 0x00)
 BLUE = (0x00, 0x72, 0xB2)
 
 
 def pixels(path, color):
-  """How many pixels of exactly this colour the picture has."""
+  """Counts the pixels of exactly this colour."""
   return int((np.asarray(Image.open(path).convert("RGB")) == color).all(-1).sum())
 
 
@@ -39,7 +39,7 @@ def draw_all(folder, stages, scores, examples, predictions):
 def test_equal_figures_give_equal_bytes_and_carry_no_date(tmp_path, stages, predict, example):
   predictions = [predict(i, 1, i % 2) for i in range(5)]
   examples = [example(i, 1) for i in range(5)]
-  scores = {"SFT, direct answer": score(predictions)}
+  scores = {"SFT, direct answer": score_statements(predictions)}
   (tmp_path / "again").mkdir()
   paths = draw_all(tmp_path, stages, scores, examples, predictions)
   for path, again in zip(
@@ -82,14 +82,20 @@ def test_nothing_to_draw_is_an_error(tmp_path):
 
 
 def test_more_methods_than_colours(tmp_path, predict):
-  scores = {f"method {i}": score([predict(j, 1, int(j > i)) for j in range(20)]) for i in range(12)}
+  scores = {
+    f"method {i}": score_statements([predict(j, 1, int(j > i)) for j in range(20)])
+    for i in range(12)
+  }
   figures.accuracy_by_relation(scores, tmp_path / "many.png")
   assert len(set(figures._cycle()[:12])) == 12
   assert pixels(tmp_path / "many.png", BLUE) > 100
 
 
 def test_relation_that_one_method_lacks(tmp_path, predict):
-  scores = {"a": score([predict(0, 1, 1)]), "b": score([predict(0, 1, 1, relation="near")])}
+  scores = {
+    "a": score_statements([predict(0, 1, 1)]),
+    "b": score_statements([predict(0, 1, 1, relation="near")]),
+  }
   figures.accuracy_by_relation(scores, tmp_path / "lack.png")
   assert pixels(tmp_path / "lack.png", VERMILLION) > 0
 
@@ -111,10 +117,8 @@ def test_scene_shows_the_boxes_of_the_answer(tmp_path, example, predict, chain):
   assert pixels(tmp_path / "object.png", VERMILLION) > 500
 
 
-def test_boxes_lie_where_they_are_in_pictures_that_are_not_square(
-  tmp_path, example, predict, chain
-):
-  """A box over the right half of a wide picture covers its right half."""
+def test_boxes_lie_where_they_are_in_images_that_are_not_square(tmp_path, example, predict, chain):
+  """A box over the right half of a wide image covers its right half."""
   wide = example(0, 1, size=(40, 120))
   wide.image[:] = 255
   wide.image[:, 60:] = (10, 200, 10)
@@ -129,7 +133,7 @@ def test_boxes_lie_where_they_are_in_pictures_that_are_not_square(
 
 @pytest.mark.parametrize("caption", ["The $\\nonsense{$ is on.", "word " * 100, "unbreakable" * 30])
 def test_any_caption_can_be_drawn(tmp_path, example, predict, chain, caption):
-  """Dollars are no formula, and what is too long for its picture is cut."""
+  """Dollars are no formula, and a caption that is too long is cut."""
   text = chain(1, {"cat " * 20 + "x": (0, 0, 20, 20), "mug": (980, 980, 1000, 1000)})
   prediction = predict(0, 1, 1, text, caption=caption)
   figures.sample_scenes([example(0, 1)], [prediction], tmp_path / "caption.png")

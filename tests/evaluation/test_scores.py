@@ -8,14 +8,16 @@ from scipy import optimize, stats
 
 from spatial_vlm.evaluation import boxes, predictions, statistics
 from spatial_vlm.evaluation.predictions import Prediction
-from spatial_vlm.evaluation.scores import score
+from spatial_vlm.evaluation.scores import score_statements
 from spatial_vlm.evaluation.statistics import mcnemar, paired_lower_bound
 
 
 def test_hand_computed_case(predict):
   """4 true, 3 false: hits 2, misses 1, unparsed 1; one false alarm, one right no, one unparsed."""
   verdicts = [(1, 1), (1, 1), (1, 0), (1, -1), (0, 1), (0, 0), (0, -1)]
-  got = score([predict(i, label, verdict) for i, (label, verdict) in enumerate(verdicts)])
+  got = score_statements(
+    [predict(i, label, verdict) for i, (label, verdict) in enumerate(verdicts)]
+  )
   assert (got["n"], got["right"]) == (7, 3)
   assert got["accuracy"] == pytest.approx(3 / 7)
   assert got["balanced_accuracy"] == pytest.approx((2 / 4 + 1 / 3) / 2)
@@ -44,16 +46,16 @@ def test_wilson_interval_of_the_literature(right, n, low, high):
 
 def test_nothing_to_score_is_an_error():
   with pytest.raises(ValueError, match="no predictions"):
-    score([])
+    score_statements([])
 
 
 def test_repeated_id_is_an_error(predict):
   with pytest.raises(ValueError, match=r"1 ids occur twice \(first: 3\)"):
-    score([predict(3, 1, 1), predict(3, 1, 1), predict(4, 1, 1)])
+    score_statements([predict(3, 1, 1), predict(3, 1, 1), predict(4, 1, 1)])
 
 
 def test_nothing_parses(predict):
-  got = score([predict(i, i % 2, -1) for i in range(10)])
+  got = score_statements([predict(i, i % 2, -1) for i in range(10)])
   assert got["accuracy"] == got["parse_rate"] == got["yes_rate"] == got["f1"] == 0
   assert got["balanced_accuracy"] == 0
   assert got["ci_low"] == 0 and got["ci_high"] == pytest.approx(0.2775, abs=1e-4)
@@ -61,28 +63,28 @@ def test_nothing_parses(predict):
 
 
 def test_single_class_has_no_balanced_accuracy(predict):
-  got = score([predict(0, 0, 0), predict(1, 0, 0)])
+  got = score_statements([predict(0, 0, 0), predict(1, 0, 0)])
   assert got["balanced_accuracy"] is None
   assert got["f1"] is None  # nothing true, nothing called true
   assert got["pairs"] is None
-  assert score([predict(0, 0, 1)])["f1"] == 0
+  assert score_statements([predict(0, 0, 1)])["f1"] == 0
 
 
 def test_verdict_by_log_probability_keeps_its_own_parse_rate(predict):
   """A verdict without a parsable text counts as an answer; the text alone decides the parse rate."""
-  got = score([predict(0, 1, 1, text="red red red"), predict(1, 1, 1, text="Yes.")])
+  got = score_statements([predict(0, 1, 1, text="red red red"), predict(1, 1, 1, text="Yes.")])
   assert got["accuracy"] == 1 and got["parse_rate"] == 0.5
 
 
 def test_answer_cut_off_at_its_verdict_does_not_parse(predict):
-  got = score([predict(0, 1, -1, text="Yes.", truncated=True), predict(1, 1, 1)])
+  got = score_statements([predict(0, 1, -1, text="Yes.", truncated=True), predict(1, 1, 1)])
   assert got["parse_rate"] == got["truncated_rate"] == 0.5
 
 
 def test_empty_text_is_an_answer_that_does_not_parse_unless_nothing_was_generated(predict):
-  assert score([predict(0, 1, -1, text="", generated_tokens=1)])["parse_rate"] == 0
-  assert score([predict(0, 1, 1, text="", generated_tokens=0)])["parse_rate"] is None
-  assert score([predict(0, 1, 1, text="red", generated_tokens=0)])["parse_rate"] == 0
+  assert score_statements([predict(0, 1, -1, text="", generated_tokens=1)])["parse_rate"] == 0
+  assert score_statements([predict(0, 1, 1, text="", generated_tokens=0)])["parse_rate"] is None
+  assert score_statements([predict(0, 1, 1, text="red", generated_tokens=0)])["parse_rate"] == 0
 
 
 def test_groups(predict):
@@ -92,7 +94,7 @@ def test_groups(predict):
     predict(2, 0, 0, relation="near"),
     predict(3, 0, 0, relation="of a kind never seen"),
   ]
-  got = score(predictions, {"left of": "Projective", "near": "Proximity"})
+  got = score_statements(predictions, {"left of": "Projective", "near": "Proximity"})
   assert {name: (r["right"], r["n"]) for name, r in got["by_relation"].items()} == {
     "left of": (1, 2),
     "near": (1, 1),
@@ -120,23 +122,23 @@ def test_contrastive_pairs_by_caption_in_the_order_of_ids(predict):
     predict(8, 1, 0, caption=a),  # a third true one: no partner
   ]
   for order in (predictions, predictions[::-1]):
-    pairs = score(order)["pairs"]
+    pairs = score_statements(order)["pairs"]
     assert (pairs["right"], pairs["n"]) == (1, 3)
 
 
 def test_seconds_of_those_timed_alone(predict):
   seconds = [*np.linspace(0.0, 1.0, 21), None, None]
-  got = score([predict(i, 1, 1, seconds=s) for i, s in enumerate(seconds)])
+  got = score_statements([predict(i, 1, 1, seconds=s) for i, s in enumerate(seconds)])
   assert got["seconds_n"] == 21
   assert (got["seconds_mean"], got["seconds_p50"], got["seconds_p95"]) == pytest.approx(
     (0.5, 0.5, 0.95)
   )
-  assert score([predict(0, 1, 1)])["seconds_p95"] is None
+  assert score_statements([predict(0, 1, 1)])["seconds_p95"] is None
 
 
 def test_scores_are_strict_json(predict, chain):
   predictions = [predict(i, i % 2, 1, chain(1, {"cat": (0, 0, 20, 20)})) for i in range(4)]
-  got = score(predictions)
+  got = score_statements(predictions)
   assert json.loads(json.dumps(got, allow_nan=False)) == got
 
 
@@ -154,7 +156,7 @@ def test_box_figures_by_hand(predict, chain):
     predict(3, 1, 0, chain(0, {"cat": cat})),  # missing: 1, 0, and the verdict is wrong
     predict(4, 1, -1, "Summary: cut off"),  # does not parse: 0, 0
   ]
-  got = score(predictions)
+  got = score_statements(predictions)
   assert got["box_n"] == 5
   assert got["box_iou"] == pytest.approx((1 + 2 / 3 + 0 + 1 / 2 + 0) / 5)
   assert got["correct_with_wrong_boxes"] == pytest.approx(2 / 3)
@@ -166,32 +168,32 @@ def test_forms_without_boxes_have_no_box_figures(predict, chain):
   direct = [predict(i, 1, 1) for i in range(3)]
   fallback = [predict(9, 1, 1, chain(1, {"cat": (0, 0, 20, 20)}))]
   for answered in (direct, [predict(i, 1, 1, short) for i in range(3)] + fallback):
-    got = score(answered)
+    got = score_statements(answered)
     assert got["box_n"] == 0
     assert got["box_iou"] is got["correct_with_wrong_boxes"] is got["binding_errors"] is None
 
 
 def test_chain_without_boxes_counts_as_missing(predict, chain):
-  got = score([predict(0, 1, 1, chain(1, {}))])
+  got = score_statements([predict(0, 1, 1, chain(1, {}))])
   assert (got["box_iou"], got["correct_with_wrong_boxes"], got["binding_errors"]) == (0, 1, None)
 
 
 def test_examples_without_true_boxes_are_not_judged(predict, chain):
   text = chain(1, {"cat": (0, 0, 20, 20)})
-  assert score([predict(0, 1, 1, text, boxes_true={})])["box_iou"] is None
+  assert score_statements([predict(0, 1, 1, text, boxes_true={})])["box_iou"] is None
   both = [
     predict(0, 1, 1, text, boxes_true={}),
     predict(1, 1, 1, text, boxes_true={"cat": (0, 0, 20, 20)}),
   ]
-  assert (score(both)["box_n"], score(both)["box_iou"]) == (1, 1)
+  assert (score_statements(both)["box_n"], score_statements(both)["box_iou"]) == (1, 1)
 
 
 def test_distractors_do_not_enter_the_iou_but_can_attract_a_box(predict, chain):
   true = {"cat": (0, 0, 100, 100), "mug": (900, 900, 1000, 1000), "hat": (400, 400, 500, 500)}
   boxes = {"cat": true["cat"], "mug": (480, 480, 560, 560), "dog": true["hat"]}
-  got = score([predict(0, 1, 1, chain(1, boxes), boxes_true=true)])
+  got = score_statements([predict(0, 1, 1, chain(1, boxes), boxes_true=true)])
   assert got["box_iou"] == 0.5
-  assert got["binding_errors"] == 0.5  # the mug's box lies on the hat; a dog is not in the picture
+  assert got["binding_errors"] == 0.5  # the mug's box lies on the hat; a dog is not in the image
 
 
 @pytest.mark.parametrize(
@@ -375,7 +377,7 @@ def test_majority_label_of_each_relation(example):
   )
   assert [p.verdict for p in got] == [0, 1, 0, 0]  # a tie is true; unknown: 6 of 8 false
   assert [p.id for p in got] == [0, 1, 2, 3]
-  figures = score(got)
+  figures = score_statements(got)
   assert figures["generated_tokens_mean"] == figures["total_tokens_mean"] == 0
   assert figures["parse_rate"] is figures["box_iou"] is figures["seconds_mean"] is None
 

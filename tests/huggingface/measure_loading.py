@@ -1,6 +1,6 @@
 """Memory and bytes that one process of a pod takes to load its part of a checkpoint, as JSON.
 
-python tests/model/measure_loading.py FOLDER --devices 16 --dtype float32
+python tests/huggingface/measure_loading.py FOLDER --devices 16 --dtype float32
 
 Parameters are cut over an FSDP mesh of so many devices; this process loads the part of the first. With one device it
 loads the whole model.
@@ -20,6 +20,7 @@ import numpy as np  # noqa: E402
 
 from spatial_vlm import sharding  # noqa: E402
 from spatial_vlm.huggingface.weights import open_checkpoint  # noqa: E402
+from spatial_vlm.parameters.paths import path_name  # noqa: E402
 
 
 def peak_bytes() -> int:
@@ -49,7 +50,7 @@ def main() -> None:
   for (path, leaf), of_leaf in zip(
     jax.tree_util.tree_leaves_with_path(checkpoint.shapes), jax.tree.leaves(where), strict=True
   ):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = path_name(path)
     leaf = jax.ShapeDtypeStruct(leaf.shape, np.dtype(args.dtype))
     index = of_leaf.devices_indices_map(leaf.shape)[device]
     kept += checkpoint.on_devices(name, leaf, {device: index})

@@ -1,6 +1,6 @@
 """One process of several: reads a checkpoint over a mesh of all their devices and writes it again.
 
-python tests/model/pod_round_trip.py FOLDER OUTPUT COORDINATOR PROCESSES NUMBER
+python tests/huggingface/pod_round_trip.py FOLDER OUTPUT COORDINATOR PROCESSES NUMBER
 """
 
 import os
@@ -11,7 +11,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # noqa: E402
 
 from spatial_vlm import sharding  # noqa: E402
-from spatial_vlm.huggingface.weights import open_checkpoint, write_checkpoint  # noqa: E402
+from spatial_vlm.huggingface.weights import open_checkpoint, stream_checkpoint  # noqa: E402
+from spatial_vlm.parameters.partition import flatten  # noqa: E402
 
 
 def main() -> None:
@@ -20,14 +21,11 @@ def main() -> None:
   jax.distributed.initialize(coordinator, int(processes), int(number))
   mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
   checkpoint = open_checkpoint(folder)
-  wanted = jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-    checkpoint.shapes,
-    sharding.param_shardings(mesh, checkpoint.shapes),
-  )
-  params = checkpoint.read(wanted)
+  params = checkpoint.read(sharding.with_param_shardings(mesh, checkpoint.shapes))
   assert not params["text"]["layers"]["mlp"]["down_proj"]["kernel"].is_fully_addressable
-  write_checkpoint(output, checkpoint.config, params, max_file_bytes=10**6)
+  flat = flatten(params)
+  dtype = flat["text/embed/embedding"].dtype
+  stream_checkpoint(output, checkpoint.config, flat.__getitem__, dtype, max_file_bytes=10**6)
 
 
 if __name__ == "__main__":

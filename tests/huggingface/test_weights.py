@@ -19,22 +19,22 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpoint_folders import read_checkpoint, write_checkpoint
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from safetensors.numpy import load_file, save_file
 
 from spatial_vlm import sharding
 from spatial_vlm.huggingface import safetensors_folder
-from spatial_vlm.huggingface.safetensors_folder import Planned, write_folder
-from spatial_vlm.huggingface.tensor_table import places
+from spatial_vlm.huggingface.safetensors_folder import TensorPlan, write_folder
+from spatial_vlm.huggingface.tensor_table import tensor_of_parameter
 from spatial_vlm.huggingface.weights import (
   MAX_FILE_BYTES,
   open_checkpoint,
-  planned,
-  read_checkpoint,
-  write_checkpoint,
+  plan_tensors,
   write_tensors,
 )
 from spatial_vlm.model.config import PRESETS
+from spatial_vlm.parameters.paths import path_name
 
 INDEX = "model.safetensors.index.json"
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def copied(in_parts, tmp_path):
 
 def paths_and_leaves(tree):
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+  return {path_name(path): leaf for path, leaf in leaves}
 
 
 def cut_over(mesh, shapes, dtype):
@@ -204,7 +204,7 @@ def test_one_device_reads_its_rows_alone(reference, bucket, path, share):
   (part,) = checkpoint.on_devices(
     path, leaf, {device: leaf.sharding.devices_indices_map(leaf.shape)[device]}
   )
-  tensor, _ = places(reference.config)[path]
+  tensor, _ = tensor_of_parameter(reference.config)[path]
   layers = leaf.shape[0] if tensor.is_stacked else 1
   assert sum(count.values()) == layers * np.prod(tensor.shape) * 4 * share
   expected = paths_and_leaves(reference.params)[path]
@@ -230,7 +230,7 @@ def test_memory_beside_what_is_kept_does_not_grow_with_the_checkpoint(tmp_path):
     text=dataclasses.replace(tiny.text, **wide),
     vision=dataclasses.replace(tiny.vision, out_hidden_size=512),
   )
-  plan = planned(config, np.dtype(ml_dtypes.bfloat16))
+  plan = plan_tensors(config, np.dtype(ml_dtypes.bfloat16))
   zeros = (np.zeros(tensor.shape, tensor.dtype) for tensor in plan)
   write_tensors(tmp_path, config, zeros, np.dtype(ml_dtypes.bfloat16), 100 * 10**6)
   total = sum(tensor.bytes for tensor in plan)
@@ -284,9 +284,9 @@ def test_files_are_cut_and_indexed(reference, tmp_path):
 
 
 def test_what_was_not_planned_is_not_written(tmp_path):
-  plan = [Planned("a", (2, 3), np.dtype(np.float32))]
+  plan = [TensorPlan("a", (2, 3), np.dtype(np.float32))]
   for wrong in (np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float64)):
-    with pytest.raises(ValueError, match="came to be written"):
+    with pytest.raises(ValueError, match="the plan has .*, but the array is"):
       write_folder(safetensors_folder.epath.Path(tmp_path), plan, [wrong], 10)
 
 
@@ -331,9 +331,9 @@ def damage(folder):
   (folder / INDEX).write_text(json.dumps(index))
   (folder.parent / "outside.safetensors").write_bytes(whole)
   of_files = {
-    "../outside.safetensors": f"{INDEX} names '../outside.safetensors', which is no safetensors file of this folder and"
-    " is not opened (1 tensors)",
-    first: f"{first} is damaged ({len(whole) - 1000} bytes, where its header speaks of {len(whole)}); copy it again"
+    "../outside.safetensors": f"{INDEX} names '../outside.safetensors', which is not a safetensors file of this folder"
+    " and is not opened (1 tensors)",
+    first: f"{first} is damaged ({len(whole) - 1000} bytes, its header says {len(whole)}); copy it again"
     f" ({of_file[first]} tensors)",
     second: f"{second} is missing ({of_file[second]} tensors)",
     third: f"{third} is damaged (no header in its 100 bytes); copy it again ({of_file[third]} tensors)",
@@ -432,7 +432,7 @@ def test_a_folder_without_weights_or_config_says_so(reference, tmp_path):
 
 
 def test_table_holds_all_750_tensors_of_the_8b_checkpoint():
-  names = [tensor.name for tensor in planned(PRESETS["8b"], np.dtype(np.float32))]
+  names = [tensor.name for tensor in plan_tensors(PRESETS["8b"], np.dtype(np.float32))]
   assert len(names) == 750
   assert len(names) == len(set(names))
 

@@ -44,7 +44,7 @@ def test_top_level_says_whether_the_head_is_tied():
 @pytest.mark.parametrize(
   ("section", "name", "value", "message"),
   [
-    (None, "model_type", "qwen3_vl_moe", "model_type 'qwen3_vl_moe'.*computes 'qwen3_vl'"),
+    (None, "model_type", "qwen3_vl_moe", "model_type 'qwen3_vl_moe'.*supports 'qwen3_vl'"),
     ("text_config", "attention_bias", True, "attention_bias True"),
     ("text_config", "hidden_act", "gelu", "text hidden_act 'gelu'.*'silu'"),
     ("vision_config", "hidden_act", "gelu", "vision hidden_act 'gelu'.*'gelu_pytorch_tanh'"),

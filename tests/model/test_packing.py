@@ -7,6 +7,7 @@ import torch
 from jax import numpy as jnp
 
 from spatial_vlm.model import qwen3_vl
+from spatial_vlm.parameters.paths import path_name
 from spatial_vlm.types import Batch, Vision
 
 ROWS = [[3, (8, 6), 10], [30], [2, (4, 10), 4, (6, 6), 4], [5, (4, 4), 9]]
@@ -87,7 +88,7 @@ def test_packed_gradients_equal_those_of_each_alone(run, case, of_packed):
   for (path, a), b in zip(
     jax.tree_util.tree_leaves_with_path(of_packed[0]), jax.tree.leaves(expected), strict=True
   ):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = path_name(path)
     scale = float(np.abs(b).max())
     if not name.endswith("k_proj/bias"):  # has no gradient, but for rounding
       assert scale > 1e-4 * largest, name

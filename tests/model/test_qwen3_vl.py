@@ -13,6 +13,7 @@ from spatial_vlm.huggingface.weights import abstract_params
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.stack import REMAT_POLICIES
+from spatial_vlm.parameters.paths import path_name
 
 ROWS = {
   "text only": [[40], [23], [31]],
@@ -141,7 +142,7 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case):
   stepwise = []
   for t in range(answers.shape[1]):
     if t in (0, 3):
-      cache = qwen3_vl.with_room(cache, 3, len(answers))
+      cache = qwen3_vl.add_cache_block(cache, 3, len(answers))
     logits, cache = decode(params, config, answers[:, t], cache)
     stepwise.append(np.asarray(logits))
 
@@ -213,7 +214,7 @@ def test_every_parameter_learns(reference, make_case):
   case = make_case(reference, ROWS["images and text"], "left")
   gradient = _gradient(reference.params, reference.config, case.batch, "none")
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = path_name(path)
     assert np.isfinite(leaf).all(), name
     if not name.endswith("embedding"):  # of which only the tokens and places that occur
       assert np.abs(leaf).max(axis=-1).min() > 0, name
@@ -255,7 +256,7 @@ def test_activations_take_the_dtype_of_the_parameters(reference, make_case, dtyp
     lambda p: qwen3_vl.prefill(p, reference.config, case.prompts), params
   )
   rows = len(case.prompts.tokens)
-  cache = jax.eval_shape(lambda c: qwen3_vl.with_room(c, 5, rows), cache)
+  cache = jax.eval_shape(lambda c: qwen3_vl.add_cache_block(c, 5, rows), cache)
   again = jax.eval_shape(
     lambda p, c: qwen3_vl.decode(p, reference.config, case.prompts.tokens[:, 0], c), params, cache
   )

@@ -5,7 +5,6 @@ import pytest
 
 from spatial_vlm import metrics
 from spatial_vlm.objectives.dapo import dapo_objective, dapo_statistics
-from spatial_vlm.rewards.overlong import overlong_penalty
 
 LOW, HIGH = 0.2, 0.28
 gradient = jax.jit(jax.value_and_grad(lambda *x: dapo_objective(*x, LOW, HIGH), has_aux=True))
@@ -143,16 +142,3 @@ def test_statistics_by_hand():
   assert values.keys() == expected.keys()
   for name, value in expected.items():
     np.testing.assert_allclose(values[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-
-
-@pytest.mark.parametrize(
-  ("length", "penalty"),
-  [(0, 0), (16384, 0), (16385, -1 / 4096), (18432, -0.5), (20480, -1), (20481, -1), (99999, -1)],
-)
-def test_overlong_penalty_of_the_paper(length, penalty):
-  """L_max 20480, L_cache 4096."""
-  assert float(overlong_penalty(jnp.array(length), 20480, 4096)) == penalty
-
-
-def test_overlong_penalty_without_a_soft_range():
-  assert overlong_penalty(jnp.array([[1, 64], [65, 70]]), 64, 0).tolist() == [[0, 0], [-1, -1]]

@@ -40,11 +40,20 @@ def settings(**changes) -> OptimizerSettings:
   )
 
 
+def module(kernel):
+  """Parameters of a module with this kernel, at a path of the table of parameters."""
+  return {"attention": {"q_proj": {"kernel": kernel}}}
+
+
+def kernel_of(params):
+  return params["attention"]["q_proj"]["kernel"]
+
+
 @pytest.fixture
 def rounding_to_nearest(monkeypatch):
   """What the rounding by chance replaces."""
   make_optimizer.cache_clear()
-  monkeypatch.setattr(moments, "stochastically_rounded", lambda x, dtype, key: x.astype(dtype))
+  monkeypatch.setattr(moments, "stochastic_round", lambda x, dtype, key: x.astype(dtype))
   yield
   make_optimizer.cache_clear()
 
@@ -68,7 +77,7 @@ def test_rounding_takes_a_neighbour_and_keeps_the_mean(dtype):
   x[:2] = 0.0, 1.0
   draws = 4000
   keys = jax.random.split(jax.random.key(0), draws)
-  rounded = jax.jit(jax.vmap(lambda key: moments.stochastically_rounded(x, dtype, key)))(keys)
+  rounded = jax.jit(jax.vmap(lambda key: moments.stochastic_round(x, dtype, key)))(keys)
   assert rounded.dtype == dtype
   rounded = np.asarray(rounded).astype(np.float64)
   below, above = neighbours(np.float64(x), dtype)
@@ -80,27 +89,27 @@ def test_rounding_takes_a_neighbour_and_keeps_the_mean(dtype):
 
 
 @pytest.mark.parametrize("dtype", [FIRST, SECOND])
-def test_rows_in_eight_bits(dtype):
+def test_rows_to_float8(dtype):
   """Rows of any size come back to the type's precision, zero as zero; what came back is stored again without a change,
   whatever becomes of another value of its row."""
   rng = np.random.default_rng(1)
   scales = np.float32([1.0, 3e-30, 1e30, 0.7, 0.0])[:, None]
   x = np.float32(rng.uniform(0.25, 1, (5, 64)) * scales)
   x[:, 5] = 0.0
-  store = jax.jit(moments.in_eight_bits, static_argnames="dtype")
+  store = jax.jit(moments.to_float8, static_argnames="dtype")
   first = store(x, dtype, jax.random.key(0))
   assert first.codes.dtype == dtype and first.scale.shape == (5,)
-  found = np.array(moments.from_eight_bits(first))
+  found = np.array(moments.from_float8(first))
   np.testing.assert_allclose(found, x, rtol=2.0 ** -jnp.finfo(dtype).nmant)
   found[:, 0] *= 1.9
-  again = moments.from_eight_bits(store(found, dtype, jax.random.key(1)))
+  again = moments.from_float8(store(found, dtype, jax.random.key(1)))
   np.testing.assert_array_equal(again[:, 1:], found[:, 1:])
 
 
 def test_a_second_moment_never_vanishes():
   """Where it would be too small for its row it is larger, so that the update becomes smaller and not infinite."""
   v = jnp.float32([[1.0, 1e-12, 0.0], [1e-20, 1e-30, 1e-38]])
-  found = np.asarray(moments.from_eight_bits(moments.in_eight_bits(v, SECOND, jax.random.key(0))))
+  found = np.asarray(moments.from_float8(moments.to_float8(v, SECOND, jax.random.key(0))))
   assert ((found > 0) == (v > 0)).all()
   assert (found >= 0.8 * v).all()
   assert found[0, 1] == 2.0**-28
@@ -109,13 +118,13 @@ def test_a_second_moment_never_vanishes():
 @pytest.mark.parametrize(("dtype", "wrong"), [("float8", np.nan), ("bfloat16", np.inf)])
 def test_what_is_not_finite_stays_so(dtype, wrong):
   optimizer = make_optimizer(settings(moments=dtype))
-  params = {"kernel": jnp.ones((2, 8))}
+  params = {"layers": module(jnp.ones((2, 8)))}
   state = optimizer.init(params)
-  gradient = {"kernel": jnp.ones((2, 8)).at[1, 3].set(wrong)}
+  gradient = {"layers": module(jnp.ones((2, 8)).at[1, 3].set(wrong))}
   step = jax.jit(optimizer.update)
   _, state = step(gradient, state, params)
   updates, _ = step(params, state, params)
-  assert not np.isfinite(updates["kernel"][1, 3])
+  assert not np.isfinite(kernel_of(updates["layers"])[1, 3])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", slow("float8")])
@@ -130,7 +139,7 @@ def test_averages_rounded_to_nearest_stand_still(dtype, rounding_to_nearest):
 
 def _second_moment_over_exact(dtype):
   """Mean second moment over that in float32: 1,500 updates after the gradients have become ten times smaller."""
-  params = {"kernel": jnp.zeros((64, 64))}
+  params = {"layers": module(jnp.zeros((64, 64)))}
 
   def second_moment(dtype):
     optimizer = make_optimizer(settings(moments=dtype))
@@ -138,13 +147,14 @@ def _second_moment_over_exact(dtype):
     def step(state, number):
       key = jax.random.fold_in(jax.random.key(0), number)
       size = jnp.where(number < 50, 1.0, 0.1)
-      gradient = {"kernel": size * jax.random.normal(key, (64, 64))}
+      gradient = {"layers": module(size * jax.random.normal(key, (64, 64)))}
       return optimizer.update(gradient, state, params)[1], None
 
     def run():
       return jax.lax.scan(step, optimizer.init(params), jnp.arange(1550))[0]
 
-    return float(optax.tree.get(moments._decoded(jax.jit(run)()), "nu")["kernel"].mean())
+    nu = optax.tree.get(moments._decode(jax.jit(run)()), "nu")
+    return float(kernel_of(nu["layers"]).mean())
 
   return second_moment(dtype) / second_moment("float32")
 
@@ -175,14 +185,14 @@ def _held_out_loss(dtype):
   teacher = 0.7 * rng.normal(size=(INPUTS, CLASSES))
   labels = np.argmax(x @ teacher + 0.5 * rng.normal(size=(728, 32, CLASSES)), axis=-1)
   params = {
-    "in": {"kernel": np.float32(rng.normal(size=(INPUTS, HIDDEN)) / INPUTS**0.5)},
-    "out": {"kernel": np.float32(rng.normal(size=(HIDDEN, CLASSES)) / HIDDEN**0.5)},
+    "in": module(np.float32(rng.normal(size=(INPUTS, HIDDEN)) / INPUTS**0.5)),
+    "out": module(np.float32(rng.normal(size=(HIDDEN, CLASSES)) / HIDDEN**0.5)),
   }
   optimizer = make_optimizer(settings(moments=dtype))
 
   def loss(params, batch):
     x, labels = batch
-    scores = jnp.tanh(x @ params["in"]["kernel"]) @ params["out"]["kernel"]
+    scores = jnp.tanh(x @ kernel_of(params["in"])) @ kernel_of(params["out"])
     return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
   def step(carry, batch):
@@ -286,12 +296,13 @@ def test_rounding_does_not_depend_on_the_mesh():
 def test_no_two_arrays_share_their_chances():
   """Moments of equal gradients, rounded each in its own way; and anew in every update."""
   optimizer = make_optimizer(settings(moments="bfloat16"))
-  params = {"a": {"kernel": jnp.ones((64, 64))}, "b": {"kernel": jnp.ones((64, 64))}}
+  params = {"a": module(jnp.ones((64, 64))), "b": module(jnp.ones((64, 64)))}
   state, step = optimizer.init(params), jax.jit(optimizer.update)
   seen = []
   for _ in range(2):
     _, state = step(jax.tree.map(lambda x: x / 3, params), state, params)
-    seen += [optax.tree.get(state, "mu")["a"]["kernel"], optax.tree.get(state, "mu")["b"]["kernel"]]
+    mu = optax.tree.get(state, "mu")
+    seen += [kernel_of(mu["a"]), kernel_of(mu["b"])]
   chances = [np.asarray(x) > np.asarray(x).astype(np.float64).mean() for x in seen]
   for i, one in enumerate(chances):
     assert 0.05 < one.mean() < 0.95
@@ -312,7 +323,7 @@ def test_on_a_tpu_no_moment_exists_in_float32(v5e, dtype):
   """An update of eight arrays of 32 MiB holds less than a third of one of them beside what it reads and writes."""
   chip = SingleDeviceSharding(v5e[0])
   optimizer = make_optimizer(settings(moments=dtype))
-  params = {f"{i}": {"kernel": jax.ShapeDtypeStruct((2048, 4096), jnp.float32)} for i in range(8)}
+  params = {f"{i}": module(jax.ShapeDtypeStruct((2048, 4096), jnp.float32)) for i in range(8)}
   arguments = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip),
     (params, jax.eval_shape(optimizer.init, params), params),

@@ -5,8 +5,9 @@ import optax
 import pytest
 import torch
 
-from spatial_vlm.optim.optimizers import OptimizerSettings, learning_rate_at, make_optimizer
-from spatial_vlm.parameters.paths import matrix_axes
+from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.schedules import learning_rate_at
+from spatial_vlm.parameters.paths import parameter_row, path_name
 
 
 def config(**changes) -> OptimizerSettings:
@@ -32,23 +33,26 @@ def config(**changes) -> OptimizerSettings:
 def make_params(dtype=jnp.float32):
   rng = np.random.default_rng(0)
   shapes = {
-    "embed": {"embedding": (7, 4)},
-    "layers": {
-      "q_proj": {"kernel": (3, 4, 4), "bias": (3, 4)},  # three layers in one array
-      "input_norm": {"scale": (3, 4)},
-      "norm1": {"scale": (3, 4), "bias": (3, 4)},
-    },
+    "text": {
+      "embed": {"embedding": (7, 4)},
+      "layers": {
+        "mlp": {"up_proj": {"kernel": (3, 4, 4), "bias": (3, 4)}},  # three layers in one array
+        "input_norm": {"scale": (3, 4)},
+        "norm1": {"scale": (3, 4), "bias": (3, 4)},
+      },
+    }
   }
   is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
   return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), dtype), shapes, is_leaf=is_shape)
 
 
-DECAYING = {"embed/embedding", "layers/q_proj/kernel"}
+KERNEL = "text/layers/mlp/up_proj/kernel"
+DECAYING = {"text/embed/embedding", KERNEL}
 
 
 def flat(tree):
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+  return {path_name(path): leaf for path, leaf in leaves}
 
 
 def train(cfg, params, gradients):
@@ -125,7 +129,7 @@ def test_learning_rate():
 def test_a_wrong_schedule_says_which_there_are():
   with pytest.raises(ValueError, match="'linear'; choose one of cosine, constant"):
     learning_rate_at(config(schedule="linear"), 0)
-  with pytest.raises(ValueError, match="warmup_steps is 20 of total_steps 20"):
+  with pytest.raises(ValueError, match="warmup_steps is 20 and total_steps 20"):
     make_optimizer(config(warmup_steps=20))
   with pytest.raises(ValueError, match="'sgd'; choose one of adamw, muon, adafactor"):
     make_optimizer(config(method="sgd"))
@@ -139,15 +143,14 @@ def orthogonal(matrix):
 
 def test_muon_moves_every_layers_matrix_along_its_orthogonal_factor():
   rng = np.random.default_rng(2)
-  shapes = {
-    "layers": {
-      "attention": {
-        "q_proj": {"kernel": (3, 6, 2, 4)},  # three layers, 6 → 2 heads of 4
-        "o_proj": {"kernel": (3, 2, 4, 6)},
-      },
-      "mlp": {"up_proj": {"kernel": (3, 6, 10)}},
-    }
+  layers = {
+    "attention": {
+      "q_proj": {"kernel": (3, 6, 2, 4)},  # three layers, 6 → 2 heads of 4
+      "o_proj": {"kernel": (3, 2, 4, 6)},
+    },
+    "mlp": {"up_proj": {"kernel": (3, 6, 10)}},
   }
+  shapes = {"text": {"layers": layers}}
   draw = lambda s: jnp.asarray(rng.normal(size=s), jnp.float32)  # noqa: E731
   params = jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
   gradient = make_gradients(params, 1)
@@ -166,9 +169,9 @@ def test_muon_moves_every_layers_matrix_along_its_orthogonal_factor():
 
 
 def test_muon_leaves_embeddings_norms_and_biases_to_adam_with_nesterov_momentum():
-  assert matrix_axes("text/embed/embedding") is None
-  assert matrix_axes("text/layers/q_norm/scale") is None
-  assert matrix_axes("vision/blocks/mlp/fc1/bias") is None
+  assert parameter_row("text/embed/embedding").matrix is None
+  assert parameter_row("text/layers/q_norm/scale").matrix is None
+  assert parameter_row("vision/blocks/mlp/fc1/bias").matrix is None
   cfg, params = config(method="muon", weight_decay=0.0), make_params()
   gradients = make_gradients(params, 3)
   found = flat(train(cfg, params, gradients)[0])
@@ -181,7 +184,7 @@ def test_muon_leaves_embeddings_norms_and_biases_to_adam_with_nesterov_momentum(
     updates, state = reference.update(gradient, state)
     expected = optax.apply_updates(expected, updates)
   differing = {n for n, x in flat(expected).items() if not np.allclose(x, found[n], atol=1e-6)}
-  assert differing == {"layers/q_proj/kernel"}
+  assert differing == {KERNEL}
 
 
 def test_only_matrices_decay_under_muon():
@@ -189,21 +192,23 @@ def test_only_matrices_decay_under_muon():
   zeros = [jax.tree.map(jnp.zeros_like, params)] * 3
   after = flat(train(config(method="muon"), params, zeros)[0])
   changed = {name for name, x in flat(params).items() if not np.array_equal(x, after[name])}
-  assert changed == {"layers/q_proj/kernel"}
+  assert changed == {KERNEL}
 
 
 def test_adafactor_equals_the_algorithm_of_the_paper():
   """Algorithm 4 of arXiv 1804.04235 for each layer's matrix, without relative step sizes; Algorithm 5 for vectors."""
   rng = np.random.default_rng(0)
-  shapes = {"mlp": {"kernel": (3, 128, 130), "bias": (3, 130)}}  # three layers in one array
-  params = {"mlp": {name: jnp.asarray(rng.normal(size=s)) for name, s in shapes["mlp"].items()}}
+  shapes = {"kernel": (3, 128, 130), "bias": (3, 130)}  # three layers in one array
+  up_proj = {name: jnp.asarray(rng.normal(size=s)) for name, s in shapes.items()}
+  params = {"text": {"layers": {"mlp": {"up_proj": up_proj}}}}
   gradients = make_gradients(params, 5)
   cfg = config(method="adafactor", clip_norm=1e9)
   found, _ = train(cfg, params, gradients)
-  for name, expected in params["mlp"].items():
+  for name, expected in up_proj.items():
+    path = f"text/layers/mlp/up_proj/{name}"
     expected, rows, columns = np.asarray(expected, np.float64), 0.0, 0.0
     for t, gradient in enumerate(gradients, 1):
-      g = np.asarray(gradient["mlp"][name], np.float64)
+      g = np.asarray(flat(gradient)[path], np.float64)
       beta2 = 1 - t**-0.8
       square = g**2 + 1e-30
       if name == "kernel":
@@ -216,7 +221,7 @@ def test_adafactor_equals_the_algorithm_of_the_paper():
       update /= max(1.0, np.sqrt(np.mean(update**2)))
       decay = cfg.weight_decay * expected * (name == "kernel")
       expected = expected - float(learning_rate_at(cfg, t - 1)) * (update + decay)
-    np.testing.assert_allclose(found["mlp"][name], expected, rtol=0, atol=3e-6, err_msg=name)
+    np.testing.assert_allclose(flat(found)[path], expected, rtol=0, atol=3e-6, err_msg=name)
 
 
 def test_equal_settings_give_the_same_optimizer():

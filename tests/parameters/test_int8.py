@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from checkpoint_folders import read_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from spatial_vlm import sharding
-from spatial_vlm.huggingface.weights import abstract_params, read_checkpoint
+from spatial_vlm.huggingface.weights import abstract_params
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.parameters import int8
-from spatial_vlm.parameters.int8 import dequantized, quantized_rows, row_scales
-from spatial_vlm.parameters.lora import beside
+from spatial_vlm.parameters.int8 import dequantize, quantize_rows, row_scales
 from spatial_vlm.parameters.partition import Subset, flatten, partition
-from spatial_vlm.parameters.paths import as_matrix
+from spatial_vlm.parameters.paths import INT8, sibling, split_axes
 
 PAIRS = Subset((".*/lora_[ab]",), 2, 4.0, ("text/layers/.*_proj/kernel",), "bfloat16", True)
 
@@ -26,7 +26,7 @@ WEIGHTS = st.floats(width=32, allow_nan=False, min_value=-(2.0**100), max_value=
 
 @given(arrays(np.float32, (3, 7), elements=WEIGHTS))
 def test_no_weight_moves_by_more_than_half_a_step(rows):
-  q, s = quantized_rows(rows), row_scales(rows).astype(np.float64)
+  q, s = quantize_rows(rows), row_scales(rows).astype(np.float64)
   assert np.abs(q.astype(int)).max() <= 127
   assert (np.abs(rows - s * q) <= s / 2).all()
   np.testing.assert_allclose(
@@ -40,7 +40,7 @@ def test_steps_by_hand():
   rows = np.array([[127, -127, 3.4, -3.4, 3.6], [0, 0, 0, 0, 0], [254, 1, 3.1, 0, -254]])
   rows = (rows * step).astype(np.float32)
   np.testing.assert_array_equal(
-    quantized_rows(rows), [[127, -127, 3, -3, 4], [0] * 5, [127, 0, 2, 0, -127]]
+    quantize_rows(rows), [[127, -127, 3, -3, 4], [0] * 5, [127, 0, 2, 0, -127]]
   )
   np.testing.assert_array_equal(
     row_scales(rows)[:, 0], np.float32([step, np.finfo(np.float32).tiny, 2 * step])
@@ -48,7 +48,7 @@ def test_steps_by_hand():
   some = np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32)
   scales = row_scales(some)
   np.testing.assert_array_equal(scales, scales.astype(ml_dtypes.bfloat16).astype(np.float32))
-  assert np.abs(quantized_rows(some)).max(axis=1).min() == 127
+  assert np.abs(quantize_rows(some)).max(axis=1).min() == 127
 
 
 def test_a_kernel_is_rounded_once_to_the_type_of_the_computation():
@@ -57,7 +57,7 @@ def test_a_kernel_is_rounded_once_to_the_type_of_the_computation():
   exact = q.astype(np.float64) * scale
   for dtype in (np.float32, ml_dtypes.bfloat16):
     params = {"kernel_int8": jnp.asarray(q), "kernel_scale": jnp.asarray(scale, dtype)}
-    found = dequantized({"a": {**params, "bias": 1}, "b": 2})
+    found = dequantize({"a": {**params, "bias": 1}, "b": 2})
     assert found["a"].keys() == {"kernel", "bias"} and found["b"] == 2
     np.testing.assert_array_equal(found["a"]["kernel"], exact.astype(dtype))
 
@@ -75,7 +75,7 @@ def read(nano, shape):
 
 def test_every_kernel_is_read_in_int8_and_nothing_else_is(nano, plain):
   _, params = read(nano, {"data": 1, "fsdp": 1, "tensor": 1})
-  found, made = flatten(params), flatten(dequantized(params))
+  found, made = flatten(params), flatten(dequantize(params))
   assert made.keys() == plain.keys()
   assert not any(path.endswith("/kernel") for path in found)
   for path, weight in plain.items():
@@ -83,9 +83,9 @@ def test_every_kernel_is_read_in_int8_and_nothing_else_is(nano, plain):
       assert found[path].dtype == "bfloat16"
       np.testing.assert_array_equal(found[path], weight.astype("bfloat16"))
       continue
-    q, scale = (found[beside(path, name)] for name in int8.PARTS)
+    q, scale = (found[sibling(path, name)] for name in INT8)
     assert (q.dtype, scale.dtype) == ("int8", "float32")
-    leading, inputs, outputs = as_matrix(path, weight.shape)
+    leading, inputs, outputs = split_axes(path, weight.shape)
     inner = tuple(range(len(leading), len(leading) + len(inputs)))
     step = np.abs(weight).max(axis=inner, keepdims=True) / 127
     assert scale.shape == step.shape and scale.size == np.prod((*leading, *outputs)), path
@@ -105,9 +105,9 @@ def test_parts_of_kernels_that_are_cut_on_any_axis_are_those_of_the_whole(nano):
     if path.endswith("/kernel_int8"):
       kernel = path.removesuffix("_int8")
       scale = where[f"{kernel}_scale"].shard_shape(flatten(cut)[f"{kernel}_scale"].shape)
-      leading, inputs, outputs = as_matrix(kernel, where[path].shard_shape(leaf.shape))
+      leading, inputs, outputs = split_axes(kernel, where[path].shard_shape(leaf.shape))
       assert scale == (*leading, *(1 for _ in inputs), *outputs), path
-      inputs_cut += inputs != as_matrix(kernel, leaf.shape)[1]
+      inputs_cut += inputs != split_axes(kernel, leaf.shape)[1]
   assert inputs_cut > 10
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpoint_folders import read_checkpoint, write_checkpoint
 from safetensors.numpy import load_file
 
 from spatial_vlm import sharding
 from spatial_vlm.huggingface.peft_adapter import write_adapter
-from spatial_vlm.huggingface.weights import abstract_params, read_checkpoint, write_checkpoint
+from spatial_vlm.huggingface.weights import abstract_params
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.parameters import lora
@@ -26,6 +27,7 @@ from spatial_vlm.parameters.partition import (
   partition,
   unflatten,
 )
+from spatial_vlm.parameters.paths import sibling
 
 PAIRS = (".*/lora_[ab]",)
 LORA = Subset(PAIRS, 3, 6.0, ("text/layers/(attention|mlp)/.*_proj/kernel",), "float32", False)
@@ -84,11 +86,14 @@ def test_patterns_that_fit_nothing_are_refused(model_and_params):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"targets": ()}, "names '', which fits no parameter"),
-    ({"targets": ("text/layers/.*_proj",)}, "fits no parameter; only kernels"),
-    ({"targets": ("text/embed/.*",)}, "fits text/embed/embedding; only kernels"),
+    ({"targets": ()}, "names '', which matches no parameter"),
+    ({"targets": ("text/layers/.*_proj",)}, "matches no parameter; only kernels"),
+    ({"targets": ("text/embed/.*",)}, "matches text/embed/embedding; only kernels"),
     ({"trainable": (".*",)}, "the kernel itself must not"),
-    ({"trainable": (".*/lora_b",)}, "its pair has to train"),
+    (
+      {"trainable": (".*/lora_b",)},
+      "the LoRA factors of text/layers/attention/k_proj/kernel must train",
+    ),
   ],
 )
 def test_targets_are_kernels_and_pairs_train_in_their_place(model_and_params, changes, message):
@@ -99,7 +104,7 @@ def test_targets_are_kernels_and_pairs_train_in_their_place(model_and_params, ch
 def test_fresh_pairs_change_nothing_and_do_not_depend_on_each_other(model_and_params):
   _, params = model_and_params
   pairs = lora.new_adapters(params, LORA, jax.random.key(1))
-  same(lora.merged(combine(params, pairs)), params, rtol=0)
+  same(lora.merge_adapters(combine(params, pairs)), params, rtol=0)
   one = dataclasses.replace(LORA, targets=("text/layers/attention/o_proj/kernel",))
   drawn, others = flatten(lora.new_adapters(params, one, jax.random.key(1))), flatten(pairs)
   assert len(drawn) == 3 and len(others) == 7 * 3
@@ -112,34 +117,35 @@ def test_fresh_pairs_change_nothing_and_do_not_depend_on_each_other(model_and_pa
   assert len({a.ravel()[:5].tobytes() for a in halves.values()}) == 7
 
 
-def test_merging_adds_the_product_and_unmerging_takes_it_off(model_and_params):
+def test_merging_adds_the_product(model_and_params):
   _, params = model_and_params
   subset = dataclasses.replace(
     LORA, targets=(*LORA.targets, "vision/.*/kernel")
   )  # all kinds of kernels, stacks and others
   pairs = filled(params, subset)
-  merged = lora.merged(combine(params, pairs))
+  merged = lora.merge_adapters(combine(params, pairs))
   before, after, flat = flatten(params), flatten(merged), flatten(pairs)
   assert before.keys() == after.keys()
   for path, leaf in before.items():
-    a, b = (flat.get(lora.beside(path, half)) for half in ("lora_a", "lora_b"))
+    a, b = (flat.get(sibling(path, half)) for half in ("lora_a", "lora_b"))
     if a is None or not path.endswith("/kernel"):
       np.testing.assert_array_equal(after[path], leaf)
-    elif flat[lora.beside(path, "lora_scale")].ndim:
+    elif flat[sibling(path, "lora_scale")].ndim:
       np.testing.assert_allclose(after[path], by_hand(leaf, a, b, 2.0), rtol=1e-5, atol=1e-5)
     else:
       expected = by_hand(leaf[None], a[None], b[None], 2.0)[0]
       np.testing.assert_allclose(after[path], expected, rtol=1e-5, atol=1e-5)
-    parts = lora.parts_at((before | flat).__getitem__, subset, path)
-    made = lora.effective(parts)["kernel"] if isinstance(parts, dict) else parts
+    parts = lora.read_with_parts((before | flat).__getitem__, subset, path)
+    made = lora.effective_kernels(parts)["kernel"] if isinstance(parts, dict) else parts
     np.testing.assert_allclose(made, after[path], rtol=1e-6, atol=1e-6)
-  same(lora.unmerged(merged, pairs), combine(params, pairs), rtol=0, atol=1e-5)
 
 
 def test_merging_rounds_once_to_the_type_of_the_kernel():
   kernel = jnp.full((4, 4), 1.0, jnp.bfloat16)
   a, b = jnp.full((4, 2), 0.01), jnp.full((2, 4), 0.3)
-  merged = lora.merged({"kernel": kernel, "lora_a": a, "lora_b": b, "lora_scale": jnp.ones(())})
+  merged = lora.merge_adapters(
+    {"kernel": kernel, "lora_a": a, "lora_b": b, "lora_scale": jnp.ones(())}
+  )
   assert merged["kernel"].dtype == jnp.bfloat16
   np.testing.assert_array_equal(merged["kernel"], jnp.asarray(1.006, jnp.bfloat16))
 
@@ -155,7 +161,7 @@ def test_pairs_lie_as_their_kernels_do():
   for path, kernel in flatten(shapes).items():
     if not path.endswith("/kernel"):
       continue
-    a, b = (lora.beside(path, half) for half in ("lora_a", "lora_b"))
+    a, b = (sibling(path, half) for half in ("lora_a", "lora_b"))
     rank = kernel.ndim
     spec = (*kernels[path].spec, *[None] * (rank - len(kernels[path].spec)))
     found_a = (*where[a].spec, *[None] * (sizes[a].ndim - len(where[a].spec)))
@@ -196,7 +202,9 @@ def test_an_adapter_file_tells_the_same_update_of_every_tensor(
   pairs = filled(params, subset)
   write_adapter(tmp_path / "adapter", "base", model, subset, pairs)
   write_checkpoint(tmp_path / "base", model, params)
-  write_checkpoint(tmp_path / "merged", model, jax.device_get(lora.merged(combine(params, pairs))))
+  write_checkpoint(
+    tmp_path / "merged", model, jax.device_get(lora.merge_adapters(combine(params, pairs)))
+  )
   base, merged = (load_file(tmp_path / x / "model.safetensors") for x in ("base", "merged"))
   told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
   stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -226,7 +234,7 @@ def test_merged_weights_give_transformers_the_logits_of_pairs(reference, make_ca
   case = make_case(tiny, [[3, (4, 6), 5], [9]])
   forward = jax.jit(lambda p, batch: qwen3_vl.forward(p, tiny.config, batch))
   found = qwen3_vl.logits(params, tiny.config, forward(params, case.batch))
-  write_checkpoint(tmp_path, tiny.config, jax.device_get(lora.merged(params)))
+  write_checkpoint(tmp_path, tiny.config, jax.device_get(lora.merge_adapters(params)))
   model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(tmp_path).eval()
   with torch.no_grad():
     expected, before = (m(**case.hf).logits.numpy()[case.real] for m in (model, tiny.model))

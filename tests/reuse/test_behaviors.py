@@ -45,7 +45,7 @@ def test_same_name_is_one_behavior():
   assert merged.uses == 6
 
 
-def test_instructions_alike_up_to_writing_are_one_behavior():
+def test_instructions_equal_up_to_writing_are_one_behavior():
   a = behavior("left_of", "yes when X x < Y x")
   b = behavior("at_the_left_side_of", "Yes, when the X x < the Y x.", provenance=("train:9",))
   (merged,) = Handbook(9, 99, (b, a)).behaviors
@@ -95,20 +95,29 @@ def test_the_token_limit_counts_all_lines():
   assert len(Handbook(9, 59, (a,))) == 0
 
 
-def test_removing_the_unknown_changes_nothing():
-  handbook = Handbook(9, 99, (behavior("a", "one"), behavior("b", "two")))
-  with pytest.raises(KeyError, match="behavior_c"):
-    handbook.remove(["behavior_a", "behavior_c"])
-  assert len(handbook) == 2
-  assert handbook.remove(["behavior_a"]).behaviors == handbook.behaviors[1:]
-
-
-def test_uses_are_counted():
+def test_recalls_are_counted():
   handbook = Handbook(9, 99, (behavior("a", "one"), behavior("b", "two", uses=2)))
-  handbook = handbook.used({"behavior_b": 3})
-  assert [x.uses for x in handbook.behaviors] == [0, 5]
-  with pytest.raises(KeyError):
-    handbook.used({"behavior_c": 1})
+  counted = handbook.upsert(
+    [behavior("c", "three")], {"behavior_b": 3, "behavior_c": 1, "behavior_d": 7}
+  )
+  assert [x.uses for x in counted.behaviors] == [0, 5, 1]
+  assert [x.uses for x in handbook.behaviors] == [0, 2]
+
+
+def test_recalls_count_before_a_limit_applies():
+  found = [
+    behavior("a", "one", provenance=("train:1", "train:2")),
+    behavior("b", "two", provenance=("train:3",)),
+  ]
+  assert [x.name for x in Handbook(1, 99).upsert(found).behaviors] == ["behavior_a"]
+  assert [x.name for x in Handbook(1, 99).upsert(found, {"behavior_b": 1}).behaviors] == [
+    "behavior_b"
+  ]
+
+
+def test_recalls_count_once_where_two_behaviors_are_merged():
+  found = [behavior("a", "one"), behavior("a", "two", questions=("The X is c the Y.",))]
+  assert [x.uses for x in Handbook(9, 99).upsert(found, {"behavior_a": 3}).behaviors] == [3]
 
 
 def test_provenance_guard():

@@ -1,4 +1,4 @@
-"""The lexical embedding: which questions it takes for alike."""
+"""The lexical embedding: which questions are similar."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_objects_do_not_count(embedder):
   [
     ("left of", "to the left of", 0.7, 0.9),
     ("left of", "right of", 0.0, 0.5),
-    ("at the left side of", "at the right side of", 0.5, 0.8),  # below the floor of recall
+    ("at the left side of", "at the right side of", 0.5, 0.8),  # below the min_similarity of recall
     ("far from", "far away from", 0.4, 0.7),
     ("in front of", "left of", 0.0, 0.5),
     ("above", "below", 0.0, 0.01),
@@ -41,7 +41,7 @@ def test_objects_do_not_count(embedder):
     ("next to", "near", 0.0, 0.01),
   ],
 )
-def test_alike_means_the_same_words(embedder, a, b, least, most):
+def test_similar_means_the_same_words(embedder, a, b, least, most):
   found = similarity(embedder, f"The cat is {a} the mug.", f"The dog is {b} the bus.")
   assert least <= found <= most
 

@@ -82,7 +82,7 @@ def test_short_answers_of_scenes_state_the_comparison(scenes, solutions):
   behaviors = {b.name: b for b in extract_behaviors(solutions, words, 5)}
   for example, s in zip(scenes, solutions, strict=True):
     behavior = behaviors["behavior_" + s.relation.replace(" ", "_")]
-    short = answers.parse(short_from_chain(behavior, verified_chain(s)))
+    short = answers.STATEMENT.parse(short_from_chain(behavior, verified_chain(s)))
     assert (short.form, short.verdict, short.steps["behavior"]) == ("short", s.label, behavior.name)
     expected = scene_teacher.comparison(example)
     if s.relation == "inside":
@@ -171,4 +171,4 @@ def test_arguments_are_checked():
     extract_behaviors([], words, 0)
   (behavior,) = extract_behaviors([solution()], words, 1)
   with pytest.raises(ValueError, match="'direct'"):
-    short_from_chain(behavior, answers.parse("Yes."))
+    short_from_chain(behavior, answers.STATEMENT.parse("Yes."))

@@ -11,7 +11,7 @@ LETTERS = {"cup": "X", "red cup": "Y"}
 
 def read(reasoning, boxes=BOXES, names=()):
   text = answers.render_chain("s", answers.render_boxes(boxes), reasoning, 1)
-  return read_comparison(answers.parse(text), names)
+  return read_comparison(answers.STATEMENT.parse(text), names)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def read(reasoning, boxes=BOXES, names=()):
       "cup x=200 < red cup x=600",
       "X centre x < Y centre x",
     ),
-    (  # no roles are alike: two objects rather than one
+    (  # no two roles are equal: two objects rather than one
       "red cup left x=350, width x=300; cup left x=100, right x=300; x=300 < x=350",
       "cup x=300 < red cup x=350",
       "X right x < Y left x",

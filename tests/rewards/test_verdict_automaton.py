@@ -1,14 +1,12 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_vlm import answers
-from spatial_vlm.rewards.accuracy import accuracy_reward, is_correct
 from spatial_vlm.rewards.verdict_automaton import compile_automaton, verdicts
 
 PIECES = [bytes([b]) for b in range(256)] + [
@@ -20,7 +18,7 @@ PIECES = [bytes([b]) for b in range(256)] + [
   *(b"c\nReasoning: d\nConclusion: No.", b"\nCaption: x\nReas", b"\r\n", b"\xe2\x80\xa8"),
 ]
 SPECIAL, EOS = len(PIECES), len(PIECES) + 1
-AUTOMATON = compile_automaton([*PIECES, b"", b"<|im_end|>"], EOS)
+AUTOMATON = compile_automaton(answers.STATEMENT, [*PIECES, b"", b"<|im_end|>"], EOS)
 T = 160
 run = jax.jit(verdicts)
 
@@ -37,7 +35,7 @@ def by_parsing(tokens: list[int]) -> int:
   if EOS not in tokens:
     return -1
   text = b"".join(PIECES[t] for t in tokens[: tokens.index(EOS)]).decode(errors="replace")
-  answer = answers.parse(text)
+  answer = answers.STATEMENT.parse(text)
   return -1 if answer is None else answer.verdict
 
 
@@ -171,7 +169,7 @@ def test_any_leading_axes():
 
 def test_every_form_of_the_grammar_is_compiled():
   """Fails when a form is added to `answers` that the cases above do not write."""
-  forms = {re.match(r"\w*", prefix)[0] for prefix in answers.FORMS.values()}
+  forms = {re.match(r"\w*", prefix)[0] for prefix in answers.STATEMENT.forms.values()}
   assert forms == {"Summary", "Applying", ""}
 
 
@@ -179,11 +177,5 @@ def test_a_full_size_vocabulary_is_compiled_in_seconds():
   rng = np.random.default_rng(0)
   lengths = np.minimum(128, rng.geometric(0.15, 151_936))
   pieces = [rng.bytes(n) for n in lengths]
-  table = compile_automaton(pieces, 151_645).transitions
+  table = compile_automaton(answers.STATEMENT, pieces, 151_645).transitions
   assert table.shape[1] == 151_936 and table.nbytes < 16e6
-
-
-def test_accuracy_reward():
-  verdict, label = jnp.array([1, 1, 0, 0, -1, -1, 1]), jnp.array([1, 0, 1, 0, 0, -1, -1])
-  assert is_correct(verdict, label).tolist() == [True, False, False, True, False, False, False]
-  assert accuracy_reward(verdict, label).tolist() == [1, -1, -1, 1, -1, -1, -1]

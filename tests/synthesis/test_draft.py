@@ -11,7 +11,7 @@ from spatial_vlm.synthesis.formats import CHAIN
 @given(DRAFTS)
 def test_chains_give_back_words_and_valid_boxes(draft):
   boxes = {name: box for name, box in draft.objects if box[0] < box[2] and box[1] < box[3]}
-  answer = answers.parse(chain(draft))
+  answer = answers.STATEMENT.parse(chain(draft))
   assert answer is not None and answer.verdict == draft.verdict
   assert list(answer.boxes.items()) == list(boxes.items())
   if len(boxes) == len(draft.objects):
@@ -20,5 +20,5 @@ def test_chains_give_back_words_and_valid_boxes(draft):
 
 def test_a_caption_without_a_full_stop_gets_one():
   caption = "A cat and a mug"
-  boxes = answers.parse(chain(Draft("a", caption, DRAFT.objects, "b", 0))).boxes
+  boxes = answers.STATEMENT.parse(chain(Draft("a", caption, DRAFT.objects, "b", 0))).boxes
   assert list(boxes.items()) == list(DRAFT.objects)

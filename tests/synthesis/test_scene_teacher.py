@@ -46,7 +46,7 @@ def conclude(relation, comparison):
 
 def test_every_chain_parses_and_concludes_the_label(examples):
   for example in examples:
-    answer = answers.parse(chain(example))
+    answer = answers.STATEMENT.parse(chain(example))
     assert answer is not None and answer.form == "chain"
     assert answer.verdict == example.record.label
     assert answer.steps["summary"] == f"{example.record.caption} True?"
@@ -56,7 +56,7 @@ def test_every_chain_parses_and_concludes_the_label(examples):
 
 def test_captions_list_all_objects_in_scan_order(examples):
   for example in examples:
-    boxes = answers.parse(chain(example)).boxes
+    boxes = answers.STATEMENT.parse(chain(example)).boxes
     assert boxes == example.boxes and len(boxes) == len(example.scene.objects)
     assert list(boxes.values()) == sorted(boxes.values(), key=lambda box: box[:2])
 
@@ -66,7 +66,7 @@ def test_comparisons_decide_the_label_by_themselves(examples):
   for example in examples:
     relation, label = example.record.relation, bool(example.record.label)
     assert conclude(relation, comparison(example)) is label
-    reasoning = answers.parse(chain(example)).steps["reasoning"]
+    reasoning = answers.STATEMENT.parse(chain(example)).steps["reasoning"]
     last = reasoning.rpartition(", so it is ")[0].split("; ")[-1]
     assert conclude(relation, last) is label
     seen[relation, label] += 1
@@ -78,7 +78,7 @@ def test_comparisons_decide_the_label_by_themselves(examples):
 def test_numbers_are_derived_from_the_boxes_of_the_caption(examples):
   """What the reasoning says of an object is what its box in the caption says."""
   for example in examples:
-    answer = answers.parse(chain(example))
+    answer = answers.STATEMENT.parse(chain(example))
     reasoning, boxes = answer.steps["reasoning"], answer.boxes
     subject, other = boxes[example.record.subj], boxes[example.record.obj]
     for name, box in ((example.record.subj, subject), (example.record.obj, other)):

@@ -18,6 +18,7 @@ from spatial_vlm.model import stack
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.parameters import int8, lora
 from spatial_vlm.parameters.partition import Subset, combine, flatten, partition, unflatten
+from spatial_vlm.parameters.paths import path_name, sibling
 from spatial_vlm.processor.chat import Size, collate_batch, collate_prompts, encode
 from spatial_vlm.tasks import statements
 from spatial_vlm.train import policy_optimization, sft, update
@@ -97,10 +98,10 @@ def sft_update(policy, batch, state, frozen):
   return sft_step(state, batch, frozen, model=policy.model, optimizer=DESCENT, settings=SETTINGS)
 
 
-def descent(trained, frozen, update):
+def descent(trained, frozen, step):
   """The gradient by path, from one update of plain descent."""
   state = update.init_state(jax.tree.map(jnp.array, trained), DESCENT)
-  after, _ = update(state, frozen)
+  after, _ = step(state, frozen)
   assert jax.tree.structure(after.params) == jax.tree.structure(trained)
   return flatten(jax.tree.map(lambda old, new: np.asarray(old) - new, trained, after.params))
 
@@ -138,7 +139,7 @@ def assert_projected(pairs, of_merged, of_pairs):
   kernels = [path.removesuffix("lora_a") + "kernel" for path in pairs if path.endswith("lora_a")]
   assert len(kernels) == 7 + 4 and len(of_pairs) == 2 * len(kernels)
   for kernel in kernels:
-    paths = [lora.beside(kernel, half) for half in ("lora_a", "lora_b")]
+    paths = [sibling(kernel, half) for half in ("lora_a", "lora_b")]
     a, b = (np.asarray(pairs[path], np.float64) for path in paths)
     for layer, gradient in enumerate(of_merged[kernel]):
       A, B = a[layer].reshape(-1, RANK), b[layer].reshape(RANK, -1)
@@ -150,7 +151,7 @@ def assert_projected(pairs, of_merged, of_pairs):
 
 def test_a_step_of_pairs_is_the_full_gradient_projected(policy, batch, parts, full_gradient):
   trained, frozen = parts
-  gradient = full_gradient(lora.merged(combine(trained, frozen)))
+  gradient = full_gradient(lora.merge_adapters(combine(trained, frozen)))
   assert_projected(
     flatten(trained), gradient, descent(*parts, lambda *s: sft_update(policy, batch, *s))
   )
@@ -186,7 +187,7 @@ def test_an_update_of_dapo_is_projected_too(policy, parts, rollout):
   settings = dapo_settings("float32")
 
   @jax.jit
-  def update(state, frozen):
+  def step(state, frozen):
     return policy_optimization.rl_step(
       *(state, rollout, MinibatchScores(rollout.logp, None, True)),
       Constants(policy.forbidden_tokens, frozen),
@@ -195,8 +196,8 @@ def test_an_update_of_dapo_is_projected_too(policy, parts, rollout):
       settings=settings,
     )
 
-  gradient = descent(lora.merged(combine(*parts)), {}, update)
-  assert_projected(flatten(parts[0]), gradient, descent(*parts, update))
+  gradient = descent(lora.merge_adapters(combine(*parts)), {}, step)
+  assert_projected(flatten(parts[0]), gradient, descent(*parts, step))
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,7 @@ def in_int8(nano, parts):
 
 def test_a_step_over_kernels_in_int8_is_that_over_what_they_hold(policy, batch, parts, in_int8):
   trained, frozen = parts
-  made = int8.dequantized(in_int8)
+  made = int8.dequantize(in_int8)
   assert flatten(made).keys() == flatten(frozen).keys()
   found, expected, before = (
     descent(trained, base, lambda *s: sft_update(policy, batch, *s))
@@ -242,11 +243,22 @@ def test_with_the_vision_tower_frozen_the_others_move_as_in_full_training(
 def test_no_moment_exists_for_what_is_frozen(parts, patterns, method):
   trained, frozen = partition(combine(*parts), patterns)
   settings = OptimizerSettings(
-    method, "float32", 1e-3, "constant", 1, 10, 1.0, 0.9, 0.95, 1e-8, 0.1, 1.0
+    method=method,
+    moments="float32",
+    learning_rate=1e-3,
+    schedule="constant",
+    warmup_steps=1,
+    total_steps=10,
+    final_fraction=1.0,
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-8,
+    weight_decay=0.1,
+    clip_norm=1.0,
   )
   state = jax.eval_shape(lambda p: update.init_state(p, make_optimizer(settings)), trained)
   names = [
-    jax.tree_util.keystr(path, simple=True, separator="/")
+    path_name(path)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
     if leaf.shape
   ]
@@ -268,8 +280,8 @@ def test_full_training_is_the_program_that_it_was(policy, batch, monkeypatch):
     return str(jax.make_jaxpr(step)(state, batch))
 
   found = program()
-  monkeypatch.setattr(sft, "join", lambda trained, frozen: trained)
-  monkeypatch.setattr(stack, "effective", lambda params: params)
+  monkeypatch.setattr(sft, "combine", lambda trained, frozen: trained)
+  monkeypatch.setattr(stack, "effective_kernels", lambda params: params)
   assert found == program()
 
 
@@ -277,8 +289,8 @@ def test_sampling_makes_no_copy_of_kernels_in_int8(parts, in_int8):
   trained, _ = parts
   found = policy_optimization.rollout_weights(trained, in_int8, "bfloat16")
   assert not any(path.endswith("/kernel") for path in flatten(found))
-  made = flatten(lora.effective(found))
-  expected = flatten(lora.merged(combine(trained, int8.dequantized(in_int8))))
+  made = flatten(lora.effective_kernels(found))
+  expected = flatten(lora.merge_adapters(combine(trained, int8.dequantize(in_int8))))
   assert made.keys() == expected.keys()
   for path, leaf in made.items():
     assert leaf.dtype == "bfloat16"
@@ -290,7 +302,7 @@ def test_sampling_makes_no_copy_of_kernels_in_int8(parts, in_int8):
 def test_answers_are_sampled_from_the_merged_kernels(parts, dtype, tolerance):
   trained, frozen = parts
   found = flatten(policy_optimization.rollout_weights(trained, frozen, dtype))
-  expected = flatten(lora.merged(combine(trained, frozen)))
+  expected = flatten(lora.merge_adapters(combine(trained, frozen)))
   assert found.keys() == expected.keys()
   for path, leaf in found.items():
     assert leaf.dtype == dtype

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from spatial_vlm import metrics, sharding
+from spatial_vlm.answers import STATEMENT
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.generation import encode_question
 from spatial_vlm.inference.loading import load_policy
@@ -85,7 +86,9 @@ def sampled(policy, settings):
   rows = [encode_question(policy.processor, source[i].image, text) for i, text in enumerate(texts)]
   prompts = collate_prompts(rows, policy.processor, range(8), [1, 0] * 4, 64, 64)
   assert len(set((prompts.segments > 0).sum(axis=1))) > 2
-  automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+  automaton = compile_automaton(
+    STATEMENT, token_bytes(policy.processor.tokenizer), policy.special.eos
+  )
   rollout = sample_groups(policy, policy.params, prompts, jax.random.key(0), automaton, settings)
   return jax.device_get(rollout)
 
@@ -307,7 +310,9 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
   table = np.array(policy.params["text"]["embed"]["embedding"]) * 2
   table[policy.special.eos] *= 6  # so that some answers end early
   params = {**policy.params, "head": {"embedding": table}}
-  automaton = compile_automaton(token_bytes(policy.processor.tokenizer), policy.special.eos)
+  automaton = compile_automaton(
+    STATEMENT, token_bytes(policy.processor.tokenizer), policy.special.eos
+  )
   rollout = sample_groups(
     policy._replace(model=model), params, sampled.prompts, jax.random.key(3), automaton, settings
   )
@@ -498,3 +503,44 @@ def test_good_answers_become_likelier_and_bad_ones_rarer(policy, mixed, settings
   # Of a group's answers, whatever all of them gain or lose by the words that they share.
   gain = gain - gain.mean(axis=1, keepdims=True)
   assert gain[right].mean() > 0 > gain[~right].mean()
+
+
+# Other objectives
+
+
+def test_gspo_takes_the_place_of_dapo(policy, mixed, settings):
+  """Before any step the sequence ratio is 1: the objective is the mean advantage over answers, not over tokens."""
+  gspo = change(settings, objectives=(("gspo", 1.0),))
+  state, sums = update(collected(policy, mixed, gspo), policy, gspo)
+  reward = policy_optimization.shaped_reward(mixed, settings)
+  advantage = policy_optimization.group_advantage(reward, mixed.correct)
+  found = metrics.means(sums)["policy_objective"]
+  np.testing.assert_allclose(found, np.mean(advantage), atol=1e-5)
+  expected, _ = update(collected(policy, mixed, settings), policy, settings)
+  moved = [
+    np.abs(a - b).max()
+    for a, b in zip(*(jax.tree.leaves(s.train.params) for s in (state, expected)), strict=True)
+  ]
+  assert max(moved) > 1e-5
+
+
+def test_a_penalty_pulls_the_policy_back_to_its_reference(policy, mixed, settings):
+  """With a reference elsewhere the penalty is positive and enters the update; at the reference it is zero."""
+  penalised = change(settings, objectives=(("dapo", 1.0), ("kl_reference", 0.5)))
+  elsewhere = jax.tree.map(lambda x: x * 1.02, policy.params)
+  plain, plain_sums = update(collected(policy, mixed, settings), policy, settings)
+  at_home, home_sums = update(collected(policy, mixed, penalised), policy, penalised, policy.params)
+  away, away_sums = update(collected(policy, mixed, penalised), policy, penalised, elsewhere)
+  home, far = metrics.means(home_sums), metrics.means(away_sums)
+  np.testing.assert_allclose(home["objective/kl_reference"], 0.0, atol=1e-6)
+  assert_close(at_home.train.params, plain.train.params)
+  assert far["objective/kl_reference"] < -1e-5
+  np.testing.assert_allclose(
+    far["policy_objective"],
+    far["objective/dapo"] + 0.5 * far["objective/kl_reference"],
+    rtol=1e-4,
+    atol=1e-6,
+  )
+  assert "objective/dapo" not in plain_sums
+  with pytest.raises(AssertionError):
+    assert_close(away.train.params, plain.train.params)

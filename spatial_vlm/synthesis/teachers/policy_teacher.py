@@ -21,8 +21,8 @@ from spatial_vlm.inference.policy import (
   Policy,
   PromptShape,
   collate,
+  decode_completions,
   encode_question,
-  written,
 )
 from spatial_vlm.processor.chat import Encoded
 from spatial_vlm.processor.image import UnreadableImage, open_image
@@ -157,7 +157,7 @@ class PolicyTeacher:
         pad=policy.special.pad,
       ),
     )
-    return written(policy, completions)[: len(batch)]
+    return decode_completions(policy, completions)[: len(batch)]
 
   def _reply(self, row: Encoded, answer: Generation) -> Reply:
     finish = "MAX_TOKENS" if answer.truncated else "STOP"

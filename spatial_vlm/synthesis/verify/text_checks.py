@@ -34,7 +34,7 @@ def check_steps(draft: Draft, record: Record, settings: CheckSettings) -> str | 
       return f"the {name} contains {letters[0]!r}"
     if heading := _HEADING.search(text):
       return f"the {name} contains {heading[0]!r}"
-  answer = answers.parse(chain(draft))
+  answer = answers.STATEMENT.parse(chain(draft))
   valid: dict[str, Box] = {}
   for name, box in draft.objects:
     if is_box(box):

@@ -1,0 +1,147 @@
+"""Stored answers: one part file for each batch, so that an interrupted run generates only the missing batches."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
+
+from etils import epath
+from tqdm import tqdm
+
+from spatial_vlm.config import Config
+from spatial_vlm.data.pipeline import ordered_batches
+from spatial_vlm.data.reading import ReadOptions
+from spatial_vlm.data.records import Take, UnusableRecord
+from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.inference.generation import BatchGenerator
+from spatial_vlm.processor.image import UnreadableImage
+
+END = '{"end": true}'
+"""Last line of a part; a part without it was being written when the run was killed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerStore:
+  """Where answers are stored and how the missing ones are generated."""
+
+  folder: epath.Path
+  batch_size: int
+  in_flight: int
+  """Batches that are answered at a time."""
+  max_bad_share: float
+  """Share of the examples that may be unusable."""
+
+  @classmethod
+  def from_config(cls, workdir: epath.Path, config: Config) -> Self:
+    """Makes the store of a command's workdir."""
+    return cls(
+      workdir / "predictions", config.batch_size, config.in_flight, config.data.max_bad_share
+    )
+
+  def part(self, number: int) -> epath.Path:
+    """Returns the path of the part file of one batch."""
+    return self.folder / f"part-{number:05d}.jsonl"
+
+
+def stored_answers(
+  store: AnswerStore, generator: BatchGenerator, examples: Take, title: str
+) -> list[Prediction]:
+  """Returns the answers to all examples: those that earlier starts stored, then the missing ones, which it stores.
+
+  `title` names the progress bar.
+  """
+  store.folder.mkdir(parents=True, exist_ok=True)
+  batches = -(-len(examples) // store.batch_size)
+  predictions: list[Prediction] = []
+  done = 0
+  while done < batches and (stored := read_part(store.part(done))) is not None:
+    predictions += stored
+    done += 1
+  start = min(done * store.batch_size, len(examples))
+  missing = ordered_batches(
+    examples,
+    generator.encode,
+    lambda rows, ids: (rows, ids.tolist()),
+    store.batch_size,
+    ReadOptions(max_bad_share=store.max_bad_share),
+    start=start,
+    skipped=sorted({*range(start)} - {p.id for p in predictions}),
+  )
+  right = sum(p.right for p in predictions)
+  results = in_order(lambda batch: generator.answer(*batch), missing, store.in_flight)
+  bar = tqdm(results, desc=title, initial=done, total=batches, dynamic_ncols=True)
+  for number, answered in enumerate(bar, done):
+    lines = [*(p.to_json() for p in answered), END]
+    store.part(number).write_text("".join(f"{line}\n" for line in lines))
+    predictions += answered
+    right += sum(p.right for p in answered)
+    bar.set_postfix(accuracy=f"{right / max(len(predictions), 1):.3f}")
+  return predictions
+
+
+def read_part(path: epath.Path) -> list[Prediction] | None:
+  """Reads the predictions of a finished part; None where it is missing or unfinished."""
+  if not path.exists():
+    return None
+  *lines, last = path.read_text().splitlines() or [""]
+  return [Prediction.from_json(line) for line in lines] if last == END else None
+
+
+def in_order(work: Callable[[Any], Any], items: Iterable[Any], in_flight: int) -> Iterator[Any]:
+  """Yields `work(item)` of each item in order, while threads work on `in_flight` of them.
+
+  On a CPU the small products of decoding occupy one core: two batches occupy two. On an accelerator the answers of one
+  batch are decoded while the next batch is generated. If reading fails, pending items finish before the error is
+  raised.
+  """
+  waiting: collections.deque[Future] = collections.deque()
+  pool = ThreadPoolExecutor(in_flight)
+  try:
+    for item in _failing_last(items):
+      waiting.append(item if isinstance(item, Future) else pool.submit(work, item))
+      if (
+        len(waiting) > in_flight
+      ):  # one more than the threads work on, so that none waits for the caller
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _failing_last(items: Iterable[Any]) -> Iterator[Any]:
+  """Yields the items; if reading them fails, yields a future that raises the error instead of raising it."""
+  try:
+    yield from items
+  except Exception as error:
+    future: Future = Future()
+    future.set_exception(error)
+    yield future
+
+
+def with_seconds(
+  predictions: Sequence[Prediction], generator: BatchGenerator, examples: Take, count: int
+) -> list[Prediction]:
+  """Returns the predictions, the first `count` with the seconds that each takes when it is asked alone."""
+  seconds = time_one_by_one(generator, examples, count)
+  return [dataclasses.replace(p, seconds=seconds.get(p.id)) for p in predictions]
+
+
+def time_one_by_one(generator: BatchGenerator, examples: Take, count: int) -> dict[int, float]:
+  """Measures seconds from image and statement to the parsed answer, one question at a time, retrieval included.
+
+  The first question is asked once more before the clock starts, so that compilation is not measured.
+  """
+  seconds: dict[int, float] = {}
+  for index in range(min(count, len(examples))):
+    try:
+      example = examples[index]
+      for _ in range(1 if seconds else 2):
+        start = time.perf_counter()
+        generator.answer([generator.encode(example)], [example.id])
+        seconds[example.id] = time.perf_counter() - start
+    except (UnreadableImage, UnusableRecord):
+      continue  # reported when the batches were made
+  return seconds

@@ -1,0 +1,54 @@
+"""What a task owns: how its records are read, asked about, parsed and scored."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from etils import epath
+
+from spatial_vlm.answers import Box, Grammar
+from spatial_vlm.data.image_locations import ImageLocations
+from spatial_vlm.data.records import Example, Record
+from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.evaluation.scores import Scores
+
+
+class ExampleSource(Protocol):
+  """Random access to the usable examples of a file of records."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+  def describe(self, index: int) -> tuple[Record, dict[str, Box]]:
+    """Returns the record and its boxes without opening the image."""
+    ...
+
+  def place(self, index: int) -> tuple[str, int]:
+    """Returns file and line of the record, for reports."""
+    ...
+
+  def image_name(self, index: int) -> str:
+    """Returns the name of the record's image."""
+    ...
+
+  @property
+  def pairs(self) -> list[tuple[str, str]]:
+    """Image and caption of each record."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One kind of question about images; training and evaluation use the same one."""
+
+  read: Callable[[epath.PathLike, ImageLocations, epath.PathLike | None, float], ExampleSource]
+  """(records, images, boxes or None, max_bad_share) → source of examples."""
+  question: Callable[[str, str, str | None], str]
+  """(caption, form of the answer, line of the recalled behavior or None) → the question in words."""
+  grammar: Grammar
+  """Grammar of the answers; the parser and the automaton on the device are both made from it."""
+  first_words: Mapping[int, str]
+  """Verdict → first word of a direct answer, one token; a zero-shot verdict is the likeliest of them."""
+  score: Callable[[Sequence[Prediction]], Scores]
+  """Stored answers → scores."""

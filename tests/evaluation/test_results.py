@@ -1,0 +1,89 @@
+import json
+
+import pytest
+from markdown_it import MarkdownIt
+
+from spatial_vlm.config import UsageError
+from spatial_vlm.evaluation.results import (
+  count_recalls,
+  read_recalls,
+  result_row,
+  results_json,
+  results_table,
+)
+from spatial_vlm.evaluation.scores import score_statements
+
+FIELDS = [
+  "method",
+  "accuracy",
+  "ci_low",
+  "ci_high",
+  "n",
+  "generated_tokens_mean",
+  "total_tokens_mean",
+  "seconds_per_answer",
+  "parse_rate",
+  "box_iou",
+]
+
+
+def test_results_json_has_exactly_the_agreed_fields(predict, chain):
+  text = chain(1, {"cat": (100, 100, 300, 300), "mug": (600, 600, 800, 800)})
+  full = score_statements([predict(0, 1, 1, text, seconds=0.25), predict(1, 0, 1, text)])
+  none = score_statements([predict(0, 1, 1, text="", generated_tokens=0, prompt_tokens=0)])
+  written = results_json([result_row("SFT, chain of thought", full), result_row("majority", none)])
+  got = json.loads(written)
+  assert list(got) == ["rows"] and [list(row) for row in got["rows"]] == [FIELDS, FIELDS]
+  assert got["rows"][0] | {"ci_low": 0, "ci_high": 0} == {
+    "method": "SFT, chain of thought",
+    "accuracy": 0.5,
+    "ci_low": 0,
+    "ci_high": 0,
+    "n": 2,
+    "generated_tokens_mean": 10,
+    "total_tokens_mean": 40,
+    "seconds_per_answer": 0.25,
+    "parse_rate": 1,
+    "box_iou": 1,
+  }
+  assert [got["rows"][1][name] for name in FIELDS[-3:]] == [None] * 3
+  assert 0 < got["rows"][0]["ci_low"] < 0.5 < got["rows"][0]["ci_high"] < 1
+
+
+def test_table_reads_in_a_terminal_and_as_markdown(predict):
+  short = [predict(i, 1, int(i < 741), generated_tokens=112) for i in range(1000)]
+  silent = [predict(i, 1, i % 2, "", generated_tokens=0, prompt_tokens=0) for i in range(9)]
+  rows = [
+    result_row("majority", score_statements(silent)),
+    result_row("DAPO + reuse", score_statements(short)),
+  ]
+  lines = results_table(rows).split("\n")
+  assert len({len(line) for line in lines}) == 1
+  cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+  header = (
+    "method | accuracy, 95 % CI | generated tokens | total tokens | s/answer | parse rate | box IoU"
+  )
+  assert cells[0] == header.split(" | ")
+  assert cells[2][0] == "majority" and cells[2][2:] == ["0.0", "0.0", "–", "–", "–"]
+  assert cells[3] == ["DAPO + reuse", "74.1 % (71.3–76.7)", "112.0", "142.0", "–", "100.0 %", "–"]
+  assert MarkdownIt().enable("table").render(results_table(rows)).count("<tr>") == 3
+
+
+def test_recalls_are_counted_written_and_summed_over_runs(predict, tmp_path):
+  names = ["behavior_b", "behavior_a", "behavior_b", None]
+  recalls = count_recalls([predict(i, 1, 1, retrieved=name) for i, name in enumerate(names)])
+  assert list(recalls.items()) == [("behavior_a", 1), ("behavior_b", 2)]
+  paths = [tmp_path / "one.json", tmp_path / "two.json"]
+  paths[0].write_text(results_json([], recalls=recalls))
+  paths[1].write_text(results_json([], recalls={"behavior_b": 3}))
+  assert read_recalls(paths) == {"behavior_a": 1, "behavior_b": 5}
+  assert read_recalls(()) == {}
+
+
+@pytest.mark.parametrize(
+  "text", ["{", "[]", '{"rows": []}', '{"recalls": 3}', '{"recalls": {"a": "x"}}']
+)
+def test_a_file_without_recalls_is_named(tmp_path, text):
+  (tmp_path / "results.json").write_text(text)
+  with pytest.raises(UsageError, match="results.json counts no recalls"):
+    read_recalls([tmp_path / "results.json"])

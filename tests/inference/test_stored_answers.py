@@ -1,0 +1,152 @@
+"""Answers that are stored a batch at a time, and read back by the next start."""
+
+import threading
+import time
+
+import pytest
+from etils import epath
+
+from spatial_vlm.data.records import (
+  BadRecord,
+  BadRecordError,
+  JsonlSource,
+  Take,
+  TooManyBadRecords,
+)
+from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.inference import generation, stored_answers
+from spatial_vlm.inference.generation import BatchGenerator
+from spatial_vlm.inference.stored_answers import AnswerStore
+
+
+def answers_in(folder, generator, examples, **settings):
+  store = AnswerStore(epath.Path(folder), **settings)
+  return stored_answers.stored_answers(store, generator, examples, "test")
+
+
+@pytest.mark.parametrize("torn", ["", "half a line", '{"id": 0}\n', None])
+def test_a_part_without_its_last_line_is_no_part(tmp_path, torn):
+  path = tmp_path / "part-00000.jsonl"
+  if torn is not None:
+    path.write_text(torn)
+  assert stored_answers.read_part(path) is None
+  path.write_text(stored_answers.END + "\n")
+  assert stored_answers.read_part(path) == []
+
+
+def test_parts_hold_a_batch_each_and_are_read_back(generator, source, tmp_path, monkeypatch):
+  first = answers_in(
+    tmp_path, generator, Take(source, 10), batch_size=4, in_flight=2, max_bad_share=0.0
+  )
+  assert [path.name for path in sorted(tmp_path.iterdir())] == [
+    f"part-0000{i}.jsonl" for i in range(3)
+  ]
+  assert [p.id for p in first] == list(range(10))
+  monkeypatch.setattr(generation, "greedy", lambda *_: pytest.fail("asked again"))
+  again = answers_in(
+    tmp_path, generator, Take(source, 10), batch_size=4, in_flight=2, max_bad_share=0.0
+  )
+  assert again == first
+
+
+def test_work_in_flight_overlaps_and_comes_back_in_order():
+  """Two items wait for each other; a third is not begun before one of them has ended."""
+  both, working, most = threading.Barrier(2, timeout=60), [], []
+
+  def work(item):
+    working.append(item)
+    most.append(len(working))
+    if item < 2:
+      both.wait()
+    time.sleep(0.01 * (5 - item))
+    working.remove(item)
+    return item
+
+  assert list(stored_answers.in_order(work, range(5), 2)) == [0, 1, 2, 3, 4]
+  assert max(most) == 2
+
+
+def test_what_was_read_before_an_error_is_worked_on_first():
+  def items():
+    yield from range(3)
+    raise KeyError("unreadable")
+
+  found = []
+  with pytest.raises(KeyError, match="unreadable"):
+    for answer in stored_answers.in_order(lambda item: item + 10, items(), 2):
+      found.append(answer)
+  assert found == [10, 11, 12]
+
+
+def test_an_error_of_the_work_ends_it_there():
+  def work(item):
+    return 1 // item
+
+  results = stored_answers.in_order(work, [1, 1, 0, 1], 2)
+  assert [next(results), next(results)] == [1, 1]
+  with pytest.raises(ZeroDivisionError):
+    next(results)
+
+
+def test_a_resumed_run_counts_the_images_that_were_broken_before(generator, tmp_path, monkeypatch):
+  class Source:
+    """Every third image is torn."""
+
+    def __len__(self):
+      return 6
+
+    def __getitem__(self, index):
+      if index % 3 == 0:
+        raise BadRecordError(BadRecord("file", index + 1, "torn"))
+      return index
+
+    def place(self, index):
+      return "file", index + 1
+
+  monkeypatch.setattr(BatchGenerator, "encode", lambda _, example: example)
+  monkeypatch.setattr(
+    BatchGenerator, "answer", lambda _, rows, ids: [prediction(i) for i in ids if i >= 0]
+  )
+  whole = answers_in(
+    tmp_path / "whole", generator, Source(), batch_size=2, in_flight=1, max_bad_share=0.4
+  )
+  assert [p.id for p in whole] == [1, 2, 4, 5]
+  with pytest.raises(TooManyBadRecords):
+    answers_in(
+      tmp_path / "parts", generator, Source(), batch_size=2, in_flight=1, max_bad_share=0.2
+    )
+  assert [path.name for path in sorted((tmp_path / "parts").iterdir())] == ["part-00000.jsonl"]
+  with pytest.raises(TooManyBadRecords):
+    answers_in(
+      tmp_path / "parts", generator, Source(), batch_size=2, in_flight=1, max_bad_share=0.2
+    )
+  assert (
+    answers_in(
+      tmp_path / "parts", generator, Source(), batch_size=2, in_flight=1, max_bad_share=0.4
+    )
+    == whole
+  )
+
+
+def prediction(id):
+  words = dict(caption="", relation="left of", text="", truncated=False)
+  return Prediction(
+    id=id, label=1, verdict=1, boxes_true={}, generated_tokens=1, prompt_tokens=1, **words
+  )
+
+
+def test_timed_questions_warm_up_before_the_clock(scenes_folder):
+  """The first question is asked twice; the clock of the second asking counts."""
+  asked = []
+
+  class Fake:
+    def encode(self, example):
+      return example
+
+    def answer(self, rows, ids):
+      asked.extend(ids)
+
+  source = JsonlSource(scenes_folder / "test.jsonl", scenes_folder / "images")
+  seconds = stored_answers.time_one_by_one(Fake(), source, 3)
+  assert asked == [0, 0, 1, 2] and seconds.keys() == {0, 1, 2}
+  assert all(value > 0 for value in seconds.values())

@@ -1,0 +1,77 @@
+"""The compiled engine behind the protocol: publish, generate, release."""
+
+import jax
+import numpy as np
+import pytest
+
+from spatial_vlm import sharding
+from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.policy import PromptShape, collate, encode_question
+from spatial_vlm.rollout.engine import CompiledEngine, Engine, Requests
+from spatial_vlm.rollout.sampler import SamplingSettings, generate
+
+
+@pytest.fixture(scope="module")
+def policy(nano):
+  return load_policy(str(nano))
+
+
+@pytest.fixture(scope="module")
+def sampling(policy):
+  return SamplingSettings(2, 6, temperature=1.0, eos=policy.special.eos, pad=policy.special.pad)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh({}, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def requests(policy, mesh):
+  examples = list(SceneSource("train", 0, 2))
+  texts = [f"{example.record.caption} True?" for example in examples]
+  rows = [
+    encode_question(policy.processor, example.image, text)
+    for example, text in zip(examples, texts, strict=True)
+  ]
+  prompts = collate(policy.processor, rows, [0, 1], [1, 0], PromptShape(64, 64))
+  images = [example.image for example in examples]
+  return Requests(sharding.make_global_batch(mesh, prompts), texts, images)
+
+
+def test_it_samples_with_the_weights_published_last(policy, mesh, requests, sampling):
+  converted = []
+
+  def to_rollout_weights(weights):
+    converted.append(weights)
+    return weights
+
+  engine: Engine = CompiledEngine(policy.model, policy.forbidden_tokens, mesh, to_rollout_weights)
+  key = jax.random.key(3)
+  louder = jax.tree.map(lambda x: x * 3, policy.params)
+  found = []
+  for weights in (louder, policy.params):
+    engine.publish(weights)
+    found.append(engine.generate(requests, key, sampling))
+  expected = generate(
+    policy.params,
+    requests.prompts,
+    key,
+    policy.forbidden_tokens,
+    model=policy.model,
+    sampling=sampling,
+  )
+  jax.tree.map(np.testing.assert_array_equal, found[1], expected)
+  assert not np.array_equal(found[0].logp, expected.logp)
+  assert len(converted) == 2 and found[1].tokens.shape == (4, 6)
+
+
+def test_without_weights_it_says_what_to_do(policy, mesh, requests, sampling):
+  engine = CompiledEngine(policy.model, policy.forbidden_tokens, mesh, lambda weights: weights)
+  with pytest.raises(RuntimeError, match="call publish first"):
+    engine.generate(requests, jax.random.key(0), sampling)
+  engine.publish(policy.params)
+  engine.release()
+  with pytest.raises(RuntimeError, match="call publish first"):
+    engine.generate(requests, jax.random.key(0), sampling)
