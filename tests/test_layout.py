@@ -35,7 +35,10 @@ FOLDERS = {
     *("tokenizer", "image", "bicubic", "video", "video_files"),
     *("tiny_tokenizer", "chat"),
   ),
-  "objectives": ("vocabulary", "cross_entropy", "token_logprobs", "advantage", "dapo"),
+  "objectives": (
+    *("vocabulary", "cross_entropy", "token_logprobs", "advantage"),
+    *("policy_terms", "dapo", "gspo", "kl", "policy_objectives"),
+  ),
   "data": (
     *("shards", "image_locations", "image_files", "relations", "records", "statement"),
     *("measurements", "vsr", "split_guard", "statistics", "split_report", "splits", "store"),
@@ -48,8 +51,8 @@ FOLDERS = {
     *("box_drawing", "figures"),
   ),
   "tasks": ("task", "statements"),
-  "rewards": ("verdict_automaton",),
-  "rollout": ("sampler",),
+  "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
+  "rollout": ("sampler", "engine"),
   "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index"),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
@@ -69,7 +72,10 @@ FOLDERS = {
     *("questions", "journal", "ledger", "limiter", "progress", "requests", "batch_requests"),
     *("estimate", "results"),
   ),
-  "train": ("update", "run", "trained_weights", "sft", "policy_optimization"),
+  "train": (
+    *("update", "trained_weights", "run", "sft", "sft_data"),
+    *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
+  ),
   "planning": (
     *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
     *("programs", "batch_rows", "target", "cache", "search", "advice", "plan_report"),

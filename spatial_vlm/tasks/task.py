@@ -7,7 +7,7 @@ from typing import Protocol
 from etils import epath
 
 from spatial_vlm.answers import Box, Grammar
-from spatial_vlm.data.image_locations import ImageLocations
+from spatial_vlm.data.image_files import ImageLocations
 from spatial_vlm.data.records import Example, Record
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.scores import Scores
