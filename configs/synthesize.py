@@ -1,9 +1,9 @@
-"""Chains of thought from a teacher, kept only when they are verified.
+"""Verified chains of thought from a teacher.
 
 tiny    rendered scenes; a server on this machine replaces Gemini: no key, no network, no cost
-8b      VSR with COCO's images, written by Gemini; the training data of the published model
-vllm    the same, by an open model behind an OpenAI-compatible endpoint
-self    the same, by a fine-tuned policy of this project: rejection sampling from its own chains
+8b      VSR with COCO images, written by Gemini, as for the published model
+vllm    as 8b, written by an open model behind an OpenAI-compatible endpoint
+self    as 8b, written by a fine-tuned policy of this project (rejection sampling)
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -18,64 +18,63 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,  # of the seeds of all questions
+      seed=0,  # the seeds of all questions are derived from it
       data=dict(
         records="runs/scenes/train.jsonl",
         images="runs/scenes/images",
-        limit=500,  # records, from the first; 0: all
-        max_bad_share=0.01,  # stop when more than this share of the records cannot be used
+        limit=500,  # number of records, from the first; 0: all
+        max_bad_share=0.01,  # stop if a larger share of the records is unusable
         workers=0,  # threads that check the images before the start
       ),
-      evaluation="runs/scenes/test.jsonl",  # file of records that must not be in the training set; empty: none
+      evaluation="runs/scenes/test.jsonl",  # records that must not be in the training set; empty: none
       teacher="local",  # or gemini, openai, policy
-      model="local-teacher",  # name on the server, or the checkpoint folder of a policy
-      model_version="",  # the only version whose answers count; empty: the first that answers
-      allow_mixed_versions=False,  # allow chains of several versions in one set
+      model="local-teacher",  # its name on the server, or the checkpoint folder of a policy
+      model_version="",  # only answers of this version count; empty: the version that answers first
+      allow_mixed_versions=False,  # allow chains of several model versions in one set
       attempts=dict(
-        blind=1,  # questions without the label, each with its own seed …
-        hinted=1,  # … then with it, until an answer is accepted
+        blind=1,  # questions without the label, each with its own seed
+        hinted=1,  # then questions with the label, until an answer is accepted
       ),
-      base_url="",  # of the server; empty: the teacher's default
+      base_url="",  # address of the server; empty: the default of the teacher
       api_version="v1beta",  # of Gemini's API
       temperature=0.7,
-      max_output_tokens=2048,  # including thoughts
-      thinking_budget=config_dict.placeholder(int),  # tokens, for Gemini 2.5
+      max_output_tokens=2048,  # includes thinking tokens
+      thinking_budget=config_dict.placeholder(int),  # thinking tokens, for Gemini 2.5
       thinking_level=config_dict.placeholder(str),  # for Gemini 3 and later
-      timeout_s=120.0,  # for one whole request
+      timeout_s=120.0,  # of one whole request
       concurrency=8,  # requests in flight
       requests_per_minute=6000.0,
-      patience=dict(
-        tries=6,  # of one question within one start
-        first_delay_s=0.2,  # before the second try; doubled before each later one
+      retry=dict(
+        max_tries=6,  # of one question within one start
+        initial_delay_s=0.2,  # before the second try; doubles before each further try
         max_delay_s=60.0,
       ),
       batch=dict(
-        questions=0,  # in one job of Gemini's Batch API; 0: one request per question
-        poll_s=0.2,  # between two requests for a job's state
+        questions=0,  # maximum of one job of Gemini's Batch API; 0: send single questions
+        poll_s=0.2,  # seconds between two polls of a job
       ),
       prices=dict(
         input_usd=0.0,  # per million tokens
-        cached_usd=0.0,  # for input tokens in the teacher's cache
-        output_usd=0.0,  # including thoughts
-        batch_share=0.5,  # of these prices, for batches
+        cached_usd=0.0,  # of cached input tokens
+        output_usd=0.0,  # includes thinking tokens
+        batch_share=0.5,  # factor on these prices in a batch
       ),
       estimate=dict(
-        prompt_tokens=700,  # of one question, until answers are known
-        output_tokens=150,  # of one answer, including thoughts
-        most_prompt_tokens=2048,  # upper limit of a question; the budget relies on it
-        second_share=0.3,  # share of the records that need another attempt
+        prompt_tokens=700,  # of one question, until there are replies to measure
+        output_tokens=150,  # of one answer, includes thinking tokens
+        max_prompt_tokens=2048,  # of the longest question; the budget relies on it
+        second_attempt_share=0.3,  # share of the records that need a second attempt
       ),
-      confirm_usd=5.0,  # above this estimate, --yes is needed
-      budget_usd=config_dict.placeholder(
-        float
-      ),  # no question is asked that could exceed it; none: no limit
+      confirm_usd=5.0,  # a higher estimate needs --yes
+      # No question is sent that could exceed the budget; none: no limit.
+      budget_usd=config_dict.placeholder(float),
       checks=dict(
         min_words=8,
-        max_words=120,  # of the whole chain, without boxes
+        max_words=120,  # of the whole chain without boxes
         min_box_share=0.0005,
-        max_box_share=0.95,  # of the image, by area
-        number_tolerance=0.0,  # between a number and its boxes, in units of 0–1000
-        geometry_margin=60,  # weaker evidence does not contradict a statement, in units of 0–1000
+        max_box_share=0.95,  # of the image area
+        number_tolerance=0.0,  # of a number compared with its boxes, in units of 0–1000
+        geometry_margin=60,  # weaker evidence contradicts no label, in units of 0–1000
         decisive=(  # relations that boxes prove and disprove
           *("left of", "right of", "above", "below", "near", "far from", "touching", "inside"),
           *("parallel to", "perpendicular to"),
@@ -83,20 +82,20 @@ def tiny() -> ConfigDict:
         necessary=(),  # relations that boxes can only disprove
       ),
       selection=dict(
-        max_similarity=1.0,  # of the words of two chains with one relation and label; 1: only duplicates are dropped
-        max_label_ratio=3.0,  # of the more frequent label of a relation to the other one
+        max_similarity=1.0,  # of two chains of one relation and label; 1 drops only identical ones
+        max_label_ratio=3.0,  # of the more frequent label of a relation to the less frequent one
       ),
-      examples=12,  # accepted chains in the report; half as many rejected ones
+      examples=12,  # accepted examples in the report; half as many rejected ones are added
       local=dict(
-        scenes="runs/scenes",  # known to the teacher on this machine
+        scenes="runs/scenes",  # scenes that the local teacher knows
         split="train",
-        mistakes=0.3,  # share of blind answers with a mistake
-        faults=0.1,  # share of requests that the server loses, delays, truncates or temporarily refuses
+        mistake_share=0.3,  # of blind answers
+        fault_share=0.1,  # of requests that the server loses, delays, cuts off or rejects once
       ),
       policy=dict(
-        batch_size=16,  # questions that the policy answers at once
-        prompt_tokens=96,  # room for a question
-        patches=64,  # room for its image
+        batch_size=16,  # questions of one batch
+        prompt_tokens=96,  # padded length of a question
+        patches=64,  # padded patches of its image
       ),
     )
   )
@@ -105,7 +104,7 @@ def tiny() -> ConfigDict:
 def gemini() -> ConfigDict:
   config = tiny()
   config.teacher = "gemini"
-  config.model = "gemini-2.5-pro"  # as published; its shutdown is announced, any later model works
+  config.model = "gemini-2.5-pro"  # as published; its end is announced, later models work too
   config.thinking_budget = 2048  # later models: thinking_budget=none and thinking_level=low
   config.max_output_tokens = 4096
   config.data.records = config_dict.required_placeholder(str)
@@ -114,14 +113,14 @@ def gemini() -> ConfigDict:
   config.data.workers = 4
   config.evaluation = config_dict.required_placeholder(str)
   config.requests_per_minute = 120.0
-  config.patience.first_delay_s = 1.0
+  config.retry.initial_delay_s = 1.0
   config.batch.poll_s = 60.0
   config.prices.input_usd = 1.25  # gemini-2.5-pro, prompts up to 200,000 tokens
-  config.prices.cached_usd = 1.25  # no discount is counted on
+  config.prices.cached_usd = 1.25  # assumes no discount
   config.prices.output_usd = 10.0
   config.estimate.prompt_tokens = 1300
   config.estimate.output_tokens = 1800
-  config.estimate.most_prompt_tokens = 4096
+  config.estimate.max_prompt_tokens = 4096
   config.budget_usd = 400.0
   config.checks.min_words = 15
   config.checks.max_words = 160

@@ -45,9 +45,16 @@ LIBRARIES = (
 LEAF_TYPES = (bool, int, float, str, tuple)
 RENAMED_LEAVES = {
   "data.arrangement": "data.batching",
+  "estimate.most_prompt_tokens": "estimate.max_prompt_tokens",
+  "estimate.second_share": "estimate.second_attempt_share",
   "keep_checkpoints": "max_to_keep",
+  "local.faults": "local.fault_share",
+  "local.mistakes": "local.mistake_share",
   "max_rounds": "max_rollout_rounds",
   "max_tokens": "max_new_tokens",
+  "patience.first_delay_s": "retry.initial_delay_s",
+  "patience.max_delay_s": "retry.max_delay_s",
+  "patience.tries": "retry.max_tries",
   "prompts": "groups_per_batch",
   "round_prompts": "rollout_batch_size",
   "samples": "group_size",

@@ -56,16 +56,21 @@ FOLDERS = {
   "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index"),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
-    *("teacher", "draft", "scene_teacher", "scene_conversations"),
-    *("teachers", "verify", "local", "run", "teacher_table"),
+    *("errors", "hashing", "teacher", "draft", "formats"),
+    *("scene_teacher", "scene_conversations"),
+    *("teachers", "verify", "local", "run", "teacher_table", "setup"),
   ),
   "synthesis/teachers": ("wire", "gemini", "gemini_batch", "openai_chat", "policy_teacher"),
-  "synthesis/verify": ("quantities", "checks", "selection", "synthesis_report"),
+  "synthesis/verify": (
+    *("check_settings", "statement_patterns", "quantities", "box_checks", "text_checks"),
+    *("checks", "selection", "synthesis_report"),
+  ),
   "synthesis/local": (
     *("faults", "local_model", "local_gemini", "local_openai", "local_server", "scene_answers"),
   ),
   "synthesis/run": (
-    *("questions", "journal", "ledger", "history", "limiter", "ask", "ask_batches"),
+    *("questions", "journal", "ledger", "limiter", "progress", "requests", "batch_requests"),
+    *("estimate", "results"),
   ),
   "train": (
     *("update", "trained_weights", "run", "sft", "sft_data"),
@@ -202,8 +207,8 @@ def test_imports_keep_to_the_layers():
     ("train/sft.py", "def f():\n  import torch.nn", True),
     ("model/stack.py", "from spatial_vlm.optim import optimizers", True),
     ("parameters/lora.py", "from spatial_vlm.optim import optimizers", True),
-    ("synthesis/run/ask.py", "from spatial_vlm.synthesis.teachers import gemini", False),
-    ("synthesis/teachers/gemini.py", "from spatial_vlm.synthesis.run import ask", True),
+    ("synthesis/run/requests.py", "from spatial_vlm.synthesis.teachers import gemini", False),
+    ("synthesis/teachers/gemini.py", "from spatial_vlm.synthesis.run import requests", True),
     ("synthesis/run/journal.py", "from spatial_vlm.synthesis.run.ledger import Ledger", True),
     ("reuse/index.py", "import scann", False),
     ("inference/questions.py", "from scann import scann_ops_pybind", True),

@@ -1,6 +1,6 @@
-"""The exact teacher of rendered scenes: every box, number and verdict is derived from the scene itself.
+"""The exact teacher of rendered scenes: derives every box, number and verdict from the scene.
 
-All numbers are 0–1000 of the image and stand in boxes or right after "=".
+All numbers are in units of 0–1000 of the image and appear in boxes or right after "=".
 """
 
 import itertools
@@ -23,9 +23,9 @@ from spatial_vlm.tasks import statements
 
 
 def draft(record: Record, boxes: Mapping[str, Box]) -> Draft:
-  """The four steps: what is asked, all objects in the order of their boxes, the derivation, the verdict.
+  """Returns the draft of a record: the question, all objects with boxes, the derivation and the verdict.
 
-  Raises ValueError for a statement that the boxes do not bear out, or that scenes cannot show.
+  Raises ValueError if the boxes contradict the label or scenes cannot show the relation.
   """
   subject, relation, other = _statement(record)
   verdict = _verdict(record, boxes)
@@ -40,14 +40,14 @@ def draft(record: Record, boxes: Mapping[str, Box]) -> Draft:
 
 
 def chain(example: SceneExample) -> str:
-  """The draft of an example, as text."""
+  """Returns the chain of an example."""
   return drafts.chain(draft(example.record, example.scene.boxes))
 
 
 def comparison(example: SceneExample) -> str:
-  """The one comparison that decides, for the short form.
+  """Returns the deciding comparison, for the short form.
 
-  Such as "red circle x=160 < blue square x=640" or "red circle to blue square gap=0".
+  Examples: "red circle x=160 < blue square x=640", "red circle to blue square gap=0".
   """
   subject, relation, other = _statement(example.record)
   return _comparison(
@@ -62,11 +62,15 @@ def pretrain_messages(
   requests: int = 4,
   list_share: float = 0.5,
 ) -> Messages:
-  """A conversation on one picture, in random order, in which no statement is ever judged.
+  """Returns a conversation about one image, in random order, that judges no statement.
 
-  `requests` different questions ask where one or two objects are, to point to one, how far it reaches,
-  how large it is, or what is at its centre (fewer where the scene has fewer); in `list_share` of the
-  conversations, and in those without any request, the list of all objects is asked for too.
+  Args:
+    scene: the scene of the image.
+    image: its pixels.
+    rng: random generator.
+    requests: number of different questions: where one or two objects are, their centre, span or size, or what is at a
+      point. A small scene has fewer.
+    list_share: share of conversations that also ask for the list of all objects; those without a request always do.
   """
   possible = _requests(scene)
   turns = [possible[i] for i in rng.permutation(len(possible))[:requests]]
@@ -76,41 +80,43 @@ def pretrain_messages(
 
 
 def listing(scene: Scene) -> tuple[str, str]:
-  """Question and answer: all objects with their boxes, in scan order."""
+  """Returns question and answer: all objects with their boxes, in scan order."""
   return statements.LIST_OBJECTS, answers.render_boxes(scene.boxes.items())
 
 
 def where(scene: Scene, *names: str) -> tuple[str, str]:
-  """Question and answer: the boxes of the named objects, in the order in which they are asked for."""
-  asked = " and ".join(f"the {name}" for name in names)
+  """Returns question and answer: the boxes of the named objects, in the given order."""
+  listed = " and ".join(f"the {name}" for name in names)
   verb = "is" if len(names) == 1 else "are"
-  return f"Where {verb} {asked}?", answers.render_boxes((name, scene.boxes[name]) for name in names)
+  return f"Where {verb} {listed}?", answers.render_boxes(
+    (name, scene.boxes[name]) for name in names
+  )
 
 
 def point(scene: Scene, name: str) -> tuple[str, str]:
-  """Question and answer: the centre of the named object."""
+  """Returns question and answer: the centre of the named object."""
   return f"Point to the {name}.", f"{name} centre {_point(scene.boxes[name])}"
 
 
 def reach(scene: Scene, name: str, axis: str) -> tuple[str, str]:
-  """Question and answer: how far the named object spans along "x" or "y", and its centre there."""
+  """Returns question and answer: span and centre of the named object along "x" or "y"."""
   return f"How far does the {name} reach along {axis}?", _span(name, scene.boxes[name], axis)
 
 
 def extent(scene: Scene, name: str) -> tuple[str, str]:
-  """Question and answer: width and height of the named object, compared."""
+  """Returns question and answer: width and height of the named object, compared."""
   return f"How large is the {name}?", f"{name} {_extents(scene.boxes[name])}"
 
 
 def what(scene: Scene, name: str) -> tuple[str, str]:
-  """Question and answer: the name of the object whose centre is given."""
+  """Returns question and answer: the name of the object at the given centre."""
   return f"What is at {_point(scene.boxes[name])}?", name
 
 
 def vocabulary_texts(count: int, seed: int) -> Iterator[str]:
-  """Texts with every word that scenes bring up, for the training of a tokenizer: questions, answers, requests."""
+  """Yields texts with every word of scenes (questions, answers, requests), to train a tokenizer."""
   examples = SceneSource("pretrain", seed, 2 * ((count + 1) // 2), image_size=8)
-  pictures = SceneImageSource("pretrain", seed, count, image_size=8)
+  images = SceneImageSource("pretrain", seed, count, image_size=8)
   rng = np.random.default_rng(seed)
   for index in range(count):
     example = examples[index]
@@ -122,19 +128,19 @@ def vocabulary_texts(count: int, seed: int) -> Iterator[str]:
     yield statements.question(
       caption, "short", f"{behavior}: yes when X or Y: {comparison(example)}"
     )
-    picture = pictures[index]
-    for turn in pretrain_messages(picture.scene, picture.image, rng):
+    pretraining = images[index]
+    for turn in pretrain_messages(pretraining.scene, pretraining.image, rng):
       yield turn["content"][-1]["text"]
 
 
 def _statement(record: Record) -> tuple[str, Relation, str]:
   if record.subj is None or record.obj is None or record.relation not in RELATIONS:
-    raise ValueError(f"{record} names no subject, no object or no relation that scenes can show")
+    raise ValueError(f"{record} lacks a subject, an object or a relation that scenes can show")
   return record.subj, RELATIONS[record.relation], record.obj
 
 
 def _verdict(record: Record, boxes: Mapping[str, Box]) -> int:
-  """The label, checked against the scene."""
+  """Returns the label; raises ValueError if it contradicts the scene."""
   subject, relation, other = _statement(record)
   holds = relation.holds(boxes[subject], boxes[other])
   if holds is None or int(holds) != record.label:
@@ -143,7 +149,7 @@ def _verdict(record: Record, boxes: Mapping[str, Box]) -> int:
 
 
 def _derivation(relation: Relation, subject: str, s: Box, other: str, o: Box) -> str:
-  """From the boxes to the comparison."""
+  """Returns the derivation from the boxes to the comparison."""
   result = _comparison(relation, "", s, "", o).strip()
   match relation.measure:
     case "x" | "y" as axis:
@@ -213,12 +219,12 @@ def _sign(a: int, b: int) -> str:
 
 
 def _requests(scene: Scene) -> list[tuple[str, str]]:
-  """All that can be asked about objects by name, and what stands where; "what" only where no other hides the centre.
+  """Returns all questions and answers about the objects; `what` only if no other object covers the centre.
 
-  Answers repeat the names: to take words and numbers from what was said before is what a chain of thought does.
+  Answers repeat the names, because a chain of thought copies words and numbers from earlier text.
   """
   names = tuple(scene.boxes)
-  turns = [ask(scene, name) for ask in (where, point, extent) for name in names]
+  turns = [request(scene, name) for request in (where, point, extent) for name in names]
   turns += [reach(scene, name, axis) for name in names for axis in "xy"]
   turns += [where(scene, a, b) for a, b in itertools.permutations(names, 2)]
   for index, item in enumerate(scene.objects):

@@ -1,4 +1,4 @@
-"""Who writes the chains of thought that a policy is first taught by: what a teacher is asked, and what it answers."""
+"""The interface between a synthesis run and a teacher: questions, replies and token usage."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -7,74 +7,79 @@ from typing import Any, NamedTuple, Protocol
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One request for a chain: nothing in it depends on who answers."""
+  """One request for a chain; no field depends on which teacher answers it."""
 
   system: str
   text: str
   image: bytes
-  """An encoded picture, as it is sent."""
+  """The encoded image file."""
   mime_type: str
-  """Of the picture, such as `image/jpeg`."""
+  """MIME type of the image, such as `image/jpeg`."""
   seed: int
-  """Of the sampling: every attempt at one record has its own, in [0, 2³¹)."""
+  """Sampling seed in [0, 2³¹); every attempt at a record has its own."""
   schema: dict[str, Any] | None
-  """JSON schema that the answer has to keep; None where it is plain text."""
+  """JSON schema of the answer; None for plain text."""
 
 
 class Usage(NamedTuple):
-  """Tokens of one reply, as they are billed."""
+  """Billed tokens of one reply."""
 
   prompt: int
-  """With `cached`."""
+  """All prompt tokens, including `cached`."""
   cached: int
   answer: int
-  """Without `thoughts`."""
+  """Output tokens, excluding `thoughts`."""
   thoughts: int
 
 
-def total(usages: Iterable[Usage]) -> Usage:
-  """Sum by kind of token."""
+def sum_usage(usages: Iterable[Usage]) -> Usage:
+  """Sums each kind of token.
+
+  >>> sum_usage([Usage(9, 2, 3, 4), Usage(1, 0, 1, 0)])
+  Usage(prompt=10, cached=2, answer=4, thoughts=4)
+  """
   return Usage(*map(sum, zip((0, 0, 0, 0), *usages, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """What came back and was paid for, whatever it is worth."""
+  """A billed reply, whether or not its text is usable."""
 
   text: str | None
-  """None where nothing was written: blocked, or cut off while thinking."""
+  """None if the reply was blocked or ended before the first word."""
   finish: str
-  """Why it ended, in capitals: STOP when the teacher had finished, else the server's reason (MAX_TOKENS, SAFETY, …)."""
+  """Finish reason in capitals: STOP for a complete reply, else the server's reason (MAX_TOKENS, SAFETY, …)."""
   model_version: str
-  """The model that really answered, as the server says."""
+  """Version of the model that answered, as the server reports it."""
   usage: Usage
   raw: dict[str, Any]
-  """Everything that was received, as JSON."""
+  """The whole response as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+  """A stored refusal: the teacher will never answer this question."""
+
+  reason: str
+
+  def __str__(self) -> str:
+    return self.reason
+
+
+Answer = Reply | Refusal
+"""A final answer; the question is not sent again."""
 
 
 class Teacher(Protocol):
-  """Answers questions one at a time, many of them at once."""
+  """Answers single questions; many calls may run at once."""
 
   async def ask(self, question: Question) -> Reply:
-    """Sends the question once, without any retry; raises Busy, Lost, Refused or `config.UsageError`.
+    """Sends the question once, without retries.
 
-    The latter stands for what no other question will change: a wrong key, an unknown model.
+    Raises:
+      BusyError: the question was neither answered nor billed.
+      LostError: no complete reply arrived; it may have been billed.
+      RefusedError: the teacher will never answer this question.
+      UsageError: every other question would fail too, as with a wrong key or an unknown model.
     """
     ...
-
-
-class Busy(Exception):
-  """Not answered and not billed: too many requests, or trouble on the server's side. To be tried again."""
-
-  def __init__(self, message: str, retry_after_s: float | None = None):
-    super().__init__(message)
-    self.retry_after_s = retry_after_s
-    """What the server asks to wait for; None where it does not say."""
-
-
-class Lost(Exception):
-  """Sent, but no whole reply came back: it may have been written, and billed. To be tried again."""
-
-
-class Refused(Exception):
-  """The server will not answer this question, now or later, and says why."""

@@ -1,14 +1,14 @@
-"""The teachers that `synthesize` can ask, set up from its config."""
+"""The teachers that a config can name: `TEACHERS`, name → the functions that set one up."""
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from spatial_vlm.config import Config, settings_from
+from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.huggingface.folder import find_folder
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.synthesis import draft as drafts
-from spatial_vlm.synthesis.draft import Form
+from spatial_vlm.synthesis.formats import CHAIN, GEMINI, QWEN, ResponseFormat
 from spatial_vlm.synthesis.local.faults import TRANSIENT, Faults
 from spatial_vlm.synthesis.local.local_server import LocalServer
 from spatial_vlm.synthesis.local.scene_answers import SceneAnswers
@@ -22,60 +22,48 @@ from spatial_vlm.synthesis.teachers.policy_teacher import (
   weights_version,
 )
 
-_ASKED_WITH = ("teacher", "temperature", "max_output_tokens", "thinking_budget", "thinking_level")
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSetup:
+  """Functions that set up one kind of teacher from the config of `synthesize`."""
+
+  response_format: ResponseFormat
+  check: Callable[[Config], object]
+  """Raises UsageError for settings that cannot work."""
+  read_key: Callable[[Config], str]
+  """Reads the API key from the environment, "" if none is needed; raises UsageError if it is missing."""
+  open: Callable[[Config, str], contextlib.AbstractAsyncContextManager[Teacher]]
+  """Opens the teacher with the API key."""
+  model_identity: Callable[[Config], Any] = lambda config: config.model
+  """Identifies the model in the keys of questions."""
+  has_batches: bool = False
+  """Whether the teacher has Gemini's Batch API."""
+  takes_hints: bool = True
+
+
+def find_teacher(name: str) -> TeacherSetup:
+  """Returns the teacher of this name; raises UsageError for an unknown one."""
+  if name not in TEACHERS:
+    raise UsageError(f"teacher is {name!r}; choose one of {', '.join(TEACHERS)}")
+  return TEACHERS[name]
 
 
 def identity(config: Config) -> dict[str, Any]:
-  """What makes another question of the same words: the model, and how it is asked."""
-  is_policy = config.teacher == "policy"
-  model = weights_version(find_folder(config.model)) if is_policy else config.model
-  return {"model": model} | {name: config[name] for name in _ASKED_WITH}
+  """Returns the model and sampling settings, which are part of every question's key."""
+  names = ("teacher", "temperature", "max_output_tokens", "thinking_budget", "thinking_level")
+  model = find_teacher(config.teacher).model_identity(config)
+  return {"model": model} | {name: config[name] for name in names}
 
 
-class TeacherKind(NamedTuple):
-  """How a teacher is set up from the config."""
-
-  form: Form
-  check: Callable[[Config], Any]
-  """Raises UsageError."""
-  key: Callable[[Config], str]
-  """From the environment; raises UsageError where one is missing."""
-  open: Callable[[Config, str], contextlib.AbstractAsyncContextManager[Teacher]]
-  has_batches: bool = False
+def _gemini_settings(config: Config, **given: object) -> GeminiSettings:
+  return settings_from(GeminiSettings, config, **given)
 
 
-def gemini_settings(config: Config, **known: object) -> GeminiSettings:
-  return settings_from(GeminiSettings, config, **known)
-
-
-def openai_settings(config: Config) -> OpenAIChatSettings:
+def _openai_settings(config: Config) -> OpenAIChatSettings:
   return settings_from(OpenAIChatSettings, config)
 
 
-def check_local(config: Config) -> None:
-  gemini.check(gemini_settings(config, base_url=""))
-  local_faults(config)
-
-
-def local_faults(config: Config) -> Faults:
-  """The share of `local.faults`, spread over all that may happen on the way to an answer."""
-  share = config.local.faults / len(TRANSIENT)
-  return Faults(**dict.fromkeys(TRANSIENT, share), retry_after_s=0.2, slow_s=0.5)
-
-
-@contextlib.asynccontextmanager
-async def open_local(config: Config, key: str) -> AsyncIterator[Teacher]:
-  """Gemini's client, and a server for it on this machine behind which the scene teacher answers."""
-  local = config.local
-  answers = SceneAnswers(local.scenes, local.split, local.mistakes)
-  faults = local_faults(config)
-  with LocalServer(answers, model=config.model, faults=faults, seed=config.seed) as server:
-    settings = gemini_settings(config, base_url=server.url)
-    async with GeminiTeacher(settings, server.key) as teacher:
-      yield teacher
-
-
-def policy_settings(config: Config) -> PolicySettings:
+def _policy_settings(config: Config) -> PolicySettings:
   return settings_from(
     PolicySettings,
     config.policy,
@@ -84,33 +72,67 @@ def policy_settings(config: Config) -> PolicySettings:
   )
 
 
+def _check_local(config: Config) -> None:
+  gemini.check(_gemini_settings(config, base_url=""))
+  _local_faults(config)
+
+
+def _local_faults(config: Config) -> Faults:
+  """Splits `local.fault_share` equally among all transient faults."""
+  share = config.local.fault_share / len(TRANSIENT)
+  return Faults(**dict.fromkeys(TRANSIENT, share), retry_after_s=0.2, slow_s=0.5)
+
+
 @contextlib.asynccontextmanager
-async def open_policy(config: Config, key: str) -> AsyncIterator[Teacher]:
-  """A checkpoint folder of this project."""
-  version = weights_version(find_folder(config.model))
-  async with PolicyTeacher(load_policy(config.model), version, policy_settings(config)) as teacher:
+async def _open_local(config: Config, key: str) -> AsyncIterator[Teacher]:
+  """Opens Gemini's client for a server on this machine, where the scene teacher answers."""
+  local = config.local
+  answers = SceneAnswers(local.scenes, local.split, local.mistake_share)
+  faults = _local_faults(config)
+  with LocalServer(answers, model=config.model, faults=faults, seed=config.seed) as server:
+    settings = _gemini_settings(config, base_url=server.url)
+    async with GeminiTeacher(settings, server.key) as teacher:
+      yield teacher
+
+
+@contextlib.asynccontextmanager
+async def _open_policy(config: Config, key: str) -> AsyncIterator[Teacher]:
+  """Loads a checkpoint folder of this project."""
+  policy, settings = load_policy(config.model), _policy_settings(config)
+  async with PolicyTeacher(policy, _policy_version(config), settings) as teacher:
     yield teacher
 
 
+def _policy_version(config: Config) -> str:
+  return weights_version(find_folder(config.model))
+
+
+def _no_key(config: Config) -> str:
+  return ""
+
+
 TEACHERS = {
-  "local": TeacherKind(drafts.GEMINI, check_local, lambda config: "", open_local, has_batches=True),
-  "gemini": TeacherKind(
-    drafts.GEMINI,
-    lambda config: gemini.check(gemini_settings(config)),
+  "local": TeacherSetup(GEMINI, _check_local, _no_key, _open_local, has_batches=True),
+  "gemini": TeacherSetup(
+    GEMINI,
+    lambda config: gemini.check(_gemini_settings(config)),
     lambda config: gemini.key_from_environment(),
-    lambda config, key: GeminiTeacher(gemini_settings(config), key),
+    lambda config, key: GeminiTeacher(_gemini_settings(config), key),
     has_batches=True,
   ),
-  "openai": TeacherKind(
-    drafts.QWEN,
-    lambda config: openai_chat.check(openai_settings(config)),
+  "openai": TeacherSetup(
+    QWEN,
+    lambda config: openai_chat.check(_openai_settings(config)),
     lambda config: openai_chat.key_from_environment(config.base_url),
-    lambda config, key: OpenAIChatTeacher(openai_settings(config), key),
+    lambda config, key: OpenAIChatTeacher(_openai_settings(config), key),
   ),
-  "policy": TeacherKind(
-    drafts.CHAIN,
-    lambda config: policy_teacher.check(policy_settings(config)),
-    lambda config: "",
-    open_policy,
+  "policy": TeacherSetup(
+    CHAIN,
+    lambda config: policy_teacher.check(_policy_settings(config)),
+    _no_key,
+    _open_policy,
+    model_identity=_policy_version,
+    takes_hints=False,
   ),
 }
+"""Name → setup. To add a teacher, add an entry."""

@@ -30,7 +30,7 @@ def changes(scenes_folder):
     "data.images": scenes_folder / "images",
     "evaluation": scenes_folder / "test.jsonl",
     "local.scenes": scenes_folder,
-    "local.faults": 0.0,
+    "local.fault_share": 0.0,
     "examples": 4,
   }
 
@@ -95,7 +95,7 @@ def test_a_second_start_asks_nothing_and_writes_the_same(finished, run, changes,
   workdir, _ = finished
   before = sets(workdir)
   with monkeypatch.context() as patch:
-    patch.setattr(Journal, "sent", lambda *_: pytest.fail("something was asked"))
+    patch.setattr(Journal, "add_sent", lambda *_: pytest.fail("something was asked"))
     assert run("synthesize", workdir, changes).code == 0
     assert run("synthesize", workdir, changes, "--offline").code == 0
   assert sets(workdir) == before
@@ -137,7 +137,10 @@ def test_a_policy_is_asked_blindly_as_often_as_allowed(tmp_path, run, changes, n
   assert found["questions"]["blind"]["asked"] == 12 and found["accepted"] == 0
   assert found["questions"]["hinted"]["asked"] == 0
   [version] = found["model_versions"]
-  assert version.startswith(f"{Path(nano).name}@") and {*found["rejections"]} <= {"finish", "form"}
+  assert version.startswith(f"{Path(nano).name}@") and {*found["rejections"]} <= {
+    "finish",
+    "format",
+  }
 
 
 def test_every_setting_is_read_for_some_teacher(finished, changes, nano):
@@ -193,7 +196,7 @@ def test_a_budget_stops_it_with_what_there_is(served, tmp_path, run, capsys):
   tight = {**changes, **PRICED, "budget_usd": 0.1}
   assert run("synthesize", tmp_path, tight, "--yes").code == 2
   error = capsys.readouterr().err
-  assert "budget_usd=0.1 leaves no room" in error and "records are not settled" in error
+  assert "budget_usd=0.1 allows no further question" in error and "records are not settled" in error
   found = results(tmp_path)
   assert 0 < found["ledger"]["usd"] <= 0.1 and found["unsettled"] > 0
   assert len(lines(tmp_path / "accepted.jsonl")) == found["accepted"] > 0
@@ -230,19 +233,19 @@ def test_records_of_the_evaluation_set_are_refused(refused, changes, scenes_fold
   ("change", "message"),
   [
     ({"teacher": "gpt"}, "choose one of local, gemini, openai, policy"),
-    ({"attempts.blind": 0}, "ask blindly at least once"),
+    ({"attempts.blind": 0}, "give at least 1 blind"),
     ({"concurrency": 0}, "concurrency is 0"),
     ({"checks.min_words": 500}, "min_words is 500"),
     (
       {"checks.decisive": "('left of', 'behind')"},
-      "boxes say nothing about the relations ['behind']",
+      "boxes give no evidence about the relations ['behind']",
     ),
     ({"selection.max_label_ratio": 0.5}, "max_label_ratio is 0.5"),
-    ({"prices.input_usd": -1.0}, "none may be below 0"),
-    ({"teacher": "openai", "model": "m", "batch.questions": 5}, "knows no batches"),
+    ({"prices.input_usd": -1.0}, "none may be negative"),
+    ({"teacher": "openai", "model": "m", "batch.questions": 5}, "has no batches"),
     ({"teacher": "policy"}, "takes no hint"),
     ({"data.limit": -1}, "data.limit is -1"),
-    ({"local.faults": 2.0}, "together they are 1 at most"),
+    ({"local.fault_share": 2.0}, "their sum may be at most 1"),
     ({"thinking_budget": 5, "thinking_level": "low"}, "give only one"),
     ({"budget_usd": -1.0}, "budget_usd is -1"),
   ],

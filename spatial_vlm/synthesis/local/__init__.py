@@ -1,1 +1,1 @@
-"""A server on this machine that answers in place of a remote teacher."""
+"""A server on this machine that replaces a remote teacher."""

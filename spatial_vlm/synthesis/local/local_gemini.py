@@ -1,6 +1,6 @@
 """Gemini's endpoints of the local server: generateContent, files and batches.
 
-Keys are understood in camelCase and snake_case and pictures in both alphabets of base64, since clients mix them.
+Keys may be camelCase or snake_case, and images may use either base64 alphabet, because clients mix them.
 """
 
 import base64
@@ -13,21 +13,22 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from spatial_vlm.synthesis.local.faults import JOB, ROW, fraction
-from spatial_vlm.synthesis.local.local_model import ApiError, Asked, LocalModel
+from spatial_vlm.synthesis.hashing import hash_fraction
+from spatial_vlm.synthesis.local.faults import JOB, ROW
+from spatial_vlm.synthesis.local.local_model import ApiError, LocalModel, ReceivedQuestion
 
 PATH = re.compile(
   r"/(?P<upload>upload/)?v\w+/(?P<kind>models|files|batches)(?:/(?P<name>[^/:]+))?(?::(?P<verb>\w+))?"
 )
-"""Such as /v1beta/models/gemini-2.5-pro:generateContent."""
+"""Matches, for example, /v1beta/models/gemini-2.5-pro:generateContent."""
 UPLOADS = "/uploads/"
-"""Where files are sent to, once they are announced."""
+"""Path prefix of announced uploads."""
 
 Headers = Mapping[str, str]
 
 
 class Request(NamedTuple):
-  """As it came; names of headers in lower case."""
+  """An HTTP request; header names are in lower case."""
 
   method: str
   url: str
@@ -36,6 +37,7 @@ class Request(NamedTuple):
 
   @property
   def path(self) -> str:
+    """The URL without its query."""
     return urllib.parse.urlsplit(self.url).path
 
 
@@ -56,13 +58,13 @@ class _Job:
 
 
 class LocalGemini:
-  """Files and batches are kept in memory."""
+  """Serves Gemini's API; keeps files and batches in memory."""
 
   def __init__(self, model: LocalModel, batch_polls: int, page_size: int):
     self.uploads: dict[str, _Upload] = {}
-    """By path."""
+    """Path → upload."""
     self.files: dict[str, bytes] = {}
-    """By name, such as `files/0`."""
+    """Name, such as `files/0` → content."""
     self._model = model
     self._batch_polls, self._page_size = batch_polls, page_size
     self._jobs: dict[str, _Job] = {}
@@ -70,14 +72,14 @@ class LocalGemini:
     self._lock = threading.Lock()
 
   def serve(self, request: Request) -> tuple[dict[str, Any] | bytes, Headers]:
-    """Content and headers of the answer; raises ApiError, or what broken JSON raises."""
+    """Returns content and headers of the response; raises ApiError, or any error that broken JSON causes."""
     if request.path.startswith(UPLOADS):
       return self._upload(request)
     found = PATH.fullmatch(request.path)
     match (request.method, *(found.group("upload", "kind", "verb") if found else ())):
       case ("POST", None, "models", "generateContent"):
         self._model.check_name(found["name"])
-        return self._generated(_snake(json.loads(request.body))), {}
+        return self._generate(_snake(json.loads(request.body))), {}
       case ("POST", None, "models", "batchGenerateContent"):
         self._model.check_name(found["name"])
         return self._create(_snake(json.loads(request.body))["batch"]), {}
@@ -95,27 +97,27 @@ class LocalGemini:
         return {}, {}
     raise ApiError(404, "NOT_FOUND", f"{request.method} {request.path} is not found")
 
-  def _generated(self, body: dict[str, Any]) -> dict[str, Any]:
-    """GenerateContentResponse."""
+  def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
+    """Returns a GenerateContentResponse."""
     thinking = body.get("generation_config", {}).get("thinking_config", {})
     if {"thinking_budget", "thinking_level"} <= thinking.keys():
       raise ValueError("thinking_budget and thinking_level cannot be used together")
-    written = self._model.write(_read(body))
+    answer = self._model.answer(_parse(body))
     usage = {
-      "promptTokenCount": written.prompt,
-      "cachedContentTokenCount": written.cached,
-      "candidatesTokenCount": written.answer,
-      "thoughtsTokenCount": written.thoughts,
-      "totalTokenCount": written.prompt + written.answer + written.thoughts,
+      "promptTokenCount": answer.prompt,
+      "cachedContentTokenCount": answer.cached,
+      "candidatesTokenCount": answer.answer,
+      "thoughtsTokenCount": answer.thoughts,
+      "totalTokenCount": answer.prompt + answer.answer + answer.thoughts,
     }
-    answer: dict[str, Any] = {"usageMetadata": usage, "modelVersion": written.version}
-    if written.finish == "PROHIBITED_CONTENT":
-      return answer | {"promptFeedback": {"blockReason": written.finish}}
-    candidate: dict[str, Any] = {"finishReason": written.finish, "index": 0}
-    if written.text:
-      parts = [{"text": written.text, "thoughtSignature": "c2lnbmF0dXJl"}]
+    response: dict[str, Any] = {"usageMetadata": usage, "modelVersion": answer.version}
+    if answer.finish == "PROHIBITED_CONTENT":
+      return response | {"promptFeedback": {"blockReason": answer.finish}}
+    candidate: dict[str, Any] = {"finishReason": answer.finish, "index": 0}
+    if answer.text:
+      parts = [{"text": answer.text, "thoughtSignature": "c2lnbmF0dXJl"}]
       candidate["content"] = {"role": "model", "parts": parts}
-    return answer | {"candidates": [candidate]}
+    return response | {"candidates": [candidate]}
 
   def _announce(self, request: Request) -> tuple[dict[str, Any], Headers]:
     about = _snake(json.loads(request.body or b"{}")).get("file", {})
@@ -149,26 +151,26 @@ class LocalGemini:
       job = _Job(f"batches/{len(self._jobs)}", batch["display_name"], source)
       self._jobs[job.name] = job
     self._model.count_job(job.display_name)
-    return self._described(job)
+    return self._describe(job)
 
   def _get(self, job: _Job) -> dict[str, Any]:
-    """A batch runs when it has been asked for often enough."""
+    """Returns a batch; it runs at poll number `batch_polls`."""
     with self._lock:
       job.polls += 1
       if due := job.state == "PENDING" and job.polls >= self._batch_polls:
         job.state = "RUNNING"
     if due:
       self._run(job)
-    return self._described(job)
+    return self._describe(job)
 
   def _list(self, request: Request) -> dict[str, Any]:
-    """The youngest first. A page may be empty although more follow, as Google's may: deleted batches leave gaps."""
+    """Lists the newest batches first. As with Google, a page may be empty and more may follow."""
     query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(request.url).query))
     size = min(int(query.get("pageSize", self._page_size)), self._page_size)
     start = int(query.get("pageToken", 0))
     with self._lock:
       jobs = list(self._jobs.values())[::-1]
-    page = [self._described(job) for job in jobs[start : start + size] if job.state != "DELETED"]
+    page = [self._describe(job) for job in jobs[start : start + size] if job.state != "DELETED"]
     more = {"nextPageToken": str(start + size)} if start + size < len(jobs) else {}
     return {"operations": page} | more
 
@@ -184,8 +186,8 @@ class LocalGemini:
       raise ApiError(404, "NOT_FOUND", f"batches/{name} is not found")
     return job
 
-  def _described(self, job: _Job) -> dict[str, Any]:
-    """The batch as a long-running operation."""
+  def _describe(self, job: _Job) -> dict[str, Any]:
+    """Returns the batch as a long-running operation."""
     about: dict[str, Any] = {
       "model": f"models/{self._model.name}",
       "displayName": job.display_name,
@@ -196,6 +198,7 @@ class LocalGemini:
     return {"name": job.name, "metadata": about, "done": job.state not in ("PENDING", "RUNNING")}
 
   def _run(self, job: _Job) -> None:
+    """Answers all rows of a batch."""
     model = self._model
     state = {"job_failed": "FAILED", "job_expired": "EXPIRED"}.get(
       model.faults.draw(JOB, model.seed, job.display_name) or "", "SUCCEEDED"
@@ -204,7 +207,7 @@ class LocalGemini:
       lines = self.files[job.source].splitlines()
       rows = [json.dumps(row) for line in lines for row in self._row(json.loads(line))]
       if model.faults.rows_shuffled:
-        rows.sort(key=lambda row: fraction(model.seed, row))
+        rows.sort(key=lambda row: hash_fraction(model.seed, row))
       results = f"{job.source}-results"
       self.files[results] = "".join(f"{row}\n" for row in rows).encode()
       job.results = results
@@ -213,21 +216,21 @@ class LocalGemini:
         job.state = state
 
   def _row(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The result of one line of a batch, unless it is to be missing."""
+    """Yields the result of one line of a batch, or nothing if it meets the fault row_missing."""
     fault = self._row_fault(row["key"])
     if fault == "row_missing":
       return
     try:
       if fault == "row_failed":
         raise ApiError(13, "INTERNAL", "Internal error.")
-      yield {"key": row["key"], "response": self._generated(_snake(row["request"]))}
+      yield {"key": row["key"], "response": self._generate(_snake(row["request"]))}
     except ApiError as error:
       yield {"key": row["key"], "error": {"code": error.code, "message": str(error)}}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       yield {"key": row["key"], "error": {"code": 3, "message": f"not understood: {error!r}"}}
 
   def _row_fault(self, key: str) -> str | None:
-    """A row that fails may succeed in a later batch."""
+    """Returns the fault of a row; it may succeed in a later batch."""
     with self._lock:
       tries = self._row_tries[key]
       self._row_tries[key] += 1
@@ -236,7 +239,7 @@ class LocalGemini:
 
 
 def error(failure: ApiError) -> dict[str, Any]:
-  """The body of an error."""
+  """Returns the body of an error response."""
   about: dict[str, Any] = {"code": failure.code, "status": failure.status, "message": str(failure)}
   if failure.reason is not None:
     kind = "type.googleapis.com/google.rpc.ErrorInfo"
@@ -245,7 +248,7 @@ def error(failure: ApiError) -> dict[str, Any]:
 
 
 def _snake(value: Any) -> Any:
-  """The same JSON with keys in snake_case."""
+  """Returns the same JSON with keys in snake_case."""
   if isinstance(value, list):
     return [_snake(item) for item in value]
   if not isinstance(value, dict):
@@ -253,12 +256,13 @@ def _snake(value: Any) -> Any:
   return {re.sub(r"(?<!^)([A-Z])", r"_\1", k).lower(): _snake(v) for k, v in value.items()}
 
 
-def _read(body: dict[str, Any]) -> Asked:
+def _parse(body: dict[str, Any]) -> ReceivedQuestion:
+  """Parses a generateContent request in snake_case."""
   [content] = body["contents"]
-  [picture] = [part["inline_data"]["data"] for part in content["parts"] if "inline_data" in part]
+  [image] = [part["inline_data"]["data"] for part in content["parts"] if "inline_data" in part]
   system = body.get("system_instruction", {}).get("parts", [])
-  return Asked(
-    image=base64.urlsafe_b64decode(picture),  # takes the other alphabet too
+  return ReceivedQuestion(
+    image=base64.urlsafe_b64decode(image),  # decodes the standard alphabet too
     system="".join(part["text"] for part in system),
     text="".join(part["text"] for part in content["parts"] if "text" in part),
     seed=body.get("generation_config", {}).get("seed", 0),

@@ -1,9 +1,9 @@
-"""Chat completions of the local server, as OpenAI's API writes them."""
+"""OpenAI's chat completions endpoint of the local server."""
 
 import base64
 from typing import Any
 
-from spatial_vlm.synthesis.local.local_model import ApiError, Asked, LocalModel
+from spatial_vlm.synthesis.local.local_model import ApiError, LocalModel, ReceivedQuestion
 
 PATH = "/v1/chat/completions"
 
@@ -11,42 +11,42 @@ _FINISH = {"STOP": "stop", "MAX_TOKENS": "length"}
 
 
 def complete(model: LocalModel, body: dict[str, Any]) -> dict[str, Any]:
-  """The completion that a request asks for; raises ApiError, or what broken JSON raises."""
+  """Returns the completion of a request; raises ApiError, or any error that broken JSON causes."""
   model.check_name(body["model"])
-  written = model.write(_read(body))
+  answer = model.answer(_parse(body))
   choice = {
     "index": 0,
-    "message": {"role": "assistant", "content": written.text or None},
-    "finish_reason": _FINISH.get(written.finish, "content_filter"),
+    "message": {"role": "assistant", "content": answer.text or None},
+    "finish_reason": _FINISH.get(answer.finish, "content_filter"),
   }
   usage = {
-    "prompt_tokens": written.prompt,
-    "prompt_tokens_details": {"cached_tokens": written.cached},
-    "completion_tokens": written.answer + written.thoughts,
-    "completion_tokens_details": {"reasoning_tokens": written.thoughts},
-    "total_tokens": written.prompt + written.answer + written.thoughts,
+    "prompt_tokens": answer.prompt,
+    "prompt_tokens_details": {"cached_tokens": answer.cached},
+    "completion_tokens": answer.answer + answer.thoughts,
+    "completion_tokens_details": {"reasoning_tokens": answer.thoughts},
+    "total_tokens": answer.prompt + answer.answer + answer.thoughts,
   }
   return {
     "id": "chatcmpl-local",
     "object": "chat.completion",
     "created": 0,
-    "model": written.version,
+    "model": answer.version,
     "choices": [choice],
     "usage": usage,
   }
 
 
 def error(failure: ApiError) -> dict[str, Any]:
-  """The body of an error."""
+  """Returns the body of an error response."""
   kind = (failure.reason or failure.status).lower()
   return {"error": {"message": str(failure), "type": kind, "code": kind}}
 
 
-def _read(body: dict[str, Any]) -> Asked:
+def _parse(body: dict[str, Any]) -> ReceivedQuestion:
   system = "".join(m["content"] for m in body["messages"] if m["role"] == "system")
   [parts] = [m["content"] for m in body["messages"] if m["role"] == "user"]
   [url] = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-  return Asked(
+  return ReceivedQuestion(
     image=base64.b64decode(url.partition("base64,")[2]),
     system=system,
     text="".join(part["text"] for part in parts if part["type"] == "text"),

@@ -1,7 +1,7 @@
-"""A server on this machine that speaks as Gemini's and OpenAI's do, with any function to answer behind it.
+"""A server on this machine with the APIs of Gemini and OpenAI; any function can answer.
 
-Of Gemini it has generateContent, files (resumable upload, download) and batches (create, get, list, cancel, delete);
-of OpenAI, chat completions. It checks the API key, counts what it serves and misbehaves as it is told (`Faults`).
+It implements Gemini's generateContent, files (resumable upload, download) and batches (create, get, list, cancel,
+delete), and OpenAI's chat completions. It checks the API key, counts what it serves, and simulates faults (`Faults`).
 
 >>> with LocalServer(lambda image, system, text, seed: "Yes.") as server:   # doctest: +SKIP
 ...   server.url
@@ -23,17 +23,17 @@ from typing import Any, NamedTuple, Self
 from spatial_vlm.synthesis.local import local_gemini, local_openai
 from spatial_vlm.synthesis.local.faults import TRANSIENT, Faults
 from spatial_vlm.synthesis.local.local_gemini import LocalGemini, Request
-from spatial_vlm.synthesis.local.local_model import Answer, ApiError, LocalModel, Stats
+from spatial_vlm.synthesis.local.local_model import AnswerFunction, ApiError, LocalModel, Stats
 
 _log = logging.getLogger(__name__)
 
 
 class LocalServer:
-  """Serves from threads of this process while its `with` lasts."""
+  """Serves from threads of this process inside its `with` block."""
 
   def __init__(
     self,
-    answer: Answer,
+    answer: AnswerFunction,
     *,
     model: str = "local-teacher",
     faults: Faults | None = None,
@@ -42,22 +42,23 @@ class LocalServer:
     batch_polls: int = 1,
     page_size: int = 50,
   ):
-    """
+    """Binds a free port.
+
     Args:
-      answer: may be called from several threads at once.
-      model: the only one there is.
-      faults: what goes wrong; nothing by default.
-      seed: of the faults.
-      key: the API key to ask for; a random one by default.
-      batch_polls: how often a batch is asked for before it has ended.
-      page_size: batches listed at once, at most.
+      answer: called from several threads at once.
+      model: name of the only model.
+      faults: simulated faults; none by default.
+      seed: seed of the faults.
+      key: the API key that clients must send; random by default.
+      batch_polls: polls after which a batch has ended.
+      page_size: maximum batches of one page.
     """
     self.faults = faults or Faults()
     self.key = key or secrets.token_hex(16)
     self.model = LocalModel(answer, model, self.faults, seed)
     self.gemini = LocalGemini(self.model, batch_polls, page_size)
     self.last_body = b""
-    """Of the last question or batch, as it came."""
+    """Body of the last question or batch."""
     self._tries: collections.Counter[str] = collections.Counter()
     self._lock = threading.Lock()
     self._http = _HttpServer(("127.0.0.1", 0), _Handler)
@@ -73,15 +74,15 @@ class LocalServer:
 
   @property
   def url(self) -> str:
-    """For Gemini's base_url; OpenAI's is `url + "/v1"`."""
+    """base_url for Gemini's client; OpenAI's is `url + "/v1"`."""
     return f"http://127.0.0.1:{self._http.server_address[1]}"
 
   def stats(self) -> Stats:
-    """What was served so far; GET /stats gives the same as JSON."""
+    """Returns the counts so far; GET /stats returns them as JSON."""
     return self.model.stats()
 
   def handle(self, request: Request) -> "_Response":
-    """The response to one request, faults included."""
+    """Returns the response to one request, with its fault if it meets one."""
     if request.path == "/stats":
       return _Response(200, vars(self.stats()))
     api = local_openai if request.path == local_openai.PATH else local_gemini
@@ -95,7 +96,7 @@ class LocalServer:
       wait = {"Retry-After": f"{self.faults.retry_after_s:g}"} if failure.code == 429 else {}
       return _Response(failure.code, api.error(failure), wait)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-      failure = ApiError(400, "INVALID_ARGUMENT", f"not understood: {error!r}")
+      failure = ApiError(400, "INVALID_ARGUMENT", f"invalid request: {error!r}")
       return _Response(400, api.error(failure))
     return _Response(200, content, headers, fault)
 
@@ -107,12 +108,12 @@ class LocalServer:
     return self.gemini.serve(request)
 
   def _check_key(self, request: Request) -> None:
-    """Servers repeat a wrong key in their message. So does this one: it is where a key leaks from."""
+    """Checks the API key; like real servers, repeats a wrong one in the message, where keys can leak."""
     openai = request.path == local_openai.PATH
     given = request.headers.get("authorization" if openai else "x-goog-api-key", "")
     given = given.removeprefix("Bearer ")
     if request.path.startswith(local_gemini.UPLOADS):
-      return  # sent without a key, as to Google: the address itself is only told to those who had one
+      return  # Like Google's, uploads need no key: only clients with a key get their address.
     if not given:
       raise ApiError(403, "PERMISSION_DENIED", "This method needs an API key.")
     if not secrets.compare_digest(given.encode(), self.key.encode()):
@@ -120,7 +121,7 @@ class LocalServer:
       raise ApiError(code, status, f"API key not valid: {given}.", "API_KEY_INVALID")
 
   def _transient(self, request: Request) -> str | None:
-    """The fault of this try of the request. Parts of files always arrive: google-genai waits seconds between tries."""
+    """Returns the transient fault of this try; uploads meet none, because google-genai retries them after seconds."""
     if request.path.startswith(local_gemini.UPLOADS):
       return None
     identity = hashlib.sha256(
@@ -141,7 +142,7 @@ _STATUS = {
 }
 
 
-_DROPS = 20
+_SLOW_PIECES = 20
 """Pieces of a slow answer."""
 
 
@@ -177,20 +178,20 @@ class _Handler(BaseHTTPRequestHandler):
     self._respond()
 
   def log_message(self, format: str, *args: Any) -> None:
-    """Nothing: what is asked for is counted."""
+    """Logs nothing; requests are counted instead."""
 
   def _respond(self) -> None:
     headers = {name.lower(): value for name, value in self.headers.items()}
     body = self.rfile.read(int(headers.get("content-length", 0)))
     request = Request(self.command, self.path, headers, body)
-    asks = request.path == local_openai.PATH or request.path.endswith(":generateContent")
-    with self.server.local.model.flight() if asks else contextlib.nullcontext():
+    is_question = request.path == local_openai.PATH or request.path.endswith(":generateContent")
+    with self.server.local.model.count_in_flight() if is_question else contextlib.nullcontext():
       last = self._send(self.server.local.handle(request))
-    # Only now can the client know that it is answered, and ask again: it is never counted twice at once.
+    # The client can send its next request only after the last byte, so a client is never counted twice at once.
     self.wfile.write(last)
 
   def _send(self, response: _Response) -> bytes:
-    """Sends all but the last byte, which it returns."""
+    """Sends the response except its last byte, which it returns."""
     content = response.content
     if not isinstance(content, bytes):
       content = json.dumps(content).encode()
@@ -207,14 +208,14 @@ class _Handler(BaseHTTPRequestHandler):
       self.close_connection = True
       content = half
     if response.fault == "slow":
-      self._trickle(content[:-1])
+      self._write_slowly(content[:-1])
     else:
       self.wfile.write(content[:-1])
     return content[-1:]
 
-  def _trickle(self, content: bytes) -> None:
-    """Slow as a whole, never silent for long: a time-out for single reads does not notice."""
-    step = max(1, -(-len(content) // _DROPS))
+  def _write_slowly(self, content: bytes) -> None:
+    """Writes small pieces at short intervals, so that a timeout for single reads does not expire."""
+    step = max(1, -(-len(content) // _SLOW_PIECES))
     for start in range(0, len(content), step):
-      time.sleep(self.server.local.faults.slow_s / _DROPS)
+      time.sleep(self.server.local.faults.slow_s / _SLOW_PIECES)
       self.wfile.write(content[start : start + step])

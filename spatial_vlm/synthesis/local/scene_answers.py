@@ -1,6 +1,6 @@
-"""The scene teacher as a model behind a server: it writes from the boxes of rendered scenes, and at times it errs.
+"""The scene teacher as the model of a local server: writes exact chains of rendered scenes, some with a mistake.
 
-What goes wrong goes wrong with real teachers too, and each slip falls to another check.
+Real teachers make the same mistakes, and a different check finds each of them.
 """
 
 import dataclasses
@@ -14,28 +14,31 @@ from spatial_vlm.answers import Box
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import JsonlSource, Record
 from spatial_vlm.synthesis import scene_teacher
-from spatial_vlm.synthesis.draft import CHAIN, GEMINI, QWEN, Draft, Form
-from spatial_vlm.synthesis.local.faults import fraction
+from spatial_vlm.synthesis.draft import Draft
+from spatial_vlm.synthesis.formats import CHAIN, GEMINI, QWEN, ResponseFormat
+from spatial_vlm.synthesis.hashing import hash_fraction
 
 HINTED_SHARE = 0.2
-"""How often a teacher that was told the label slips, beside one that was not."""
+"""Share of mistakes in hinted answers, relative to blind answers."""
 
 
 class SceneAnswers:
-  """Answers questions on the pictures in a folder that `spatial-vlm scenes` wrote; safe for threads.
+  """Answers questions about the images in a folder of `spatial-vlm scenes`; thread-safe.
 
   Equal questions get equal answers. Raises UsageError for a folder without scenes.
   """
 
   def __init__(self, folder: epath.PathLike, split: str, mistake_share: float):
-    """`mistake_share` is the share of blind questions with one slip in the answer."""
+    """Reads the scenes; `mistake_share` is the share of blind answers with one mistake."""
     if not 0 <= mistake_share <= 1:
-      raise UsageError(f"mistake_share is {mistake_share}; it is a share, from 0 to 1")
+      raise UsageError(f"mistake_share is {mistake_share}; give a share from 0 to 1")
     self.mistake_share = mistake_share
     folder = epath.Path(folder)
     records, boxes = folder / f"{split}.jsonl", folder / f"{split}.boxes.jsonl"
     if missing := [str(path) for path in (records, boxes) if not path.exists()]:
-      raise UsageError(f"{' and '.join(missing)} are missing; make them with `spatial-vlm scenes`")
+      raise UsageError(
+        f"{' and '.join(missing)} are missing; create them with `spatial-vlm scenes`"
+      )
     source = JsonlSource(records, folder / "images", boxes)
     self._known: dict[bytes, list[tuple[Record, Mapping[str, Box]]]] = {}
     for index in range(len(source)):
@@ -44,28 +47,29 @@ class SceneAnswers:
       self._known.setdefault(key, []).append((record, named))
 
   def __call__(self, image: bytes, system: str, text: str, seed: int) -> str:
-    """What the teacher writes; raises ValueError for a picture or a question that it does not know."""
-    record, boxes, form, hinted = self._recognize(image, system, text)
+    """Returns the answer; raises ValueError for an unknown image or question."""
+    record, boxes, response_format, hinted = self._recognize(image, system, text)
     draft = scene_teacher.draft(record, boxes)
     share = self.mistake_share * (HINTED_SHARE if hinted else 1)
     identity = (image.hex(), text, seed)
-    if fraction("slips", *identity) >= share:
-      return form.write(draft)
-    slips = (_betray,) if hinted else _SLIPS
-    slip = slips[int(fraction("which", *identity) * len(slips))]
-    return form.write(slip(draft, record))
+    if hash_fraction("slips", *identity) >= share:
+      return response_format.render(draft)
+    mistakes = (_betray_hint,) if hinted else _MISTAKES
+    mistake = mistakes[int(hash_fraction("which", *identity) * len(mistakes))]
+    return response_format.render(mistake(draft, record))
 
   def _recognize(
     self, image: bytes, system: str, text: str
-  ) -> tuple[Record, Mapping[str, Box], Form, bool]:
+  ) -> tuple[Record, Mapping[str, Box], ResponseFormat, bool]:
+    """Returns record, boxes, response format and whether the question is hinted."""
     for record, boxes in self._known.get(_digest(image), ()):
-      for form in (GEMINI, QWEN, CHAIN):
-        hints = (None,) if form is CHAIN else (None, record.label)
+      for response_format in (GEMINI, QWEN, CHAIN):
+        hints = (None,) if response_format is CHAIN else (None, record.label)
         for hint in hints:
-          question = form.question(record, image, "", seed=0, hint=hint)
+          question = response_format.question(record, image, "", seed=0, hint=hint)
           if (question.system, question.text) == (system, text):
-            return record, boxes, form, hint is not None
-    raise ValueError(f"no scene with this picture is asked about by {text[:200]!r}")
+            return record, boxes, response_format, hint is not None
+    raise ValueError(f"no scene has this image and the question {text[:200]!r}")
 
 
 def _digest(image: bytes) -> bytes:
@@ -73,7 +77,7 @@ def _digest(image: bytes) -> bytes:
 
 
 def _swap_boxes(draft: Draft, record: Record) -> Draft:
-  """Gives the two objects each other's place: what small models learn last."""
+  """Exchanges the boxes of the two objects."""
   other = {record.subj: record.obj, record.obj: record.subj}
   boxes = dict(draft.objects)
   swapped = tuple((name, boxes[other.get(name) or name]) for name in boxes)
@@ -81,36 +85,39 @@ def _swap_boxes(draft: Draft, record: Record) -> Draft:
 
 
 def _swap_axes(draft: Draft, record: Record) -> Draft:
-  """Writes the numbers of boxes in another order than was asked for."""
+  """Writes the numbers of boxes in the wrong order."""
   swapped = tuple((name, (y1, x1, y2, x2)) for name, (x1, y1, x2, y2) in draft.objects)
   return dataclasses.replace(draft, objects=swapped)
 
 
-def _conclude_otherwise(draft: Draft, record: Record) -> Draft:
+def _flip_verdict(draft: Draft, record: Record) -> Draft:
+  """Concludes the opposite."""
   return dataclasses.replace(draft, verdict=1 - draft.verdict)
 
 
-def _misread(draft: Draft, record: Record) -> Draft:
-  """Gets the first number of the Reasoning wrong."""
+def _change_number(draft: Draft, record: Record) -> Draft:
+  """Changes the first number of the Reasoning."""
   reasoning = re.sub(r"\d+", lambda number: str(int(number[0]) + 50), draft.reasoning, count=1)
   return dataclasses.replace(draft, reasoning=reasoning)
 
 
-def _judge_early(draft: Draft, record: Record) -> Draft:
+def _judge_in_summary(draft: Draft, record: Record) -> Draft:
+  """States the verdict in the Summary."""
   word = "true" if draft.verdict else "false"
   return dataclasses.replace(draft, summary=f"The statement is {word}: {record.caption}")
 
 
-def _betray(draft: Draft, record: Record) -> Draft:
-  said = f"{draft.reasoning} This agrees with the given answer."
-  return dataclasses.replace(draft, reasoning=said)
+def _betray_hint(draft: Draft, record: Record) -> Draft:
+  """Mentions the label in the Reasoning."""
+  reasoning = f"{draft.reasoning} This agrees with the given answer."
+  return dataclasses.replace(draft, reasoning=reasoning)
 
 
-_SLIPS: tuple[Callable[[Draft, Record], Draft], ...] = (
+_MISTAKES: tuple[Callable[[Draft, Record], Draft], ...] = (
   _swap_boxes,
   _swap_axes,
-  _conclude_otherwise,
-  _misread,
-  _judge_early,
+  _flip_verdict,
+  _change_number,
+  _judge_in_summary,
 )
-"""Of a teacher that was not told the label."""
+"""Mistakes in blind answers."""

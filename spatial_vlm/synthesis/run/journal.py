@@ -1,17 +1,17 @@
-"""All that passed between this project and a teacher, line by line, so that nothing is asked and paid for twice.
+"""Stores all traffic with a teacher as JSON lines, so that no question is sent and paid for twice.
 
-A start writes a part of its own (`part-00000.jsonl`, …) and only ever appends to it:
+Every start appends to its own part (`part-00000.jsonl`, …):
 
-  {"kind": "sent", "key": …}                 a question leaves; without a later line on its key it was in flight when
-                                             the start ended, and may have been billed
+  {"kind": "sent", "key": …}                 a question is sent; without a later line for its key, it was in flight when
+                                             the start ended and may have been billed
   {"kind": "reply", "key": …, "text": …, "finish": …, "model_version": …, "usage": {…}, "batch": …, "raw": {…}}
   {"kind": "refused", "key": …, "reason": …} the teacher will never answer this question
-  {"kind": "lost", "key": …, "reason": …}    no whole reply came back: it may have been billed
+  {"kind": "lost", "key": …, "reason": …}    no complete reply arrived; it may have been billed
   {"kind": "busy", "key": …, "reason": …}    not answered and not billed
-  {"kind": "job", "name": …, "keys": […]}    a batch, before it is created
-  {"kind": "ended", "name": …, "state": …}   a batch whose results are all stored
+  {"kind": "job", "name": …, "keys": […]}    a batch, written before it is created
+  {"kind": "ended", "name": …, "state": …}   all results of the batch are stored
 
-Keys are those of `Questions.key`. A line without its end, torn by a kill, is always the last of its part.
+Keys come from `Questions.key`. Only the last line of a part can be incomplete, after a kill; it is skipped.
 """
 
 import collections
@@ -27,48 +27,45 @@ from typing import IO, Any, Self
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.jsonl import next_part, parts
-from spatial_vlm.synthesis.teacher import Refused, Reply, Usage
-
-Answer = Reply | Refused
-"""What settles a question."""
+from spatial_vlm.synthesis.teacher import Answer, Refusal, Reply, Usage
 
 _CLOSING = ("reply", "refused", "lost", "busy")
 
 
 @dataclasses.dataclass(frozen=True)
-class Spent:
-  """What a stored reply took."""
+class BilledReply:
+  """Cost of a stored reply."""
 
   usage: Usage
   batch: bool
-  """Through the Batch API, at its price."""
+  """True for a reply of the Batch API, which has its own price."""
 
 
 class Journal:
-  """Reads what earlier starts wrote, and appends, as `with Journal(folder) as journal`; one process at a time.
+  """Reads the parts of earlier starts and appends a new one, as `with Journal(folder) as journal`.
 
-  Raises UsageError for a folder that is not local, in use, or damaged.
+  Only one process may open a folder. Raises UsageError for a folder that is remote, in use or damaged.
   """
 
   def __init__(self, folder: os.PathLike | str):
     if "://" in os.fspath(folder):
       raise UsageError(
-        f"{os.fspath(folder)} is elsewhere; every reply is appended as it arrives, so give a local --workdir"
+        f"{os.fspath(folder)} is remote, but every reply is appended as it arrives; give a local --workdir"
       )
     self.folder = Path(folder)
     self.answers: dict[str, Answer] = {}
-    """By key; without what was received in raw form, which only the files hold."""
+    """Final answers by key, without the raw responses; only the files hold those (see `raw`)."""
     self.versions: set[str] = set()
-    """Of the models that have answered."""
-    self.spent: list[Spent] = []
+    """Model versions that have answered."""
+    self.billed: list[BilledReply] = []
     self.lost: list[str] = []
-    """Keys of questions that may have been billed without an answer, once for each time."""
+    """Keys of questions that may have been billed without an answer, once per loss."""
     self.interrupted: list[str] = []
-    """Keys of those that were in flight when a start ended."""
+    """Keys of questions that were in flight when a start ended."""
     self.jobs: dict[str, tuple[str, ...]] = {}
-    """Keys of every batch, by name."""
+    """Name → keys of every batch."""
     self.ended: set[str] = set()
-    """Names of batches whose results are stored."""
+    """Names of the batches whose results are stored."""
     self._open = contextlib.ExitStack()
     self._part: IO[str] | None = None
 
@@ -80,7 +77,7 @@ class Journal:
     except OSError as error:
       self._open.close()
       raise UsageError(
-        f"another process writes to {self.folder}; wait for its end, or stop it"
+        f"another process writes to {self.folder}; wait until it ends, or stop it"
       ) from error
     with contextlib.ExitStack() as on_error:
       on_error.callback(self._open.close)
@@ -93,82 +90,90 @@ class Journal:
     self._open.close()
     self._part = None
 
-  def sent(self, key: str) -> None:
+  def add_sent(self, key: str) -> None:
+    """Records that a question is about to be sent."""
     self._append({"kind": "sent", "key": key})
 
-  def reply(self, key: str, reply: Reply, batch: bool = False) -> None:
-    """On the disk when this returns."""
+  def add_reply(self, key: str, reply: Reply, batch: bool = False) -> None:
+    """Records a reply; it is on disk when this returns."""
     fields = dataclasses.asdict(reply) | {"usage": reply.usage._asdict(), "batch": batch}
-    self._append({"kind": "reply", "key": key, **fields}, is_precious=True)
+    self._append({"kind": "reply", "key": key, **fields}, must_sync=True)
 
-  def refused(self, key: str, reason: str) -> None:
+  def add_refusal(self, key: str, reason: str) -> None:
+    """Records that the teacher will never answer a question."""
     self._append({"kind": "refused", "key": key, "reason": reason})
 
-  def lose(self, key: str, reason: str) -> None:
+  def add_lost(self, key: str, reason: str) -> None:
+    """Records that no complete reply arrived."""
     self._append({"kind": "lost", "key": key, "reason": reason})
 
-  def busy(self, key: str, reason: str) -> None:
+  def add_busy(self, key: str, reason: str) -> None:
+    """Records that a question was neither answered nor billed."""
     self._append({"kind": "busy", "key": key, "reason": reason})
 
-  def job(self, name: str, keys: Sequence[str]) -> None:
-    """Before the batch is created; on the disk when this returns."""
-    self._append({"kind": "job", "name": name, "keys": list(keys)}, is_precious=True)
+  def add_job(self, name: str, keys: Sequence[str]) -> None:
+    """Records a batch that is about to be created; the line is on disk when this returns."""
+    self._append({"kind": "job", "name": name, "keys": list(keys)}, must_sync=True)
 
-  def end(self, name: str, state: str) -> None:
+  def end_job(self, name: str, state: str) -> None:
+    """Records that all results of a batch are stored."""
     self._append({"kind": "ended", "name": name, "state": state})
 
   def open_jobs(self) -> dict[str, tuple[str, ...]]:
-    """Batches whose results are not stored yet, or not all of them: their keys by name."""
+    """Returns name → keys of the batches whose results are not all stored."""
     return {name: keys for name, keys in self.jobs.items() if name not in self.ended}
 
   def questions_in_batches(self) -> list[str]:
-    """Keys of questions that a batch has still to answer."""
+    """Returns the keys of questions that a batch has not answered yet."""
     return [key for keys in self.open_jobs().values() for key in keys if key not in self.answers]
 
   def raw(self) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Key and whole content of every stored reply, as it was received."""
+    """Yields key and raw response of every stored reply."""
     for part in parts(self.folder):
       for line in _lines(part):
         entry = json.loads(line)
         if entry["kind"] == "reply":
           yield entry["key"], entry["raw"]
 
-  def _append(self, entry: dict[str, Any], is_precious: bool = False) -> None:
+  def _append(self, entry: dict[str, Any], must_sync: bool = False) -> None:
+    """Writes an entry, creating the part at the first one; `must_sync` waits for the disk."""
     if self._part is None:
       self._part = self._open.enter_context(next_part(self.folder).open("x", encoding="utf-8"))
     self._part.write(json.dumps(entry) + "\n")
     self._part.flush()
-    if is_precious:
+    if must_sync:
       os.fsync(self._part.fileno())
-    self._take(entry)
+    self._apply(entry)
 
   def _read(self, part: Path) -> None:
+    """Applies all entries of an earlier part."""
     in_flight: collections.Counter[str] = collections.Counter()
     for number, line in enumerate(_lines(part), start=1):
       try:
         entry = json.loads(line)
-        self._take(entry)
+        self._apply(entry)
         if entry["kind"] == "sent":
           in_flight[entry["key"]] += 1
         elif entry["kind"] in _CLOSING and in_flight[entry["key"]]:
           in_flight[entry["key"]] -= 1
       except (ValueError, TypeError, KeyError) as error:
         raise UsageError(
-          f"{part}:{number} is no entry of a journal ({error!r}); remove the line, and what it answered is asked again"
+          f"{part}:{number} is no journal entry ({error!r}); remove the line, and its question is sent again"
         ) from error
     self.interrupted += in_flight.elements()
 
-  def _take(self, entry: dict[str, Any]) -> None:
+  def _apply(self, entry: dict[str, Any]) -> None:
+    """Updates the state in memory by one entry."""
     match entry:
       case {"kind": "reply", "key": key, "usage": usage, "batch": batch}:
         usage = Usage(**usage)
-        self.spent.append(Spent(usage, batch))
+        self.billed.append(BilledReply(usage, batch))
         self.versions.add(entry["model_version"])
         self.answers[key] = Reply(
           entry["text"], entry["finish"], entry["model_version"], usage, raw={}
         )
       case {"kind": "refused", "key": key, "reason": reason}:
-        self.answers[key] = Refused(reason)
+        self.answers[key] = Refusal(reason)
       case {"kind": "lost", "key": key}:
         self.lost.append(key)
       case {"kind": "job", "name": name, "keys": keys}:
@@ -178,10 +183,10 @@ class Journal:
       case {"kind": "sent" | "busy"}:
         pass
       case _:
-        raise ValueError(f"unknown: {str(entry)[:100]}")
+        raise ValueError(f"unknown kind: {str(entry)[:100]}")
 
 
 def _lines(part: Path) -> Iterator[str]:
-  """Whole lines of a part, read one by one: it may hold gigabytes."""
+  """Yields the complete lines of a part one by one, because it may hold gigabytes."""
   with part.open(encoding="utf-8") as file:
     yield from itertools.takewhile(lambda line: line.endswith("\n"), file)

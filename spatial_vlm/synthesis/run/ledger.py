@@ -1,4 +1,4 @@
-"""What questions cost: tokens and money, spent, possible and allowed."""
+"""Cost of a run in tokens and money: spent, reserved and still affordable."""
 
 import contextlib
 import dataclasses
@@ -8,27 +8,27 @@ from typing import Any
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.run.journal import Journal
-from spatial_vlm.synthesis.teacher import Usage, total
+from spatial_vlm.synthesis.teacher import Usage, sum_usage
 
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-  """US dollars for a million tokens."""
+  """US dollars per million tokens."""
 
   input_usd: float
   cached_usd: float
-  """Of the input, what the teacher had in its cache."""
+  """Price of cached input tokens."""
   output_usd: float
-  """Thoughts included."""
+  """Price of output tokens, thinking included."""
   batch_share: float
-  """Of these prices, in the Batch API."""
+  """Factor on these prices in the Batch API."""
 
   def __post_init__(self):
     if min(dataclasses.astuple(self)) < 0:
-      raise UsageError(f"prices are {dataclasses.asdict(self)}; none may be below 0")
+      raise UsageError(f"prices are {dataclasses.asdict(self)}; none may be negative")
 
   def usd(self, usage: Usage, batch: bool) -> float:
-    """(prompt − cached)·input + cached·cache + (answer + thoughts)·output
+    """Returns the cost: (prompt − cached)·input + cached·cache + (answer + thoughts)·output.
 
     >>> Prices(1.25, 0.31, 10, 0.5).usd(Usage(1000, 0, 400, 600), batch=False)
     0.01125
@@ -42,72 +42,84 @@ class Prices:
 
 
 class Ledger:
-  """Money of one workdir. What a question may take at most is set aside while it is under way, so that the budget holds
-  whatever the teacher writes; where no answer ever came it stays aside, since it may have been billed."""
+  """Enforces the budget of one workdir.
 
-  def __init__(self, journal: Journal, prices: Prices, most: Usage, budget_usd: float | None):
-    """`most` is what one question may take at most; without a budget everything is allowed."""
+  The ledger reserves the maximum cost of every question in flight, so the budget holds whatever the teacher writes. A
+  question that never got an answer stays reserved, because it may have been billed.
+  """
+
+  def __init__(self, journal: Journal, prices: Prices, max_usage: Usage, budget_usd: float | None):
+    """Reads spent tokens from the journal.
+
+    Args:
+      journal: of the workdir.
+      prices: of the teacher.
+      max_usage: most tokens of one question.
+      budget_usd: limit of all spending; None for no limit.
+    """
     self.prices, self.budget_usd = prices, budget_usd
-    self._journal, self._most = journal, most
-    self._under_way = 0
+    self._journal, self._max_usage = journal, max_usage
+    self._in_flight = 0
     self._spent_usd, self._counted = 0.0, 0
 
   @property
   def spent_usd(self) -> float:
-    """Of all answers; added up as they come, since it is asked for before each question."""
-    for spent in self._journal.spent[self._counted :]:
-      self._spent_usd += self.prices.usd(spent.usage, spent.batch)
-    self._counted = len(self._journal.spent)
+    """Cost of all replies. The sum is kept, because it is read before each question."""
+    for billed in self._journal.billed[self._counted :]:
+      self._spent_usd += self.prices.usd(billed.usage, billed.batch)
+    self._counted = len(self._journal.billed)
     return self._spent_usd
 
   @property
-  def doubtful_usd(self) -> float:
-    """The most that questions without an answer may have been billed."""
+  def unconfirmed_usd(self) -> float:
+    """Maximum cost of the questions that may have been billed without an answer."""
     count = len(self._journal.lost) + len(self._journal.interrupted)
-    return count * self._most_usd(batch=False)
+    return count * self._max_usd(batch=False)
 
   @property
   def reserved_usd(self) -> float:
-    """The most that questions under way may come to, those in batches included."""
+    """Maximum cost of the questions in flight, including those in batches."""
     in_batches = len(self._journal.questions_in_batches())
-    return self._under_way * self._most_usd(batch=False) + in_batches * self._most_usd(batch=True)
+    return self._in_flight * self._max_usd(batch=False) + in_batches * self._max_usd(batch=True)
 
   @contextlib.contextmanager
-  def reserved(self) -> Iterator[None]:
-    """Around a single question that is under way."""
-    self._under_way += 1
+  def reserve(self) -> Iterator[None]:
+    """Reserves the maximum cost of one question for the body of the `with`."""
+    self._in_flight += 1
     try:
       yield
     finally:
-      self._under_way -= 1
+      self._in_flight -= 1
 
-  def affordable(self, batch: bool) -> float:
-    """Questions that the budget still has room for; infinitely many without a budget or without a price."""
-    each = self._most_usd(batch)
+  def affordable_questions(self, batch: bool) -> float:
+    """Returns how many more questions the budget allows; infinity without a budget or a price."""
+    each = self._max_usd(batch)
     if self.budget_usd is None or not each:
       return math.inf
-    left = self.budget_usd - self.spent_usd - self.doubtful_usd - self.reserved_usd
+    left = self.budget_usd - self.spent_usd - self.unconfirmed_usd - self.reserved_usd
     return max(0, int(left / each))
 
-  def _most_usd(self, batch: bool) -> float:
-    return self.prices.usd(self._most, batch)
-
   def summary(self) -> dict[str, Any]:
-    """Figures as plain JSON."""
-    spent = self._journal.spent
+    """Returns the figures as plain JSON."""
+    billed = self._journal.billed
     return {
       "usd": self.spent_usd,
       "budget_usd": self.budget_usd,
-      "answers": len(spent),
-      "batch_answers": sum(each.batch for each in spent),
-      "tokens": total(each.usage for each in spent)._asdict(),
+      "answers": len(billed),
+      "batch_answers": sum(each.batch for each in billed),
+      "tokens": sum_usage(each.usage for each in billed)._asdict(),
       "lost": self._journal.lost,
       "in_flight_when_stopped": self._journal.interrupted,
-      "doubtful_usd_at_most": self.doubtful_usd,
+      "doubtful_usd_at_most": self.unconfirmed_usd,
     }
 
-  def mean(self) -> Usage | None:
-    """Of the answers so far, rounded; None without any."""
-    if not (spent := self._journal.spent):
+  def mean_usage(self) -> Usage | None:
+    """Returns the rounded mean usage of the replies so far; None without any."""
+    if not (billed := self._journal.billed):
       return None
-    return Usage(*(round(tokens / len(spent)) for tokens in total(each.usage for each in spent)))
+    return Usage(
+      *(round(tokens / len(billed)) for tokens in sum_usage(each.usage for each in billed))
+    )
+
+  def _max_usd(self, batch: bool) -> float:
+    return self.prices.usd(self._max_usage, batch)

@@ -1,4 +1,4 @@
-"""How fast a teacher is asked: so many questions at once, so many a minute, and none while it asks for patience."""
+"""Limits the rate of requests and computes the delays between retries."""
 
 import asyncio
 import contextlib
@@ -7,51 +7,56 @@ import time
 from collections.abc import AsyncIterator
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.synthesis.local.faults import fraction
+from spatial_vlm.synthesis.hashing import hash_fraction
 
 
 @dataclasses.dataclass(frozen=True)
-class Pace:
-  """What is allowed, and how a question that failed is tried again."""
+class RequestLimits:
+  """Rate limits and retry policy; raises UsageError for values that cannot work."""
 
   concurrency: int
+  """Requests in flight."""
   requests_per_minute: float
-  tries: int
-  """Of one question within one start."""
-  first_delay_s: float
-  """Before the second try; doubled before each further one."""
+  max_tries: int
+  """Tries of one question within one start."""
+  initial_delay_s: float
+  """Delay before the second try; it doubles before each further try."""
   max_delay_s: float
 
   def __post_init__(self):
-    if min(self.concurrency, self.tries) < 1 or self.requests_per_minute <= 0:
+    if min(self.concurrency, self.max_tries) < 1 or self.requests_per_minute <= 0:
       raise UsageError(
-        f"concurrency is {self.concurrency}, tries is {self.tries} and requests_per_minute is "
-        f"{self.requests_per_minute}; give at least 1, 1 and more than 0"
+        f"concurrency is {self.concurrency}, max_tries is {self.max_tries} and requests_per_minute is "
+        f"{self.requests_per_minute}; give at least 1, at least 1 and more than 0"
       )
-    if not 0 <= self.first_delay_s <= self.max_delay_s:
+    if not 0 <= self.initial_delay_s <= self.max_delay_s:
       raise UsageError(
-        f"first_delay_s is {self.first_delay_s} and max_delay_s is {self.max_delay_s}; give rising times from 0 on"
+        f"initial_delay_s is {self.initial_delay_s} and max_delay_s is {self.max_delay_s}; give "
+        "0 <= initial_delay_s <= max_delay_s"
       )
 
-  def delay_s(self, key: str, tries: int) -> float:
-    """Wait after try number `tries` (from 1): exponential, and spread from a half to the whole of it, so that questions
-    that failed together do not return together."""
-    longest = min(self.first_delay_s * 2 ** (tries - 1), self.max_delay_s)
-    return longest * (1 + fraction("delay", key, tries)) / 2
+  def retry_delay_s(self, key: str, tries: int) -> float:
+    """Returns the delay after try number `tries` (from 1): exponential backoff with jitter.
+
+    The jitter, a factor from ½ to 1 that depends on the key, keeps questions that failed together from returning
+    together.
+    """
+    longest = min(self.initial_delay_s * 2 ** (tries - 1), self.max_delay_s)
+    return longest * (1 + hash_fraction("delay", key, tries)) / 2
 
 
-class Limiter:
-  """Turns for requests of one event loop."""
+class RateLimiter:
+  """Admits the requests of one event loop at the allowed rate."""
 
-  def __init__(self, pace: Pace):
-    self._interval_s = 60 / pace.requests_per_minute
-    self._slots = asyncio.Semaphore(pace.concurrency)
+  def __init__(self, limits: RequestLimits):
+    self._interval_s = 60 / limits.requests_per_minute
+    self._slots = asyncio.Semaphore(limits.concurrency)
     self._next_s = 0.0
-    """Of the monotonic clock: when the next request may leave."""
+    """Earliest start of the next request, on the monotonic clock."""
 
   @contextlib.asynccontextmanager
-  async def turn(self) -> AsyncIterator[None]:
-    """Around one request; begins when it may leave."""
+  async def slot(self) -> AsyncIterator[None]:
+    """Holds a slot for one request; the body starts when the request may be sent."""
     async with self._slots:
       while (wait_s := self._next_s - time.monotonic()) > 0:
         await asyncio.sleep(wait_s)
@@ -59,5 +64,5 @@ class Limiter:
       yield
 
   def pause(self, seconds: float) -> None:
-    """No request leaves before so many seconds have passed."""
+    """Delays all further requests by at least `seconds`."""
     self._next_s = max(self._next_s, time.monotonic() + seconds)

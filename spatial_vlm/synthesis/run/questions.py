@@ -1,4 +1,4 @@
-"""What is asked about each record: blindly first, then with the label as a hint. Every question has its own key."""
+"""Builds the questions about each record: blind first, then with the label as a hint. Each question has its own key."""
 
 import dataclasses
 import functools
@@ -15,52 +15,53 @@ from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.data.reading import scan
 from spatial_vlm.data.records import BadRecord, BadRecordError, JsonlSource, Record
 from spatial_vlm.processor.image import UnreadableImage
-from spatial_vlm.synthesis.draft import Form
+from spatial_vlm.synthesis.formats import ResponseFormat
+from spatial_vlm.synthesis.hashing import hash_seed
 from spatial_vlm.synthesis.teacher import Question
 
-SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-"""Formats that every teacher reads, and their MIME types; other pictures are sent as JPEG."""
+SENT_UNCHANGED = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+"""Image formats that every teacher reads → MIME type; other images are sent as JPEG."""
 _JPEG_QUALITY = 95
 _ORIENTATION = 0x0112
-"""EXIF tag; teachers need not heed it, so that a turned picture is sent upright."""
+"""EXIF tag. A teacher may ignore it, so a rotated image is sent upright."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempts:
-  """How often a record is asked about, until an answer is accepted."""
+  """Maximum number of questions about one record; they end with the first accepted answer."""
 
   blind: int
-  """Without the label, each with a seed of its own."""
+  """Questions without the label, each with its own seed."""
   hinted: int
-  """After those, with the label as a hint."""
+  """Further questions, with the label as a hint."""
 
   def __post_init__(self):
     if self.blind < 1 or self.hinted < 0:
       raise UsageError(
-        f"attempts.blind is {self.blind} and attempts.hinted is {self.hinted}; ask blindly at least once"
+        f"attempts.blind is {self.blind} and attempts.hinted is {self.hinted}; give at least 1 blind and 0 hinted"
       )
 
   def __len__(self) -> int:
     return self.blind + self.hinted
 
 
-class Picture(NamedTuple):
-  """As it is sent."""
+class SentImage(NamedTuple):
+  """An encoded image as it is sent to a teacher."""
 
   data: bytes
   mime_type: str
 
 
 class Questions:
-  """Questions on the records of a file, by number of the record and attempt; pictures are read when they are asked for.
+  """Questions about the records of a file, by index of the record and attempt; images are read on demand.
 
-  Records whose picture cannot be read are left out, as `bad` tells; too many of them raise TooManyBadRecords.
+  Records with unreadable images are skipped and listed in `bad`; too many of them raise TooManyBadRecords.
   """
 
   def __init__(
     self,
     source: JsonlSource,
-    form: Form,
+    response_format: ResponseFormat,
     attempts: Attempts,
     *,
     identity: Mapping[str, Any],
@@ -68,78 +69,81 @@ class Questions:
     limit: int = 0,
     workers: int = 0,
   ):
-    """
+    """Checks all images.
+
     Args:
-      identity: of the teacher and its settings: what makes another question of the same words.
-      seed: of the seeds of all questions.
-      limit: records, from the first; 0: all.
-      workers: threads that look at the pictures.
+      source: the records.
+      response_format: of the teacher.
+      attempts: questions per record.
+      identity: model and sampling settings of the teacher; part of every key.
+      seed: from which the seeds of all questions are derived.
+      limit: number of records, from the first; 0 for all.
+      workers: threads that check the images.
     """
-    self.form, self.attempts = form, attempts
+    self.response_format, self.attempts = response_format, attempts
     self._source, self._seed = source, seed
     self._identity = dict(identity)
-    sent = _Sent(source, min(limit, len(source)) if limit else len(source))
+    sent = _SentImages(source, min(limit, len(source)) if limit else len(source))
     self._digests, bad = scan(sent, _digest, workers=workers, max_bad_share=source.max_bad_share)
     self.bad: list[BadRecord] = [*source.bad, *bad.values()]
-    self.numbers = sorted(self._digests)
-    """Of the records that can be asked about."""
+    self.indices = sorted(self._digests)
+    """Indices of the usable records."""
 
-  def record(self, number: int) -> Record:
-    return self._source.describe(number)[0]
+  def record(self, index: int) -> Record:
+    """Returns a record."""
+    return self._source.describe(index)[0]
 
   def is_hinted(self, attempt: int) -> bool:
+    """Tells whether an attempt's question contains the label."""
     return attempt >= self.attempts.blind
 
-  def question(self, number: int, attempt: int) -> Question:
-    """Raises UnreadableImage for a picture that was readable before."""
-    return self._asked(number, attempt, sent_picture(self._source.image_files, self._name(number)))
+  def question(self, index: int, attempt: int) -> Question:
+    """Builds a question; raises UnreadableImage if its image has become unreadable."""
+    image = encode_image(self._source.image_files, self._source.image_name(index))
+    return self._build(index, attempt, image)
 
-  def key(self, number: int, attempt: int) -> str:
-    """Hash of all that is sent, and of the teacher to whom."""
-    digest, mime_type = self._digests[number]
-    question = self._asked(number, attempt, Picture(b"", mime_type))
+  def key(self, index: int, attempt: int) -> str:
+    """Returns the question's key: a hash of all that is sent and of the teacher's identity."""
+    digest, mime_type = self._digests[index]
+    question = self._build(index, attempt, SentImage(b"", mime_type))
     fields = dataclasses.asdict(question) | {"image": digest, "teacher": self._identity}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
   @functools.cached_property
-  def places(self) -> dict[str, tuple[int, int]]:
-    """Record and attempt of every key."""
+  def attempts_by_key(self) -> dict[str, tuple[int, int]]:
+    """Key → (index of the record, attempt) of every question."""
     return {
-      self.key(number, attempt): (number, attempt)
-      for number in self.numbers
+      self.key(index, attempt): (index, attempt)
+      for index in self.indices
       for attempt in range(len(self.attempts))
     }
 
-  def _asked(self, number: int, attempt: int, picture: Picture) -> Question:
-    record = self.record(number)
+  def _build(self, index: int, attempt: int, image: SentImage) -> Question:
+    record = self.record(index)
     hint = record.label if self.is_hinted(attempt) else None
-    identity = f"{self._seed}\0{record.image}\0{record.caption}\0{attempt}"
-    seed = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4], "big") >> 1
-    return self.form.question(record, picture.data, picture.mime_type, seed, hint)
-
-  def _name(self, number: int) -> str:
-    return self._source.image_name(number)
+    seed = hash_seed(self._seed, record.image, record.caption, attempt)
+    return self.response_format.question(record, image.data, image.mime_type, seed, hint)
 
 
-def sent_picture(pictures: ImageFiles, name: str) -> Picture:
-  """The file itself where every teacher reads it as we do, else the upright picture as JPEG.
+def encode_image(images: ImageFiles, name: str) -> SentImage:
+  """Returns the file unchanged if every teacher reads it as this project does, else the upright image as JPEG.
 
-  It is decoded as a whole, so that nobody pays for a question on half a picture. Raises UnreadableImage.
+  Decodes the whole image first, so that no question is paid for with a truncated one; raises UnreadableImage.
   """
-  data = pictures.read(name)
-  upright = pictures.decode(name, data)
+  data = images.read(name)
+  upright = images.decode(name, data)
   with PIL.Image.open(io.BytesIO(data)) as header:
-    mime_type = SENT_AS_THEY_ARE.get(header.format or "")
-    is_turned = header.getexif().get(_ORIENTATION, 1) != 1
-  if mime_type and not is_turned:
-    return Picture(data, mime_type)
+    mime_type = SENT_UNCHANGED.get(header.format or "")
+    is_rotated = header.getexif().get(_ORIENTATION, 1) != 1
+  if mime_type and not is_rotated:
+    return SentImage(data, mime_type)
   file = io.BytesIO()
   upright.save(file, "JPEG", quality=_JPEG_QUALITY)
-  return Picture(file.getvalue(), "image/jpeg")
+  return SentImage(file.getvalue(), "image/jpeg")
 
 
-class _Sent:
-  """The pictures of the first records, as a source for a survey."""
+class _SentImages:
+  """The images of the first `count` records, as a source for `scan`."""
 
   def __init__(self, source: JsonlSource, count: int):
     self._source, self._count = source, count
@@ -147,15 +151,15 @@ class _Sent:
   def __len__(self) -> int:
     return self._count
 
-  def __getitem__(self, number: int) -> Picture:
+  def __getitem__(self, index: int) -> SentImage:
     try:
-      return sent_picture(self._source.image_files, self._source.image_name(number))
+      return encode_image(self._source.image_files, self._source.image_name(index))
     except UnreadableImage as error:
-      raise BadRecordError(BadRecord(*self.place(number), str(error))) from error
+      raise BadRecordError(BadRecord(*self.place(index), str(error))) from error
 
-  def place(self, number: int) -> tuple[str, int]:
-    return self._source.place(number)
+  def place(self, index: int) -> tuple[str, int]:
+    return self._source.place(index)
 
 
-def _digest(picture: Picture) -> tuple[str, str]:
-  return hashlib.sha256(picture.data).hexdigest(), picture.mime_type
+def _digest(image: SentImage) -> tuple[str, str]:
+  return hashlib.sha256(image.data).hexdigest(), image.mime_type

@@ -1,7 +1,7 @@
-"""Gemini as a teacher, through google-genai: questions on the wire, and replies as the API writes them.
+"""Gemini as a teacher, through google-genai.
 
-The library would by itself send a question more than once: on a broken connection where aiohttp is installed, and
-as long as a reply ends with CONTINUATION. Both are switched off here, since whatever is sent is billed.
+By default the library sends a question more than once: after a broken connection if aiohttp is installed, and while a
+reply ends with CONTINUATION. Both are disabled here, because every request is billed.
 """
 
 import asyncio
@@ -12,46 +12,47 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.synthesis.teacher import Busy, Lost, Question, Reply, Usage
+from spatial_vlm.synthesis.errors import BusyError, LostError
+from spatial_vlm.synthesis.teacher import Question, Reply, Usage
 from spatial_vlm.synthesis.teachers import wire
 
 GOOGLE_URL = "https://generativelanguage.googleapis.com/"
 KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
-"""Environment variables with the key; the first that is set counts, as in google-genai."""
+"""Environment variables of the API key; the first that is set counts, as in google-genai."""
 THINKING_LEVELS = ("minimal", "low", "medium", "high", "xhigh")
 
 _DROPPED = ("thoughtSignature", "thought_signature")
-"""Encrypted thoughts, up to megabytes of them, which only a further turn of the same conversation could use."""
-_LEAST_BUDGET = 128
-"""Thinking tokens of Gemini 2.5 Pro, which cannot do without."""
-_EVERY_QUESTION = ("API_KEY", "FAILED_PRECONDITION")
-"""What in an error 400 speaks of the account, not of the question."""
+"""Fields with encrypted thoughts (up to megabytes), useful only in a further turn of the same conversation."""
+_MIN_PRO_BUDGET = 128
+"""Fewest thinking tokens of Gemini 2.5 Pro."""
+_ACCOUNT_ERRORS = ("API_KEY", "FAILED_PRECONDITION")
+"""Words that mark an error 400 as one of the account, not of the question."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GeminiSettings:
-  """How every question is asked."""
+  """Settings of every request."""
 
   model: str
   api_version: str
   base_url: str
-  """Empty for Google's own."""
+  """Address of the server; empty for Google's."""
   timeout_s: float
-  """For one whole request."""
+  """Limit for one whole request."""
   temperature: float
   max_output_tokens: int
-  """With the thoughts."""
+  """Includes thinking tokens."""
   thinking_budget: int | None
-  """Tokens, for Gemini 2.5; -1 leaves it to the model."""
+  """Thinking tokens, for Gemini 2.5; -1 lets the model decide."""
   thinking_level: str | None
   """One of THINKING_LEVELS, for Gemini 3 and later."""
 
 
 def check(settings: GeminiSettings) -> None:
-  """Raises UsageError for settings that cannot work, or cannot work together."""
+  """Raises UsageError for settings that cannot work, alone or together."""
   budget, level = settings.thinking_budget, settings.thinking_level
   family = settings.model.removeprefix("models/")
-  least = _LEAST_BUDGET if family.startswith("gemini-2.5-pro") else 0
+  min_budget = _MIN_PRO_BUDGET if family.startswith("gemini-2.5-pro") else 0
   if not family or not settings.api_version:
     raise UsageError(
       f"model is {settings.model!r} and api_version is {settings.api_version!r}; give e.g. gemini-2.5-pro and v1beta"
@@ -62,7 +63,7 @@ def check(settings: GeminiSettings) -> None:
   if budget is not None and level is not None:
     raise UsageError(
       f"thinking_budget is {budget} and thinking_level is {level!r}; give only one: Gemini 2.5 takes a budget, "
-      "3.x a level"
+      "Gemini 3 a level"
     )
   if level is not None and family.startswith("gemini-2.5"):
     raise UsageError(f"{family} takes no thinking_level; give thinking_budget, in tokens, instead")
@@ -72,41 +73,41 @@ def check(settings: GeminiSettings) -> None:
     )
   if level is not None and level.lower() not in THINKING_LEVELS:
     raise UsageError(f"thinking_level is {level!r}; choose one of {', '.join(THINKING_LEVELS)}")
-  if budget is not None and budget != -1 and budget < least:
+  if budget is not None and budget != -1 and budget < min_budget:
     raise UsageError(
-      f"thinking_budget is {budget}; {family} thinks with at least {least} tokens, or -1 to leave it to the model"
+      f"thinking_budget is {budget}; {family} needs at least {min_budget} tokens, or -1 to let the model decide"
     )
   if budget is not None and budget >= settings.max_output_tokens:
     raise UsageError(
-      f"thinking_budget is {budget} and max_output_tokens {settings.max_output_tokens}, which thoughts count towards; "
-      "leave room for the answer, or give -1 to leave thinking to the model"
+      f"thinking_budget is {budget} and max_output_tokens is {settings.max_output_tokens}, which includes "
+      "thinking; leave room for the answer, or give -1 to let the model decide"
     )
 
 
 def key_from_environment() -> str:
-  """The API key; raises UsageError where there is none."""
+  """Returns the API key; raises UsageError if there is none."""
   if not (key := wire.read_key(KEYS)):
     raise UsageError("Gemini needs an API key: set the environment variable GEMINI_API_KEY")
   return key
 
 
 class GeminiTeacher:
-  """Asks Gemini, as `async with GeminiTeacher(settings, key) as teacher`; nothing here limits how many at once."""
+  """Asks Gemini, as `async with GeminiTeacher(settings, key) as teacher`; does not limit concurrent requests."""
 
   def __init__(self, settings: GeminiSettings, key: str):
     check(settings)
     self.settings = settings
     self._key = key
     self._genai, self._httpx = _import_genai()
-    # Its own timeouts are for single reads and writes, and are Google's to know; `ask` bounds the whole.
+    # This timeout limits single reads and writes; `ask` limits the whole request.
     self._http = self._httpx.AsyncClient(
       timeout=settings.timeout_s,
       limits=self._httpx.Limits(max_connections=None),
-      trust_env=not wire.is_local(settings.base_url),  # proxies
-      follow_redirects=False,  # the key would go along
+      trust_env=not wire.is_local(settings.base_url),  # no proxies to this machine
+      follow_redirects=False,  # a redirect would receive the key
     )
     options = self._genai.types.HttpOptions(
-      base_url=settings.base_url or GOOGLE_URL,  # said here, not by an environment variable
+      base_url=settings.base_url or GOOGLE_URL,  # so that no environment variable can change it
       api_version=settings.api_version,
       timeout=round(1000 * settings.timeout_s),
       httpx_async_client=self._http,
@@ -124,7 +125,7 @@ class GeminiTeacher:
 
   async def ask(self, question: Question) -> Reply:
     """See Teacher."""
-    async with self.translated(), asyncio.timeout(self.settings.timeout_s):
+    async with self.translate_errors(), asyncio.timeout(self.settings.timeout_s):
       response = await self._client.aio.models.generate_content(
         model=self.settings.model,
         contents=[self._content(question)],
@@ -141,7 +142,7 @@ class GeminiTeacher:
     )
 
   def request(self, question: Question) -> dict[str, Any]:
-    """The question as a line of a batch file holds it: the body of the same request."""
+    """Returns the body of the question's request, as a line of a batch file contains it."""
     system = {"systemInstruction": {"parts": [{"text": question.system}]}}
     return {
       "contents": [_dump(self._content(question))],
@@ -150,45 +151,45 @@ class GeminiTeacher:
     }
 
   def read_row(self, line: str) -> dict[str, Any]:
-    """One line of a file of results; raises Lost."""
+    """Parses one line of a results file; raises LostError."""
     return wire.read_body(line, self._key, _DROPPED)
 
   def read_reply(self, raw: dict[str, Any]) -> Reply:
-    """What a GenerateContentResponse says; raises Lost for anything else."""
+    """Parses a GenerateContentResponse; raises LostError for anything else."""
     try:
       return _reply(raw)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-      raise Lost(f"this is no answer of Gemini ({error!r}): {str(raw)[:300]}") from None
+      raise LostError(f"this is no reply of Gemini ({error!r}): {str(raw)[:300]}") from None
 
   @property
   def aio(self) -> Any:
-    """The client of google-genai; calls of it stand inside `translated`."""
+    """The asynchronous google-genai client; call it inside `translate_errors`."""
     return self._client.aio
 
   @contextlib.asynccontextmanager
-  async def translated(self) -> AsyncIterator[None]:
-    """Around calls of the API: what goes wrong comes out as Busy, Lost, Refused or UsageError, without the key."""
-    # The errors of the libraries hold what the server wrote: none of them is kept as a cause.
+  async def translate_errors(self) -> AsyncIterator[None]:
+    """Turns errors of the API into BusyError, LostError, RefusedError or UsageError, without the key."""
+    # The libraries' errors contain the server's text, which may repeat the key. `from None` drops them.
     try:
       yield
     except self._genai.errors.APIError as error:
-      raise self._failure(error) from None
+      raise self._translate(error) from None
     except (self._httpx.ConnectError, self._httpx.ConnectTimeout, self._httpx.PoolTimeout) as error:
-      raise Busy(self._described(error, "nothing was sent")) from None
+      raise BusyError(self._describe(error, "nothing was sent")) from None
     except (TimeoutError, self._httpx.TimeoutException):
-      raise Lost(f"no answer within timeout_s={self.settings.timeout_s}") from None
+      raise LostError(f"no answer within timeout_s={self.settings.timeout_s}") from None
     except self._httpx.HTTPError as error:
-      raise Lost(self._described(error, "the connection broke")) from None
+      raise LostError(self._describe(error, "the connection broke")) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise Lost(self._described(error, "the server's answer has another form")) from None
+      raise LostError(self._describe(error, "the server's response has another format")) from None
 
   def _content(self, question: Question) -> Any:
     types = self._genai.types
-    picture = types.Part.from_bytes(data=question.image, mime_type=question.mime_type)
-    return types.Content(role="user", parts=[picture, types.Part(text=question.text)])
+    image = types.Part.from_bytes(data=question.image, mime_type=question.mime_type)
+    return types.Content(role="user", parts=[image, types.Part(text=question.text)])
 
   def _generation(self, question: Question) -> Any:
-    """GenerationConfig of a question."""
+    """Returns the GenerationConfig of a question."""
     types, settings = self._genai.types, self.settings
     thinking = None
     if settings.thinking_budget is not None:
@@ -202,14 +203,14 @@ class GeminiTeacher:
       max_output_tokens=settings.max_output_tokens,
       thinking_config=thinking,
       response_mime_type="application/json" if structured else None,
-      response_json_schema=_in_order(question.schema) if structured else None,
+      response_json_schema=_with_property_order(question.schema) if structured else None,
     )
 
-  def _failure(self, error: Any) -> Exception:
-    """What an error of the API means."""
+  def _translate(self, error: Any) -> Exception:
+    """Returns the error for an APIError."""
     details = error.details if isinstance(error.details, dict) else {}
-    message = wire.told(f"{error.status}. {error.message}", self._key)
-    if error.code == 400 and any(word in str(details) for word in _EVERY_QUESTION):
+    message = wire.redact_message(f"{error.status}. {error.message}", self._key)
+    if error.code == 400 and any(word in str(details) for word in _ACCOUNT_ERRORS):
       return UsageError(f"400: {message}; check the key in the environment ({' or '.join(KEYS)})")
     if error.code == 404:
       message += f" (model {self.settings.model})"
@@ -217,15 +218,18 @@ class GeminiTeacher:
     now = datetime.datetime.now(datetime.UTC)
     waits = [wire.seconds_to_wait(text, now) for text in (header, _retry_info(details))]
     wait_s = max((wait for wait in waits if wait is not None), default=None)
-    return wire.failure(error.code, message, wait_s)
+    return wire.status_error(error.code, message, wait_s)
 
-  def _described(self, error: Exception, what: str) -> str:
-    return wire.told(f"{what} ({type(error).__name__}: {error})", self._key)
+  def _describe(self, error: Exception, what: str) -> str:
+    """Returns a message without the key."""
+    return wire.redact_message(f"{what} ({type(error).__name__}: {error})", self._key)
 
 
 def _reply(raw: Mapping[str, Any]) -> Reply:
-  """A body without any of the fields of an answer is none. One that lacks a candidate, or the reason for its end, was
-  paid for nevertheless."""
+  """Parses a response body.
+
+  A body with none of the expected fields is no reply. One without a candidate or finish reason was still billed.
+  """
   if not raw.keys() & {"candidates", "promptFeedback", "usageMetadata"}:
     raise KeyError("candidates")
   usage = raw.get("usageMetadata") or {}
@@ -246,20 +250,20 @@ def _reply(raw: Mapping[str, Any]) -> Reply:
   return Reply(text or None, str(finish).upper(), version, spent, dict(raw))
 
 
-def _in_order(schema: Any) -> Any:
-  """The schema with the order of its properties said: a model that concludes before it reasons does not reason."""
+def _with_property_order(schema: Any) -> Any:
+  """Adds `propertyOrdering` to the schema, so that the model reasons before it concludes."""
   if isinstance(schema, list):
-    return [_in_order(item) for item in schema]
+    return [_with_property_order(item) for item in schema]
   if not isinstance(schema, dict):
     return schema
-  ordered = {name: _in_order(value) for name, value in schema.items()}
+  ordered = {name: _with_property_order(value) for name, value in schema.items()}
   if isinstance(properties := schema.get("properties"), dict) and schema.get("type") == "object":
     ordered.setdefault("propertyOrdering", list(properties))
   return ordered
 
 
 def _retry_info(details: Mapping[str, Any]) -> str | None:
-  """Seconds that google.rpc.RetryInfo asks for, such as "7" for its "7s"; None without one."""
+  """Returns the delay of google.rpc.RetryInfo, such as "7" for "7s"; None without one."""
   error = details.get("error", details)
   listed = error.get("details") if isinstance(error, dict) else None
   for item in listed if isinstance(listed, list) else []:
@@ -273,11 +277,13 @@ def _dump(model: Any) -> dict[str, Any]:
 
 
 def _import_genai() -> tuple[Any, Any]:
-  """google-genai and its transport, httpx2."""
+  """Imports google-genai and its transport, httpx2."""
   try:
     import httpx2
     from google import genai
-    from google.genai import errors, types  # noqa: F401  # attributes of genai from here on
+    from google.genai import errors, types  # noqa: F401  # makes them attributes of genai
   except ImportError as error:
-    raise UsageError("asking Gemini needs google-genai; install spatial-vlm[synthesis]") from error
+    raise UsageError(
+      "the teacher gemini needs google-genai; install spatial-vlm[synthesis]"
+    ) from error
   return genai, httpx2

@@ -1,4 +1,4 @@
-"""Any model behind an OpenAI-compatible endpoint as a teacher, such as an open one served by vLLM."""
+"""A model behind an OpenAI-compatible endpoint as a teacher, such as an open model served by vLLM."""
 
 import asyncio
 import base64
@@ -8,42 +8,43 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.synthesis.teacher import Busy, Lost, Question, Reply, Usage
+from spatial_vlm.synthesis.errors import BusyError, LostError
+from spatial_vlm.synthesis.teacher import Question, Reply, Usage
 from spatial_vlm.synthesis.teachers import wire
 
 OPENAI_URL = "https://api.openai.com/v1"
 KEYS = ("OPENAI_API_KEY",)
-"""Environment variables with the key."""
+"""Environment variables of the API key."""
 
 _FINISH = {"length": "MAX_TOKENS", "content_filter": "SAFETY"}
-"""Reasons that other teachers give too, in their words."""
+"""Finish reasons of OpenAI → the names that all teachers use."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OpenAIChatSettings:
-  """How every question is asked."""
+  """Settings of every request."""
 
   model: str
   base_url: str
-  """With the version, such as `http://127.0.0.1:8000/v1`; empty for OpenAI's own."""
+  """Includes the version, such as `http://127.0.0.1:8000/v1`; empty for OpenAI's."""
   timeout_s: float
-  """For one whole request."""
+  """Limit for one whole request."""
   temperature: float
   max_output_tokens: int
-  """With the reasoning, where the model thinks before it answers."""
+  """Includes reasoning tokens of models that think before they answer."""
 
 
 def check(settings: OpenAIChatSettings) -> None:
   """Raises UsageError for settings that cannot work."""
   if not settings.model:
-    raise UsageError("model is empty; give its name, as the server lists it under /v1/models")
+    raise UsageError("model is empty; give a name that the server lists under /v1/models")
   if settings.base_url:
     wire.check_url(settings.base_url)
   wire.check_sampling(settings.timeout_s, settings.max_output_tokens, settings.temperature)
 
 
 def key_from_environment(base_url: str) -> str:
-  """The API key, which a server on this machine may do without: "" there. Raises UsageError where one is missing."""
+  """Returns the API key, "" for a local server without one; raises UsageError if a remote server lacks one."""
   key = wire.read_key(KEYS)
   if not key and not wire.is_local(base_url):
     raise UsageError(
@@ -61,12 +62,12 @@ class OpenAIChatTeacher:
     self._key = key
     self._openai = _import_openai()
     self._client = self._openai.AsyncOpenAI(
-      api_key=key or "none",  # the library insists on one
-      base_url=settings.base_url or OPENAI_URL,  # said here, not by an environment variable
+      api_key=key or "none",  # the library requires a key
+      base_url=settings.base_url or OPENAI_URL,  # so that no environment variable can change it
       timeout=settings.timeout_s,
       max_retries=0,
       http_client=self._openai.DefaultAsyncHttpxClient(
-        trust_env=not wire.is_local(settings.base_url),  # proxies
+        trust_env=not wire.is_local(settings.base_url),  # no proxies to this machine
         follow_redirects=False,
       ),
     )
@@ -79,32 +80,32 @@ class OpenAIChatTeacher:
 
   async def ask(self, question: Question) -> Reply:
     """See Teacher."""
-    # The errors of the library hold what the server wrote: none of them is kept as a cause.
+    # The library's errors contain the server's text, which may repeat the key. `from None` drops them.
     try:
       async with asyncio.timeout(self.settings.timeout_s):
         response = await self._client.chat.completions.with_raw_response.create(
           **self._request(question)
         )
     except self._openai.APIStatusError as error:
-      raise self._failure(error) from None
+      raise self._translate(error) from None
     except (TimeoutError, self._openai.APITimeoutError):
-      raise Lost(f"no answer within timeout_s={self.settings.timeout_s}") from None
+      raise LostError(f"no answer within timeout_s={self.settings.timeout_s}") from None
     except self._openai.APIConnectionError as error:
-      # Whether anything was sent is known only to the error that caused this one.
+      # Only the cause tells whether the request was sent.
       kind = type(error.__cause__).__name__
-      text = wire.told(f"{error} ({kind}: {error.__cause__})", self._key)
-      raise (Busy if kind in ("ConnectError", "ConnectTimeout", "PoolTimeout") else Lost)(
+      text = wire.redact_message(f"{error} ({kind}: {error.__cause__})", self._key)
+      raise (BusyError if kind in ("ConnectError", "ConnectTimeout", "PoolTimeout") else LostError)(
         text
       ) from None
     raw = wire.read_body(response.http_response.text, self._key)
     try:
       return _reply(raw)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-      raise Lost(f"this is no chat completion ({error!r}): {str(raw)[:300]}") from None
+      raise LostError(f"this is no chat completion ({error!r}): {str(raw)[:300]}") from None
 
   def _request(self, question: Question) -> dict[str, Any]:
     system = {"role": "system", "content": question.system}
-    picture = f"data:{question.mime_type};base64,{base64.b64encode(question.image).decode()}"
+    image = f"data:{question.mime_type};base64,{base64.b64encode(question.image).decode()}"
     request: dict[str, Any] = {
       "model": self.settings.model,
       "messages": [
@@ -112,7 +113,7 @@ class OpenAIChatTeacher:
         {
           "role": "user",
           "content": [
-            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "image_url", "image_url": {"url": image}},
             {"type": "text", "text": question.text},
           ],
         },
@@ -126,20 +127,21 @@ class OpenAIChatTeacher:
       request["response_format"] = {"type": "json_schema", "json_schema": schema}
     return request
 
-  def _failure(self, error: Any) -> Exception:
-    """What an error of the API means."""
-    message = wire.told(str(error.message), self._key)
-    if error.code == "insufficient_quota":  # of money; with status 429, as if it would pass
+  def _translate(self, error: Any) -> Exception:
+    """Returns the error for an APIStatusError."""
+    message = wire.redact_message(str(error.message), self._key)
+    if error.code == "insufficient_quota":  # out of money; the status, 429, looks temporary
       return UsageError(f"{message}; the account cannot pay")
     if error.status_code == 404:
       message += f" (model {self.settings.model})"
     wait_s = wire.seconds_to_wait(
       error.response.headers.get("Retry-After"), datetime.datetime.now(datetime.UTC)
     )
-    return wire.failure(error.status_code, message, wait_s)
+    return wire.status_error(error.status_code, message, wait_s)
 
 
 def _reply(raw: Mapping[str, Any]) -> Reply:
+  """Parses a chat completion."""
   choice, usage = raw["choices"][0], raw.get("usage") or {}
   thoughts = int((usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
   spent = Usage(
@@ -155,10 +157,9 @@ def _reply(raw: Mapping[str, Any]) -> Reply:
 
 
 def _import_openai() -> Any:
+  """Imports openai."""
   try:
     import openai
   except ImportError as error:
-    raise UsageError(
-      "asking an OpenAI-compatible endpoint needs openai; install spatial-vlm[synthesis]"
-    ) from error
+    raise UsageError("the teacher openai needs openai; install spatial-vlm[synthesis]") from error
   return openai

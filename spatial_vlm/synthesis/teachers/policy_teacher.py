@@ -1,7 +1,7 @@
-"""This project's own model as its own teacher: chains are drawn at random, and those that pass the checks are kept.
+"""A policy of this project as its own teacher (rejection sampling): sampled chains that pass the checks are kept.
 
-Questions asked at the same time are answered together, by one program of one shape. What is drawn depends on the
-question and its seed alone, so that a run that goes on, or asks in another order, gets the same answers.
+Concurrent questions are answered as one batch by one compiled program. A sample depends only on the question and its
+seed, so that a resumed run, or one that asks in another order, gets the same answers.
 """
 
 import asyncio
@@ -27,26 +27,28 @@ from spatial_vlm.inference.policy import (
 from spatial_vlm.processor.chat import Encoded
 from spatial_vlm.processor.image import UnreadableImage, open_image
 from spatial_vlm.rollout import sampler
-from spatial_vlm.synthesis.teacher import Question, Refused, Reply, Usage
+from spatial_vlm.synthesis.errors import RefusedError
+from spatial_vlm.synthesis.hashing import hash_seed
+from spatial_vlm.synthesis.teacher import Question, Reply, Usage
 from spatial_vlm.types import Purpose
 
 _GATHER_S = 0.05
-"""How long a batch that is not full waits for further questions."""
+"""Time that a partial batch waits for further questions."""
 _PIECES, _PIECE_BYTES = 64, 4096
-"""What of each weight file is looked at: training changes nearly all of it."""
+"""Pieces of each weight file that are hashed; training changes nearly all of a file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicySettings:
-  """How every question is answered."""
+  """Batch shape and sampling settings."""
 
   batch_size: int
-  """Questions answered at once; ask at least as many at a time."""
+  """Questions of one batch; set `concurrency` to at least as many."""
   prompt_tokens: int
   patches: int
   max_output_tokens: int
   temperature: float
-  """1 draws from the policy itself."""
+  """1 samples from the policy itself."""
 
 
 def check(settings: PolicySettings) -> None:
@@ -54,23 +56,23 @@ def check(settings: PolicySettings) -> None:
   numbers = dataclasses.asdict(settings)
   if min(numbers.values()) <= 0:
     raise UsageError(
-      f"{', '.join(f'{name} is {value}' for name, value in numbers.items())}; all have to be above 0"
+      f"{', '.join(f'{name} is {value}' for name, value in numbers.items())}; all must be above 0"
     )
 
 
 class PolicyTeacher:
   """Asks a policy, as `async with PolicyTeacher(policy, version, settings) as teacher`.
 
-  It answers questions of the form `draft.CHAIN`: plain text, blind.
+  It answers blind, plain-text questions of the format `formats.CHAIN`.
   """
 
   def __init__(self, policy: Policy, version: str, settings: PolicySettings):
-    """`version` is what tells these weights from others, such as `weights_version` of their folder."""
+    """Puts the policy on the device; `version` identifies the weights (see `weights_version`)."""
     check(settings)
     self.settings = settings
     self._policy, self._version = policy.on_device(), version
     self._shape = PromptShape(settings.prompt_tokens, settings.patches)
-    self._waiting: asyncio.Queue[_Asked] = asyncio.Queue()
+    self._waiting: asyncio.Queue[_PendingQuestion] = asyncio.Queue()
     self._worker: asyncio.Task[None] | None = None
 
   async def __aenter__(self) -> Self:
@@ -84,32 +86,37 @@ class PolicyTeacher:
         await self._worker
 
   async def ask(self, question: Question) -> Reply:
-    """See Teacher; Refused for a picture that cannot be read and for a prompt that is too long."""
+    """See Teacher; raises RefusedError for an unreadable image or a prompt that is too long."""
     if question.system or question.schema is not None:
-      raise UsageError("a policy takes neither a system turn nor a schema; ask in the form CHAIN")
+      raise UsageError(
+        "a policy takes neither a system turn nor a schema; use the response format CHAIN"
+      )
     row = await asyncio.to_thread(self._encode, question)
     answer = asyncio.get_running_loop().create_future()
-    self._waiting.put_nowait(_Asked(question, row, answer))
+    self._waiting.put_nowait(_PendingQuestion(question, row, answer))
     return self._reply(row, await answer)
 
   async def _work(self) -> None:
+    """Answers batches until cancelled."""
     while True:
-      batch = [asked for asked in await self._gathered() if not asked.answer.done()]  # cancelled
+      batch = [
+        pending for pending in await self._collect() if not pending.answer.done()
+      ]  # not cancelled
       if not batch:
         continue
       try:
         texts = await asyncio.to_thread(self._answers, batch)
-      except Exception as error:  # of the program or the device: theirs who wait for it
-        for asked in batch:
-          if not asked.answer.done():
-            asked.answer.set_exception(error)
+      except Exception as error:  # raised again by every waiting `ask`
+        for pending in batch:
+          if not pending.answer.done():
+            pending.answer.set_exception(error)
       else:
-        for asked, text in zip(batch, texts, strict=True):
-          if not asked.answer.done():
-            asked.answer.set_result(text)
+        for pending, text in zip(batch, texts, strict=True):
+          if not pending.answer.done():
+            pending.answer.set_result(text)
 
-  async def _gathered(self) -> list["_Asked"]:
-    """The next batch, or what of it there is."""
+  async def _collect(self) -> list["_PendingQuestion"]:
+    """Collects the next batch, which may be partial."""
     batch = [await self._waiting.get()]
     with contextlib.suppress(TimeoutError):
       async with asyncio.timeout(_GATHER_S):
@@ -122,17 +129,17 @@ class PolicyTeacher:
       row = encode_question(self._policy.processor, open_image(question.image), question.text)
       self._shape.check(row)
     except (UnreadableImage, UnusableRecord) as error:
-      raise Refused(str(error)) from error
+      raise RefusedError(str(error)) from error
     return row
 
-  def _answers(self, batch: Sequence["_Asked"]) -> list[Generation]:
-    """Repeats the last question where the batch is not full."""
+  def _answers(self, batch: Sequence["_PendingQuestion"]) -> list[Generation]:
+    """Answers a batch; pads a partial one with its last question."""
     policy, settings = self._policy, self.settings
     full = [*batch, *[batch[-1]] * (settings.batch_size - len(batch))]
     prompts = collate(
       policy.processor,
-      [asked.row for asked in full],
-      [draw_id(asked.question) for asked in full],
+      [pending.row for pending in full],
+      [sample_id(pending.question) for pending in full],
       [-1] * len(full),
       self._shape,
     )
@@ -164,29 +171,27 @@ class PolicyTeacher:
     return Reply(answer.text or None, finish, self._version, usage, raw)
 
 
-class _Asked(NamedTuple):
-  """A question that waits for its answer."""
+class _PendingQuestion(NamedTuple):
+  """A question waiting for its answer."""
 
   question: Question
   row: Encoded
   answer: asyncio.Future[Generation]
 
 
-def draw_id(question: Question) -> int:
-  """What random keys of an answer fold in, in [0, 2³¹): another one for every question and every seed of it."""
-  picture = hashlib.sha256(question.image).hexdigest()
-  digest = hashlib.sha256(f"{question.seed}\0{question.text}\0{picture}".encode()).digest()
-  return int.from_bytes(digest[:4], "big") >> 1
+def sample_id(question: Question) -> int:
+  """Returns the number in [0, 2³¹) that the answer's random key folds in; it depends on question and seed alone."""
+  return hash_seed(question.seed, question.text, hashlib.sha256(question.image).hexdigest())
 
 
 def weights_version(folder: epath.PathLike) -> str:
-  """Name of a checkpoint folder with a hash of its weights: sizes, and pieces all over each file.
+  """Returns the name of a checkpoint folder and a hash of its weights: file sizes and pieces of each file.
 
-  Raises UsageError for a folder without any.
+  Raises UsageError for a folder without weights.
   """
   folder = epath.Path(folder)
   if not (files := sorted(folder.glob("*.safetensors"))):
-    raise UsageError(f"{folder} holds no *.safetensors; give a Hugging Face folder with weights")
+    raise UsageError(f"{folder} contains no *.safetensors; give a Hugging Face folder with weights")
   digest = hashlib.sha256()
   for path in files:
     size = path.stat().length

@@ -1,4 +1,4 @@
-"""What teachers behind HTTP share: addresses, secrets, bodies, and what a status means for the next attempt."""
+"""Shared HTTP code of the teachers: addresses, secrets, response bodies and the error of each status."""
 
 import contextlib
 import datetime
@@ -12,11 +12,11 @@ from collections.abc import Collection
 from typing import Any
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.synthesis.teacher import Busy, Lost, Refused
+from spatial_vlm.synthesis.errors import BusyError, LostError, NotFoundError, RefusedError
 
 
 def is_local(url: str) -> bool:
-  """Whether the address is this machine's own: no proxy stands before it, and a key may travel unencrypted."""
+  """Tells whether the address is on this machine: no proxy is used, and a key may be sent unencrypted."""
   host = urllib.parse.urlsplit(url).hostname or ""
   with contextlib.suppress(ValueError):
     return ipaddress.ip_address(host).is_loopback
@@ -24,7 +24,7 @@ def is_local(url: str) -> bool:
 
 
 def check_url(url: str) -> None:
-  """Raises UsageError for a base_url that is no address, or to which a key would travel unencrypted."""
+  """Raises UsageError for a base_url that is invalid or to which the key would be sent unencrypted."""
   try:
     parts = urllib.parse.urlsplit(url)
     _ = parts.port
@@ -33,68 +33,68 @@ def check_url(url: str) -> None:
   if parts.scheme not in ("http", "https") or not parts.hostname:
     raise UsageError(f"base_url is {url!r}; give an address such as https://example.org/v1")
   if parts.username or parts.password or parts.query:
-    raise UsageError("base_url holds a password or a query; give keys in the environment")
+    raise UsageError("base_url contains a password or a query; give keys in the environment")
   if parts.scheme == "http" and not is_local(url):
     raise UsageError(
-      f"base_url is {url!r}: over http:// to another machine the key could be read on its way; give https://"
+      f"base_url is {url!r}, which would send the key unencrypted to another machine; give https://"
     )
 
 
 def check_sampling(timeout_s: float, max_output_tokens: int, temperature: float) -> None:
-  """Raises UsageError for settings with which no teacher can answer."""
+  """Raises UsageError for sampling settings that no teacher accepts."""
   if timeout_s <= 0 or max_output_tokens < 1 or not 0 <= temperature <= 2:
     raise UsageError(
-      f"timeout_s is {timeout_s}, max_output_tokens is {max_output_tokens}, temperature is {temperature}; give a time "
-      "above 0, at least 1 token and a temperature from 0 to 2"
+      f"timeout_s is {timeout_s}, max_output_tokens is {max_output_tokens}, temperature is {temperature}; give a "
+      "timeout above 0, at least 1 token and a temperature from 0 to 2"
     )
 
 
 def read_key(names: Collection[str]) -> str:
-  """The first of these environment variables that is set, or "".
+  """Returns the value of the first of these environment variables that is set, or "".
 
-  Raises UsageError for one that no header can carry: libraries would repeat it in their errors.
+  Raises UsageError for a value that no HTTP header can carry, because libraries would repeat it in their errors.
   """
   for name in names:
     if key := os.environ.get(name, "").strip():
       if not re.fullmatch(r"[!-~]+", key):
-        raise UsageError(f"{name} holds blanks or characters other than ASCII; copy the key anew")
+        raise UsageError(f"{name} contains spaces or non-ASCII characters; copy the key again")
       return key
   return ""
 
 
-_SECRET_LENGTH = 8
-"""Shorter ones, such as "none" for a server that asks for no key, are words that any answer may hold."""
+_MIN_SECRET_LENGTH = 8
+"""A shorter key, such as "none" for a server without keys, is a word that any answer may contain."""
 
 
-def without_key(text: str, key: str) -> str:
-  """Servers repeat a wrong key in their messages."""
-  return text.replace(key, "[key]") if len(key) >= _SECRET_LENGTH else text
+def redact_key(text: str, key: str) -> str:
+  """Replaces the key by "[key]", because servers repeat a wrong key in their messages."""
+  return text.replace(key, "[key]") if len(key) >= _MIN_SECRET_LENGTH else text
 
 
-def told(message: str, key: str) -> str:
-  """What a server says of an error, fit for logs: without the key, and not whole pages."""
-  return " ".join(without_key(message, key).split())[:_MESSAGE_LENGTH]
+def redact_message(message: str, key: str) -> str:
+  """Returns a server's error message for logs: one line, without the key, at most 500 characters."""
+  return " ".join(redact_key(message, key).split())[:_MAX_MESSAGE_LENGTH]
 
 
-_MESSAGE_LENGTH = 500
+_MAX_MESSAGE_LENGTH = 500
 
 
 def read_body(body: str, key: str, dropped: Collection[str] = ()) -> dict[str, Any]:
-  """The JSON object that was received, without the key and without the fields named in `dropped`; raises Lost."""
+  """Parses a JSON object without the key and the fields in `dropped`; raises LostError for anything else."""
   try:
     value = json.loads(
-      without_key(body, key),
+      redact_key(body, key),
       object_hook=lambda fields: {k: v for k, v in fields.items() if k not in dropped},
     )
   except (ValueError, RecursionError) as error:
-    raise Lost(f"the body is no JSON ({error}); it has {len(body)} characters") from None
+    raise LostError(f"the body is no JSON ({error}); it has {len(body)} characters") from None
   if not isinstance(value, dict):
-    raise Lost(f"the body is a JSON {type(value).__name__}, not an object")
+    raise LostError(f"the body is a JSON {type(value).__name__}, not an object")
   return value
 
 
 def seconds_to_wait(retry_after: str | None, now: datetime.datetime) -> float | None:
-  """What a Retry-After header asks for: seconds, or the time until a date; None where it says neither."""
+  """Returns the delay of a Retry-After header (seconds or a date); None for anything else."""
   with contextlib.suppress(TypeError, ValueError):
     seconds = float(retry_after or "")
     return seconds if 0 <= seconds < float("inf") else None
@@ -104,31 +104,28 @@ def seconds_to_wait(retry_after: str | None, now: datetime.datetime) -> float | 
   return None
 
 
-class NotFound(UsageError):
-  """What was asked for is not there: a model, an address, or what a server has kept for its time."""
-
-
-def failure(
+def status_error(
   status: int, message: str, retry_after_s: float | None
-) -> Busy | Lost | Refused | UsageError:
-  """What an HTTP status other than 200 means for the one who asked; `message` holds no secret.
+) -> BusyError | LostError | RefusedError | UsageError:
+  """Returns the error of an HTTP status other than 200; `message` must contain no secret.
 
-  408, 409, 429, 499 and 5xx pass: Busy. 3xx, 401 to 404 would meet every other question too: UsageError. What is
-  left of 4xx is about this question: Refused. A 2xx without content is Lost.
+  408, 409, 429, 499 and 5xx are temporary: BusyError. 3xx and 401 to 404 would fail every other question too:
+  UsageError (NotFoundError for 404). Any other 4xx concerns this question alone: RefusedError. A 2xx without content
+  is a LostError.
   """
   text = f"{status}: {message}"
   if status in (408, 409, 429, 499) or status >= 500:
-    return Busy(text, retry_after_s)
+    return BusyError(text, retry_after_s)
   if status == 404:
-    return NotFound(f"{text}; {_REMEDIES[status]}")
+    return NotFoundError(f"{text}; {_REMEDIES[status]}")
   if 401 <= status < 404 or 300 <= status < 400:
     return UsageError(f"{text}; {_REMEDIES.get(status, 'check base_url')}")
-  return Lost(text) if status < 300 else Refused(text)
+  return LostError(text) if status < 300 else RefusedError(text)
 
 
 _REMEDIES = {
   401: "check the key in the environment",
   402: "the account cannot pay",
-  403: "check the key in the environment, and what it is allowed to do",
+  403: "check the key in the environment and its permissions",
   404: "check model, base_url and api_version",
 }

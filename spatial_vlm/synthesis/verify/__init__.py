@@ -1,1 +1,1 @@
-"""Checks, selection and report of written chains."""
+"""Checks of drafts, selection of a training set, and the report."""

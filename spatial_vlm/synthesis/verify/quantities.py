@@ -1,8 +1,8 @@
-"""The numbers of a Reasoning step, held against the boxes that they have to come from.
+"""Checks the numbers of a Reasoning step against the boxes that they must come from.
 
-A coordinate said of one object (`cat centre x=260`) has to be an edge or the centre of its box. One that is said of
-no object may be any object's, and other quantities may be sizes of any object, or distances, gaps and overlaps of any
-two. What is compared has to compare as it is written.
+A coordinate of one object (`cat centre x=260`) must be an edge or the centre of that object's box. A coordinate without
+an object may belong to any box. Other quantities may be sizes of any object, or distances, gaps and overlaps of any
+two. Written comparisons must hold.
 """
 
 import collections
@@ -16,18 +16,18 @@ from spatial_vlm.data.measurements import HOLDS, Number, any_of, compared, read_
 from spatial_vlm.data.relations import NEAR_DISTANCE, gaps, offsets, overhangs
 
 _SIZES = {"w": 0, "width": 0, "h": 1, "height": 1}
-"""Keys of sizes, and the axes along which they are measured."""
+"""Keys of sizes → their axis."""
 _FRAME = {0, 500, 1000}
-"""Edges and middle of the image."""
-_COUNT = 10
-"""Up to here, a number without a key may count things."""
+"""Edges and middle of the image, in units of 0–1000."""
+_MAX_COUNT = 10
+"""A number without a key up to this value may be a count of things."""
 _CLAUSE = re.compile(r"(?:[^;.]|\.(?!\s|$))+")
 _LENGTHS = re.compile(
   r"\b(?:apart|away|between|by|differ\w*|distan\w*|gaps?|long|offsets?|outside|over(?:hang|lap)\w*|separat\w*|units"
   r"|wide|tall|width|height)\b",
   re.IGNORECASE,
 )
-"""Words of a clause in which x=… and y=… may be lengths rather than places."""
+"""Words of a clause in which x=… and y=… may be lengths instead of positions."""
 _FEW_WORDS = r"(?=(?:[A-Za-z'’-]+ ){0,5}?\(?(?:\w+=)?\d)"
 _SPELLINGS = (
   (re.compile(r"(?<=\d) ?(?:px|pixels?)\b"), ""),
@@ -40,25 +40,35 @@ _SPELLINGS = (
   (re.compile(rf"(?<=\d)\)? (?:is|are) (?:greater|larger|more) than {_FEW_WORDS}"), " > "),
   (re.compile(r"\s*(<=|>=|[<>≤≥])\s*"), r" \1 "),
 )
-"""Ways to write keys and comparisons, and the one that is read."""
+"""Spellings of keys and comparisons → the spelling that `read_numbers` parses."""
 
 
-def first_fault(reasoning: str, objects: Iterable[tuple[str, Box]], tolerance: float) -> str | None:
-  """The first number that does not follow from the named boxes, or comparison that does not hold; None without any.
+def find_number_error(
+  reasoning: str, objects: Iterable[tuple[str, Box]], tolerance: float
+) -> str | None:
+  """Returns the first error: a number that does not follow from the boxes, or a comparison that does not hold.
 
-  `tolerance` is in units of the boxes; a rounded centre is off by less than 1.
+  Args:
+    reasoning: the text to check.
+    objects: names and boxes.
+    tolerance: allowed difference in units of the boxes; a rounded centre differs by less than 1.
+
+  Returns:
+    A description of the error; None without any.
   """
   for spelling, plain in _SPELLINGS:
     reasoning = spelling.sub(plain, reasoning)
-  boxes = _named(objects)
-  rest, faults = _without_quoted_boxes(reasoning, boxes)
+  boxes = _boxes_by_name(objects)
+  rest, errors = _without_quoted_boxes(reasoning, boxes)
   clauses = (match[0] for match in _CLAUSE.finditer(rest))
-  return next(itertools.chain(faults, _clause_faults(clauses, boxes, tolerance)), None)
+  return next(itertools.chain(errors, _clause_errors(clauses, boxes, tolerance)), None)
 
 
-def _named(objects: Iterable[tuple[str, Box]]) -> dict[str, Box]:
-  """Boxes by name in small letters, and by the last word of a name where no other ends in it: a dining table is "the
-  table" too."""
+def _boxes_by_name(objects: Iterable[tuple[str, Box]]) -> dict[str, Box]:
+  """Returns the boxes by lower-case name, and by a name's last word if no other name ends in it.
+
+  "The table" thus also finds a dining table.
+  """
   boxes: dict[str, Box] = {}
   for name, box in objects:
     boxes.setdefault(name.casefold(), box)
@@ -68,42 +78,45 @@ def _named(objects: Iterable[tuple[str, Box]]) -> dict[str, Box]:
 
 
 def _without_quoted_boxes(text: str, boxes: Mapping[str, Box]) -> tuple[str, list[str]]:
-  """The text without boxes in brackets, and those among them that are no box of the object named before them."""
-  faults = []
+  """Removes bracketed boxes from the text; also returns an error for each that is not its object's box."""
+  errors = []
   pattern = re.compile(
     rf"(?:({any_of(boxes)}) )?[\[(]\s*(-?\d+(?:(?:\s*,\s*|\s+)-?\d+){{3}})\s*[\])]", re.IGNORECASE
   )
   for name, numbers in pattern.findall(text):
     box = tuple(map(int, re.findall(r"-?\d+", numbers)))
-    meant = [boxes[name.casefold()]] if name else boxes.values()
-    if box not in meant:
-      faults.append(f"{name or 'no object'} has the box {list(box)}")
-  return pattern.sub(r"\1", text), faults
+    allowed = [boxes[name.casefold()]] if name else boxes.values()
+    if box not in allowed:
+      errors.append(f"{name or 'no object'} has the box {list(box)}")
+  return pattern.sub(r"\1", text), errors
 
 
-def _clause_faults(
+def _clause_errors(
   clauses: Iterable[str], boxes: Mapping[str, Box], tolerance: float
 ) -> Iterator[str]:
-  said: set[tuple[str, float, str]] = set()
+  """Yields an error for each comparison that does not hold and each number that matches no quantity."""
+  seen: set[tuple[str, float, str]] = set()
   for clause in clauses:
     numbers = list(read_numbers(clause, boxes))
-    pairs = list(compared(numbers, clause))
-    for left, sign, right in pairs:
-      # Without keys, "=" is the end of a calculation.
+    comparisons = list(compared(numbers, clause))
+    for left, sign, right in comparisons:
+      # Without keys, "=" only ends a calculation and compares nothing.
       if (sign != "=" or (left.key and right.key)) and not HOLDS[sign](left.value, right.value):
         yield f"{_text(left)} {sign} {_text(right)} does not hold"
-    sides = {number.start for left, _, right in pairs for number in (left, right)}
+    sides = {number.start for left, _, right in comparisons for number in (left, right)}
     for number in numbers:
       owner = _owner(number, clause, boxes, number.start in sides)
-      whose = owner if _is_close(owner, number, clause) else ""
-      known = (number.key, number.value, whose) in said or _is_no_measure(number, clause)
+      object_name = owner if _is_close(owner, number, clause) else ""
+      known = (number.key, number.value, object_name) in seen or _is_count_or_percentage(
+        number, clause
+      )
       found = known or any(
         abs(number.value - value) <= tolerance
         for value in _possible(number.key.lower(), clause, boxes, owner)
       )
       if not found:
-        yield f"{_text(number)} is nothing of {owner or 'any box'}"
-      said |= {(number.key, number.value, whose) for whose in (owner, "")}
+        yield f"{_text(number)} matches no quantity of {owner or 'any box'}"
+      seen |= {(number.key, number.value, name) for name in (owner, "")}
 
 
 def _text(number: Number) -> str:
@@ -111,33 +124,33 @@ def _text(number: Number) -> str:
 
 
 def _owner(number: Number, clause: str, boxes: Iterable[str], is_compared: bool) -> str:
-  """The object whose place the number is said to be; "" when that is open, as in "…; x=260 < x=560"."""
-  said_after = re.match(
+  """Returns the object that the number describes; "" if the clause does not say, as in "x=260 < x=560"."""
+  named_after = re.match(
     rf"\)?\s*(?:\(|for |of )\s*(?:the |an? )?({any_of(boxes)})", clause[number.end :], re.IGNORECASE
   )
-  owner = said_after[1] if said_after else number.owner
-  return owner.casefold() if said_after or number.named or not is_compared else ""
+  owner = named_after[1] if named_after else number.owner
+  return owner.casefold() if named_after or number.named or not is_compared else ""
 
 
 def _is_close(owner: str, number: Number, clause: str) -> bool:
-  """Whether the number is said right after its owner, as in "the cat's centre is x=260"."""
+  """Tells whether the number follows its owner closely, as in "the cat's centre is x=260"."""
   before = clause[: number.start].casefold()
   return bool(
     owner and re.search(rf"\b{re.escape(owner)}(?:['’]s?)?(?: [a-z]+){{0,3}} \(?$", before)
   )
 
 
-def _is_no_measure(number: Number, clause: str) -> bool:
-  return not number.key and (number.value <= _COUNT or clause[number.end :].startswith("%"))
+def _is_count_or_percentage(number: Number, clause: str) -> bool:
+  return not number.key and (number.value <= _MAX_COUNT or clause[number.end :].startswith("%"))
 
 
 def _possible(key: str, clause: str, boxes: Mapping[str, Box], owner: str) -> Iterator[float]:
-  """What a number may be that is written as `key=…` in the clause."""
+  """Yields all values that `key=…` may have in the clause."""
   own = [boxes[owner]] if owner else list(dict.fromkeys(boxes.values()))
   every = list(dict.fromkeys(boxes.values()))
   if key in ("x", "y"):
     axis = "xy".index(key)
-    yield from _places(own, axis)
+    yield from _positions(own, axis)
     if not owner:
       yield from _FRAME
     if _LENGTHS.search(clause):
@@ -152,10 +165,11 @@ def _possible(key: str, clause: str, boxes: Mapping[str, Box], owner: str) -> It
       yield from _lengths(every, axis)
       yield from _sizes(every, axis)
       if not key:
-        yield from _places(every, axis)
+        yield from _positions(every, axis)
 
 
-def _places(boxes: Sequence[Box], axis: int) -> Iterator[float]:
+def _positions(boxes: Sequence[Box], axis: int) -> Iterator[float]:
+  """Yields edges and centres."""
   for box in boxes:
     low, high = box[axis], box[axis + 2]
     yield from (low, high, (low + high) / 2)
@@ -166,7 +180,7 @@ def _sizes(boxes: Sequence[Box], axis: int) -> Iterator[float]:
 
 
 def _lengths(boxes: Sequence[Box], axis: int) -> Iterator[float]:
-  """Along one axis: between centres and between edges, free space, what is covered twice, what juts out."""
+  """Yields lengths along one axis: distances of centres and edges, gaps, overlaps and overhangs."""
   for a, b in itertools.permutations(boxes, 2):
     low, high = max(a[axis], b[axis]), min(a[axis + 2], b[axis + 2])
     yield from (offsets(a, b)[axis], gaps(a, b)[axis], overhangs(a, b)[axis], max(0, high - low))
@@ -174,5 +188,6 @@ def _lengths(boxes: Sequence[Box], axis: int) -> Iterator[float]:
 
 
 def _distances(boxes: Sequence[Box]) -> Iterator[float]:
+  """Yields Euclidean distances of centres and Euclidean gaps."""
   for a, b in itertools.combinations(boxes, 2):
     yield from (math.hypot(*offsets(a, b)), math.hypot(*gaps(a, b)))

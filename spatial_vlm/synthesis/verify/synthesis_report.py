@@ -1,4 +1,4 @@
-"""What came of a synthesis: the yield, why the rest was refused, what it took, and examples to look at."""
+"""Reports a synthesis run: yield, reasons for rejection, cost and examples."""
 
 import collections
 import dataclasses
@@ -13,96 +13,109 @@ from spatial_vlm.data.contact_sheet import contact_sheet
 from spatial_vlm.data.records import Example, Record
 from spatial_vlm.data.statistics import STRATA, stratum
 from spatial_vlm.synthesis.draft import Draft, chain
-from spatial_vlm.synthesis.teacher import total
-from spatial_vlm.synthesis.verify.checks import Outcome, named_objects
+from spatial_vlm.synthesis.teacher import sum_usage
+from spatial_vlm.synthesis.verify.checks import CheckedAnswer
+from spatial_vlm.synthesis.verify.statement_patterns import match_objects
 from spatial_vlm.text import escaped, fenced, markdown_table, percent
 
 _SHEET_COLUMNS = 4
 
 
-def summarize(outcomes: Iterable[Outcome], usd: float | None = None) -> dict[str, Any]:
-  """Figures as plain JSON. `outcomes` are all attempts at all records; those that a set has no room for bring the
-  reason as a rejection. A record is accepted when one of its attempts is. `usd` is what was paid, where it is known."""
-  outcomes = list(outcomes)
+def summarize(answers: Iterable[CheckedAnswer], usd: float | None = None) -> dict[str, Any]:
+  """Returns the figures of a run as plain JSON.
+
+  Args:
+    answers: all attempts at all records; answers that selection dropped carry the reason as a rejection. A record is
+      accepted if one of its attempts is.
+    usd: cost, if known.
+  """
+  answers = list(answers)
   attempts = collections.defaultdict(list)
-  for outcome in outcomes:
-    attempts[outcome.record.image, outcome.record.caption].append(outcome)
+  for answer in answers:
+    attempts[answer.record.image, answer.record.caption].append(answer)
   records = list(attempts.values())
-  accepted = [outcome for outcome in outcomes if outcome.accepted]
+  accepted = [answer for answer in answers if answer.accepted]
   return {
     **_yield(records),
     "questions": {
-      "blind": _questions(outcome for outcome in outcomes if not outcome.hinted),
-      "hinted": _questions(outcome for outcome in outcomes if outcome.hinted),
+      "blind": _questions(answer for answer in answers if not answer.hinted),
+      "hinted": _questions(answer for answer in answers if answer.hinted),
     },
     "by_relation": _by(records, lambda record: record.relation),
     "by_category": _by(records, lambda record: record.category),
     "by_agreement": _by(records, stratum, STRATA),
-    "rejections": _rejections(outcomes),
-    "model_versions": _counted(outcome.model_version for outcome in outcomes),
-    "model_versions_accepted": _counted(outcome.model_version for outcome in accepted),
-    "tokens": total(outcome.usage for outcome in outcomes)._asdict(),
+    "rejections": _rejections(answers),
+    "model_versions": _counted(answer.model_version for answer in answers),
+    "model_versions_accepted": _counted(answer.model_version for answer in accepted),
+    "tokens": sum_usage(answer.usage for answer in answers)._asdict(),
     "usd": usd,
   }
 
 
-def choose_examples(outcomes: Iterable[Outcome], accepted: int, rejected: int) -> list[Outcome]:
-  """The first accepted outcomes, blind ones and hinted ones by turns; then the first rejected ones, each for another
-  reason as long as there are any."""
+def choose_examples(
+  answers: Iterable[CheckedAnswer], accepted: int, rejected: int
+) -> list[CheckedAnswer]:
+  """Returns the first accepted answers, then the first rejected ones.
+
+  Accepted ones alternate between blind and hinted; rejected ones cycle through the checks that rejected them.
+  """
   good, bad = [], []
-  for outcome in outcomes:
-    (good if outcome.accepted else bad).append(outcome)
-  good = _by_turns(good, lambda outcome: outcome.hinted)
-  bad = _by_turns(bad, lambda outcome: outcome.rejections[0].check)
+  for answer in answers:
+    (good if answer.accepted else bad).append(answer)
+  good = _round_robin(good, lambda answer: answer.hinted)
+  bad = _round_robin(bad, lambda answer: answer.rejections[0].check)
   return good[:accepted] + bad[:rejected]
 
 
 def example_sheet(
-  examples: Sequence[Outcome], open_image: Callable[[str], Image.Image]
+  examples: Sequence[CheckedAnswer], open_image: Callable[[str], Image.Image]
 ) -> Image.Image:
-  """The pictures with the boxes of the drafts, numbered as in `markdown`; boxes that cannot be drawn are left out."""
-  tiles = [_tile(outcome, open_image, i) for i, outcome in enumerate(examples, start=1)]
+  """Returns the images with the drafts' boxes, numbered as in `markdown`; invalid boxes are skipped."""
+  tiles = [_tile(answer, open_image, i) for i, answer in enumerate(examples, start=1)]
   return contact_sheet(tiles, columns=min(_SHEET_COLUMNS, max(1, len(tiles))))
 
 
-def markdown(summary: Mapping[str, Any], examples: Sequence[Outcome], sheet: str) -> str:
-  """The report; `sheet` is the file name of `example_sheet` beside it. What records and models say is escaped."""
+def markdown(summary: Mapping[str, Any], examples: Sequence[CheckedAnswer], sheet: str) -> str:
+  """Returns the report, with all texts of records and models escaped.
+
+  `sheet` is the file name of the `example_sheet` in the same folder.
+  """
   sections = [
     "# Chains from a teacher",
     _overview(summary),
     "## Yield",
-    "A record is accepted when one of its answers passes every check. Blind answers were given without knowing the "
-    "label; hinted ones, after a blind one was refused, with it. *True* is the share of true statements among those "
-    "accepted.",
+    "A record is accepted if one of its answers passes every check. Blind questions do not contain the label. Hinted "
+    "questions do; they follow after every blind answer was rejected. *True* is the share of true statements among the "
+    "accepted records.",
     _yield_table("relation", summary["by_relation"]),
     _yield_table("meta-category", summary["by_category"]),
     "Validators who agree with the label:",
     _yield_table("agreement", summary["by_agreement"]),
-    "## Why answers were refused",
+    "## Why answers were rejected",
     _rejections_table(summary["rejections"]),
-    "## Who answered, and what it took",
+    "## Models and cost",
     _cost(summary),
     *(_example_sections(examples, sheet) if examples else []),
   ]
   return "\n\n".join(sections) + "\n"
 
 
-def _yield(records: Sequence[Sequence[Outcome]]) -> dict[str, Any]:
+def _yield(records: Sequence[Sequence[CheckedAnswer]]) -> dict[str, Any]:
   accepted = [next((o for o in attempts if o.accepted), None) for attempts in records]
-  found = [outcome for outcome in accepted if outcome]
-  hinted = sum(outcome.hinted for outcome in found)
+  found = [answer for answer in accepted if answer]
+  hinted = sum(answer.hinted for answer in found)
   return {
     "records": len(records),
     "accepted": len(found),
     "accepted_blind": len(found) - hinted,
     "accepted_hinted": hinted,
     "yield": _share(len(found), len(records)),
-    "true_share": _share(sum(outcome.record.label for outcome in found), len(found)),
+    "true_share": _share(sum(answer.record.label for answer in found), len(found)),
   }
 
 
-def _questions(outcomes: Iterable[Outcome]) -> dict[str, Any]:
-  accepted = [outcome.accepted for outcome in outcomes]
+def _questions(answers: Iterable[CheckedAnswer]) -> dict[str, Any]:
+  accepted = [answer.accepted for answer in answers]
   return {
     "asked": len(accepted),
     "accepted": sum(accepted),
@@ -111,11 +124,11 @@ def _questions(outcomes: Iterable[Outcome]) -> dict[str, Any]:
 
 
 def _by(
-  records: Sequence[Sequence[Outcome]],
+  records: Sequence[Sequence[CheckedAnswer]],
   group: Callable[[Record], Hashable],
   order: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """The yield within each group, in `order`, or with the largest group first."""
+  """Returns the yield of each group, in `order` or with the largest group first."""
   groups = collections.defaultdict(list)
   for attempts in records:
     groups[group(attempts[0].record)].append(attempts)
@@ -123,16 +136,16 @@ def _by(
   return {name: _yield(groups[name]) for name in names if name in groups}
 
 
-def _rejections(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
-  """By check: answers that fail it, those among them that fail no other, and how many of them were hinted."""
+def _rejections(answers: Sequence[CheckedAnswer]) -> dict[str, dict[str, int]]:
+  """Counts, for each check, the answers that fail it, those that fail no other check, and the hinted ones."""
   found: dict[str, dict[str, int]] = {}
-  for outcome in outcomes:
-    checks = {rejection.check for rejection in outcome.rejections}
+  for answer in answers:
+    checks = {rejection.check for rejection in answer.rejections}
     for check in checks:
       counts = found.setdefault(check, {"answers": 0, "alone": 0, "hinted": 0})
       counts["answers"] += 1
       counts["alone"] += len(checks) == 1
-      counts["hinted"] += outcome.hinted
+      counts["hinted"] += answer.hinted
   return dict(sorted(found.items(), key=lambda item: (-item[1]["answers"], item[0])))
 
 
@@ -144,21 +157,23 @@ def _share(part: int, whole: int) -> float | None:
   return part / whole if whole else None
 
 
-def _by_turns(outcomes: Sequence[Outcome], key: Callable[[Outcome], Hashable]) -> list[Outcome]:
-  """The first of each group, then the second of each, and so on."""
+def _round_robin(
+  answers: Sequence[CheckedAnswer], key: Callable[[CheckedAnswer], Hashable]
+) -> list[CheckedAnswer]:
+  """Sorts the answers: the first of each group, then the second of each, and so on."""
   seen = collections.Counter()
-  turns = []
-  for outcome in outcomes:
-    turns.append(seen[key(outcome)])
-    seen[key(outcome)] += 1
-  return [outcome for _, outcome in sorted(zip(turns, outcomes, strict=True), key=lambda x: x[0])]
+  rounds = []
+  for answer in answers:
+    rounds.append(seen[key(answer)])
+    seen[key(answer)] += 1
+  return [answer for _, answer in sorted(zip(rounds, answers, strict=True), key=lambda x: x[0])]
 
 
-def _tile(outcome: Outcome, open_image: Callable[[str], Image.Image], number: int) -> Example:
-  """With the names of the draft, so that the sheet knows subject and object."""
-  record, draft = outcome.record, outcome.draft
+def _tile(answer: CheckedAnswer, open_image: Callable[[str], Image.Image], number: int) -> Example:
+  """Returns one tile; its record uses the draft's names, so that the sheet recognises subject and object."""
+  record, draft = answer.record, answer.draft
   boxes = _drawable(draft) if draft else {}
-  subject, other = named_objects(draft, record) if draft else ("", "")
+  subject, other = match_objects(draft, record) if draft else ("", "")
   record = dataclasses.replace(record, subj=subject, obj=other)
   return Example(record, np.asarray(open_image(record.image)), boxes, number)
 
@@ -175,7 +190,7 @@ def _overview(summary: Mapping[str, Any]) -> str:
   blind, hinted = summary["questions"]["blind"], summary["questions"]["hinted"]
   return (
     f"Of {summary['records']:,} records {summary['accepted']:,} have a verified chain ({percent(summary['yield'])}): "
-    f"{summary['accepted_blind']:,} written blindly, {summary['accepted_hinted']:,} after a hint. Of the "
+    f"{summary['accepted_blind']:,} without a hint, {summary['accepted_hinted']:,} with one. Of the "
     f"{blind['asked']:,} blind answers {percent(blind['yield'])} were accepted, of the {hinted['asked']:,} hinted "
     f"ones {percent(hinted['yield'])}."
   )
@@ -199,51 +214,51 @@ def _yield_table(title: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _rejections_table(rejections: Mapping[str, Mapping[str, int]]) -> str:
   if not rejections:
-    return "None was."
+    return "No answer was rejected."
   rows = [
     [escaped(check), f"{counts['answers']:,}", f"{counts['alone']:,}", f"{counts['hinted']:,}"]
     for check, counts in rejections.items()
   ]
-  return markdown_table(["check", "answers", "for this alone", "hinted"], rows)
+  return markdown_table(["check", "answers", "this check alone", "hinted"], rows)
 
 
 def _cost(summary: Mapping[str, Any]) -> str:
   tokens, accepted = summary["tokens"], summary["accepted"]
   versions = [
-    [escaped(version) or "not said", f"{count:,}", f"{_kept(summary, version):,}"]
+    [escaped(version) or "unknown", f"{count:,}", f"{_accepted_count(summary, version):,}"]
     for version, count in summary["model_versions"].items()
   ]
   table = markdown_table(["model version", "answers", "accepted"], versions)
   total = tokens["prompt"] + tokens["answer"] + tokens["thoughts"]
-  each = f", {total / accepted:,.0f} for each record accepted" if accepted else ""
-  money = "" if summary["usd"] is None else f" Paid: {summary['usd']:.2f} USD."
+  each = f", {total / accepted:,.0f} per accepted record" if accepted else ""
+  money = "" if summary["usd"] is None else f" Cost: {summary['usd']:.2f} USD."
   return (
-    f"{table}\n\nTokens: {tokens['prompt']:,} read ({tokens['cached']:,} of them from a cache), {tokens['answer']:,} "
-    f"written and {tokens['thoughts']:,} thought; {total:,} in all{each}.{money}"
+    f"{table}\n\nTokens: {tokens['prompt']:,} prompt ({tokens['cached']:,} of them cached), "
+    f"{tokens['answer']:,} answer, {tokens['thoughts']:,} thinking; {total:,} in all{each}.{money}"
   )
 
 
-def _kept(summary: Mapping[str, Any], version: str) -> int:
+def _accepted_count(summary: Mapping[str, Any], version: str) -> int:
   return summary["model_versions_accepted"].get(version, 0)
 
 
-def _example_sections(examples: Sequence[Outcome], sheet: str) -> list[str]:
-  picture = f"![examples with the boxes of the teacher]({sheet})"
-  sections = ["## Examples", "The first of their kind, not chosen.", picture]
-  return sections + [_example(outcome, i) for i, outcome in enumerate(examples, start=1)]
+def _example_sections(examples: Sequence[CheckedAnswer], sheet: str) -> list[str]:
+  image = f"![examples with the boxes of the teacher]({sheet})"
+  sections = ["## Examples", "The first answers of each kind, not hand-picked.", image]
+  return sections + [_example(answer, i) for i, answer in enumerate(examples, start=1)]
 
 
-def _example(outcome: Outcome, number: int) -> str:
-  """An accepted chain as a policy learns it; what was refused, as it was written."""
-  record, draft = outcome.record, outcome.draft
-  how = f"{'hinted' if outcome.hinted else 'blind'}, attempt {outcome.attempt + 1}"
+def _example(answer: CheckedAnswer, number: int) -> str:
+  """Renders one example: an accepted chain as a policy learns it, a rejected answer unchanged."""
+  record, draft = answer.record, answer.draft
+  how = f"{'hinted' if answer.hinted else 'blind'}, attempt {answer.attempt + 1}"
   label = "true" if record.label else "false"
-  reasons = "\n".join(f"- {escaped(name)}: {escaped(why)}" for name, why in outcome.rejections)
-  text = chain(draft) if draft and outcome.accepted else outcome.text
+  reasons = "\n".join(f"- {escaped(name)}: {escaped(why)}" for name, why in answer.rejections)
+  text = chain(draft) if draft and answer.accepted else answer.text
   parts = [
-    f"### {number}. {'Accepted' if outcome.accepted else 'Refused'}, {how}",
+    f"### {number}. {'Accepted' if answer.accepted else 'Rejected'}, {how}",
     f"**{escaped(record.caption)}** ({label}; {escaped(record.image)})",
     reasons,
-    fenced(text) if text else "Nothing was written.",
+    fenced(text) if text else "The answer is empty.",
   ]
   return "\n\n".join(part for part in parts if part)

@@ -93,5 +93,5 @@ def test_the_count_can_be_asked_for(serve):
   server = serve()
   call(server, PATH, BODIES["camel"], **{"x-goog-api-key": server.key})
   _, _, counted = call(server, "/stats")
-  assert counted["in_flight_most"] == 1 and counted["in_flight"] == 0
+  assert counted["max_in_flight"] == 1 and counted["in_flight"] == 0
   assert list(counted["answers"].values()) == [1] and counted["tokens"] > 258

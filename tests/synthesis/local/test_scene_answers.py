@@ -6,19 +6,21 @@ import dataclasses
 import pytest
 from etils import epath
 
-from spatial_vlm.commands.scenes import write_split
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.data.scenes.writing import write_split
 from spatial_vlm.synthesis import scene_teacher
-from spatial_vlm.synthesis.draft import CHAIN, GEMINI, QWEN, chain
+from spatial_vlm.synthesis.draft import chain
+from spatial_vlm.synthesis.formats import CHAIN, GEMINI, QWEN
 from spatial_vlm.synthesis.local import scene_answers
 from spatial_vlm.synthesis.local.scene_answers import SceneAnswers
 from spatial_vlm.synthesis.teacher import Reply, Usage
-from spatial_vlm.synthesis.verify.checks import Limits, examine
+from spatial_vlm.synthesis.verify.check_settings import CheckSettings
+from spatial_vlm.synthesis.verify.checks import examine
 
-LIMITS = Limits(8, 120, 0.0005, 0.95, 0, 60, tuple(RELATIONS), ())
+LIMITS = CheckSettings(8, 120, 0.0005, 0.95, 0, 60, tuple(RELATIONS), ())
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def results(answers, source, seeds, hinted):
       _, rejections = examine(
         Reply(text, "STOP", "", Usage(0, 0, 0, 0), {}), GEMINI, record, LIMITS
       )
-      wrong += text != GEMINI.write(scene_teacher.draft(record, boxes))
+      wrong += text != GEMINI.render(scene_teacher.draft(record, boxes))
       refused.update(rejection.check for rejection in rejections)
       total += 1
   return wrong / total, refused
@@ -64,7 +66,7 @@ def test_without_mistakes_it_writes_the_exact_chain_in_the_form_asked_for(folder
   answers = SceneAnswers(folder, "validation", 0.0)
   for index in range(len(source)):
     record, boxes, text = ask(answers, source, index, form)
-    draft = form.read(text)
+    draft = form.parse(text)
     assert draft == scene_teacher.draft(record, boxes)
     assert chain(draft) == scene_teacher.chain(SceneSource("validation", 2, 100, 16)[index])
 
@@ -82,13 +84,13 @@ def test_with_a_hint_it_errs_rarely_and_betrays_the_hint(folder, source):
   assert refused == {"hint": round(wrong * 400)}
 
 
-@pytest.mark.parametrize("slip", [*scene_answers._SLIPS, scene_answers._betray])
-def test_each_slip_is_refused_nearly_always(slip, source):
+@pytest.mark.parametrize("mistake", [*scene_answers._MISTAKES, scene_answers._betray_hint])
+def test_each_mistake_is_refused_nearly_always(mistake, source):
   """Boxes of like size may be swapped, and square ones mirrored, without anything in the text that tells."""
   refused = 0
   for index in range(len(source)):
     record, boxes = source.describe(index)
-    text = GEMINI.write(slip(scene_teacher.draft(record, boxes), record))
+    text = GEMINI.render(mistake(scene_teacher.draft(record, boxes), record))
     refused += bool(
       examine(Reply(text, "STOP", "", Usage(0, 0, 0, 0), {}), GEMINI, record, LIMITS)[1]
     )
@@ -106,12 +108,12 @@ def test_pictures_and_questions_of_others_are_refused(folder, source):
   record, _ = source.describe(0)
   image = source.image_files.read(record.image)
   blind = GEMINI.question(record, image, "image/png", 0, None)
-  with pytest.raises(ValueError, match="no scene with this picture"):
+  with pytest.raises(ValueError, match="no scene has this image"):
     answers(b"other", blind.system, blind.text, 0)
-  with pytest.raises(ValueError, match="is asked about by 'The cat"):
+  with pytest.raises(ValueError, match="the question 'The cat"):
     answers(image, blind.system, "The cat sits.", 0)
   untrue = GEMINI.question(dataclasses.replace(record), image, "image/png", 0, 1 - record.label)
-  with pytest.raises(ValueError, match="no scene with this picture"):
+  with pytest.raises(ValueError, match="no scene has this image"):
     answers(image, untrue.system, untrue.text, 0)
 
 

@@ -6,36 +6,36 @@ import pytest
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.run.journal import Journal
-from spatial_vlm.synthesis.teacher import Refused, Reply, Usage
+from spatial_vlm.synthesis.teacher import Refusal, Reply, Usage
 
 REPLY = Reply("Yes.", "STOP", "teacher-001", Usage(9, 2, 3, 4), raw={"from": "server"})
 
 
 def begun(folder):
   with Journal(folder) as journal:
-    journal.sent("a")
-    journal.reply("a", REPLY)
-    journal.sent("b")
-    journal.refused("b", "too large")
+    journal.add_sent("a")
+    journal.add_reply("a", REPLY)
+    journal.add_sent("b")
+    journal.add_refusal("b", "too large")
     for key in ("c", "d", "d", "e"):
-      journal.sent(key)
-    journal.lose("c", "cut")
-    journal.busy("d", "429")
-    journal.job("job-1", ["x", "y"])
-    journal.job("job-2", ["z"])
-    journal.end("job-1", "SUCCEEDED")
+      journal.add_sent(key)
+    journal.add_lost("c", "cut")
+    journal.add_busy("d", "429")
+    journal.add_job("job-1", ["x", "y"])
+    journal.add_job("job-2", ["z"])
+    journal.end_job("job-1", "SUCCEEDED")
   return folder
 
 
 def test_the_next_start_knows_all_that_was_written(tmp_path):
   with Journal(begun(tmp_path)) as journal:
     assert journal.answers["a"] == Reply("Yes.", "STOP", "teacher-001", Usage(9, 2, 3, 4), raw={})
-    assert isinstance(journal.answers["b"], Refused) and str(journal.answers["b"]) == "too large"
+    assert isinstance(journal.answers["b"], Refusal) and str(journal.answers["b"]) == "too large"
     assert set(journal.answers) == {"a", "b"} and journal.versions == {"teacher-001"}
     assert journal.lost == ["c"] and sorted(journal.interrupted) == ["d", "e"]
     assert journal.open_jobs() == {"job-2": ("z",)} and journal.questions_in_batches() == ["z"]
     assert dict(journal.raw()) == {"a": {"from": "server"}}
-    assert [(spent.usage.thoughts, spent.batch) for spent in journal.spent] == [(4, False)]
+    assert [(spent.usage.thoughts, spent.batch) for spent in journal.billed] == [(4, False)]
 
 
 def test_every_start_appends_to_a_part_of_its_own(tmp_path):
@@ -44,19 +44,19 @@ def test_every_start_appends_to_a_part_of_its_own(tmp_path):
     assert not (tmp_path / "part-00001.jsonl").exists(), (
       "a start that writes nothing leaves nothing"
     )
-    journal.reply("e", REPLY, batch=True)
+    journal.add_reply("e", REPLY, batch=True)
     assert set(journal.answers) == {"a", "b", "e"}
   assert (tmp_path / "part-00000.jsonl").read_bytes() == before
   with Journal(tmp_path) as journal:
     assert set(journal.answers) == {"a", "b", "e"}
-    assert [spent.batch for spent in journal.spent] == [False, True]
+    assert [spent.batch for spent in journal.billed] == [False, True]
 
 
 def test_what_was_in_flight_stays_listed_after_it_was_answered(tmp_path):
   """It may have been billed twice."""
   with Journal(begun(tmp_path)) as journal:
-    journal.sent("e")
-    journal.reply("e", REPLY)
+    journal.add_sent("e")
+    journal.add_reply("e", REPLY)
   with Journal(tmp_path) as journal:
     assert sorted(journal.interrupted) == ["d", "e"]
 
@@ -67,7 +67,7 @@ def test_a_torn_last_line_is_left_out(tmp_path):
   part.write_text("".join(lines[:1]) + lines[1][:-5])
   with Journal(tmp_path) as journal:
     assert not journal.answers and journal.interrupted == ["a"]
-    journal.reply("a", REPLY)
+    journal.add_reply("a", REPLY)
   with Journal(tmp_path) as journal:
     assert set(journal.answers) == {"a"}
 

@@ -7,10 +7,10 @@ import pytest
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.run.journal import Journal
 from spatial_vlm.synthesis.run.ledger import Ledger, Prices
-from spatial_vlm.synthesis.teacher import Reply, Usage, total
+from spatial_vlm.synthesis.teacher import Reply, Usage, sum_usage
 
 PRICES = Prices(input_usd=1.0, cached_usd=0.1, output_usd=10.0, batch_share=0.5)
-MOST = Usage(prompt=100_000, cached=0, answer=90_000, thoughts=0)  # one dollar
+MAX_USAGE = Usage(prompt=100_000, cached=0, answer=90_000, thoughts=0)  # one dollar
 SPENT = Usage(prompt=100_000, cached=50_000, answer=10_000, thoughts=9_500)  # a quarter of it
 
 
@@ -25,60 +25,67 @@ def reply(usage=SPENT):
 
 
 def test_prices_by_hand():
-  assert PRICES.usd(MOST, batch=False) == pytest.approx(1.0)
+  assert PRICES.usd(MAX_USAGE, batch=False) == pytest.approx(1.0)
   assert PRICES.usd(SPENT, batch=False) == pytest.approx(0.05 + 0.005 + 0.195)
   assert PRICES.usd(SPENT, batch=True) == pytest.approx(0.125)
-  assert total([MOST, SPENT, SPENT]) == (300_000, 100_000, 110_000, 19_000)
-  assert total([]) == (0, 0, 0, 0)
+  assert sum_usage([MAX_USAGE, SPENT, SPENT]) == (300_000, 100_000, 110_000, 19_000)
+  assert sum_usage([]) == (0, 0, 0, 0)
 
 
 def test_what_is_under_way_counts_at_its_most(journal):
-  ledger = Ledger(journal, PRICES, MOST, budget_usd=3.0)
-  assert ledger.affordable(batch=False) == 3 and ledger.affordable(batch=True) == 6
-  with ledger.reserved(), ledger.reserved():
-    assert ledger.affordable(batch=False) == 1 and ledger.reserved_usd == pytest.approx(2)
-    journal.reply("a", reply())
-  assert ledger.spent_usd == pytest.approx(0.25) and ledger.affordable(batch=False) == 2
-  with pytest.raises(OSError), ledger.reserved():
+  ledger = Ledger(journal, PRICES, MAX_USAGE, budget_usd=3.0)
+  assert (
+    ledger.affordable_questions(batch=False) == 3 and ledger.affordable_questions(batch=True) == 6
+  )
+  with ledger.reserve(), ledger.reserve():
+    assert ledger.affordable_questions(batch=False) == 1 and ledger.reserved_usd == pytest.approx(2)
+    journal.add_reply("a", reply())
+  assert ledger.spent_usd == pytest.approx(0.25) and ledger.affordable_questions(batch=False) == 2
+  with pytest.raises(OSError), ledger.reserve():
     raise OSError
   assert ledger.reserved_usd == 0
 
 
 def test_questions_without_an_answer_stay_set_aside(journal):
-  ledger = Ledger(journal, PRICES, MOST, budget_usd=3.0)
-  journal.lose("a", "cut")
+  ledger = Ledger(journal, PRICES, MAX_USAGE, budget_usd=3.0)
+  journal.add_lost("a", "cut")
   journal.interrupted.append("b")
-  assert ledger.doubtful_usd == pytest.approx(2) and ledger.affordable(batch=False) == 1
+  assert (
+    ledger.unconfirmed_usd == pytest.approx(2) and ledger.affordable_questions(batch=False) == 1
+  )
   found = ledger.summary()
   assert found["lost"] == ["a"] and found["in_flight_when_stopped"] == ["b"]
   assert found["usd"] == 0 and found["doubtful_usd_at_most"] == pytest.approx(2)
 
 
 def test_open_batches_are_under_way_until_their_answers_come(journal):
-  ledger = Ledger(journal, PRICES, MOST, budget_usd=3.0)
-  journal.job("job", ["a", "b", "c", "d"])
-  assert ledger.reserved_usd == pytest.approx(2.0) and ledger.affordable(batch=True) == 2
-  journal.reply("a", reply(), batch=True)
+  ledger = Ledger(journal, PRICES, MAX_USAGE, budget_usd=3.0)
+  journal.add_job("job", ["a", "b", "c", "d"])
+  assert ledger.reserved_usd == pytest.approx(2.0) and ledger.affordable_questions(batch=True) == 2
+  journal.add_reply("a", reply(), batch=True)
   assert ledger.reserved_usd == pytest.approx(1.5) and ledger.spent_usd == pytest.approx(0.125)
-  journal.end("job", "SUCCEEDED")
+  journal.end_job("job", "SUCCEEDED")
   assert ledger.reserved_usd == 0
   assert ledger.summary()["batch_answers"] == 1
 
 
 def test_without_a_budget_or_a_price_there_is_room_for_everything(journal):
-  assert Ledger(journal, PRICES, MOST, None).affordable(batch=False) == math.inf
-  assert Ledger(journal, Prices(0, 0, 0, 0.5), MOST, 0.0).affordable(batch=False) == math.inf
-  assert Ledger(journal, PRICES, MOST, 0.0).affordable(batch=False) == 0
+  assert Ledger(journal, PRICES, MAX_USAGE, None).affordable_questions(batch=False) == math.inf
+  assert (
+    Ledger(journal, Prices(0, 0, 0, 0.5), MAX_USAGE, 0.0).affordable_questions(batch=False)
+    == math.inf
+  )
+  assert Ledger(journal, PRICES, MAX_USAGE, 0.0).affordable_questions(batch=False) == 0
 
 
 def test_the_mean_of_the_answers(journal):
-  ledger = Ledger(journal, PRICES, MOST, None)
-  assert ledger.mean() is None
-  journal.reply("a", reply(Usage(10, 0, 4, 1)))
-  journal.reply("b", reply(Usage(20, 4, 4, 2)))
-  assert ledger.mean() == Usage(15, 2, 4, 2)
+  ledger = Ledger(journal, PRICES, MAX_USAGE, None)
+  assert ledger.mean_usage() is None
+  journal.add_reply("a", reply(Usage(10, 0, 4, 1)))
+  journal.add_reply("b", reply(Usage(20, 4, 4, 2)))
+  assert ledger.mean_usage() == Usage(15, 2, 4, 2)
 
 
 def test_negative_prices_are_refused():
-  with pytest.raises(UsageError, match="none may be below 0"):
+  with pytest.raises(UsageError, match="none may be negative"):
     Prices(-1, 0, 0, 1)

@@ -6,24 +6,24 @@ import time
 import pytest
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.synthesis.run.limiter import Limiter, Pace
+from spatial_vlm.synthesis.run.limiter import RateLimiter, RequestLimits
 
-PACE = {
+LIMITS = {
   "concurrency": 3,
   "requests_per_minute": 60_000.0,
-  "tries": 6,
-  "first_delay_s": 1.0,
+  "max_tries": 6,
+  "initial_delay_s": 1.0,
   "max_delay_s": 8.0,
 }
 
 
-def turns(count, pace, work=lambda limiter, number: asyncio.sleep(0.01)):
+def moments_of(count, changes, work=lambda limiter, number: asyncio.sleep(0.01)):
   """When each of so many requests left, in seconds, and how many were in flight at most."""
   left, flying, most = [], 0, 0
 
   async def request(limiter, number):
     nonlocal flying, most
-    async with limiter.turn():
+    async with limiter.slot():
       left.append(time.monotonic())
       flying += 1
       most = max(most, flying)
@@ -31,7 +31,7 @@ def turns(count, pace, work=lambda limiter, number: asyncio.sleep(0.01)):
       flying -= 1
 
   async def main():
-    limiter = Limiter(Pace(**{**PACE, **pace}))
+    limiter = RateLimiter(RequestLimits(**{**LIMITS, **changes}))
     begun = time.monotonic()
     await asyncio.gather(*(request(limiter, number) for number in range(count)))
     return [moment - begun for moment in left]
@@ -40,12 +40,12 @@ def turns(count, pace, work=lambda limiter, number: asyncio.sleep(0.01)):
 
 
 def test_no_more_at_once_than_allowed():
-  assert turns(20, {})[1] == 3
-  assert turns(20, {"concurrency": 1})[1] == 1
+  assert moments_of(20, {})[1] == 3
+  assert moments_of(20, {"concurrency": 1})[1] == 1
 
 
 def test_no_more_a_minute_than_allowed():
-  moments, _ = turns(8, {"concurrency": 8, "requests_per_minute": 1200.0})
+  moments, _ = moments_of(8, {"concurrency": 8, "requests_per_minute": 1200.0})
   assert all(moment >= 0.05 * i - 0.005 for i, moment in enumerate(moments)), moments
 
 
@@ -54,29 +54,29 @@ def test_a_pause_holds_all_of_them():
     if number == 0:
       limiter.pause(0.2)
 
-  moments, _ = turns(4, {"concurrency": 1}, work)
+  moments, _ = moments_of(4, {"concurrency": 1}, work)
   assert moments[0] < 0.1 and min(moments[1:]) >= 0.195
 
 
 def test_delays_double_up_to_a_limit_and_are_spread():
-  pace = Pace(**PACE)
+  limits = RequestLimits(**LIMITS)
   keys = [f"k{i}" for i in range(50)]
   for tries, longest in ((1, 1), (2, 2), (3, 4), (4, 8), (9, 8)):
-    delays = [pace.delay_s(key, tries) for key in keys]
+    delays = [limits.retry_delay_s(key, tries) for key in keys]
     assert longest / 2 <= min(delays) < 0.6 * longest < 0.9 * longest < max(delays) <= longest
-  assert pace.delay_s("k", 2) == pace.delay_s("k", 2)
+  assert limits.retry_delay_s("k", 2) == limits.retry_delay_s("k", 2)
 
 
 @pytest.mark.parametrize(
   ("change", "message"),
   [
     ({"concurrency": 0}, "concurrency is 0"),
-    ({"tries": 0}, "tries is 0"),
+    ({"max_tries": 0}, "max_tries is 0"),
     ({"requests_per_minute": 0.0}, "requests_per_minute is 0"),
-    ({"first_delay_s": 9.0}, "first_delay_s is 9.0"),
-    ({"first_delay_s": -1.0}, "first_delay_s is -1.0"),
+    ({"initial_delay_s": 9.0}, "initial_delay_s is 9.0"),
+    ({"initial_delay_s": -1.0}, "initial_delay_s is -1.0"),
   ],
 )
 def test_senseless_settings_are_refused(change, message):
   with pytest.raises(UsageError, match=message):
-    Pace(**{**PACE, **change})
+    RequestLimits(**{**LIMITS, **change})

@@ -11,12 +11,13 @@ import pytest
 from google.genai import errors
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.synthesis.errors import BusyError, LostError, RefusedError
 from spatial_vlm.synthesis.local.faults import Faults
 from spatial_vlm.synthesis.local.local_model import question_hash
-from spatial_vlm.synthesis.teacher import Busy, Lost, Refused, Usage
+from spatial_vlm.synthesis.teacher import Usage
 from spatial_vlm.synthesis.teachers import gemini as gemini_module
 from spatial_vlm.synthesis.teachers.gemini import GeminiSettings, check, key_from_environment
-from spatial_vlm.synthesis.verify.checks import unfinished
+from spatial_vlm.synthesis.verify.checks import find_unfinished
 
 SETTINGS = {
   "model": "gemini-2.5-pro",
@@ -117,12 +118,12 @@ def test_thinking_is_told_as_the_generation_understands_it(serve, gemini, questi
 @pytest.mark.parametrize(
   ("faults", "error", "says"),
   [
-    (Faults(rate_limited=1.0, retry_after_s=7.5), Busy, "429"),
-    (Faults(internal_error=1.0), Busy, "500"),
-    (Faults(unavailable=1.0), Busy, "503"),
-    (Faults(slow=1.0, slow_s=8.0), Lost, "timeout_s=2"),
-    (Faults(cut=1.0), Lost, "connection"),
-    (Faults(truncated_body=1.0), Lost, "no JSON"),
+    (Faults(rate_limited=1.0, retry_after_s=7.5), BusyError, "429"),
+    (Faults(internal_error=1.0), BusyError, "500"),
+    (Faults(unavailable=1.0), BusyError, "503"),
+    (Faults(slow=1.0, slow_s=8.0), LostError, "timeout_s=2"),
+    (Faults(cut=1.0), LostError, "connection"),
+    (Faults(truncated_body=1.0), LostError, "no JSON"),
   ],
 )
 def test_a_fault_on_the_way_is_told_apart_by_what_it_may_have_cost(
@@ -133,8 +134,8 @@ def test_a_fault_on_the_way_is_told_apart_by_what_it_may_have_cost(
   assert type(raised) is error and says in str(raised)
   asked = question()
   identity = question_hash(asked.image, asked.system, asked.text, asked.seed)
-  assert server.stats().answers[identity] == (1 if error is Lost else 0)
-  if error is Busy:
+  assert server.stats().answers[identity] == (1 if error is LostError else 0)
+  if error is BusyError:
     assert raised.retry_after_s == (7.5 if faults.rate_limited else None)
 
 
@@ -171,7 +172,7 @@ def test_sixty_four_questions_at_once(serve, gemini, question):
   replies = ask(gemini(server), *questions)
   said = [json.loads(reply.text)["reasoning"].split("|")[2] for reply in replies]
   assert said == [str(seed) for seed in range(64)]
-  assert server.stats().in_flight_most > 32
+  assert server.stats().max_in_flight > 32
 
 
 @pytest.mark.parametrize(
@@ -192,14 +193,16 @@ def test_the_wait_may_stand_in_the_body(serve, gemini, header, delay, wait_s):
   details = [{"@type": "other"}, info] if delay else "none"
   response = httpx2.Response(429, headers={"Retry-After": header} if header else {})
   error = errors.ClientError(429, {"error": {"code": 429, "details": details}}, response)
-  busy = teacher._failure(error)
-  assert type(busy) is Busy and busy.retry_after_s == wait_s
+  busy = teacher._translate(error)
+  assert type(busy) is BusyError and busy.retry_after_s == wait_s
 
 
 def test_a_page_of_a_proxy_is_told_in_one_line(serve, gemini):
   page = {"message": f"<html>\n{'x' * 5000} </html>", "status": "Bad Gateway"}
-  error = gemini(serve())._failure(errors.ServerError(502, page, None))
-  assert type(error) is Busy and "Bad Gateway. <html> xxx" in str(error) and len(str(error)) < 600
+  error = gemini(serve())._translate(errors.ServerError(502, page, None))
+  assert (
+    type(error) is BusyError and "Bad Gateway. <html> xxx" in str(error) and len(str(error)) < 600
+  )
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def test_a_page_of_a_proxy_is_told_in_one_line(serve, gemini):
 def test_an_answer_without_words_was_paid_for_and_is_kept(serve, gemini, raw, finish):
   reply = gemini(serve()).read_reply(raw)
   assert (reply.text, reply.finish, reply.usage) == (None, finish, Usage(9, 0, 0, 0))
-  assert reply.raw == raw and unfinished(reply)
+  assert reply.raw == raw and find_unfinished(reply)
 
 
 def test_a_wrong_key_ends_the_work_and_stays_secret(serve, gemini, question, caplog):
@@ -264,7 +267,7 @@ def test_a_question_that_the_server_does_not_take_is_refused(serve, gemini, ques
     raise ValueError("too large")
 
   [error] = ask(gemini(serve(fail)), question())
-  assert type(error) is Refused and "400" in str(error)
+  assert type(error) is RefusedError and "400" in str(error)
 
 
 def test_a_server_that_is_not_there_costs_nothing(serve, gemini, question):
@@ -272,14 +275,14 @@ def test_a_server_that_is_not_there_costs_nothing(serve, gemini, question):
   teacher = gemini(server)
   server.__exit__()
   [error] = ask(teacher, question())
-  assert type(error) is Busy and "nothing was sent" in str(error)
+  assert type(error) is BusyError and "nothing was sent" in str(error)
 
 
 @pytest.mark.parametrize(
   "raw", [{}, {"answer": 3}, {"candidates": 3}, {"candidates": [{"content": {"parts": [3]}}]}]
 )
 def test_json_of_another_form_is_no_answer(serve, gemini, raw):
-  with pytest.raises(Lost, match="no answer of Gemini"):
+  with pytest.raises(LostError, match="no reply of Gemini"):
     gemini(serve()).read_reply(raw)
 
 

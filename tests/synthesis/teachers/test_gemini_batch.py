@@ -7,9 +7,10 @@ import logging
 import pytest
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.synthesis.errors import BusyError, LostError
 from spatial_vlm.synthesis.local.faults import Faults
 from spatial_vlm.synthesis.local.local_gemini import _snake
-from spatial_vlm.synthesis.teacher import Busy, Lost, Refused, Reply
+from spatial_vlm.synthesis.teacher import Refusal, Reply
 from spatial_vlm.synthesis.teachers.gemini_batch import GeminiBatches
 
 
@@ -81,12 +82,15 @@ def test_rows_that_fail_or_are_missing_leave_no_key_without_an_outcome(serve, ge
   pairs = run(gemini(server), finished(questions))
   kinds = [type(outcome) for _, outcome in pairs]
   assert sorted(key for key, _ in pairs) == sorted(questions)
-  assert set(kinds) == {Reply, Busy, Lost} and kinds.count(Reply) == server.stats().answers.total()
+  assert (
+    set(kinds) == {Reply, BusyError, LostError}
+    and kinds.count(Reply) == server.stats().answers.total()
+  )
 
 
 def test_a_job_may_succeed_with_every_row_failed(serve, gemini, questions):
   pairs = run(gemini(serve(faults=Faults(row_failed=1.0))), finished(questions))
-  assert {type(outcome) for _, outcome in pairs} == {Busy} and len(pairs) == 20
+  assert {type(outcome) for _, outcome in pairs} == {BusyError} and len(pairs) == 20
 
 
 def test_a_row_that_the_server_does_not_take_is_refused(serve, gemini, questions):
@@ -94,7 +98,7 @@ def test_a_row_that_the_server_does_not_take_is_refused(serve, gemini, questions
     raise ValueError("too large")
 
   pairs = run(gemini(serve(fail)), finished(questions))
-  assert {type(outcome) for _, outcome in pairs} == {Refused}
+  assert {type(outcome) for _, outcome in pairs} == {Refusal}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_a_row_that_the_server_does_not_take_is_refused(serve, gemini, questions
 def test_of_a_job_without_results_every_key_is_lost(serve, gemini, questions, faults, state):
   pairs = run(gemini(serve(faults=faults)), finished(questions))
   assert sorted(key for key, _ in pairs) == sorted(questions)
-  assert all(type(outcome) is Lost and state in str(outcome) for _, outcome in pairs)
+  assert all(type(outcome) is LostError and state in str(outcome) for _, outcome in pairs)
 
 
 def test_a_cancelled_job_has_ended(serve, gemini, questions):
@@ -163,7 +167,7 @@ def test_a_job_whose_making_was_not_confirmed_is_found_again(serve, gemini, ques
     while True:
       try:
         return lost, await batches.create("set-1", questions.items())
-      except Lost:
+      except LostError:
         lost += 1
 
   lost, job = run(gemini(server), work)
@@ -184,7 +188,7 @@ def test_rows_that_nobody_asked_for_are_reported_and_left_out(serve, gemini, que
 
   pairs = run(gemini(serve()), work)
   assert [key for key, _ in pairs] == ["k3"]
-  assert caplog.text.count("is unknown, or came before") == 19
+  assert caplog.text.count("is unknown or a repetition") == 19
 
 
 def test_broken_lines_of_results_lose_their_key_alone(serve, gemini, questions, caplog):
@@ -200,7 +204,7 @@ def test_broken_lines_of_results_lose_their_key_alone(serve, gemini, questions, 
     return {key: type(outcome) async for key, outcome in batches.results(state, questions)}
 
   kinds = run(gemini(server), work)
-  assert {key for key, kind in kinds.items() if kind is Lost} == {"k0", "k1", "k2"}
+  assert {key for key, kind in kinds.items() if kind is LostError} == {"k0", "k1", "k2"}
   assert len(kinds) == 20 and "line 1:" in caplog.text and "line 2:" in caplog.text
 
 
@@ -210,7 +214,7 @@ def test_what_cannot_be_one_batch_is_not_sent(serve, gemini, questions):
   async def twice(batches):
     await batches.create("set-1", [*questions.items(), *questions.items()])
 
-  with pytest.raises(ValueError, match="'k0' stands twice"):
+  with pytest.raises(ValueError, match="'k0' occurs twice"):
     run(gemini(server), twice)
   with pytest.raises(UsageError, match="fewer"):
     run(gemini(server), finished(questions), max_file_bytes=2000)
@@ -239,5 +243,5 @@ def test_a_job_or_results_that_the_server_has_forgotten_are_lost_not_an_end(
     return pairs, await batches.poll("batches/99")
 
   pairs, forgotten = run(gemini(server), work)
-  assert len(pairs) == 20 and all(isinstance(outcome, Lost) for _, outcome in pairs)
+  assert len(pairs) == 20 and all(isinstance(outcome, LostError) for _, outcome in pairs)
   assert forgotten.ended and forgotten.results_file is None

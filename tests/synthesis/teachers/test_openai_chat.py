@@ -11,8 +11,9 @@ import openai
 import pytest
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.synthesis.errors import BusyError, LostError, RefusedError
 from spatial_vlm.synthesis.local.faults import Faults
-from spatial_vlm.synthesis.teacher import Busy, Lost, Refused, Usage
+from spatial_vlm.synthesis.teacher import Usage
 from spatial_vlm.synthesis.teachers import openai_chat
 from spatial_vlm.synthesis.teachers.openai_chat import (
   OpenAIChatSettings,
@@ -72,12 +73,12 @@ def test_what_is_sent(serve, question):
 @pytest.mark.parametrize(
   ("faults", "error", "says"),
   [
-    (Faults(rate_limited=1.0, retry_after_s=7.5), Busy, "429"),
-    (Faults(internal_error=1.0), Busy, "500"),
-    (Faults(unavailable=1.0), Busy, "503"),
-    (Faults(slow=1.0, slow_s=8.0), Lost, "timeout_s=2"),
-    (Faults(cut=1.0, clears_after=9), Lost, "Connection"),
-    (Faults(truncated_body=1.0), Lost, "no JSON"),
+    (Faults(rate_limited=1.0, retry_after_s=7.5), BusyError, "429"),
+    (Faults(internal_error=1.0), BusyError, "500"),
+    (Faults(unavailable=1.0), BusyError, "503"),
+    (Faults(slow=1.0, slow_s=8.0), LostError, "timeout_s=2"),
+    (Faults(cut=1.0, clears_after=9), LostError, "Connection"),
+    (Faults(truncated_body=1.0), LostError, "no JSON"),
   ],
 )
 def test_a_fault_on_the_way_is_told_apart_by_what_it_may_have_cost(
@@ -86,8 +87,8 @@ def test_a_fault_on_the_way_is_told_apart_by_what_it_may_have_cost(
   server = serve(faults=faults)
   [raised] = ask(teacher_of(server, timeout_s=2.0 if faults.slow else 20.0), question())
   assert type(raised) is error and says in str(raised)
-  assert server.stats().answers.total() == (1 if error is Lost else 0)
-  if error is Busy:
+  assert server.stats().answers.total() == (1 if error is LostError else 0)
+  if error is BusyError:
     assert raised.retry_after_s == (7.5 if faults.rate_limited else None)
 
 
@@ -109,7 +110,7 @@ def test_a_server_that_is_not_there_costs_nothing(serve, question):
   teacher = teacher_of(server)
   server.__exit__()
   [error] = ask(teacher, question())
-  assert type(error) is Busy and "ConnectError" in str(error)
+  assert type(error) is BusyError and "ConnectError" in str(error)
 
 
 def test_a_question_that_the_server_does_not_take_is_refused(serve, question):
@@ -117,7 +118,7 @@ def test_a_question_that_the_server_does_not_take_is_refused(serve, question):
     raise ValueError("too large")
 
   [error] = ask(teacher_of(serve(fail)), question())
-  assert type(error) is Refused and "400" in str(error)
+  assert type(error) is RefusedError and "400" in str(error)
 
 
 def test_an_unknown_model_ends_the_work_by_name(serve, question):
@@ -148,10 +149,10 @@ def test_an_account_that_cannot_pay_ends_the_work(serve):
   response = httpx2.Response(429, request=httpx2.Request("POST", "http://127.0.0.1"))
   body = {"message": "You exceeded your quota.", "code": "insufficient_quota"}
   error = openai.RateLimitError("You exceeded your quota.", response=response, body=body)
-  assert isinstance(teacher_of(serve())._failure(error), UsageError)
+  assert isinstance(teacher_of(serve())._translate(error), UsageError)
   body["code"] = "rate_limit_exceeded"
   error = openai.RateLimitError("Too many.", response=response, body=body)
-  assert type(teacher_of(serve())._failure(error)) is Busy
+  assert type(teacher_of(serve())._translate(error)) is BusyError
 
 
 def test_the_key_stays_secret(serve, question, caplog):

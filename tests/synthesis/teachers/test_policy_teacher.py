@@ -15,15 +15,17 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import encode_question
 from spatial_vlm.processor.image import open_image
 from spatial_vlm.rollout import sampler
-from spatial_vlm.synthesis.draft import CHAIN
-from spatial_vlm.synthesis.teacher import Question, Refused, Reply
+from spatial_vlm.synthesis.errors import RefusedError
+from spatial_vlm.synthesis.formats import CHAIN
+from spatial_vlm.synthesis.teacher import Question, Reply
 from spatial_vlm.synthesis.teachers import policy_teacher
 from spatial_vlm.synthesis.teachers.policy_teacher import (
   PolicySettings,
   PolicyTeacher,
   weights_version,
 )
-from spatial_vlm.synthesis.verify.checks import Limits, examine
+from spatial_vlm.synthesis.verify.check_settings import CheckSettings
+from spatial_vlm.synthesis.verify.checks import examine
 
 SETTINGS = PolicySettings(
   batch_size=4, prompt_tokens=64, patches=64, max_output_tokens=6, temperature=1.0
@@ -91,8 +93,8 @@ def test_questions_are_answered_together_by_one_program(policy, replies, monkeyp
 def test_every_seed_and_every_question_draws_anew(policy, replies):
   by_seed = ask(policy, *(question(0, seed=seed) for seed in range(12)))
   assert len({reply.text for reply in by_seed}) > 6
-  by_picture = [policy_teacher.draw_id(question(0, image=picture(n))) for n in range(3)]
-  by_text = [policy_teacher.draw_id(question(0, text=text)) for text in "abc"]
+  by_picture = [policy_teacher.sample_id(question(0, image=picture(n))) for n in range(3)]
+  by_text = [policy_teacher.sample_id(question(0, text=text)) for text in "abc"]
   assert len({*by_picture, *by_text}) == 6 and 0 <= min(by_text) <= max(by_text) < 2**31
 
 
@@ -111,7 +113,7 @@ def test_what_is_told_about_an_answer(policy, replies):
 def test_a_question_that_cannot_be_asked_is_refused_alone(policy, replies):
   bad = [question(0, image=b"none"), question(0, text="?" * 99)]
   told = ask(policy, *bad, *QUESTIONS)
-  assert [type(outcome) for outcome in told[:2]] == [Refused, Refused]
+  assert [type(outcome) for outcome in told[:2]] == [RefusedError, RefusedError]
   assert "cannot read" in str(told[0]) and "prompt_tokens is 64" in str(told[1])
   assert told[2:] == replies
 
@@ -160,7 +162,7 @@ def test_weights_are_known_by_their_content(nano, tmp_path):
   content[-1] ^= 1
   (copy / weights.name).write_bytes(content)
   assert weights_version(copy) != version
-  with pytest.raises(UsageError, match="holds no"):
+  with pytest.raises(UsageError, match="contains no"):
     weights_version(tmp_path)
 
 
@@ -174,7 +176,7 @@ def test_settings_that_cannot_work_are_refused(policy):
 def test_of_several_draws_the_checks_keep_the_true_ones(taught, scenes_folder):
   """A policy that knows two chains by heart, and not which belongs to which picture."""
   source = JsonlSource(scenes_folder / "train.jsonl", scenes_folder / "images")
-  limits = Limits(8, 120, 0.0005, 0.95, 0, 60, tuple(RELATIONS), ())
+  limits = CheckSettings(8, 120, 0.0005, 0.95, 0, 60, tuple(RELATIONS), ())
   settings = dataclasses.replace(SETTINGS, batch_size=8, max_output_tokens=128)
   records = [source.describe(index)[0] for index in range(2)]
   questions = [

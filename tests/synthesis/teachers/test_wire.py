@@ -5,7 +5,7 @@ import datetime
 import pytest
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.synthesis.teacher import Busy, Lost, Refused
+from spatial_vlm.synthesis.errors import BusyError, LostError, NotFoundError, RefusedError
 from spatial_vlm.synthesis.teachers import wire
 
 NOON = datetime.datetime(2026, 11, 24, 12, 0, 0, tzinfo=datetime.UTC)
@@ -52,7 +52,7 @@ def test_addresses_that_a_key_may_not_go_to_are_refused(url, says):
 def test_a_key_that_no_header_can_carry_is_refused_unseen(key, monkeypatch):
   """Libraries repeat it in their errors, escaped, so that it would not be found and left out."""
   monkeypatch.setenv("SOME_KEY", key)
-  with pytest.raises(UsageError, match="SOME_KEY holds") as error:
+  with pytest.raises(UsageError, match="SOME_KEY contains") as error:
     wire.read_key(("OTHER_KEY", "SOME_KEY"))
   assert "abc" not in repr(error.value)
 
@@ -67,8 +67,8 @@ def test_the_first_key_that_is_set_counts(monkeypatch):
 
 def test_what_is_told_of_an_error_is_one_short_line_without_the_key():
   page = "wrong sk-secret-key\n" + "x" * 3000
-  assert wire.told(page, "sk-secret-key").startswith("wrong [key] xxx")
-  assert len(wire.told(page, "sk-secret-key")) == 500
+  assert wire.redact_message(page, "sk-secret-key").startswith("wrong [key] xxx")
+  assert len(wire.redact_message(page, "sk-secret-key")) == 500
 
 
 def test_a_word_that_stands_for_no_key_is_left_in_answers():
@@ -96,15 +96,15 @@ def test_how_long_to_wait(header, seconds):
 @pytest.mark.parametrize(
   ("status", "error"),
   [
-    *((status, Busy) for status in (408, 409, 429, 499, 500, 502, 503, 504, 529)),
+    *((status, BusyError) for status in (408, 409, 429, 499, 500, 502, 503, 504, 529)),
     *((status, UsageError) for status in (301, 307, 401, 402, 403)),
-    (404, wire.NotFound),
-    *((status, Refused) for status in (400, 413, 422)),
-    (204, Lost),
+    (404, NotFoundError),
+    *((status, RefusedError) for status in (400, 413, 422)),
+    (204, LostError),
   ],
 )
 def test_what_a_status_means_for_the_next_attempt(status, error):
-  failure = wire.failure(status, "why", 3.0)
+  failure = wire.status_error(status, "why", 3.0)
   assert type(failure) is error and "why" in str(failure) and str(status) in str(failure)
 
 
@@ -116,5 +116,5 @@ def test_a_body_is_read_without_secrets_and_without_what_is_dropped():
 
 @pytest.mark.parametrize("body", ["", "<html>", '{"a": ', "[1]", "null", "[" * 100_000])
 def test_a_body_that_is_no_object_is_lost(body):
-  with pytest.raises(Lost, match="the body is"):
+  with pytest.raises(LostError, match="the body is"):
     wire.read_body(body, "KEY")

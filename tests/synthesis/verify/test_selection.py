@@ -10,15 +10,15 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.synthesis.teacher import Usage
-from spatial_vlm.synthesis.verify.checks import Outcome, Rejection
-from spatial_vlm.synthesis.verify.selection import Settings, select
+from spatial_vlm.synthesis.verify.checks import CheckedAnswer, Rejection
+from spatial_vlm.synthesis.verify.selection import SelectionSettings, select
 
-SETTINGS = Settings(max_similarity=1.0, max_label_ratio=1.0)
+SETTINGS = SelectionSettings(max_similarity=1.0, max_label_ratio=1.0)
 COUNT = 200
 
 
 def outcome(record, draft, rejections=()):
-  return Outcome(record, 0, False, "", draft, rejections, "m-1", Usage(1, 0, 1, 0))
+  return CheckedAnswer(record, 0, False, "", draft, rejections, "m-1", Usage(1, 0, 1, 0))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_same_chain_on_the_same_statement_stays_once(scenes):
     [*scenes, renamed(scenes[4], "a.png"), renamed(scenes[4], "b.png")], SETTINGS
   )
   assert len(kept) == COUNT and [o.rejections[0].check for o in dropped] == 2 * ["repeated"]
-  assert dropped[0].rejections[0].detail.startswith("100% like the one on ")
+  assert dropped[0].rejections[0].detail.startswith("100% similar to the one for ")
 
 
 def prose(text):
@@ -71,8 +71,8 @@ def test_chains_that_differ_in_a_word_are_alike_only_below_one(scenes):
     scenes[0], "c.png"
   )
   everything = [*alike, other, *(o for o in scenes if o.record.relation == "left of")]
-  assert select(everything, Settings(1.0, 10.0))[1] == []
-  kept, dropped = select(everything, Settings(0.95, 10.0))
+  assert select(everything, SelectionSettings(1.0, 10.0))[1] == []
+  kept, dropped = select(everything, SelectionSettings(0.95, 10.0))
   assert {*images(dropped)} & {"a.png", "b.png", "c.png"} in ({"a.png"}, {"b.png"})
   assert "c.png" in images(kept)
 
@@ -83,31 +83,31 @@ def test_likeness_is_judged_within_relation_and_label_only(scenes):
   )
   by_label = {o.record.label: o for o in scenes if o.record.relation == "above"}
   both = [words(by_label[0], "a.png"), words(by_label[1], "b.png")]
-  assert select(both, Settings(0.5, 1.0))[1] == []
+  assert select(both, SelectionSettings(0.5, 1.0))[1] == []
 
 
 def test_the_more_frequent_label_of_a_relation_is_cut(scenes):
   true_only = [o for o in scenes if o.record.relation != "above" or o.record.label]
   true = [o for o in true_only if o.record.relation == "above"]
   false = [o for o in scenes if o.record.relation == "above" and not o.record.label]
-  kept, dropped = select(true_only + false[:4], Settings(1.0, 1.5))
+  kept, dropped = select(true_only + false[:4], SelectionSettings(1.0, 1.5))
   left = [o.record.label for o in kept if o.record.relation == "above"]
   assert (sum(left), len(left)) == (6, 10)
   assert len(dropped) == len(true) - 6
   assert {o.rejections[0].check for o in dropped} == {"unbalanced"}
-  assert f"{len(true)} with label 1 stand against 4" in dropped[0].rejections[0].detail
+  assert f"{len(true)} with label 1 against 4" in dropped[0].rejections[0].detail
 
 
 def test_a_label_without_a_counterpart_leaves_altogether(scenes):
   true = [o for o in scenes if o.record.relation == "above" and o.record.label]
-  assert select(true, Settings(1.0, 3.0))[0] == []
+  assert select(true, SelectionSettings(1.0, 3.0))[0] == []
 
 
 def test_the_choice_is_of_the_records_and_not_of_their_order(scenes):
   copies = [renamed(o, f"copy_{i}.png") for i, o in enumerate(scenes[:30])]
   rest = [o for o in scenes if o.record.label or o.record.relation != "below"]
   everything = rest + copies
-  settings = Settings(0.97, 1.2)
+  settings = SelectionSettings(0.97, 1.2)
   expected = {*images(select(everything, settings)[0])}
   for seed in range(3):
     shuffled = random.Random(seed).sample(everything, len(everything))
@@ -122,11 +122,11 @@ def test_ten_thousand_chains_take_seconds(scenes):
     draft = dataclasses.replace(o.draft, reasoning=f"{o.draft.reasoning} {i}")
     many[i] = dataclasses.replace(o, draft=draft)
   started = time.process_time()
-  kept, _ = select(many, Settings(0.95, 2.0))
+  kept, _ = select(many, SelectionSettings(0.95, 2.0))
   assert len(kept) < len(many) == 10_000 and time.process_time() - started < 60
 
 
 @pytest.mark.parametrize("values", [(0.0, 2.0), (1.1, 2.0), (0.9, 0.5)])
 def test_settings_that_cannot_work_are_refused(values):
   with pytest.raises(UsageError, match="max_similarity is"):
-    Settings(*values)
+    SelectionSettings(*values)

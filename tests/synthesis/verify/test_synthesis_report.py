@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from spatial_vlm.data.records import Record
 from spatial_vlm.synthesis.draft import Draft
 from spatial_vlm.synthesis.teacher import Usage
-from spatial_vlm.synthesis.verify.checks import Outcome, Rejection
+from spatial_vlm.synthesis.verify.checks import CheckedAnswer, Rejection
 from spatial_vlm.synthesis.verify.synthesis_report import (
   choose_examples,
   example_sheet,
@@ -33,7 +33,7 @@ def record(i, relation="left of", label=1, votes=(3, 0)):
 def outcome(record, *checks, attempt=0, hinted=False, version="m-1", text="text", draft=DRAFT):
   rejections = tuple(Rejection(check, f"{check} was bad") for check in checks)
   usage = Usage(prompt=100, cached=40, answer=20, thoughts=5)
-  return Outcome(record, attempt, hinted, text, draft, rejections, version, usage)
+  return CheckedAnswer(record, attempt, hinted, text, draft, rejections, version, usage)
 
 
 def outcomes():
@@ -125,19 +125,19 @@ def test_boxes_that_cannot_be_drawn_do_not_end_the_report():
 
 def test_examples_stand_in_full():
   page = markdown(summarize(outcomes(), 2.5), choose_examples(outcomes(), 2, 4), "sheet.png")
-  assert "### 2. Accepted, hinted, attempt 2" in page and "### 3. Refused, blind, attempt 1" in page
+  assert (
+    "### 2. Accepted, hinted, attempt 2" in page and "### 3. Rejected, blind, attempt 1" in page
+  )
   assert "Caption: cat [100, 200, 300, 600], mug [700, 400, 800, 500]" in page
   assert "- numbers: numbers was bad\n- geometry: geometry was bad" in page
   assert "![examples with the boxes of the teacher](sheet.png)" in page
-  assert (
-    "600 read (240 of them from a cache), 120 written and 30 thought; 750 in all, 375 for" in page
-  )
-  assert "Paid: 2.50 USD." in page
+  assert "600 prompt (240 of them cached), 120 answer, 30 thinking; 750 in all, 375 per" in page
+  assert "Cost: 2.50 USD." in page
 
 
 def test_a_reply_without_words_is_shown_as_such():
   silent = outcome(record(0), "finish", text=None, draft=None)
-  assert "Nothing was written." in markdown(summarize([silent]), [silent], "sheet.png")
+  assert "The answer is empty." in markdown(summarize([silent]), [silent], "sheet.png")
 
 
 @pytest.mark.parametrize("field", ["caption", "relation", "image"])

@@ -1,0 +1,173 @@
+"""Sends the questions that the journal does not answer yet, many at once, each with retries until it is settled."""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+from spatial_vlm.config import UsageError
+from spatial_vlm.synthesis.errors import BusyError, LostError, RefusedError
+from spatial_vlm.synthesis.run.journal import Journal
+from spatial_vlm.synthesis.run.ledger import Ledger
+from spatial_vlm.synthesis.run.limiter import RateLimiter, RequestLimits
+from spatial_vlm.synthesis.run.progress import RecordProgress, Verifier, record_progress
+from spatial_vlm.synthesis.run.questions import Questions
+from spatial_vlm.synthesis.teacher import Answer, Question, Refusal, Reply, Teacher
+
+Result = Answer | BusyError | LostError
+"""Result of sending a question once."""
+
+OnSettled = Callable[[RecordProgress], None]
+"""Called for each settled record, including those that an earlier start settled."""
+
+
+_MAX_FAILURES_IN_A_ROW = 20
+"""Consecutive failures, and at least `concurrency` of them, after which the run stops."""
+
+
+@dataclasses.dataclass
+class SynthesisRun:
+  """State of one start: its questions, their verification, and why it has to stop early."""
+
+  questions: Questions
+  journal: Journal
+  verifier: Verifier
+  ledger: Ledger
+  limits: RequestLimits
+  mixed_versions: bool
+  """Whether a set may contain answers of several model versions."""
+  stop_reason: str = ""
+  """If not empty, no further question is sent; those in flight still finish."""
+  unanswered: int = 0
+  """Questions given up in this start."""
+  failures_in_a_row: int = 0
+  """Consecutive questions without a reply."""
+  settled: dict[int, RecordProgress] = dataclasses.field(default_factory=dict)
+  """Progress of the settled records by index; it does not change any more."""
+
+  def progress(self, index: int) -> RecordProgress:
+    """Returns the progress of the record `index`."""
+    if index in self.settled:
+      return self.settled[index]
+    progress = record_progress(self.questions, index, self.journal, self.verifier)
+    if progress.next_attempt is None:
+      self.settled[index] = progress
+    return progress
+
+  def stop(self, reason: str) -> None:
+    """Stops the run; the first reason is kept."""
+    self.stop_reason = self.stop_reason or reason
+
+  def allowed_questions(self, batch: bool) -> float:
+    """Returns how many more questions may be sent; stops the run if the budget allows none."""
+    allowed = 0 if self.stop_reason else self.ledger.affordable_questions(batch)
+    if not allowed:
+      self.stop(
+        f"budget_usd={self.ledger.budget_usd} allows no further question: {self.ledger.spent_usd:.2f} USD are spent, "
+        f"up to {self.ledger.reserved_usd:.2f} are in flight, up to {self.ledger.unconfirmed_usd:.2f} may have been "
+        "billed without an answer; raise budget_usd to continue"
+      )
+    return allowed
+
+  def store(self, key: str, result: Result, batch: bool) -> None:
+    """Appends a result to the journal; stops the run if another model version answered."""
+    match result:
+      case Reply():
+        self.journal.add_reply(key, result, batch)
+        self._check_version(result.model_version)
+      case Refusal():
+        self.journal.add_refusal(key, result.reason)
+      case LostError():
+        self.journal.add_lost(key, str(result))
+      case BusyError():
+        self.journal.add_busy(key, str(result))
+
+  def count(self, result: Result) -> None:
+    """Counts the final result of a question; stops the run after many failures in a row."""
+    self.failures_in_a_row = 0 if isinstance(result, Reply) else self.failures_in_a_row + 1
+    self.unanswered += isinstance(result, BusyError | LostError)
+    if self.failures_in_a_row >= max(self.limits.concurrency, _MAX_FAILURES_IN_A_ROW):
+      self.stop(f"{self.failures_in_a_row} questions in a row failed, the last one with: {result}")
+
+  def _check_version(self, version: str) -> None:
+    if self.mixed_versions or self.verifier.model_version:
+      return
+    if others := self.journal.versions - {version}:
+      self.stop(
+        f"{version} answered after {', '.join(sorted(others))}, and a set has one model version; set model_version to "
+        "the one to keep, or allow_mixed_versions"
+      )
+
+
+async def send_questions(
+  run: SynthesisRun, teacher: Teacher, on_settled: OnSettled = lambda progress: None
+) -> None:
+  """Settles every record, unless the run stops early.
+
+  Raises UsageError if every other question would fail too, as with a wrong key.
+  """
+  limiter = RateLimiter(run.limits)
+  waiting = iter(run.questions.indices)
+
+  async def work() -> None:
+    for index in waiting:
+      if run.stop_reason:
+        return
+      await _settle(run, index, teacher, limiter, on_settled)
+
+  try:
+    async with asyncio.TaskGroup() as workers:
+      for _ in range(run.limits.concurrency):
+        workers.create_task(work())
+  except* Exception as group:
+    raise group.exceptions[0] from None
+
+
+async def _settle(
+  run: SynthesisRun, index: int, teacher: Teacher, limiter: RateLimiter, on_settled: OnSettled
+) -> None:
+  """Sends the attempts at one record until one is accepted or none is left."""
+  while (progress := run.progress(index)).next_attempt is not None:
+    result = await _send_with_retries(run, index, progress.next_attempt, teacher, limiter)
+    if result is not None:
+      run.count(result)
+    if not isinstance(result, Answer):
+      return
+  on_settled(progress)
+
+
+async def _send_with_retries(
+  run: SynthesisRun, index: int, attempt: int, teacher: Teacher, limiter: RateLimiter
+) -> Result | None:
+  """Returns the result of the last try; None if the run stopped before the question was sent."""
+  key = run.questions.key(index, attempt)
+  question = run.questions.question(index, attempt)
+  result = None
+  for tries in range(1, run.limits.max_tries + 1):
+    async with limiter.slot():
+      if not run.allowed_questions(batch=False):
+        return None
+      result = await _send(run, key, question, teacher)
+      if isinstance(result, BusyError):
+        limiter.pause(result.retry_after_s or 0.0)
+    if isinstance(result, Answer):
+      break
+    if tries < run.limits.max_tries:
+      await asyncio.sleep(run.limits.retry_delay_s(key, tries))
+  return result
+
+
+async def _send(run: SynthesisRun, key: str, question: Question, teacher: Teacher) -> Result:
+  """Sends a question once. If cancelled, the journal lists it as in flight."""
+  run.journal.add_sent(key)
+  try:
+    with run.ledger.reserve():
+      result: Result = await teacher.ask(question)
+  except (BusyError, LostError) as error:
+    result = error
+  except RefusedError as error:
+    result = Refusal(str(error))
+  except UsageError as error:
+    run.journal.add_busy(key, str(error))
+    raise
+  run.store(key, result, batch=False)
+  return result

@@ -1,0 +1,80 @@
+"""Checks the config of `synthesize` and builds a run from it."""
+
+from spatial_vlm.config import Config, UsageError, settings_from
+from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.synthesis.run.batch_requests import BatchSettings
+from spatial_vlm.synthesis.run.journal import Journal
+from spatial_vlm.synthesis.run.ledger import Ledger, Prices
+from spatial_vlm.synthesis.run.limiter import RequestLimits
+from spatial_vlm.synthesis.run.progress import Verifier
+from spatial_vlm.synthesis.run.questions import Attempts, Questions
+from spatial_vlm.synthesis.run.requests import SynthesisRun
+from spatial_vlm.synthesis.teacher import Usage
+from spatial_vlm.synthesis.teacher_table import find_teacher, identity
+from spatial_vlm.synthesis.verify.check_settings import CheckSettings
+from spatial_vlm.synthesis.verify.selection import SelectionSettings
+
+
+def check(config: Config) -> None:
+  """Raises UsageError for settings that cannot work, alone or together."""
+  teacher = find_teacher(config.teacher)
+  teacher.check(config)
+  settings_from(CheckSettings, config.checks)
+  settings_from(SelectionSettings, config.selection)
+  settings_from(Prices, config.prices)
+  request_limits(config)
+  if config.batch.questions:
+    if not teacher.has_batches:
+      raise UsageError(
+        f"batch.questions is {config.batch.questions}, but the teacher {config.teacher} has no batches; set it to 0"
+      )
+    settings_from(BatchSettings, config.batch)
+  amounts = {
+    "data.limit": config.data.limit,
+    "examples": config.examples,
+    "confirm_usd": config.confirm_usd,
+    "budget_usd": config.budget_usd or 0,
+  }
+  if negative := [f"{name} is {amount}" for name, amount in amounts.items() if amount < 0]:
+    raise UsageError(f"{' and '.join(negative)}; give numbers of at least 0")
+  if config.attempts.hinted and not teacher.takes_hints:
+    raise UsageError(
+      f"attempts.hinted is {config.attempts.hinted}, but a policy takes no hint; set it to 0 and raise attempts.blind"
+    )
+
+
+def build_questions(config: Config, source: JsonlSource) -> Questions:
+  """Builds the questions about the records of `source`, which checks all images."""
+  return Questions(
+    source,
+    find_teacher(config.teacher).response_format,
+    settings_from(Attempts, config.attempts),
+    identity=identity(config),
+    seed=config.seed,
+    limit=config.data.limit,
+    workers=config.data.workers,
+  )
+
+
+def request_limits(config: Config) -> RequestLimits:
+  """Reads rate limits and retry policy."""
+  return settings_from(
+    RequestLimits,
+    config.retry,
+    concurrency=config.concurrency,
+    requests_per_minute=config.requests_per_minute,
+  )
+
+
+def start_run(config: Config, questions: Questions, journal: Journal) -> SynthesisRun:
+  """Builds the state of one start; `journal` is open."""
+  checks = settings_from(CheckSettings, config.checks)
+  max_usage = Usage(config.estimate.max_prompt_tokens, 0, config.max_output_tokens, 0)
+  return SynthesisRun(
+    questions,
+    journal,
+    Verifier(questions.response_format, checks, config.model_version),
+    Ledger(journal, settings_from(Prices, config.prices), max_usage, config.budget_usd),
+    request_limits(config),
+    config.allow_mixed_versions,
+  )
