@@ -127,7 +127,7 @@ def _parser(command: Command, description: str) -> _Parser:
   if command.multi_process:
     group = parser.add_argument_group(
       "several processes",
-      "found on TPU hosts, under Slurm and Open MPI; elsewhere each is told all three",
+      "found on TPU hosts, under Slurm and Open MPI; elsewhere give each process all three",
     )
     group.add_argument(
       "--coordinator", metavar="HOST:PORT", help="where process 0 runs, a free port there"

@@ -20,7 +20,7 @@ Params = dict[str, Any]
 
 
 class Purpose(enum.IntEnum):
-  """What a random key is for; folded into the key of the run's seed, so that uses never share a stream."""
+  """Purpose of a random key, folded into the key of the run's seed: no two purposes share a stream."""
 
   WEIGHTS = 0
   ROLLOUT = 1
@@ -60,7 +60,7 @@ class Batch:
 
 @flax.struct.dataclass
 class Prompts:
-  """Questions to answer: prompts padded on the left (or right), one sequence a row."""
+  """Prompts to complete, padded on the left (or right), one sequence a row."""
 
   ids: Int[Array, "B"]
   """Number of the prompt in its source; random keys fold it in."""
@@ -91,7 +91,7 @@ class Rollout:
 
 @flax.struct.dataclass
 class TrainState:
-  """What an update changes; `step` counts the updates."""
+  """The state that an update changes; `step` counts the updates."""
 
   step: Int[Array, ""]
   params: Params
@@ -100,7 +100,7 @@ class TrainState:
 
 @flax.struct.dataclass
 class RlState:
-  """All that a DAPO run knows between two sampling rounds."""
+  """The state of policy optimization between two sampling rounds."""
 
   train: TrainState
   batches: Int[Array, ""]
@@ -110,7 +110,7 @@ class RlState:
   rounds: Int[Array, ""]
   """Sampling rounds spent on the batch being collected."""
   buffer: Rollout
-  """Informative groups kept so far, in the first `filled` rows."""
+  """Groups with mixed outcomes kept so far, in the first `filled` rows."""
   filled: Int[Array, ""]
   sampled: dict[str, tuple[Array, Array]]
-  """(sum, count) of what the rounds of this batch drew, before any group was left out."""
+  """(sum, count) over the groups that the rounds of this batch drew, before any was dropped."""

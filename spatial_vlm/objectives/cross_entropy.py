@@ -1,4 +1,4 @@
-"""Cross-entropy of the next token, without ever holding the logits of a whole batch."""
+"""Cross-entropy of the next token; the logits of a whole batch are never in memory together."""
 
 import functools
 
@@ -15,7 +15,7 @@ from spatial_vlm.objectives.vocabulary import (
 )
 
 CHUNKS = "chunks"
-"""Scope of the loops over pieces of rows, by which they are found in a compiled program."""
+"""Name scope of the loops over pieces of rows; `planning` finds them in a compiled program by it."""
 
 
 def token_cross_entropy(

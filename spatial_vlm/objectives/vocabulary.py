@@ -1,8 +1,8 @@
-"""The softmax over a vocabulary that may be cut over devices, each of which works on rows of its own.
+"""The softmax over a vocabulary that may be sharded, while each device works on its own rows.
 
-A compiler that lays out a loop over pieces of rows by itself gathers the unembedding, and adds up its gradient over the
-devices, in every turn. Here it is gathered once, before the loop, and its gradient is added up once, after it.
-`axes` are the mesh axes that the vocabulary is cut over, none where it is whole; the logits are those of this device.
+Left to XLA, a loop over pieces of rows gathers the unembedding and reduces its gradient over the devices in every
+iteration. Here the unembedding is gathered once before the loop, and its gradient is reduced once after it. `axes` are
+the mesh axes that shard the vocabulary (none where it is whole); logits are this device's part.
 """
 
 import functools
@@ -20,20 +20,20 @@ Axes = tuple[str, ...]
 
 
 def shifted(logits: Float[Array, "... V"], axes: Axes) -> Float[Array, "... V"]:
-  """l − max_v l_v, the maximum being that of the whole vocabulary; no gradient passes through it."""
+  """Returns l − max_v l_v over the whole vocabulary; the maximum has no gradient."""
   highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   return logits - jax.lax.pmax(highest, axes)
 
 
 def log_partition(logits: Float[Array, "... V"], axes: Axes) -> Float[Array, "..."]:
-  """log Z = log Σ_v exp l_v of `shifted` logits, over the whole vocabulary."""
+  """Returns log Z = log Σ_v exp l_v of `shifted` logits, over the whole vocabulary."""
   return jnp.log(jax.lax.psum(jnp.sum(jnp.exp(logits), axis=-1), axes))
 
 
 def target_values(
   values: Float[Array, "... V"], tokens: Int[Array, "..."], axes: Axes
 ) -> Float[Array, "..."]:
-  """The value of each token, from the device that holds it."""
+  """Returns the value of each token, from the device that holds it."""
   size = values.shape[-1]
   own = tokens - (jax.lax.axis_index(axes) * size if axes else 0)
   value = jnp.take_along_axis(values, jnp.clip(own, 0, size - 1)[..., None], axis=-1)[..., 0]
@@ -41,13 +41,13 @@ def target_values(
 
 
 def sharded_scores(score: Callable[..., Any], vocab_arrays: tuple[Array, ...], *rows: Array) -> Any:
-  """`score(*vocab_arrays, *rows, axes=…)` on each device's part of the mesh that `jax.set_mesh` has set, if any.
+  """Calls `score(*vocab_arrays, *rows, axes=…)` on each device's shard of the mesh of `jax.set_mesh`, if any.
 
   Args:
-    score: its results have rows in front.
-    vocab_arrays: arrays with the vocabulary as their last axis, which is cut over the mesh axis `tensor`.
-    rows: arrays with rows in front, cut over the axes ROWS. Axes that do not divide are left out: their devices do the
-      same work.
+    score: returns arrays whose first axis is rows.
+    vocab_arrays: arrays whose last axis is the vocabulary, sharded over the mesh axis `tensor`.
+    rows: arrays whose first axis is rows, sharded over the axes ROWS. Axes that do not divide the rows are dropped:
+      their devices do the same work.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:

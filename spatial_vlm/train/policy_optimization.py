@@ -67,10 +67,10 @@ class MinibatchScores(NamedTuple):
 
 
 def rollout_weights(params: Params, frozen: Params, dtype: str) -> Params:
-  """The parameters as answers are sampled from them, for a whole round.
+  """Returns the parameters that a round of sampling reads.
 
-  Low-rank pairs are merged once, not for every token: sampling holds another copy of the kernels they belong to. Where
-  these are in int8, there is no room for it: each token makes the kernels anew, layer by layer.
+  LoRA is merged once per round, not per token, which costs a second copy of its kernels. Int8 kernels are not copied:
+  each layer dequantizes its own for every token.
   """
   return merge_adapters(computed_in(dtype, combine(params, frozen)))
 
@@ -87,9 +87,9 @@ def reference_policy(mesh: Mesh, trained: Params, settings: RlSettings) -> Param
 
 
 def completion_batch(rollout: Rollout) -> Batch:
-  """Prompts followed by their answers as rows of a `Batch`; the answers' tokens are the targets.
+  """Returns prompts followed by their answers as rows of a `Batch`; the answers' tokens are the targets.
 
-  Positions go on as in decoding: one more than the largest of the prompt, the same on the three axes.
+  Positions continue as in decoding: one more than the largest of the prompt, equal on the three axes.
   """
   prompts, (_, group_size, length) = rollout.prompts, rollout.tokens.shape
   real = (prompts.segments > 0)[..., None]
@@ -118,16 +118,13 @@ def answer_logprobs(
   model: ModelConfig,
   settings: RlSettings,
 ) -> tuple[Float[Array, "R T"], Float[Array, "R T"]]:
-  """log π_θ and entropy of every token of every answer (R = B·G rows), over the ids that may be sampled."""
+  """Returns log π_θ and the entropy of every answer token (R = B·G rows), over the ids that may be sampled."""
   length = rollout.tokens.shape[-1]
   params = computed_in(settings.dtype, params)
-  batch = sharding.constrain_rows(
-    completion_batch(rollout)
-  )  # fewer groups than devices may have rows for all
+  # Constrained as answers, since fewer groups than devices may still have rows for all devices.
+  batch = sharding.constrain_rows(completion_batch(rollout))
   hidden = qwen3_vl.forward(params, model, batch, settings.remat)
-  answer = slice(
-    -length - 1, None
-  )  # from the last token of the prompt on: it predicts the first of the answer
+  answer = slice(-length - 1, None)  # the last token of the prompt predicts the first of the answer
   logp, entropy = token_logprobs(
     hidden[:, answer],
     qwen3_vl.unembedding(params, model).T,

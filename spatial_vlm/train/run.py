@@ -50,7 +50,7 @@ def check_algorithm(config: Config, command: str) -> None:
 
 
 def check_training(config: Config) -> None:
-  """Raises UsageError for settings of the computation that do not exist."""
+  """Raises UsageError for an unknown `remat` or `dtype`."""
   if config.remat not in REMAT_POLICIES:
     raise UsageError(f"remat is {config.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
   if config.dtype not in DTYPES:
@@ -58,7 +58,7 @@ def check_training(config: Config) -> None:
 
 
 def check_rows(mesh: Mesh, name: str, rows: int) -> None:
-  """Raises UsageError unless the mesh gives every process the rows of a batch that it reads: a block of its own."""
+  """Raises UsageError unless the mesh gives every process one contiguous block of the rows of a batch."""
   count = jax.process_count()
   if rows % count:
     raise UsageError(
@@ -80,7 +80,7 @@ def check_rows(mesh: Mesh, name: str, rows: int) -> None:
 
 
 def record_settings(config: Config, workdir: epath.Path) -> None:
-  """`config.snapshot` of a training run: the first process writes, the others are checked against what it wrote."""
+  """Records the settings of a training run: process 0 writes config.json, the others compare theirs with it."""
   first = jax.process_index() == 0
   with user_errors():
     if first:
@@ -88,23 +88,21 @@ def record_settings(config: Config, workdir: epath.Path) -> None:
   with user_errors():
     if not first and not (workdir / "config.json").exists():
       raise UsageError(
-        f"{workdir} lacks the config.json that process 0 has written; --workdir must be a folder that all hosts share,"
-        " e.g. on gs://"
+        f"{workdir} lacks the config.json of process 0; --workdir must be a folder that all hosts share, e.g. on gs://"
       )
     if not first:
       snapshot(config, workdir, HARMLESS)
 
 
 def place_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-  """A fresh train state, its weights in float32, laid out over the mesh.
+  """Returns a fresh train state over the mesh, with float32 weights.
 
-  Weights that lie there already (`load_policy` with a mesh) become part of it without a copy, so the caller gives
-  them away: the first update overwrites them.
+  Weights that are already there (`load_policy` with a mesh) are not copied: the first update overwrites them.
   """
   masters = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, np.float32), params)
   shapes = jax.eval_shape(lambda p: init_state(p, optimizer), masters)
   where = sharding.state_shardings(mesh, shapes)
-  # one by one: a second copy of the model may not fit
+  # One array at a time: a second copy of the model may not fit.
   params = jax.tree.map(
     lambda p, sharding: jax.device_put(p.astype(np.float32), sharding), params, where.params
   )
@@ -130,12 +128,14 @@ def progress(name: str, done: int, total: int) -> tqdm:
 def partition_policy(
   mesh: Mesh, params: Params, subset: Subset, seed: int
 ) -> tuple[Params, Params]:
-  """(trained, frozen) of a loaded policy, with fresh pairs. Raises ValueError for patterns that do not fit, and where
-  no kernel is in int8 that should be."""
+  """Returns (trained, frozen) of a loaded policy, with fresh LoRA factors.
+
+  Raises ValueError for patterns that match nothing, and where `frozen_int8` finds no kernel to store in int8.
+  """
   if subset.frozen_int8 and not any(path.endswith(INT8[0]) for path in flatten(params)):
     raise ValueError(
-      f"frozen_int8 is True, but trainable {subset.trainable} freezes no kernel; leave it out, or train low-rank pairs"
-      " alone: trainable=('.*/lora_[ab]',) and lora.rank=16"
+      f"frozen_int8 is True, but trainable {subset.trainable} freezes no kernel; set it to False, or train LoRA factors "
+      "alone: trainable=('.*/lora_[ab]',) and lora.rank=16"
     )
   if not subset.rank:
     return partition(params, subset.trainable)

@@ -37,20 +37,22 @@ from spatial_vlm.types import Batch, Params, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class SftSettings:
-  """What is compiled into the step. `micro_batches` must divide the rows of a batch; `chunk_tokens` bounds the
-  logits held at once; `remat` names a policy of `model.stack`; `dtype` is that of the computation: parameters,
-  gradients' sums and optimizer stay as they are."""
+  """What the step is compiled with; the names are those of the config."""
 
   micro_batches: int
+  """Divides the rows of a batch."""
   chunk_tokens: int
+  """Positions whose logits are in memory at a time."""
   remat: str
+  """Names a policy of `model.stack`."""
   dtype: str
+  """Type of the computation; parameters, sums of gradients and the optimizer stay float32."""
 
 
 def sft_loss(
   params: Params, batch: Batch, model: ModelConfig, settings: SftSettings
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-  """Summed cross-entropy (nats) of the target tokens of `batch`, and their number."""
+  """Returns the summed cross-entropy (nats) of the target tokens of `batch`, and their number."""
   params = computed_in(settings.dtype, params)
   hidden = qwen3_vl.forward(params, model, batch, settings.remat)
   unembedding = qwen3_vl.unembedding(params, model).T
@@ -71,8 +73,10 @@ def sft_step(
   optimizer: optax.GradientTransformation,
   settings: SftSettings,
 ) -> tuple[TrainState, Sums]:
-  """One update of the parameters in `state`, which are all but the `frozen` ones; sums: `loss` (nats over target
-  tokens), `grad_norm`, `target_tokens`, and those of `padding`."""
+  """Updates the parameters in `state`, which are all but the `frozen` ones.
+
+  Sums: `loss` (nats over target tokens), `grad_norm`, `target_tokens`, and those of `padding`.
+  """
 
   def loss(params, micro_batch):
     total, count = sft_loss(combine(params, frozen), micro_batch, model, settings)
@@ -88,7 +92,7 @@ def sft_step(
 
 
 def padding(batch: Batch) -> Sums:
-  """Padded slots and all slots: of tokens and, where there are pictures, of patches."""
+  """Returns (padded slots, all slots) of tokens and, where the batch has images, of patches."""
   segments = {"token": batch.segments}
   if batch.vision is not None:
     segments["patch"] = batch.vision.segments

@@ -1,4 +1,4 @@
-"""Weights after training: what was trained over the frozen base, written as a Hugging Face folder."""
+"""Writes the weights after training, trained and frozen ones together, as a Hugging Face folder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,17 +22,17 @@ from spatial_vlm.types import Params
 
 
 def base_record(config: Config, frozen: Params) -> dict[str, Any]:
-  """What a checkpoint says of the weights that it does not hold: whence they come, and what they were."""
+  """Returns the folder and the checksums of the frozen weights, which checkpoints do not store."""
   return {"folder": config.checkpoint, "checksums": checksums(frozen)}
 
 
 def check_base(written: dict[str, Any], found: dict[str, int]) -> None:
-  """Raises UsageError where frozen weights are not those that the run began with."""
+  """Raises UsageError where frozen weights differ from those that the run started with."""
   other = [path for path, number in found.items() if written["checksums"].get(path) != number]
   if other:
     raise UsageError(
-      f"{len(other)} of the frozen weights ({other[0]} …) are not those that the run began with; put the weights back "
-      f"that {written['folder']} held, or use another --workdir"
+      f"{len(other)} of the frozen weights ({other[0]} …) differ from those that the run started with; restore the "
+      f"weights of {written['folder']}, or use another --workdir"
     )
 
 
@@ -44,7 +44,7 @@ def write_trained(
   subset: Subset,
   trained: Params,
 ) -> None:
-  """WORKDIR/export, a Hugging Face folder with all weights, pairs merged; of pairs alone also WORKDIR/adapter."""
+  """Writes WORKDIR/export, a Hugging Face folder with LoRA merged; where only LoRA trains, also WORKDIR/adapter."""
   flat = flatten(trained)
   leaf_at = with_base(flat.__getitem__, base, mesh, model, subset)
   copy_processor(workdir / "export", find_folder(base["folder"]))
@@ -54,7 +54,10 @@ def write_trained(
 
 
 def trained_shapes(mesh: Mesh, model: ModelConfig, subset: Subset) -> Params:
-  """What trains, float32 and laid out over the mesh. Raises ValueError for patterns that do not fit the model."""
+  """Returns float32 shapes of the trained parameters, with shardings.
+
+  Raises ValueError for patterns that match nothing.
+  """
   trained, _ = partition_shapes(training_shapes(mesh, model, subset), subset)
   return with_param_shardings(mesh, trained)
 
@@ -66,9 +69,11 @@ def with_base(
   model: ModelConfig,
   subset: Subset,
 ) -> Callable[[str], jax.Array | Params]:
-  """Path -> the weight after training, or what its kernel is made of: from `trained_at`, or from the files of the base
-  (`base_record`), which are refused if they are no longer what the run began with. Weights that the run held in a
-  narrower type are as in the files; those that it held in int8 are so here."""
+  """Returns path -> the weight after training, or the parts that its kernel is made of.
+
+  Trained weights come from `trained_at`, frozen ones from the files of the base, whose checksums must match
+  (`base_record`). Frozen weights keep the type of the files, except int8 kernels, which stay int8.
+  """
   trained, frozen = (
     flatten(part) for part in partition_shapes(training_shapes(mesh, model, subset), subset)
   )

@@ -149,7 +149,7 @@ def test_another_base_is_refused(run, sft_changes, before_saving, nano, tmp_path
   ):
     assert run(command, workdir, settings).code == 2
     error = capsys.readouterr().err
-    assert "1 of the frozen weights (text/final_norm/scale …) are not those" in error
+    assert "1 of the frozen weights (text/final_norm/scale …) differ from those" in error
     assert str(base) in error and error.count("\n") == 1
 
 
