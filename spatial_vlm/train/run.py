@@ -134,8 +134,8 @@ def partition_policy(
   """
   if subset.frozen_int8 and not any(path.endswith(INT8[0]) for path in flatten(params)):
     raise ValueError(
-      f"frozen_int8 is True, but trainable {subset.trainable} freezes no kernel; set it to False, or train LoRA factors "
-      "alone: trainable=('.*/lora_[ab]',) and lora.rank=16"
+      f"frozen_int8 is True, but trainable {subset.trainable} freezes no kernel; set it to False, or train LoRA "
+      "factors alone: trainable=('.*/lora_[ab]',) and lora.rank=16"
     )
   if not subset.rank:
     return partition(params, subset.trainable)
