@@ -114,7 +114,7 @@ def render_short(behavior: str, comparison: str, verdict: int) -> str:
 
 
 def render_direct(verdict: int) -> str:
-  """Returns the verdict alone: `Yes.` or `No.`"""
+  """Returns `Yes.` or `No.`, the verdict alone."""
   return _CONCLUSION[verdict]
 
 

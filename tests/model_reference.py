@@ -222,8 +222,10 @@ def _vision(
 
 @pytest.fixture(scope="session")
 def make_case() -> Callable[..., Case]:
-  """`make_case(reference, [[3, (4, 6), 5], [8]], side="left")`: two rows; numbers are text tokens, pairs are images
-  of so many patches (rows, columns)."""
+  """Makes rows for both models: `make_case(reference, [[3, (4, 6), 5], [8]], side="left")`.
+
+  A number stands for text tokens, a pair for an image of so many patches (rows, columns).
+  """
 
   def make(reference: Reference, rows: list[list], side: str = "right", seed: int = 0) -> Case:
     config, rng = reference.config, np.random.default_rng(seed)

@@ -119,8 +119,10 @@ def _imports(file, source):
 
 
 def _position(parts):
-  """(layer, place on the layer, place in the folder, place in its subfolder) of a file or of an imported name; None
-  outside the package."""
+  """Returns (layer, place on the layer, place in the folder, place in its subfolder) of a file or an imported name.
+
+  None outside the package.
+  """
   for layer, names in enumerate(LAYERS):
     if parts and parts[0] in names:
       inner = [_index(parts[:depth], parts[depth : depth + 1]) for depth in (1, 2)]

@@ -14,8 +14,9 @@ def gspo_objective(
   eps_low: float,
   eps_high: float,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-  """J(θ) = 1/R · Σᵢ min(sᵢ Âᵢ, clip(sᵢ, 1−ε_low, 1+ε_high) Âᵢ),
-  sᵢ = (π_θ(oᵢ) / π_old(oᵢ))^(1/|oᵢ|) = exp(1/|oᵢ| · Σₜ log rᵢₜ)      (GSPO, Eqs. 5 and 7)
+  """J(θ) = 1/R · Σᵢ min(sᵢ Âᵢ, clip(sᵢ, 1−ε_low, 1+ε_high) Âᵢ)      (GSPO, Eq. 5)
+
+    sᵢ = (π_θ(oᵢ) / π_old(oᵢ))^(1/|oᵢ|) = exp(1/|oᵢ| · Σₜ log rᵢₜ)      (GSPO, Eq. 7)
 
   Returns the sum over answers, to be maximised, and the number of answers with a token in `mask`.
   """

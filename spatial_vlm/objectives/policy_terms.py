@@ -30,5 +30,5 @@ class ClipRange(NamedTuple):
 def log_ratio(
   logp: Float[Array, "R T"], logp_other: Float[Array, "R T"], mask: Bool[Array, "R T"]
 ) -> Float[Array, "R T"]:
-  """log π_θ − log π_other; 0 outside `mask`, where both may be −inf (forbidden ids at padding)."""
+  """Log π_θ − log π_other; 0 outside `mask`, where both may be −inf (forbidden ids at padding)."""
   return jnp.where(mask, logp - logp_other, 0.0)

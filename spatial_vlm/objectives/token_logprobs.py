@@ -33,7 +33,7 @@ def token_logprobs(
   temperature: float = 1.0,
   chunk: int | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-  """log π(y_t | y_<t) and the entropy (nats) of π(· | y_<t), for π = softmax(h_{t−1} W / τ).
+  """Log π(y_t | y_<t) and the entropy (nats) of π(· | y_<t), for π = softmax(h_{t−1} W / τ).
 
   The softmax runs over allowed ids at `temperature` τ. Token t is predicted from the hidden state
   of token t−1; position 0 has none and is 0 in both results. To score an answer only, pass hidden

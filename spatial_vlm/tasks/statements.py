@@ -1,4 +1,4 @@
-"""The task of statements: is this caption true of the image?"""
+"""The task of statements: whether a caption is true of an image."""
 
 import functools
 

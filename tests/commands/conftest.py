@@ -49,8 +49,10 @@ def run(on_devices):
 
 @pytest.fixture
 def refused(tmp_path, capsys, run):
-  """Runs what is refused: exit code 2 and one line on the terminal, which is returned; nothing that would be in the
-  way of the right settings is left in the folder."""
+  """Runs a command that must be refused and returns its message.
+
+  It exits with 2 and writes one line; no config.json stays that would block the right settings.
+  """
 
   def refuse(name, changes, *others, lines=1):
     workdir = tmp_path / "refused"
@@ -271,8 +273,10 @@ def evaluate_changes(taught, scenes_folder):
 
 @pytest.fixture
 def broken(tmp_path, scenes_folder):
-  """Copies a file of records or conversations, with the lines 2 … 7 broken, each in another way; returns the changes
-  of `data.<leaf>` and `data.images`, and what each report has to say."""
+  """Copies a file of records or conversations and breaks the lines 2 … 7, each in another way.
+
+  Returns the changes of `data.<leaf>` and `data.images`, the file, and what each report has to say.
+  """
 
   def spoil(leaf, file):
     images = tmp_path / "images"

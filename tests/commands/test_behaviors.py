@@ -66,7 +66,7 @@ def test_an_interrupted_run_ends_like_the_uninterrupted(
 def test_settings_applied_after_the_answers_may_change_without_asking_again(
   tmp_path, run, behaviors_changes, capsys, monkeypatch
 ):
-  """ "Lower min_support" would be no help if the answers had to be given again for it."""
+  """A lower min_support takes the stored answers."""
   assert run("behaviors", tmp_path, {**behaviors_changes, "min_support": 1000}).code == 2
   assert "lower min_support" in capsys.readouterr().err
   monkeypatch.setattr(generation.BatchGenerator, "answer", lambda *_: pytest.fail("asked again"))

@@ -29,7 +29,7 @@ def changes_of(method, evaluate_changes, extracted):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, run, evaluate_changes, extracted):
-  """method -> (workdir, config) of a finished evaluation."""
+  """Method -> (workdir, config) of a finished evaluation."""
   runs = {}
   for method in METHODS:
     workdir = tmp_path_factory.mktemp(method)

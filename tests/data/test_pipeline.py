@@ -88,7 +88,7 @@ def test_order_depends_on_the_seed_and_on_nothing_else():
 
 
 def test_neighbouring_seeds_do_not_share_epochs():
-  """grain shuffles epoch e with seed + e; a seed used raw would make epoch 1 of seed 0 epoch 0 of seed 1."""
+  """Grain shuffles epoch e with seed + e; a seed used raw would make epoch 1 of seed 0 epoch 0 of seed 1."""
   first = {seed: [prompt_order(seed, 100)(c) for c in range(100)] for seed in range(8)}
   second = {seed: [prompt_order(seed, 100)(100 + c) for c in range(100)] for seed in range(8)}
   epochs = [tuple(epoch) for epoch in [*first.values(), *second.values()]]

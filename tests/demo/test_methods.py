@@ -18,7 +18,7 @@ def predict(id, label, verdict, **fields):
 
 
 def answered(right, n=1000, tokens=45):
-  """n answers, the first `right` of them right."""
+  """N answers, the first `right` of them right."""
   return [
     predict(i, i % 2, i % 2 if i < right else 1 - i % 2, generated_tokens=tokens) for i in range(n)
   ]

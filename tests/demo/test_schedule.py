@@ -25,7 +25,7 @@ def test_time_left_is_that_of_the_longest_chain_or_of_all_shared_out():
 
 
 def test_stages_run_together_where_none_needs_the_other(tmp_path):
-  """a and b wait for each other's beginning, so neither could end if they ran in turn; c needs both, and d is last."""
+  """A and b wait for each other's beginning, so neither could end if they ran in turn; c needs both, and d is last."""
   both, at_once, most = threading.Barrier(2, timeout=60), [], []
 
   def meet(name):

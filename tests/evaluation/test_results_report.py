@@ -15,7 +15,7 @@ HOSTILE = (
 
 
 def answered(predict, right, n=1000, tokens=45, relation="left of", **fields):
-  """n answers, the first `right` of them right."""
+  """N answers, the first `right` of them right."""
   return [
     predict(
       i,

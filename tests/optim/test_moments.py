@@ -90,8 +90,10 @@ def test_rounding_takes_a_neighbour_and_keeps_the_mean(dtype):
 
 @pytest.mark.parametrize("dtype", [FIRST, SECOND])
 def test_rows_in_float8(dtype):
-  """Rows of any size come back to the type's precision, zero as zero; what came back is stored again without a change,
-  whatever becomes of another value of its row."""
+  """Rows of any scale come back to the type's precision, zero as zero.
+
+  A value that came back is stored again without a change, even if another value of its row changes.
+  """
   rng = np.random.default_rng(1)
   scales = np.float32([1.0, 3e-30, 1e30, 0.7, 0.0])[:, None]
   x = np.float32(rng.uniform(0.25, 1, (5, 64)) * scales)

@@ -225,6 +225,6 @@ def test_adafactor_equals_the_algorithm_of_the_paper():
 
 
 def test_equal_settings_give_the_same_optimizer():
-  """jit compiles a step anew for another object."""
+  """Jit compiles a step anew for another object."""
   assert make_optimizer(config()) is make_optimizer(config())
   assert make_optimizer(config()) is not make_optimizer(config(eps=1e-6))
