@@ -219,3 +219,45 @@ def test_imports_keep_to_the_layers():
 )
 def test_the_check_finds_what_is_forbidden(file, source, broken):
   assert bool(list(_violations(Path(file), source))) == broken
+
+
+MOST_LINES, MOST_PARAMETERS = 90, 7
+EXCEPTIONS = {
+  "model/text.py::run_layers": "what a layer reads besides its parameters, each an array of its own",
+}
+"""Functions with more parameters, and why."""
+
+
+def _functions(file):
+  tree = ast.parse((PACKAGE / file).read_text())
+  return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def _parameters(function):
+  arguments = function.args
+  names = [a.arg for a in arguments.posonlyargs + arguments.args + arguments.kwonlyargs]
+  return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_functions_are_of_a_size_to_be_read():
+  """What always travels together becomes a value; what does several things becomes several functions."""
+  too_large = [
+    f"{file}::{function.name}"
+    for file in _files()
+    for function in _functions(file)
+    if function.end_lineno - function.lineno >= MOST_LINES
+    or _parameters(function) > MOST_PARAMETERS
+  ]
+  assert sorted(too_large) == sorted(EXCEPTIONS)
+
+
+def test_only_tests_of_commands_import_a_command():
+  tests = Path(__file__).parent
+  found = [
+    f"{path.relative_to(tests)}: {name}"
+    for path in sorted(tests.rglob("*.py"))
+    if path.relative_to(tests).parts[0] != "commands"
+    for name in _imports(path.relative_to(tests), path.read_text())
+    if name.startswith("spatial_vlm.commands")
+  ]
+  assert not found
