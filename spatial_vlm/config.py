@@ -31,7 +31,7 @@ import sysconfig
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 from ml_collections import config_dict
@@ -79,6 +79,10 @@ class UsageErrorOfAll(UsageError):
 
 class Config(config_dict.ConfigDict):
   """A ConfigDict that records which of its leaves were read (see `unread`)."""
+
+  if TYPE_CHECKING:  # ml_collections gives every leaf one wide union type
+
+    def __getattr__(self, name: str) -> Any: ...
 
   def __init__(self, fields: config_dict.ConfigDict | None = None):
     super().__init__(convert_dict=False)

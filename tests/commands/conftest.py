@@ -299,7 +299,7 @@ def broken(tmp_path, scenes_folder):
     reasons = {
       2: "Unterminated" if is_record else "",
       3: "surprise" if is_record else "with the fields",
-      4: "label is 2" if is_record else "answer must be text",
+      4: "label is 2" if is_record else "answer must be non-empty text",
       5: "leaves the image folder",
       6: "absent.png' is not in",
       7: "torn.png",

@@ -164,7 +164,7 @@ def test_another_base_is_refused(run, sft_changes, before_saving, nano, tmp_path
     ({"lora.alpha": 0.0}, "lora.alpha 0.0"),
     ({**PAIRS, "lora.targets": "('text/embed/.*',)"}, "only kernels can have LoRA factors"),
     ({"frozen_int8": True}, "frozen_int8 is True, but trainable ('.*',) freezes no kernel"),
-    ({**PAIRS, "from_scratch": True}, "weights that from_scratch draws"),
+    ({**PAIRS, "from_scratch": True}, "from_scratch draws all weights"),
   ],
 )
 def test_parts_that_cannot_be_trained(refused, sft_changes, changes, message):

@@ -130,7 +130,7 @@ def test_an_unreadable_video_is_named_by_the_line_that_lists_it(folder):
   source = ConversationSource(path, images, 0.0)
   with pytest.raises(BadRecordError, match=r"c\.jsonl:1: cannot read video torn\.mp4: "):
     source[0]
-  with pytest.raises(BadRecordError, match=r"c\.jsonl:2: .*a\.png: it is a still picture"):
+  with pytest.raises(BadRecordError, match=r"c\.jsonl:2: .*a\.png: it is a still image"):
     source[1]
   with pytest.raises(UnreadableImage, match=r"late\.webp"):
     list(source[2][0]["content"][0]["video"].read(range(6)))

@@ -178,8 +178,8 @@ def test_checksums_tell_values_and_places_but_not_meshes():
   values = jnp.arange(48.0).reshape(4, 12)
   number = checksums({"x": values})
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  constrain_rows = jax.device_put(values, jax.NamedSharding(mesh, sharding.P("data", "tensor")))
-  assert checksums({"x": constrain_rows}) == number
+  on_mesh = jax.device_put(values, jax.NamedSharding(mesh, sharding.P("data", "tensor")))
+  assert checksums({"x": on_mesh}) == number
   swapped = values.at[0, 0].set(1.0).at[0, 1].set(0.0)
   others = [swapped, values.at[3, 11].add(1e-5), values.T, values.astype(jnp.bfloat16)]
   found = [checksums({"x": other})["x"] for other in others]

@@ -147,18 +147,18 @@ def test_an_answer_does_not_depend_on_its_neighbours(policy, prompts):
 def test_over_a_mesh_devices_agree_on_the_end_and_exchange_nothing_else(policy, prompts):
   """A prompt's cache lies where its samples are answered."""
   mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-  constrain_rows = sharding.make_global_batch(mesh, rows_of(prompts, [0, 1, 2, 3] * 2))
+  over_mesh = sharding.make_global_batch(mesh, rows_of(prompts, [0, 1, 2, 3] * 2))
   params = jax.device_put(policy.params, sharding.replicated(mesh))
-  settings = dict(group_size=2, max_new_tokens=TOKENS, temperature=1.0)
-  ids = dict(eos=policy.special.eos, pad=policy.special.pad)
+  sampling = SamplingSettings(
+    2, TOKENS, temperature=1.0, eos=policy.special.eos, pad=policy.special.pad
+  )
   compiled = generate.lower(
     params,
-    constrain_rows,
+    over_mesh,
     jax.random.key(0),
     policy.forbidden_tokens,
     model=policy.model,
-    **settings,
-    **ids,
+    sampling=sampling,
   ).compile()
   exchanged = re.findall(r"= (\S+) (?:all-\w+|collective-\w+|reduce-scatter)\(", compiled.as_text())
   assert exchanged == ["pred[]"] * STAGES

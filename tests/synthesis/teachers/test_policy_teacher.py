@@ -128,7 +128,7 @@ def test_trouble_with_the_program_is_told_to_all_who_wait(policy, replies, monke
   async def main():
     async with PolicyTeacher(policy, "v-1", SETTINGS) as teacher:
       with monkeypatch.context() as broken:
-        broken.setattr(policy_teacher, "written", lambda *_: 1 / 0)
+        broken.setattr(policy_teacher, "decode_completions", lambda *_: 1 / 0)
         told = await asyncio.gather(*map(teacher.ask, QUESTIONS[:3]), return_exceptions=True)
       return told, await teacher.ask(QUESTIONS[0])
 
