@@ -346,7 +346,7 @@ def _now_called(name: str, known: Collection[str]) -> str:
 def _field(config: config_dict.ConfigDict, name: str) -> tuple[Any, str, Any]:
   """Returns the group that holds a leaf, its name in the group, and its value or placeholder."""
   *groups, leaf = name.split(".")
-  group = functools.reduce(operator.getitem, groups, config)
+  group: Any = functools.reduce(operator.getitem, groups, config)
   return group, leaf, dict(group.items(preserve_field_references=True))[leaf]
 
 

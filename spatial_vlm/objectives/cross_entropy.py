@@ -52,7 +52,7 @@ def _loss_of_rows(
   inputs = (hidden, tokens, targets)
   if chunk >= tokens.shape[1]:
     return _loss(unembed, *inputs, axes)
-  loss = jax.checkpoint(lambda piece: _loss(unembed, *piece, axes))
+  loss = jax.checkpoint(lambda piece: _loss(unembed, *piece, axes=axes))
   with jax.named_scope(CHUNKS):
     return jnp.sum(jax.lax.map(loss, jax.tree.map(lambda x: cut(x, chunk), inputs)), axis=0)
 

@@ -65,7 +65,7 @@ def _logprobs_of_rows(
   if chunk is None or chunk >= positions:
     return _logprobs(unembed, forbidden_tokens, hidden, tokens, temperature, axes)
   score = jax.checkpoint(
-    lambda piece: _logprobs(unembed, forbidden_tokens, *piece, temperature, axes)
+    lambda piece: _logprobs(unembed, forbidden_tokens, *piece, temperature=temperature, axes=axes)
   )
   with jax.named_scope(CHUNKS):
     pieces = jax.lax.map(score, jax.tree.map(lambda x: cut(x, chunk), (hidden, tokens)))

@@ -126,7 +126,9 @@ def _mesh_groups(mesh: str, device_order: str, spanned: str) -> np.ndarray:
 
 def _iota(text: str) -> np.ndarray:
   """Returns the numbers of `[4,2]T(1,0)`: from 0 in that shape, transposed, then flat."""
-  shape, transpose = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+  found = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+  assert found is not None, text
+  shape, transpose = found.groups()
   sizes = [int(size) for size in shape.split(",")]
   grid = np.arange(math.prod(sizes)).reshape(sizes)
   return (grid.transpose([int(i) for i in transpose.split(",")]) if transpose else grid).reshape(-1)

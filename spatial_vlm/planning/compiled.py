@@ -174,6 +174,7 @@ def compile_program(program: Program, chip: Chip) -> ProgramCost:
   hlo = Hlo(compiled.as_text(), {TOKENS: trace.trip_count})
   collectives = find_collectives(hlo, trace.mesh.shape)
   traffic, stats = hbm_traffic(hlo), compiled.memory_analysis()
+  assert stats is not None  # libtpu always tells
   peak = stats.peak_memory_in_bytes + resident
   return ProgramCost(
     **common,

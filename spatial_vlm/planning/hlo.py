@@ -31,7 +31,7 @@ class Hlo:
     """
     self._trip_counts = trip_counts or {}
     self.computations = dict(parse_computations(text))
-    self.runs: Mapping[str, int] = defaultdict(int)
+    self.runs: dict[str, int] = defaultdict(int)
     self.scopes: dict[str, tuple[str, ...]] = {}
     self._visit(entry_computation(text), 1, ())
 

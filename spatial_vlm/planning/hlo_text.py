@@ -86,7 +86,11 @@ def shape_bytes(shape: str, hbm: bool = False) -> int:
 
 
 def _bits(dtype: str) -> int:
-  return BITS[dtype] if dtype in BITS else int(re.search(r"\d+", dtype)[0])  # f8e4m3fn: 8
+  if dtype in BITS:
+    return BITS[dtype]
+  found = re.search(r"\d+", dtype)  # f8e4m3fn: 8
+  assert found is not None, dtype
+  return int(found[0])
 
 
 def _parse_op(line: str) -> Op | None:

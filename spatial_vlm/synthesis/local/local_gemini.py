@@ -76,24 +76,24 @@ class LocalGemini:
     if request.path.startswith(UPLOADS):
       return self._upload(request)
     found = PATH.fullmatch(request.path)
+    name = found["name"] if found else ""
     match (request.method, *(found.group("upload", "kind", "verb") if found else ())):
       case ("POST", None, "models", "generateContent"):
-        self._model.check_name(found["name"])
+        self._model.check_name(name)
         return self._generate(_snake(json.loads(request.body))), {}
       case ("POST", None, "models", "batchGenerateContent"):
-        self._model.check_name(found["name"])
+        self._model.check_name(name)
         return self._create(_snake(json.loads(request.body))["batch"]), {}
       case ("POST", "upload/", "files", None):
         return self._announce(request)
       case ("GET", None, "files", "download"):
-        return self._content(f"files/{found['name']}"), {}
+        return self._content(f"files/{name}"), {}
       case ("GET", None, "batches", None):
-        name = found["name"]
         return (self._get(self._job(name)) if name else self._list(request)), {}
       case ("POST", None, "batches", "cancel"):
-        return self._cancel(self._job(found["name"])), {}
+        return self._cancel(self._job(name)), {}
       case ("DELETE", None, "batches", None):
-        self._job(found["name"]).state = "DELETED"
+        self._job(name).state = "DELETED"
         return {}, {}
     raise ApiError(404, "NOT_FOUND", f"{request.method} {request.path} is not found")
 
