@@ -73,7 +73,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   updates = functools.partial(
     policy_optimization.rl_loop,
     requests_at=requests_at,
-    sample=group_sampler(engine, automaton, mesh, groups, settings, config.seed),
+    sample=group_sampler(engine, automaton, mesh, sampling_mesh, groups, settings, config.seed),
     collect_round=functools.partial(rollout_buffer.collect, settings=settings),
     update=functools.partial(
       policy_optimization.update_policy,

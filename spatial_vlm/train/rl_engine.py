@@ -35,6 +35,7 @@ def group_sampler(
   engine: Engine,
   automaton: VerdictAutomaton,
   mesh: Mesh,
+  sampling_mesh: Mesh,
   groups: Rollout,
   settings: RlSettings,
   seed: int,
@@ -42,6 +43,7 @@ def group_sampler(
   """Returns (params, requests, cursor) -> judged groups over the training mesh.
 
   Args:
+    mesh, sampling_mesh: of training, to which the groups go, and of sampling, where keys and verdicts are computed.
     groups: shapes of the groups of one round.
     seed: of the run; keys are functions of (seed, cursor, prompt, sample, token).
   """
@@ -49,10 +51,13 @@ def group_sampler(
   to_train = jax.jit(lambda x: x, out_shardings=sharding.batch_sharding(mesh, groups))
 
   def sample(params: Params, requests: Requests, cursor: int) -> Rollout:
-    engine.publish(params)
-    completions = engine.generate(requests, jax.random.fold_in(key, cursor), settings.sampling)
-    engine.release()  # before the update, which needs the memory
-    judged = judge_groups(requests.prompts, completions, automaton, group_size=settings.group_size)
-    return to_train(judged)
+    with jax.set_mesh(sampling_mesh):
+      engine.publish(params)
+      completions = engine.generate(requests, jax.random.fold_in(key, cursor), settings.sampling)
+      engine.release()  # before the update, which needs the memory
+      judged = judge_groups(
+        requests.prompts, completions, automaton, group_size=settings.group_size
+      )
+      return to_train(judged)
 
   return sample
