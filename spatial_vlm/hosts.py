@@ -119,7 +119,8 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
 def _connect_cluster() -> None:
   if launched_tasks() > 1:
     _initialize()
-  elif "tpu" in (jax.config.jax_platforms or ""):  # set by jax on a TPU host
+  # Set by jax on a TPU host.
+  elif "tpu" in (jax.config.jax_platforms or ""):  # pyright: ignore[reportAttributeAccessIssue]
     try:
       jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S)
     except jax.errors.JaxRuntimeError as error:

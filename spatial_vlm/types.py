@@ -10,13 +10,24 @@ sizes (coordinates, interpolation, segments) is made on the host by `processor/`
 """
 
 import enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
 
 Params = dict[str, Any]
 """Nested dict of arrays; a stack of equal layers is one array with a leading layer axis."""
+
+
+if TYPE_CHECKING:
+
+  class Pytree:
+    """Has the method that `flax.struct.dataclass` adds, which type checkers do not see."""
+
+    def replace(self, **changes: Any) -> Self: ...
+
+else:
+  Pytree = object
 
 
 class Purpose(enum.IntEnum):
@@ -73,7 +84,7 @@ class Prompts:
 
 
 @flax.struct.dataclass
-class Rollout:
+class Rollout(Pytree):
   """G sampled answers to each of B prompts."""
 
   prompts: Prompts
@@ -90,7 +101,7 @@ class Rollout:
 
 
 @flax.struct.dataclass
-class TrainState:
+class TrainState(Pytree):
   """The state that an update changes; `step` counts the updates."""
 
   step: Int[Array, ""]
@@ -99,7 +110,7 @@ class TrainState:
 
 
 @flax.struct.dataclass
-class RlState:
+class RlState(Pytree):
   """The state of policy optimization between two sampling rounds."""
 
   train: TrainState

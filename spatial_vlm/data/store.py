@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from etils import epath
 
 from spatial_vlm.config import UsageError

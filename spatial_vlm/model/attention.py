@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm.model.stack import CONTEXT
+from spatial_vlm.types import Pytree
 
 
 def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T H/2"]) -> Float[Array, "B T N H"]:
@@ -78,7 +79,7 @@ def plain_attention(
 
 
 @flax.struct.dataclass
-class CacheBlock:
+class CacheBlock(Pytree):
   """Keys and values of consecutive slots, of one layer or (with a leading axis) of all layers.
 
   A block has one row per query row, or fewer: then several consecutive query rows (the samples of a prompt) share a
