@@ -92,8 +92,9 @@ def fit(
   sums: metrics.Sums = {}
   preempted = False
   with progress(name, first, data.steps) as bar:
-    for state, of_step in updates(state, steps=data.steps - first):  # noqa: B020 (each turn yields the next state)
-      number = int(state.step)
+    # Counted here: reading state.step would wait for the device in every step.
+    steps = enumerate(updates(state, steps=data.steps - first), first + 1)
+    for number, (state, of_step) in steps:
       sums = metrics.add(sums, of_step)
       is_last = number == data.steps
       is_logged = number % config.log_steps == 0
