@@ -39,13 +39,7 @@ def greedy(
     jax.random.key(0),  # greedy decoding draws nothing
     policy.forbidden_tokens,
     model=policy.model,
-    sampling=sampler.SamplingSettings(
-      group_size=1,
-      max_new_tokens=max_new_tokens,
-      temperature=0.0,
-      eos=policy.special.eos,
-      pad=policy.special.pad,
-    ),
+    sampling=policy.sampling(max_new_tokens),
   )
 
 

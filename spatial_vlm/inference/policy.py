@@ -33,6 +33,18 @@ class Policy(NamedTuple):
     forbidden[list(self.special.never_sampled)] = True
     return forbidden
 
+  def sampling(
+    self, max_new_tokens: int, temperature: float = 0.0, group_size: int = 1
+  ) -> sampler.SamplingSettings:
+    """Returns settings with this policy's special tokens; the default is one greedy completion of each prompt."""
+    return sampler.SamplingSettings(
+      group_size=group_size,
+      max_new_tokens=max_new_tokens,
+      temperature=temperature,
+      eos=self.special.eos,
+      pad=self.special.pad,
+    )
+
   def on_device(self) -> "Policy":
     """Returns the policy with its weights on the device, so that they are not uploaded for every batch."""
     return self._replace(params=jax.device_put(self.params))

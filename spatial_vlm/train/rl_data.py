@@ -18,7 +18,6 @@ from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.rewards.accuracy import is_correct
 from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton, verdicts
 from spatial_vlm.rollout.engine import Engine, Requests
-from spatial_vlm.rollout.sampler import SamplingSettings
 from spatial_vlm.tasks import find_task
 from spatial_vlm.tasks.task import ExampleSource
 from spatial_vlm.types import Params
@@ -123,13 +122,7 @@ def validation(
     as_requests(config, policy, mesh, [questions[start + i] for i in own], own)
     for start in range(0, count, size)
   ]
-  greedy = SamplingSettings(
-    group_size=1,
-    max_new_tokens=config.max_new_tokens,
-    temperature=0.0,
-    eos=policy.special.eos,
-    pad=policy.special.pad,
-  )
+  greedy = policy.sampling(config.max_new_tokens)
   key = jax.random.key(0)  # a greedy choice draws nothing
 
   def accuracy(params: Params) -> float:

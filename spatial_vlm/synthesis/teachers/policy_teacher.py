@@ -149,13 +149,7 @@ class PolicyTeacher:
       jax.random.fold_in(jax.random.key(0), Purpose.ROLLOUT),
       policy.forbidden_tokens,
       model=policy.model,
-      sampling=sampler.SamplingSettings(
-        group_size=1,
-        max_new_tokens=settings.max_output_tokens,
-        temperature=settings.temperature,
-        eos=policy.special.eos,
-        pad=policy.special.pad,
-      ),
+      sampling=policy.sampling(settings.max_output_tokens, settings.temperature),
     )
     return decode_completions(policy, completions)[: len(batch)]
 
