@@ -164,37 +164,6 @@ def constrain_rows(batch: Any) -> Any:
   )
 
 
-def process_rows(mesh: Mesh) -> tuple[int, int]:
-  """Returns (index, count): this process reads block `index` of the `count` equal blocks of a batch's rows.
-
-  Processes whose devices share heads and hidden units read the same rows.
-
-  Raises:
-    ValueError: the mesh scatters this process's rows over the batch.
-  """
-  parts = axis_product(mesh, ROWS)
-  indices = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((parts,))
-  own = sorted({row for (rows,) in filter(None, indices.values()) for row in range(parts)[rows]})
-  first, size = own[0], len(own)
-  if own != [*range(first, first + size)] or first % size or parts % size:
-    raise ValueError(
-      f"mesh {dict(mesh.shape)} gives process {jax.process_index()} the parts {own} of {parts} of a batch; it must be "
-      "one block: choose sizes of slice, data and fsdp that divide evenly among the processes"
-    )
-  return first // size, parts // size
-
-
-def make_global_batch(mesh: Mesh, batch: Any) -> Any:
-  """Returns the whole batch as arrays on the mesh, from this process's rows (NumPy, see `process_rows`)."""
-  _, count = process_rows(mesh)
-
-  def put(leaf):
-    shape = (leaf.shape[0] * count, *leaf.shape[1:])
-    return jax.make_array_from_process_local_data(_fit(mesh, P(ROWS), shape), leaf, shape)
-
-  return jax.tree.map(put, batch)
-
-
 def with_shardings(shapes: Any, shardings: Any) -> Any:
   """Returns the shapes and types of `shapes` (or of arrays) as `jax.ShapeDtypeStruct`s with these shardings."""
   return jax.tree.map(

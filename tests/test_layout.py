@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 LAYERS = (
   ("types", "config", "answers", "text", "jsonl"),
   (
-    *("parameters", "sharding", "hosts", "checkpoint", "metrics"),
+    *("parameters", "sharding", "process_rows", "hosts", "checkpoint", "metrics"),
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from spatial_vlm import sharding
+from spatial_vlm import process_rows, sharding
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
@@ -394,7 +394,7 @@ def test_every_mesh_gives_the_unsharded_loss_and_gradients(shape):
   gradient, params, batch, (grads, (total, count)) = small_problem()
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   on_mesh = jax.device_put(params, sharding.param_shardings(mesh, params))
-  rows = sharding.make_global_batch(mesh, batch)
+  rows = process_rows.make_global_batch(mesh, batch)
   assert len({str(part.index) for part in rows.tokens.addressable_shards}) == np.prod(shape[:3])
   with jax.set_mesh(mesh):
     grads_mesh, (total_mesh, count_mesh) = gradient(on_mesh, rows)
@@ -405,49 +405,3 @@ def test_every_mesh_gives_the_unsharded_loss_and_gradients(shape):
     np.testing.assert_allclose(
       leaves(grads_mesh)[name], expected, rtol=0, atol=1e-5 * scale, err_msg=name
     )
-
-
-@pytest.mark.parametrize(
-  ("shape", "block"),
-  [
-    ({"data": 8}, (1, 2)),
-    ({"data": 2, "tensor": 4}, (1, 2)),
-    ({"data": 1, "fsdp": 2, "tensor": 4}, (1, 2)),
-    ({"tensor": 8}, (0, 1)),  # both processes hold all rows
-    ({"fsdp": 1, "data": 1, "slice": 1, "tensor": -1}, (0, 1)),
-  ],
-)
-def test_a_process_holds_a_block_of_rows(monkeypatch, shape, block):
-  """As if the last four of the eight devices were those of this process."""
-  mesh = sharding.make_mesh(shape)
-  assert sharding.process_rows(mesh) == (0, 1)  # alone
-  own_devices(monkeypatch, range(4, 8))
-  assert sharding.process_rows(mesh) == block
-
-
-def test_scattered_rows_are_refused(monkeypatch):
-  mesh = sharding.make_mesh({"data": 8})
-  own_devices(monkeypatch, (0, 1, 4, 5))
-  with pytest.raises(ValueError, match=r"the parts \[0, 1, 4, 5\] of 8"):
-    sharding.process_rows(mesh)
-
-
-def own_devices(monkeypatch, ids):
-  whole = NamedSharding.devices_indices_map
-  monkeypatch.setattr(
-    NamedSharding,
-    "addressable_devices_indices_map",
-    lambda where, shape: {d: i for d, i in whole(where, shape).items() if d.id in ids},
-  )
-
-
-def test_put_batch_keeps_values_and_missing_images():
-  mesh = sharding.make_mesh(SHAPES[0])
-  tokens = np.arange(24, dtype=np.int32).reshape(8, 3)
-  batch = Batch(
-    tokens=tokens, segments=tokens, targets=tokens > 0, positions=np.zeros((8, 3, 3)), vision=None
-  )
-  placed = sharding.make_global_batch(mesh, batch)
-  assert placed.vision is None
-  np.testing.assert_array_equal(placed.tokens, tokens)
-  assert placed.tokens.addressable_shards[0].data.shape == (2, 3)

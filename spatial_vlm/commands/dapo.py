@@ -23,6 +23,7 @@ from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, settings_from
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.process_rows import check_rows
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.tasks import find_task
@@ -47,7 +48,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     check(config)
     mesh = sharding.make_mesh(config.mesh)
     sampling_mesh = sharding.reshape_mesh(mesh, config.sampling_mesh)
-    rl_data.check_blocks(config, sampling_mesh)
+    for name in ("rollout_batch_size", "validate_batch"):
+      check_rows(sampling_mesh, name, config[name])
     trainable = load_trainable(config, mesh)
     policy, special = trainable.policy, trainable.policy.special
     pieces = token_bytes(policy.processor.tokenizer)

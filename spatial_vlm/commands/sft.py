@@ -33,9 +33,9 @@ from spatial_vlm.config import Config, settings_from
 from spatial_vlm.data import skipped_records
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.process_rows import check_rows, make_global_batch, process_shard
 from spatial_vlm.train.run import (
   RunFiles,
-  check_rows,
   load_trainable,
   open_run,
   place_state,
@@ -43,7 +43,7 @@ from spatial_vlm.train.run import (
   record_settings,
 )
 from spatial_vlm.train.sft import SftSettings, check, sft_loop, sft_step
-from spatial_vlm.train.sft_data import SftData, check_scratch, open_data, this_process
+from spatial_vlm.train.sft_data import SftData, check_scratch, open_data
 from spatial_vlm.train.trained_weights import write_trained
 from spatial_vlm.types import TrainState
 
@@ -54,9 +54,10 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     check(config)
     mesh = sharding.make_mesh(config.mesh)
     check_rows(mesh, "batch_size", config.batch_size)
+    shard = process_shard(mesh)
     trainable = load_trainable(config, mesh, config.from_scratch)
     check_scratch(config, trainable.frozen)
-    data = open_data(config, trainable.policy.processor)
+    data = open_data(config, trainable.policy.processor, shard)
     optimizer = make_optimizer(
       settings_from(OptimizerSettings, config.optimizer, total_steps=data.steps)
     )
@@ -71,8 +72,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     if not files.is_new:
       state, host = files.restore(state)
       with user_errors():
-        data.batches.set_state(skipped_records.own_state(host["batches"], this_process()))
-    rows = (sharding.make_global_batch(mesh, batch) for batch in data.batches)
+        data.batches.set_state(skipped_records.own_state(host["batches"], shard))
+    rows = (make_global_batch(mesh, batch) for batch in data.batches)
     updates = functools.partial(sft_loop, batches=rows, step=step)
     state = fit(config, workdir.name, state, data, updates, files)
   print_skipped(data)

@@ -94,18 +94,18 @@ def batches(
     order: batch size, seed and epochs.
     options: threads, prefetched batches, tolerated bad records and this process.
   """
-  rows = options.shard.rows(order.batch_size)
+  own = options.shard.rows(order.batch_size)
   numbers, count = order.numbers(len(source)), order.num_batches(len(source))
 
   def row(local: int) -> RecordRow:
-    batch, offset = divmod(local, rows)
-    cursor = batch * order.batch_size + options.shard.index * rows + offset
+    batch, offset = divmod(local, len(own))
+    cursor = batch * order.batch_size + own[offset]
     return read_row(source, encode, numbers(cursor))
 
-  stream = grain.MapDataset.range(sys.maxsize).map(row).to_iter_dataset(options.for_grain(rows))
+  stream = grain.MapDataset.range(sys.maxsize).map(row).to_iter_dataset(options.for_grain(len(own)))
   tally = BadRecordTally(len(source), options.max_bad_share)
-  stream = SkipBadRecords(stream, _keep_good, tally)
-  stream = stream.batch(rows, batch_fn=lambda kept: collate([row.value for row in kept]))
+  stream = SkipBadRecords(stream, _keep_good, tally, options.shard)
+  stream = stream.batch(len(own), batch_fn=lambda kept: collate([row.value for row in kept]))
   return _prefetched(grain_experimental.LimitIterDataset(stream, count), options)
 
 
@@ -126,7 +126,7 @@ def planned_batches(
     encode: as for `batches`.
     collate: `(rows, shape=…)` -> batch of NumPy arrays; a row is a list of results of `encode`, the shape is the
       plan's.
-    plan: batches with equal numbers of rows; each process reads a block of them.
+    plan: batches with equal numbers of rows; each process reads its own of them.
     options: as for `batches`.
     known_bad: bad records that a scan has found already and the plan omits; they count.
   """
@@ -186,19 +186,18 @@ def _planned(
   known_bad: Mapping[int, BadRecord],
 ) -> grain.DatasetIterator:
   """Returns an iterator over `collate(rows)` of each batch of a plan, bad records removed from the rows."""
-  rows = options.shard.rows(len(plan[0].rows))
+  own = options.shard.rows(len(plan[0].rows))
 
   def row(local: int) -> _PlannedRow:
-    batch, offset = divmod(local, rows)
-    numbers = plan[batch].rows[options.shard.index * rows + offset]
+    batch, offset = divmod(local, len(own))
+    numbers = plan[batch].rows[own[offset]]
     return _PlannedRow(plan[batch].shape, [read_row(source, encode, number) for number in numbers])
 
-  stream = (
-    grain.MapDataset.range(len(plan) * rows).map(row).to_iter_dataset(options.for_grain(rows))
-  )
+  local_rows = grain.MapDataset.range(len(plan) * len(own))
+  stream = local_rows.map(row).to_iter_dataset(options.for_grain(len(own)))
   tally = BadRecordTally(len(source), options.max_bad_share, known_bad)
-  stream = SkipBadRecords(stream, _keep_good_records, tally)
-  return _prefetched(stream.batch(rows, batch_fn=collate), options)
+  stream = SkipBadRecords(stream, _keep_good_records, tally, options.shard)
+  return _prefetched(stream.batch(len(own), batch_fn=collate), options)
 
 
 def _prefetched(stream: grain.IterDataset, options: ReadOptions) -> grain.DatasetIterator:

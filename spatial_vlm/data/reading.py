@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import grain
 
 from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords, UnusableRecord
+from spatial_vlm.process_rows import Shard
 from spatial_vlm.processor.image import UnreadableImage
 
 logger = logging.getLogger(__name__)
@@ -28,21 +29,6 @@ class Source(Protocol):
     ...
 
 
-class Shard(NamedTuple):
-  """This process among the processes that read each batch together."""
-
-  index: int = 0
-  count: int = 1
-
-  def rows(self, batch_size: int) -> int:
-    """Returns this process's rows of a global batch; ValueError if they cannot be shared equally."""
-    if batch_size < 1 or batch_size % self.count:
-      raise ValueError(
-        f"batch_size is {batch_size}; it must be a positive multiple of the {self.count} processes that read it."
-      )
-    return batch_size // self.count
-
-
 class ReadOptions(NamedTuple):
   """How records are read; nothing here changes the order or the contents of the batches."""
 
@@ -54,7 +40,7 @@ class ReadOptions(NamedTuple):
   max_bad_share: float = 0.01
   """Share of the source's records that may be unusable; beyond it this process raises TooManyBadRecords."""
   shard: Shard = Shard()
-  """This process. The rows of a global batch are cut into contiguous blocks, one for each process."""
+  """The rows of a global batch that this process reads."""
 
   def for_grain(self, rows: int) -> grain.ReadOptions:
     """Returns grain's options for a stage that yields `rows` rows per batch."""

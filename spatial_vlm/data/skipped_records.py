@@ -7,24 +7,31 @@ from typing import Any
 
 import grain
 
-from spatial_vlm.data.reading import BadRecordTally, Shard
+from spatial_vlm.data.reading import BadRecordTally
 from spatial_vlm.data.records import BadRecord
+from spatial_vlm.process_rows import Shard
 
 
 class SkipBadRecords(grain.IterDataset):
   """Yields `keep(element, tally)` of each element, except None.
 
-  The tally is part of the iterator's state, so that a resumed run continues to count.
+  The tally is part of the iterator's state, so that a resumed run continues to count; so is the shard of the process,
+  since another one reads other records.
   """
 
   def __init__(
-    self, parent: grain.IterDataset, keep: Callable[[Any, Any], Any], tally: BadRecordTally
+    self,
+    parent: grain.IterDataset,
+    keep: Callable[[Any, Any], Any],
+    tally: BadRecordTally,
+    shard: Shard,
   ):
     super().__init__(parent)
-    self._keep, self._tally = keep, tally
+    self._keep, self._tally, self._shard = keep, tally, shard
 
   def __iter__(self) -> grain.DatasetIterator:
-    return _SkipBadRecordsIterator(iter(self._parent), self._keep, copy.deepcopy(self._tally))
+    tally = copy.deepcopy(self._tally)
+    return _SkipBadRecordsIterator(iter(self._parent), self._keep, tally, self._shard)
 
 
 class _SkipBadRecordsIterator(grain.DatasetIterator):
@@ -33,9 +40,10 @@ class _SkipBadRecordsIterator(grain.DatasetIterator):
     parent: grain.DatasetIterator,
     keep: Callable[[Any, BadRecordTally], Any],
     tally: BadRecordTally,
+    shard: Shard,
   ):
     super().__init__(parent)
-    self._keep, self._tally = keep, tally
+    self._keep, self._tally, self._shard = keep, tally, shard
 
   def __next__(self) -> Any:
     kept = (self._keep(element, self._tally) for element in self._parent)
@@ -43,7 +51,8 @@ class _SkipBadRecordsIterator(grain.DatasetIterator):
 
   def get_state(self) -> dict[str, Any]:
     bad = {str(number): list(dataclasses.astuple(bad)) for number, bad in self._tally.bad.items()}
-    return {"parent": self._parent.get_state(), "bad": bad}
+    shard = [list(self._shard.parts), self._shard.count]
+    return {"parent": self._parent.get_state(), "bad": bad, "shard": shard}
 
   def set_state(self, state: dict[str, Any]) -> None:
     self._parent.set_state(state["parent"])
@@ -62,30 +71,38 @@ def skipped(state: dict[str, Any]) -> dict[int, BadRecord]:
 def own_state(states: Sequence[dict[str, Any]], shard: Shard) -> dict[str, Any]:
   """Returns the state from which this process continues.
 
-  If the number of processes has changed, each continues after the batch that all had received, and counts every
-  record that any of them skipped.
+  It is that of a process that read the same rows. If there is none (another number of processes, or another mesh), each
+  process continues after the batch that all had received, and counts every record that any of them skipped.
 
   Args:
     states: of all processes of the run that saved them.
-    shard: this process.
+    shard: the rows that this process reads.
 
   Raises:
-    ValueError: the number of processes has changed and `pipeline.batches` has skipped records. The records that
-      replaced them depend on the number of processes.
+    ValueError: no process read these rows, and `pipeline.batches` has skipped records. The records that replaced them
+      depend on the rows of each process.
   """
-  if len(states) == shard.count:
-    return states[shard.index]
+  for state in states:
+    if _shard_of(state) == shard:
+      return state
   bad = {number: record for state in states for number, record in _skip_state(state)["bad"].items()}
   state = copy.deepcopy(states[0])
-  own = _skip_state(state)
+  own, before = _skip_state(state), _shard_of(state)
   if bad and own is not state:
     raise ValueError(
-      f"{len(states)} processes have read this far and skipped {len(bad)} bad records; {shard.count} cannot continue "
-      f"in their place: start {len(states)}, or start a new run in another --workdir"
+      f"{len(states)} processes have read this far and skipped {len(bad)} bad records; processes that read other rows "
+      "cannot continue in their place: start as many on the same mesh, or start a new run in another --workdir"
     )
   own["bad"] = bad
-  own["parent"]["next_index"] = own["parent"]["next_index"] * len(states) // shard.count
+  own["shard"] = [list(shard.parts), shard.count]
+  rows_read = own["parent"]["next_index"] * before.count // len(before.parts)  # by all together
+  own["parent"]["next_index"] = rows_read * len(shard.parts) // shard.count
   return state
+
+
+def _shard_of(state: dict[str, Any]) -> Shard:
+  parts, count = _skip_state(state)["shard"]
+  return Shard(tuple(parts), count)
 
 
 def _skip_state(state: dict[str, Any]) -> dict[str, Any]:

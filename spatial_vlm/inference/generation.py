@@ -23,6 +23,7 @@ from spatial_vlm.inference.policy import (
 )
 from spatial_vlm.inference.questions import PreparedQuestion, QuestionBuilder
 from spatial_vlm.model.qwen3_vl import prefill
+from spatial_vlm.process_rows import make_global_batch
 from spatial_vlm.processor.chat import Encoded
 from spatial_vlm.rollout import sampler
 from spatial_vlm.tasks.task import Task
@@ -98,7 +99,7 @@ class BatchGenerator(NamedTuple):
     policy = self.policy
     encoded = [row for _, _, row in rows]
     prompts = collate(policy.processor, encoded, ids, [-1] * len(ids), self.shape)
-    prompts = sharding.make_global_batch(self.mesh, prompts)
+    prompts = make_global_batch(self.mesh, prompts)
     with jax.set_mesh(self.mesh):  # kernels are partitioned by hand and read the mesh
       completions = greedy(policy, policy.params, prompts, self.max_new_tokens)
     texts = decode_completions(policy, completions)

@@ -35,8 +35,7 @@ class Chip:
 CHIPS: Mapping[str, Chip] = {
   chip.name: chip
   for chip in (
-    # A v4 chip has two devices, unless it runs in megacore mode.
-    Chip("v4", 30.75 * GIB / 2, 137.5e12, 614e9, 45e9, 3.1e9),
+    Chip("v4", 30.75 * GIB, 275e12, 1228e9, 45e9, 3.1e9),
     Chip("v5e", 15.75 * GIB, 197e12, 819e9, 45e9, 3.1e9),
     Chip("v5p", 95.74 * GIB, 459e12, 2765e9, 90e9, 6.2e9),
     Chip("v6e", 31.25 * GIB, 918e12, 1640e9, 90e9, 12.5e9),
@@ -71,6 +70,8 @@ def topology_devices(topology: str, slices: int) -> tuple[Chip, Sequence[Any]]:
   options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
   if set(grid) <= set("1x"):
     options["chips_per_host_bounds"] = (1, 1, 1)
+  if version == "v4":
+    options["chip_config_name"] = "megacore"  # one device per chip, as JAX runs it
   try:
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
   except Exception as error:

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.data.reading import Reader
@@ -15,23 +14,13 @@ from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.inference.generation import BatchGenerator, Row
 from spatial_vlm.inference.policy import Policy, PromptShape, collate
 from spatial_vlm.inference.questions import QuestionBuilder
+from spatial_vlm.process_rows import make_global_batch, process_shard
 from spatial_vlm.rewards.accuracy import is_correct
 from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton, verdicts
 from spatial_vlm.rollout.engine import Engine, Requests
 from spatial_vlm.tasks import find_task
 from spatial_vlm.tasks.task import ExampleSource
 from spatial_vlm.types import Params
-
-
-def check_blocks(config: Config, mesh: Mesh) -> None:
-  """Raises UsageError unless every process can read the block of prompts that its devices answer."""
-  _, blocks = sharding.process_rows(mesh)
-  parts = sharding.axis_product(mesh, sharding.ROWS)
-  for name in ("rollout_batch_size", "validate_batch"):
-    if blocks > 1 and config[name] % parts:
-      raise UsageError(
-        f"{name} is {config[name]}; it must be a multiple of sampling_mesh.slice × data × fsdp = {parts}"
-      )
 
 
 def refuse_evaluation_records(config: Config, source: ExampleSource) -> None:
@@ -66,17 +55,10 @@ def training_requests(
     return next(found for found in following if found is not None)
 
   def requests_at(cursor: int) -> Requests:
-    ids = [cursor + i for i in own_rows(mesh, config.rollout_batch_size)]
+    ids = [cursor + i for i in process_shard(mesh).rows(config.rollout_batch_size)]
     return as_requests(config, policy, mesh, [usable(order(id)) for id in ids], ids)
 
   return requests_at
-
-
-def own_rows(mesh: Mesh, count: int) -> range:
-  """Of `count` rows of a batch, those that this process reads."""
-  index, blocks = sharding.process_rows(mesh)
-  rows = count // blocks
-  return range(index * rows, (index + 1) * rows)
 
 
 def own_skipped(skipped: Sequence[Sequence[int]]) -> Sequence[int]:
@@ -95,7 +77,7 @@ def as_requests(
   labels = [example.record.label for example, _, _ in questions]
   prompts = collate(policy.processor, rows, ids, labels, shape)
   return Requests(
-    prompts=sharding.make_global_batch(mesh, prompts),
+    prompts=make_global_batch(mesh, prompts),
     texts=[question.text for _, question, _ in questions],
     images=[example.image for example, _, _ in questions],
   )
@@ -117,7 +99,7 @@ def validation(
       f"{len(questions)} validation records do not fill one batch of validate_batch {size}; lower it, or raise "
       "validate_prompts"
     )
-  own = own_rows(mesh, size)
+  own = process_shard(mesh).rows(size)
   batches = [
     as_requests(config, policy, mesh, [questions[start + i] for i in own], own)
     for start in range(0, count, size)

@@ -57,28 +57,6 @@ def check_training(config: Config) -> None:
     raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
 
 
-def check_rows(mesh: Mesh, name: str, rows: int) -> None:
-  """Raises UsageError unless the mesh gives every process one contiguous block of the rows of a batch."""
-  count = jax.process_count()
-  if rows % count:
-    raise UsageError(
-      f"{name} is {rows}; it must be a multiple of the {count} processes that share it"
-    )
-  shape, index = (rows,), jax.process_index()
-  where = sharding.batch_sharding(mesh, jax.ShapeDtypeStruct(shape, np.int32))
-  held = {
-    row
-    for rows_of in where.addressable_devices_indices_map(shape).values()
-    for row in range(rows)[rows_of[0]]
-  }
-  if held != {*range(index * rows // count, (index + 1) * rows // count)}:
-    parts = " × ".join(f"mesh.{axis} {mesh.shape[axis]}" for axis in sharding.ROWS)
-    raise UsageError(
-      f"{name} is {rows} and {parts}; these axes must cut a batch into as many parts as there are processes, {count}, "
-      "or a multiple: raise one of them, or the batch"
-    )
-
-
 def record_settings(config: Config, workdir: epath.Path) -> None:
   """Records the settings of a training run: process 0 writes config.json, the others compare theirs with it."""
   first = jax.process_index() == 0

@@ -4,7 +4,6 @@ import functools
 from typing import NamedTuple
 
 import grain
-import jax
 import numpy as np
 
 from spatial_vlm.config import Config, UsageError
@@ -12,11 +11,12 @@ from spatial_vlm.data import batch_plan, pipeline
 from spatial_vlm.data.batch_plan import BATCHINGS
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.data.mixing import Joined, mixed_order
-from spatial_vlm.data.reading import ReadOptions, Shard, scan
+from spatial_vlm.data.reading import ReadOptions, scan
 from spatial_vlm.data.records import BadRecord, UnusableRecord
 from spatial_vlm.data.scenes.source import SceneImage, SceneImageSource
 from spatial_vlm.data.sizes import SizedSource
 from spatial_vlm.data.split_guard import asked_pairs, refuse_shared_records
+from spatial_vlm.process_rows import Shard
 from spatial_vlm.processor.chat import Encoded, Processor, Size, collate_batch, encode, measure
 from spatial_vlm.synthesis.scene_teacher import pretrain_messages
 from spatial_vlm.types import Params
@@ -33,13 +33,16 @@ class SftData(NamedTuple):
   """Lines that hold no conversation."""
 
 
-def open_data(config: Config, processor: Processor) -> SftData:
-  """Opens the conversations of the config's files, or its stream of rendered images."""
+def open_data(config: Config, processor: Processor, shard: Shard) -> SftData:
+  """Opens the conversations of the config's files, or its stream of rendered images.
+
+  `shard` holds the rows that this process reads.
+  """
   source = rendered_images if config.data.pretrain.scenes else conversations_of_files
-  return source(config, processor)
+  return source(config, processor, shard)
 
 
-def conversations_of_files(config: Config, processor: Processor) -> SftData:
+def conversations_of_files(config: Config, processor: Processor, shard: Shard) -> SftData:
   """Plans batches of conversations by size, before any image is decoded."""
   data = config.data
   sources = [
@@ -73,18 +76,18 @@ def conversations_of_files(config: Config, processor: Processor) -> SftData:
     functools.partial(encode, processor),
     functools.partial(collate_batch, processor=processor),
     plan,
-    read_options(config),
+    read_options(config, shard),
     known_bad=unusable,
   )
   bad = [record for source in sources for record in source.bad]
   return SftData(batches, len(plan), batch_plan.padding(plan, sizes), bad)
 
 
-def rendered_images(config: Config, processor: Processor) -> SftData:
+def rendered_images(config: Config, processor: Processor, shard: Shard) -> SftData:
   """Renders images while training; they are random already, and their stages have an order."""
   data, pretrain = config.data, config.data.pretrain
   shapes = [Size(*shape) for shape in data.shapes]
-  if this_process().count > 1 and len(shapes) > 1:
+  if shard != Shard() and len(shapes) > 1:
     raise ValueError(
       f"data.shapes has {len(shapes)} shapes; several processes that render images need one: none knows the sizes "
       f"of the others: {tuple(batch_plan.largest(shapes))}"
@@ -104,20 +107,15 @@ def rendered_images(config: Config, processor: Processor) -> SftData:
     functools.partial(encode_fitting, processor, batch_plan.largest(shapes), to_messages),
     functools.partial(collate_unplanned, processor, shapes),
     order,
-    read_options(config),
+    read_options(config, shard),
   )
   return SftData(batches, order.num_batches(len(stages)), padding={}, bad=[])
 
 
-def read_options(config: Config) -> ReadOptions:
+def read_options(config: Config, shard: Shard) -> ReadOptions:
   """Returns how this process reads records."""
   data = config.data
-  return ReadOptions(data.workers, max_bad_share=data.max_bad_share, shard=this_process())
-
-
-def this_process() -> Shard:
-  """Returns the share of this process in each batch."""
-  return Shard(jax.process_index(), jax.process_count())
+  return ReadOptions(data.workers, max_bad_share=data.max_bad_share, shard=shard)
 
 
 def image_messages(seed: int, requests: int, list_share: float, image: SceneImage):

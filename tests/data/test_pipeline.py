@@ -14,9 +14,10 @@ from spatial_vlm.data.pipeline import (
   planned_batches,
   prompt_order,
 )
-from spatial_vlm.data.reading import ReadOptions, Shard
+from spatial_vlm.data.reading import ReadOptions
 from spatial_vlm.data.records import BadRecord, BadRecordError, TooManyBadRecords, UnusableRecord
 from spatial_vlm.data.skipped_records import own_state, skipped
+from spatial_vlm.process_rows import Shard
 from spatial_vlm.processor.image import UnreadableImage
 
 
@@ -146,15 +147,16 @@ def test_state_goes_back_in_a_running_iterator():
 def test_processes_share_each_batch_exactly(count):
   whole = numbers(make(Numbers(31), batch_size=6, epochs=4))
   parts = [
-    numbers(make(Numbers(31), batch_size=6, epochs=4, shard=Shard(i, count))) for i in range(count)
+    numbers(make(Numbers(31), batch_size=6, epochs=4, shard=Shard((i,), count)))
+    for i in range(count)
   ]
   assert [flat(rows) for rows in zip(*parts, strict=True)] == whole
   assert {len(row) for part in parts for row in part} == {6 // count}
 
 
 def test_batch_must_be_a_multiple_of_the_processes():
-  with pytest.raises(ValueError, match="batch_size is 4; .* 3 processes"):
-    make(Numbers(31), batch_size=4, shard=Shard(0, 3))
+  with pytest.raises(ValueError, match="batch_size is 4; .* 3 parts"):
+    make(Numbers(31), batch_size=4, shard=Shard((0,), 3))
 
 
 def test_broken_records_are_skipped_counted_and_logged_once(caplog):
@@ -268,7 +270,7 @@ def test_ordered_counts_what_an_earlier_run_left_out(caplog):
 
 
 def test_ordered_gives_every_process_as_many_batches():
-  parts = [list(ordered(Numbers(9), batch_size=4, shard=Shard(i, 2))) for i in range(2)]
+  parts = [list(ordered(Numbers(9), batch_size=4, shard=Shard((i,), 2))) for i in range(2)]
   assert [batch["ids"].tolist() for batch in parts[0]] == [[0, 1], [4, 5], [8, -1]]
   assert [batch["ids"].tolist() for batch in parts[1]] == [[2, 3], [6, 7], [-1, -1]]
 
@@ -310,12 +312,12 @@ def test_a_plan_is_followed_and_resumed_exactly(workers, prefetch):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_each_planned_batch(count):
-  parts = [list(follow(Numbers(9), shard=Shard(i, count))) for i in range(count)]
+  parts = [list(follow(Numbers(9), shard=Shard((i,), count))) for i in range(count)]
   for pieces, (shape, rows) in zip(zip(*parts, strict=True), PLANNED, strict=True):
     assert {piece[0] for piece in pieces} == {shape}
     assert [row for piece in pieces for row in piece[1]] == rows
-  with pytest.raises(ValueError, match="batch_size is 4; .* 3 processes"):
-    follow(Numbers(9), shard=Shard(0, 3))
+  with pytest.raises(ValueError, match="batch_size is 4; .* 3 parts"):
+    follow(Numbers(9), shard=Shard((0,), 3))
 
 
 def test_a_broken_record_leaves_its_place_in_the_plan_empty(caplog):
@@ -339,44 +341,71 @@ def test_a_broken_record_leaves_its_place_in_the_plan_empty(caplog):
     list(follow(Numbers(10, unreadable=(2, 4)), **{**options, "max_bad_share": 0.25}))
 
 
-def processes(make_one, count):
-  """(iterators, states) of as many processes after two batches."""
-  iterators = [make_one(Shard(index, count)) for index in range(count)]
+def blocks(count):
+  return [Shard((index,), count) for index in range(count)]
+
+
+SCATTERED = [Shard((0, 3), 4), Shard((1, 2), 4)]
+
+
+def processes(make_one, shards):
+  """States of the processes that read these rows, after two batches."""
+  iterators = [make_one(shard) for shard in shards]
   for iterator in iterators:
     next(iterator), next(iterator)
   return [json.loads(json.dumps(iterator.get_state())) for iterator in iterators]
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2), (2, 2)])
-def test_a_plan_is_taken_over_by_another_number_of_processes(before, after):
+@pytest.mark.parametrize("shards", [SCATTERED, [Shard((0, 1, 2), 4), Shard((3,), 4)]])
+def test_scattered_rows_are_read_in_their_places(shards):
+  whole = numbers(make(Numbers(31), batch_size=8, epochs=4))
+  for shard in shards:
+    own = numbers(make(Numbers(31), batch_size=8, epochs=4, shard=shard))
+    assert own == [[batch[row] for row in shard.rows(8)] for batch in whole]
+    planned = list(follow(Numbers(9), shard=shard))
+    assert planned == [(shape, [rows[row] for row in shard.rows(4)]) for shape, rows in PLANNED]
+
+
+@pytest.mark.parametrize(
+  ("before", "after"),
+  [
+    (blocks(1), blocks(2)),
+    (blocks(2), blocks(1)),
+    (blocks(2), blocks(4)),
+    (blocks(4), blocks(2)),
+    (blocks(2), blocks(2)),
+    (blocks(2), SCATTERED),
+    (SCATTERED, blocks(4)),
+    (SCATTERED, SCATTERED[::-1]),
+  ],
+)
+def test_a_plan_is_taken_over_by_processes_that_read_other_rows(before, after):
   def make_one(shard):
     return follow(Numbers(9, unreadable=(4, 7)), max_bad_share=0.5, shard=shard)
 
   states = processes(make_one, before)
   uninterrupted = make_one(Shard())
   *_, expected = uninterrupted
-  rows = []
-  for index in range(after):
-    iterator = make_one(Shard(index, after))
-    iterator.set_state(own_state(states, Shard(index, after)))
+  for shard in after:
+    iterator = make_one(shard)
+    iterator.set_state(own_state(states, shard))
     (batch,) = iterator
-    rows += batch[1]
-    if after != before:
+    assert batch[1] == [expected[1][row] for row in shard.rows(4)]
+    if set(after) != set(before):
       assert skipped(iterator.get_state()) == skipped(uninterrupted.get_state())
-  assert rows == expected[1]
 
 
 def test_a_stream_is_taken_over_unless_records_were_made_up_for():
   def make_one(shard):
     return make(Numbers(32), shard=shard)
 
-  state = own_state(processes(make_one, 2), Shard())
+  state = own_state(processes(make_one, blocks(2)), Shard())
   iterator = make_one(Shard())
   iterator.set_state(state)
   assert numbers(iterator, 2) == numbers(make_one(Shard()), 4)[2:]
   broken = processes(
-    lambda shard: make(Numbers(32, range(0, 32, 2)), max_bad_share=1, shard=shard), 2
+    lambda shard: make(Numbers(32, range(0, 32, 2)), max_bad_share=1, shard=shard), blocks(2)
   )
-  assert own_state(broken, Shard(1, 2)) == broken[1]
+  assert own_state(broken, Shard((1,), 2)) == broken[1]
   with pytest.raises(ValueError, match="2 processes have read this far and skipped"):
     own_state(broken, Shard())

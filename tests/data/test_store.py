@@ -12,10 +12,11 @@ from spatial_vlm.data import store
 from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.data.image_locations import MissingImage, UnusableArchive
 from spatial_vlm.data.pipeline import EpochOrder, batches
-from spatial_vlm.data.reading import ReadOptions, Shard
+from spatial_vlm.data.reading import ReadOptions
 from spatial_vlm.data.records import BadRecordError, JsonlSource, TooManyBadRecords
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.data.store import Settings, StoreSource, write_store
+from spatial_vlm.process_rows import Shard
 from spatial_vlm.processor.image import UnreadableImage
 
 COUNT, SETTINGS = 26, Settings(shards=3, seed=1, max_pixels=0)
@@ -248,7 +249,7 @@ def stream(store, shuffle=True, **options):
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_two_hosts_read_each_record_once_an_epoch(whole, shuffle):
   hosts = [
-    list(stream(StoreSource(whole, "train"), shard=Shard(index, 2), shuffle=shuffle))
+    list(stream(StoreSource(whole, "train"), shard=Shard((index,), 2), shuffle=shuffle))
     for index in range(2)
   ]
   together = [name for pair in zip(*hosts, strict=True) for batch in pair for name in batch]
@@ -263,7 +264,7 @@ def test_two_hosts_read_each_record_once_an_epoch(whole, shuffle):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_a_store_resumes_exactly(whole, workers):
-  options = {"shard": Shard(1, 2), "workers": workers}
+  options = {"shard": Shard((1,), 2), "workers": workers}
   iterator = stream(StoreSource(whole, "train"), **options)
   states, expected = [iterator.get_state()], []
   for batch in iterator:

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from spatial_vlm import sharding
+from spatial_vlm import process_rows, sharding
 from spatial_vlm.model import flash, qwen3_vl, text, vision
 from spatial_vlm.model.attention import plain_attention
 
@@ -128,7 +128,7 @@ def test_the_whole_model_by_kernels_over_a_mesh(reference, make_case, monkeypatc
   with jax.set_mesh(mesh):
     params = jax.device_put(reference.params, sharding.param_shardings(mesh, reference.params))
     found, logits = jax.jit(jax.grad(lambda *inputs: loss(*inputs), has_aux=True))(
-      params, sharding.make_global_batch(mesh, case.batch)
+      params, process_rows.make_global_batch(mesh, case.batch)
     )
   with torch.no_grad():
     exact = reference.model(**case.hf).logits.numpy()

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from spatial_vlm import sharding
+from spatial_vlm import process_rows, sharding
 from spatial_vlm.inference.policy import PromptShape, collate, encode_question
 from spatial_vlm.planning.inputs import batch_shapes, prompt_shapes
 from spatial_vlm.processor.chat import Processor, Size, collate_batch
@@ -15,11 +15,11 @@ def test_shapes_equal_those_of_real_rows(nano):
   rows = [encode_question(processor, image, "Is it red?") for _ in range(8)]
   mesh = sharding.make_mesh({"fsdp": -1})
   model = processor.model_config
-  batch = sharding.make_global_batch(
+  batch = process_rows.make_global_batch(
     mesh, collate_batch([[row] for row in rows], processor, Size(64, 64))
   )
   shape = PromptShape(64, 64)
-  prompts = sharding.make_global_batch(mesh, collate(processor, rows, range(8), [1] * 8, shape))
+  prompts = process_rows.make_global_batch(mesh, collate(processor, rows, range(8), [1] * 8, shape))
   for real, shapes in (
     (batch, batch_shapes(mesh, model, 8, Size(64, 64))),
     (prompts, prompt_shapes(mesh, model, 8, Size(64, 64))),

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from spatial_vlm import sharding
+from spatial_vlm import process_rows, sharding
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import PromptShape, collate, encode_question
@@ -37,7 +37,7 @@ def requests(policy, mesh):
   ]
   prompts = collate(policy.processor, rows, [0, 1], [1, 0], PromptShape(64, 64))
   images = [example.image for example in examples]
-  return Requests(sharding.make_global_batch(mesh, prompts), texts, images)
+  return Requests(process_rows.make_global_batch(mesh, prompts), texts, images)
 
 
 def test_it_samples_with_the_weights_published_last(policy, mesh, requests, sampling):

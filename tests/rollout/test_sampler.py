@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_vlm import sharding
+from spatial_vlm import process_rows, sharding
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.generation import encode_question
 from spatial_vlm.inference.loading import load_policy
@@ -147,7 +147,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(policy, prompts):
 def test_over_a_mesh_devices_agree_on_the_end_and_exchange_nothing_else(policy, prompts):
   """A prompt's cache lies where its samples are answered."""
   mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-  over_mesh = sharding.make_global_batch(mesh, rows_of(prompts, [0, 1, 2, 3] * 2))
+  over_mesh = process_rows.make_global_batch(mesh, rows_of(prompts, [0, 1, 2, 3] * 2))
   params = jax.device_put(policy.params, sharding.replicated(mesh))
   sampling = SamplingSettings(
     2, TOKENS, temperature=1.0, eos=policy.special.eos, pad=policy.special.pad

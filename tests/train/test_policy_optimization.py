@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_vlm import metrics, sharding
+from spatial_vlm import metrics, process_rows, sharding
 from spatial_vlm.answers import STATEMENT
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.generation import encode_question
@@ -477,12 +477,12 @@ def test_sharded_update_equals_the_unsharded(policy, mixed, settings):
   state = fresh(policy, mixed, settings)
   state = state.replace(
     train=jax.device_put(state.train, sharding.state_shardings(mesh, state.train)),
-    buffer=sharding.make_global_batch(mesh, jax.device_get(state.buffer)),
+    buffer=process_rows.make_global_batch(mesh, jax.device_get(state.buffer)),
   )
   where = rollout_buffer.state_shardings(mesh, state)
   with jax.set_mesh(mesh):
     state = rollout_buffer.collect(
-      state, sharding.make_global_batch(mesh, mixed), settings=settings
+      state, process_rows.make_global_batch(mesh, mixed), settings=settings
     )
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == where
     found, sums = update(state, policy, settings)

@@ -12,7 +12,7 @@ from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
-from spatial_vlm.train.run import check_algorithm, check_rows, place_state, record_settings
+from spatial_vlm.train.run import check_algorithm, place_state, record_settings
 
 
 def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
@@ -77,33 +77,3 @@ def test_a_config_of_another_command_is_refused():
     check_algorithm(config, "sft")
   with pytest.raises(UsageError, match=r"no leaf algorithm; give .* a preset of configs/sft\.py"):
     check_algorithm(Config(ConfigDict({})), "sft")
-
-
-@pytest.mark.parametrize(
-  ("mesh", "rows", "message"),
-  [
-    ((1, 2, 4, 1), 8, None),
-    ((1, 2, 2, 2), 12, None),
-    ((1, 1, 2, 4), 8, None),
-    ((1, 8, 1, 1), 9, "batch_size is 9; it must be a multiple of the 2 processes that share it"),
-    ((1, 1, 1, 8), 8, "must cut a batch into as many parts as there are processes, 2"),
-    ((1, 8, 1, 1), 12, "batch_size is 12 and mesh.slice 1 × mesh.data 8 × mesh.fsdp 1"),
-  ],
-)
-def test_each_process_reads_rows_that_its_devices_hold(monkeypatch, mesh, rows, message):
-  """As if the first four of the eight devices were those of this process."""
-  mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True)))
-  check_rows(mesh, "batch_size", rows)  # alone
-  own = {device: device.id < 4 for device in jax.devices()}
-  whole = jax.sharding.NamedSharding.devices_indices_map
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(
-    jax.sharding.NamedSharding,
-    "addressable_devices_indices_map",
-    lambda where, shape: {d: i for d, i in whole(where, shape).items() if own[d]},
-  )
-  if message is None:
-    check_rows(mesh, "batch_size", rows)
-  else:
-    with pytest.raises(UsageError, match=message):
-      check_rows(mesh, "batch_size", rows)

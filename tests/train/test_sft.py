@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spatial_vlm import metrics, sharding
+from spatial_vlm import metrics, process_rows, sharding
 from spatial_vlm.data import messages
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.loading import load_policy
@@ -159,7 +159,7 @@ def test_sharded_step_equals_the_unsharded(policy, batch):
   with jax.set_mesh(mesh):
     found, sums = sft_step(
       placed,
-      sharding.make_global_batch(mesh, batch),
+      process_rows.make_global_batch(mesh, batch),
       model=policy.model,
       optimizer=OPTIMIZER,
       settings=settings(micro_batches=2),
