@@ -6,7 +6,7 @@ tiny   up to 144 tokens, enough for the chain of the tiny model
 
 from ml_collections import ConfigDict
 
-from .common import choose
+from .common import choose, tensor_parallel_mesh
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -20,9 +20,15 @@ def tiny() -> ConfigDict:
       behavior_tokens=48,  # most tokens of a recalled behavior in the question, as in `evaluate`
       max_new_tokens=144,
       max_patches=1024,  # larger photographs are scaled down to this
+      mesh=tensor_parallel_mesh(),
     )
   )
 
 
 def qwen3_vl_8b() -> ConfigDict:
-  return ConfigDict(dict(task="vsr", behavior_tokens=64, max_new_tokens=1024, max_patches=4096))
+  config = tiny()
+  config.task = "vsr"
+  config.behavior_tokens = 64
+  config.max_new_tokens = 1024
+  config.max_patches = 4096
+  return config

@@ -30,6 +30,14 @@ def fully_sharded_mesh() -> dict[str, int]:
   return dict(slice=1, data=1, fsdp=-1, tensor=1)
 
 
+def tensor_parallel_mesh() -> dict[str, int]:
+  """Returns a mesh whose devices share heads and hidden units of every row.
+
+  It suits decoding, which reads all weights for every token.
+  """
+  return dict(slice=1, data=1, fsdp=1, tensor=-1)
+
+
 def training() -> dict:
   """Returns the leaves that `sft` and `dapo` share; each command's config sets its own optimizer values."""
   return dict(

@@ -6,7 +6,7 @@ tiny   the scenes' test split
 
 from ml_collections import ConfigDict, config_dict
 
-from .common import choose, data_parallel_mesh, fully_sharded_mesh
+from .common import choose, data_parallel_mesh, tensor_parallel_mesh
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -51,7 +51,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.behavior_tokens = 64
   config.batch_size = 64
   config.in_flight = 1
-  config.mesh = fully_sharded_mesh()
+  config.mesh = tensor_parallel_mesh()
   config.prompt_tokens = 1280
   config.patches = 4096
   config.max_new_tokens = 1024

@@ -8,7 +8,7 @@ self    as 8b, written by a fine-tuned policy of this project (rejection samplin
 
 from ml_collections import ConfigDict, config_dict
 
-from .common import choose
+from .common import choose, tensor_parallel_mesh
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -96,6 +96,7 @@ def tiny() -> ConfigDict:
         batch_size=16,  # questions of one batch
         prompt_tokens=96,  # padded length of a question
         patches=64,  # padded patches of its image
+        mesh=tensor_parallel_mesh(),
       ),
     )
   )

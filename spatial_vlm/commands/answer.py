@@ -8,20 +8,21 @@ of tokens. Works with any photograph and any Hugging Face folder of a Qwen3-VL m
 
 import argparse
 
+import jax
 from etils import epath
 
-from spatial_vlm import answers
+from spatial_vlm import answers, sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, check_positive
 from spatial_vlm.evaluation.box_drawing import draw_boxes
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.inference.generation import greedy, parsed_verdicts
+from spatial_vlm.inference.generation import inference_engine, parsed_verdict
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import (
   PromptShape,
-  collate,
   decode_completions,
   encode_question,
+  make_requests,
 )
 from spatial_vlm.inference.questions import QuestionBuilder, load_recall
 from spatial_vlm.processor.image import open_image, padded_length
@@ -53,17 +54,19 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     image = open_image(args.photo)
     check(config)
     task = find_task(config.task)
-    policy = load_policy(args.checkpoint)
+    mesh = sharding.make_mesh(config.mesh)
+    policy = load_policy(args.checkpoint, mesh)
     processor = policy.processor.limited_to(config.max_patches)
     recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
-    questions = QuestionBuilder(task, "direct" if args.direct else "chain", recall)
-    row = encode_question(processor, image, questions(args.statement).text)
+    question = QuestionBuilder(task, "direct" if args.direct else "chain", recall)(args.statement)
+    row = encode_question(processor, image, question.text)
   patches = padded_length([row.patches], PATCH_BUCKET)
   shape = PromptShape(padded_length([len(row.tokens)], TOKEN_BUCKET), patches)
-  prompts = collate(policy.processor, [row], [0], [-1], shape)
-  completions = greedy(policy, policy.params, prompts, config.max_new_tokens)
+  requests = make_requests(policy, mesh, [(question.text, image, row)], [0], [-1], shape)
+  engine, sampling = inference_engine(policy, mesh), policy.sampling(config.max_new_tokens)
+  completions = engine.generate(requests, jax.random.key(0), sampling)  # greedy: draws nothing
   (answer,) = decode_completions(policy, completions)
-  (verdict,) = parsed_verdicts(task, policy, prompts, [answer])
+  verdict = parsed_verdict(task, answer)
   stated = task.first_words[verdict].lower() if verdict >= 0 else "none: the answer does not parse"
   cut = f", cut off at max_new_tokens {config.max_new_tokens}" if answer.truncated else ""
   print(answer.text)

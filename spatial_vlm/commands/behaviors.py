@@ -18,7 +18,13 @@ from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation.results import read_recalls
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.inference.generation import BatchGenerator, check_batch
+from spatial_vlm.inference.generation import (
+  BatchGenerator,
+  QuestionEncoder,
+  check_batch,
+  inference_engine,
+  parsed_verdicts,
+)
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import PromptShape
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
@@ -51,14 +57,15 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     examples = Take(source, config.limit or len(source))
     mesh = sharding.make_mesh(config.mesh)
     check_batch(config, mesh)
-    policy = load_policy(config.checkpoint).on_mesh(mesh)
+    policy = load_policy(config.checkpoint, mesh)
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
     index = BehaviorIndex(handbook, LexicalEmbedder(), config.min_similarity)
     recalls = read_recalls(config.recalls)
     snapshot(config, workdir, HARMLESS)
   shape = PromptShape(config.prompt_tokens, config.patches)
-  chains = QuestionBuilder(task, "chain")
-  generator = BatchGenerator(policy, mesh, shape, config.max_new_tokens, chains)
+  encode = QuestionEncoder(policy.processor, shape, QuestionBuilder(task, "chain"))
+  engine = inference_engine(policy, mesh)
+  generator = BatchGenerator(policy, engine, encode, config.max_new_tokens, parsed_verdicts)
   store = AnswerStore.from_config(workdir, config)
   predictions = stored_answers(store, generator, examples, "full chains")
   split = epath.Path(data.records).stem

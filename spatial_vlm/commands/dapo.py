@@ -60,7 +60,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
         OptimizerSettings, config.optimizer, total_steps=config.steps * config.minibatches
       )
     )
-    read = rl_data.question_reader(config, policy, sampling_mesh, config.data.records)
+    read = rl_data.question_reader(config, policy.processor, config.data.records)
     rl_data.refuse_evaluation_records(config, read.source)
     requests_at = rl_data.training_requests(config, policy, sampling_mesh, read)
     engine = compiled_engine(trainable, sampling_mesh, config.dtype)

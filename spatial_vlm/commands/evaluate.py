@@ -23,7 +23,9 @@ from spatial_vlm.evaluation.predictions import Prediction, majority_predictions
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import (
   BatchGenerator,
+  QuestionEncoder,
   check_batch,
+  inference_engine,
   likeliest_verdicts,
   parsed_verdicts,
 )
@@ -90,17 +92,20 @@ def model_answers(config: Config, task: Task, workdir: epath.Path) -> Answerer:
   """Answers with a model: reads stored answers, generates the missing ones, then times single questions."""
   mesh = sharding.make_mesh(config.mesh)
   check_batch(config, mesh)
-  policy = load_policy(config.checkpoint).on_mesh(mesh)
+  policy = load_policy(config.checkpoint, mesh)
   recall = None
   if config.method == "reuse":
     recall = load_recall(config.behaviors, config.behavior_tokens)
     recall.index.handbook.refuse_leaks(splits=(epath.Path(config.data.records).stem,))
   generator = BatchGenerator(
     policy,
-    mesh,
-    PromptShape(config.prompt_tokens, config.patches),
+    inference_engine(policy, mesh),
+    QuestionEncoder(
+      policy.processor,
+      PromptShape(config.prompt_tokens, config.patches),
+      QuestionBuilder(task, FORMS[config.method], recall),
+    ),
     config.max_new_tokens,
-    QuestionBuilder(task, FORMS[config.method], recall),
     likeliest_verdicts if config.method == "zero-shot" else parsed_verdicts,
   )
 

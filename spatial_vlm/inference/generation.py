@@ -1,6 +1,5 @@
 """Batched generation: questions of one padded shape in, judged answers out."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,98 +16,99 @@ from spatial_vlm.inference.policy import (
   Generation,
   Policy,
   PromptShape,
-  collate,
   decode_completions,
   encode_question,
+  make_requests,
 )
 from spatial_vlm.inference.questions import PreparedQuestion, QuestionBuilder
-from spatial_vlm.model.qwen3_vl import prefill
-from spatial_vlm.process_rows import make_global_batch
-from spatial_vlm.processor.chat import Encoded
-from spatial_vlm.rollout import sampler
+from spatial_vlm.processor.chat import Encoded, Processor
+from spatial_vlm.rollout.engine import CompiledEngine, Requests
 from spatial_vlm.tasks.task import Task
-from spatial_vlm.types import Params, Prompts
-
-
-def greedy(
-  policy: Policy, params: Params, prompts: Prompts, max_new_tokens: int
-) -> sampler.Completions:
-  """Generates the answer to every prompt from the most likely token at each step."""
-  return sampler.generate(
-    params,
-    prompts,
-    jax.random.key(0),  # greedy decoding draws nothing
-    policy.forbidden_tokens,
-    model=policy.model,
-    sampling=policy.sampling(max_new_tokens),
-  )
-
-
-Judge = Callable[[Task, Policy, Prompts, Sequence[Generation]], list[int]]
-"""Returns the verdict of each answer, −1 for none."""
-
-
-def parsed_verdicts(
-  task: Task, policy: Policy, prompts: Prompts, texts: Sequence[Generation]
-) -> list[int]:
-  """Parses the verdicts; −1 where an answer does not parse or was cut off."""
-  parsed = [None if text.truncated else task.grammar.parse(text.text) for text in texts]
-  return [-1 if answer is None else answer.verdict for answer in parsed]
-
-
-def likeliest_verdicts(
-  task: Task, policy: Policy, prompts: Prompts, texts: Sequence[Generation]
-) -> list[int]:
-  """Returns the verdict whose first word is the most likely first token of the answer; the lowest of equals."""
-  verdicts = sorted(task.first_words)
-  words = [policy.processor.encode_text(task.first_words[verdict]) for verdict in verdicts]
-  ids = [token for (token,) in words]
-  logits = _first_token_logits(policy.params, prompts, policy.model)
-  best = np.asarray(jnp.argmax(logits[:, jnp.array(ids)], axis=-1))
-  return [verdicts[i] for i in best]
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _first_token_logits(params, prompts, model):
-  return prefill(params, model, prompts)[0]
-
 
 Row = tuple[Example, PreparedQuestion, Encoded]
+"""An example, the question about it, and both encoded."""
+
+
+class QuestionEncoder(NamedTuple):
+  """Builds and encodes the question about an example."""
+
+  processor: Processor
+  shape: PromptShape
+  questions: QuestionBuilder
+
+  def __call__(self, example: Example) -> Row:
+    """Raises UnusableRecord when the prompt is too long."""
+    question = self.questions(example.record.caption)
+    row = encode_question(self.processor, example.image, question.text)
+    self.shape.check(row)
+    return example, question, row
+
+
+def inference_engine(policy: Policy, mesh: Mesh) -> CompiledEngine:
+  """Returns an engine that answers with the policy's weights, which lie on the mesh already (see `load_policy`)."""
+  engine = CompiledEngine(policy.model, policy.forbidden_tokens, mesh, lambda params: params)
+  engine.publish(policy.params)
+  return engine
 
 
 class BatchGenerator(NamedTuple):
   """Asks a policy about examples, in batches, and judges its answers."""
 
   policy: Policy
-  mesh: Mesh
-  """The rows of a batch are spread over it; a batch that does not divide (one question) is on all of its devices."""
-  shape: PromptShape
+  engine: CompiledEngine
+  """The rows of a batch are spread over its mesh; one that does not divide (one question) is on all of its devices."""
+  encode: QuestionEncoder
   max_new_tokens: int
-  questions: QuestionBuilder
-  judge: Judge = parsed_verdicts
-
-  def encode(self, example: Example) -> Row:
-    """Builds and encodes the question; raises UnusableRecord when the prompt is too long."""
-    question = self.questions(example.record.caption)
-    row = encode_question(self.policy.processor, example.image, question.text)
-    self.shape.check(row)
-    return example, question, row
+  judge: "Judge"
 
   def answer(self, rows: Sequence[Row], ids: Sequence[int]) -> list[Prediction]:
     """Returns predictions for the rows whose id is not −1; the others only fill the batch."""
-    policy = self.policy
-    encoded = [row for _, _, row in rows]
-    prompts = collate(policy.processor, encoded, ids, [-1] * len(ids), self.shape)
-    prompts = make_global_batch(self.mesh, prompts)
-    with jax.set_mesh(self.mesh):  # kernels are partitioned by hand and read the mesh
-      completions = greedy(policy, policy.params, prompts, self.max_new_tokens)
-    texts = decode_completions(policy, completions)
-    verdicts = self.judge(self.questions.task, policy, prompts, texts)
+    requests = self.requests(rows, ids)
+    sampling = self.policy.sampling(self.max_new_tokens)
+    key = jax.random.key(0)  # a greedy choice draws nothing
+    completions = self.engine.generate(requests, key, sampling)
+    texts = decode_completions(self.policy, completions)
+    verdicts = self.judge(self, requests, texts)
     return [
       _prediction(*row, text, verdict)
       for row, id, text, verdict in zip(rows, ids, texts, verdicts, strict=True)
       if id >= 0
     ]
+
+  def requests(self, rows: Sequence[Row], ids: Sequence[int]) -> Requests:
+    """Returns the rows as one batch over the engine's mesh."""
+    asked = [(question.text, example.image, encoded) for example, question, encoded in rows]
+    labels = [-1] * len(rows)
+    return make_requests(self.policy, self.engine.mesh, asked, ids, labels, self.encode.shape)
+
+
+Judge = Callable[[BatchGenerator, Requests, Sequence[Generation]], list[int]]
+"""Returns the verdict of each answer, −1 for none."""
+
+
+def parsed_verdicts(
+  generator: BatchGenerator, requests: Requests, texts: Sequence[Generation]
+) -> list[int]:
+  """Parses the verdicts; −1 where an answer does not parse or was cut off."""
+  return [parsed_verdict(generator.encode.questions.task, text) for text in texts]
+
+
+def parsed_verdict(task: Task, answer: Generation) -> int:
+  """Parses the verdict of one answer; −1 where it does not parse or was cut off."""
+  parsed = None if answer.truncated else task.grammar.parse(answer.text)
+  return -1 if parsed is None else parsed.verdict
+
+
+def likeliest_verdicts(
+  generator: BatchGenerator, requests: Requests, texts: Sequence[Generation]
+) -> list[int]:
+  """Returns the verdict whose first word is the most likely first token of the answer; the lowest of equals."""
+  first_words = generator.encode.questions.task.first_words
+  verdicts = sorted(first_words)
+  words = [generator.policy.processor.encode_text(first_words[verdict]) for verdict in verdicts]
+  ids = jnp.array([token for (token,) in words])
+  logits = generator.engine.first_token_logits(requests)
+  return [verdicts[i] for i in np.asarray(jnp.argmax(logits[:, ids], axis=-1))]
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:

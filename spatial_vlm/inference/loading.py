@@ -1,6 +1,7 @@
 """Loading a policy: the model and the processor of a Hugging Face folder."""
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from spatial_vlm import sharding
@@ -17,32 +18,46 @@ from spatial_vlm.sharding import with_param_shardings
 from spatial_vlm.types import Params, Purpose
 
 
-def load_policy(
-  folder: str,
-  from_scratch_seed: int | None = None,
-  mesh: Mesh | None = None,
-  subset: Subset = EVERYTHING,
-) -> Policy:
-  """Loads the model and the processor of a Hugging Face folder.
+def load_policy(folder: str, mesh: Mesh | None = None) -> Policy:
+  """Loads the model and the processor of a Hugging Face folder for inference, in the types of the files.
 
   Args:
     folder: Hugging Face folder, or the name of one.
-    from_scratch_seed: draws fresh weights for the folder's architecture instead of reading them.
-    mesh: None for inference: the weights are NumPy arrays in the types of the files. For training, the weights are laid
-      out over this mesh, and each process reads what its devices hold.
-    subset: the parameters that train, in float32; frozen ones have the type that it sets.
+    mesh: the weights are laid out over this mesh, and each process reads what its devices hold; None: NumPy arrays.
   """
   path = find_folder(folder)
-  processor = Processor.from_folder(path)
-  model = processor.model_config
+  checkpoint = open_checkpoint(path)
+  shapes = checkpoint.shapes if mesh is None else with_param_shardings(mesh, checkpoint.shapes)
+  return _policy(path, checkpoint.read(shapes))
+
+
+def load_policy_for_training(
+  folder: str,
+  mesh: Mesh,
+  subset: Subset = EVERYTHING,
+  from_scratch_seed: int | None = None,
+) -> Policy:
+  """Loads the model and the processor of a Hugging Face folder for training, laid out over the mesh.
+
+  Args:
+    folder: Hugging Face folder, or the name of one.
+    mesh: each process reads what its devices hold.
+    subset: the parameters that train, in float32; frozen ones have the type that it sets.
+    from_scratch_seed: draws fresh weights for the folder's architecture instead of reading them.
+  """
+  path = find_folder(folder)
   if from_scratch_seed is None:
     checkpoint = open_checkpoint(path)
-    wanted = checkpoint.shapes if mesh is None else training_shapes(mesh, model, subset)
-    params = checkpoint.read(wanted)
-  else:
-    key = jax.random.fold_in(jax.random.key(from_scratch_seed), Purpose.WEIGHTS)
-    where = mesh and sharding.param_shardings(mesh, abstract_params(model))
-    params = jax.jit(init_params, static_argnums=0, out_shardings=where)(model, key)
+    return _policy(path, checkpoint.read(training_shapes(mesh, checkpoint.config, subset)))
+  model = Processor.from_folder(path).model_config
+  key = jax.random.fold_in(jax.random.key(from_scratch_seed), Purpose.WEIGHTS)
+  where = sharding.param_shardings(mesh, abstract_params(model))
+  return _policy(path, jax.jit(init_params, static_argnums=0, out_shardings=where)(model, key))
+
+
+def _policy(folder: epath.Path, params: Params) -> Policy:
+  processor = Processor.from_folder(folder)
+  model = processor.model_config
   return Policy(processor, model, params, SpecialIds.of(processor.tokenizer, model))
 
 

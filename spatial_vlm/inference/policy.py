@@ -1,20 +1,21 @@
 """A policy: a model with its weights, its processor, and functions that encode questions and decode answers."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from spatial_vlm import sharding
 from spatial_vlm.data.messages import messages
 from spatial_vlm.data.records import UnusableRecord
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.process_rows import make_global_batch
 from spatial_vlm.processor.chat import Encoded, Processor, collate_prompts, encode
 from spatial_vlm.processor.tokenizer import SpecialIds
 from spatial_vlm.rollout import sampler
+from spatial_vlm.rollout.engine import Requests
 from spatial_vlm.types import Params, Prompts
 
 
@@ -44,15 +45,6 @@ class Policy(NamedTuple):
       eos=self.special.eos,
       pad=self.special.pad,
     )
-
-  def on_device(self) -> "Policy":
-    """Returns the policy with its weights on the device, so that they are not uploaded for every batch."""
-    return self._replace(params=jax.device_put(self.params))
-
-  def on_mesh(self, mesh: Mesh) -> "Policy":
-    """Returns the policy with its weights laid out over the mesh."""
-    shardings = sharding.param_shardings(mesh, self.params)
-    return self._replace(params=jax.device_put(self.params, shardings))
 
 
 class PromptShape(NamedTuple):
@@ -97,6 +89,28 @@ def collate(
   for row in rows:
     shape.check(row)
   return collate_prompts(rows, processor, ids, labels, shape.tokens, shape.patches)
+
+
+Asked = tuple[str, Any, Encoded]
+"""The words of a question, its image, and both encoded."""
+
+
+def make_requests(
+  policy: Policy,
+  mesh: Mesh,
+  asked: Sequence[Asked],
+  ids: Sequence[int],
+  labels: Sequence[int],
+  shape: PromptShape,
+) -> Requests:
+  """Returns the whole batch over the engine's mesh, from the questions of this process."""
+  rows = [encoded for _, _, encoded in asked]
+  prompts = collate(policy.processor, rows, ids, labels, shape)
+  return Requests(
+    prompts=make_global_batch(mesh, prompts),
+    texts=[text for text, _, _ in asked],
+    images=[image for _, image, _ in asked],
+  )
 
 
 def decode_completions(policy: Policy, completions: sampler.Completions) -> list[Generation]:

@@ -10,10 +10,15 @@ from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from spatial_vlm.model.config import ModelConfig
-from spatial_vlm.rollout.sampler import Completions, SamplingSettings, generate
+from spatial_vlm.rollout.sampler import (
+  Completions,
+  SamplingSettings,
+  first_token_logits,
+  generate,
+)
 from spatial_vlm.types import Params, Prompts
 
 
@@ -50,11 +55,13 @@ class Engine(Protocol):
 class CompiledEngine:
   """The engine in this process: prefill and decoding as one compiled program over `mesh`.
 
+  Every program that reads prompts runs here, since its kernels are partitioned by hand and read the mesh that is set.
+
   Args:
     model: sizes of the model.
     forbidden_tokens: ids that are never sampled.
     mesh: devices that sample; weights are sharded by heads and hidden units there.
-    to_rollout_weights: trainable parameters -> all parameters in the computation's type, over `mesh`.
+    to_rollout_weights: published weights -> all parameters in the computation's type, over `mesh`.
   """
 
   def __init__(
@@ -76,11 +83,9 @@ class CompiledEngine:
     self, requests: Requests, key: PRNGKeyArray, sampling: SamplingSettings
   ) -> Completions:
     """Raises RuntimeError where no weights are published."""
-    if self._weights is None:
-      raise RuntimeError("the engine has no weights; call publish first")
-    with jax.set_mesh(self.mesh):  # the kernels read the mesh
+    with jax.set_mesh(self.mesh):
       return generate(
-        self._weights,
+        self._published(),
         requests.prompts,
         key,
         self.forbidden_tokens,
@@ -88,6 +93,16 @@ class CompiledEngine:
         sampling=sampling,
       )
 
+  def first_token_logits(self, requests: Requests) -> Float[Array, "B V"]:
+    """Returns the logits of the first token of every completion; raises RuntimeError where no weights are published."""
+    with jax.set_mesh(self.mesh):
+      return first_token_logits(self._published(), requests.prompts, model=self.model)
+
   def release(self) -> None:
     """Drops the copy of the weights."""
     self._weights = None
+
+  def _published(self) -> Params:
+    if self._weights is None:
+      raise RuntimeError("the engine has no weights; call publish first")
+    return self._weights

@@ -125,6 +125,14 @@ def generate(
   return state.completions
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def first_token_logits(
+  params: Params, prompts: Prompts, *, model: ModelConfig
+) -> Float[Array, "B V"]:
+  """Returns the logits of the token after each prompt."""
+  return qwen3_vl.prefill(params, model, prompts)[0]
+
+
 TOKENS = "tokens"
 """Scope of the loops over tokens, by which they are found in a compiled program."""
 STAGES = 4

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.huggingface.folder import find_folder
 from spatial_vlm.inference.loading import load_policy
@@ -98,8 +99,9 @@ async def _open_local(config: Config, key: str) -> AsyncIterator[Teacher]:
 @contextlib.asynccontextmanager
 async def _open_policy(config: Config, key: str) -> AsyncIterator[Teacher]:
   """Loads a checkpoint folder of this project."""
-  policy, settings = load_policy(config.model), _policy_settings(config)
-  async with PolicyTeacher(policy, _policy_version(config), settings) as teacher:
+  mesh, settings = sharding.make_mesh(config.policy.mesh), _policy_settings(config)
+  policy = load_policy(config.model, mesh)
+  async with PolicyTeacher(policy, mesh, _policy_version(config), settings) as teacher:
     yield teacher
 
 

@@ -11,10 +11,11 @@ from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.split_guard import refuse_shared_records
-from spatial_vlm.inference.generation import BatchGenerator, Row
-from spatial_vlm.inference.policy import Policy, PromptShape, collate
+from spatial_vlm.inference.generation import QuestionEncoder, Row
+from spatial_vlm.inference.policy import Policy, PromptShape, make_requests
 from spatial_vlm.inference.questions import QuestionBuilder
-from spatial_vlm.process_rows import make_global_batch, process_shard
+from spatial_vlm.process_rows import process_shard
+from spatial_vlm.processor.chat import Processor
 from spatial_vlm.rewards.accuracy import is_correct
 from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton, verdicts
 from spatial_vlm.rollout.engine import Engine, Requests
@@ -30,14 +31,18 @@ def refuse_evaluation_records(config: Config, source: ExampleSource) -> None:
   refuse_shared_records(source.pairs, evaluated, remedy)
 
 
-def question_reader(config: Config, policy: Policy, mesh: Mesh, records: str) -> Reader:
+def prompt_shape(config: Config) -> PromptShape:
+  """Returns the shape that every prompt of the run is padded to."""
+  return PromptShape(config.data.prompt_tokens, config.data.patches)
+
+
+def question_reader(config: Config, processor: Processor, records: str) -> Reader:
   """Returns a reader of the questions about a file of records, each asking for a full chain."""
   data, task = config.data, find_task(config.task)
   source = task.read(records, data.images, None, data.max_bad_share)
-  shape = PromptShape(data.prompt_tokens, data.patches)
   chains = QuestionBuilder(task, "chain")
-  generator = BatchGenerator(policy, mesh, shape, config.max_new_tokens, chains)
-  return Reader(source, generator.encode, data.max_bad_share)
+  encode = QuestionEncoder(processor, prompt_shape(config), chains)
+  return Reader(source, encode, data.max_bad_share)
 
 
 def training_requests(
@@ -69,18 +74,12 @@ def own_skipped(skipped: Sequence[Sequence[int]]) -> Sequence[int]:
 
 
 def as_requests(
-  config: Config, policy: Policy, mesh: Mesh, questions: Sequence[Row], ids: Sequence[int]
+  config: Config, policy: Policy, mesh: Mesh, rows: Sequence[Row], ids: Sequence[int]
 ) -> Requests:
-  """Returns the whole batch over the mesh, from the questions of this process."""
-  shape = PromptShape(config.data.prompt_tokens, config.data.patches)
-  rows = [row for _, _, row in questions]
-  labels = [example.record.label for example, _, _ in questions]
-  prompts = collate(policy.processor, rows, ids, labels, shape)
-  return Requests(
-    prompts=make_global_batch(mesh, prompts),
-    texts=[question.text for _, question, _ in questions],
-    images=[example.image for example, _, _ in questions],
-  )
+  """Returns the whole batch over the mesh, from the questions of this process with their labels."""
+  asked = [(question.text, example.image, encoded) for example, question, encoded in rows]
+  labels = [example.record.label for example, _, _ in rows]
+  return make_requests(policy, mesh, asked, ids, labels, prompt_shape(config))
 
 
 def validation(
@@ -90,7 +89,7 @@ def validation(
 
   Raises UsageError where the records do not fill one batch.
   """
-  read = question_reader(config, policy, mesh, config.data.validation)
+  read = question_reader(config, policy.processor, config.data.validation)
   questions = list(itertools.islice(read, config.validate_prompts))
   size = config.validate_batch
   count = len(questions) // size * size

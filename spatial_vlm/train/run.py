@@ -16,7 +16,7 @@ from spatial_vlm import sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.loading import load_policy_for_training
 from spatial_vlm.inference.policy import Policy
 from spatial_vlm.metrics import MetricsWriter
 from spatial_vlm.model.stack import REMAT_POLICIES
@@ -75,7 +75,7 @@ def record_settings(config: Config, workdir: epath.Path) -> None:
 def place_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
   """Returns a fresh train state over the mesh, with float32 weights.
 
-  Weights that are already there (`load_policy` with a mesh) are not copied: the first update overwrites them.
+  Weights that are already there (`load_policy_for_training`) are not copied: the first update overwrites them.
   """
   masters = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, np.float32), params)
   shapes = jax.eval_shape(lambda p: init_state(p, optimizer), masters)
@@ -142,7 +142,9 @@ def load_trainable(config: Config, mesh: Mesh, from_scratch: bool = False) -> Tr
   Raises UsageError and ValueError for settings that do not fit the checkpoint.
   """
   subset = subset_from_config(config)
-  policy = load_policy(config.checkpoint, config.seed if from_scratch else None, mesh, subset)
+  policy = load_policy_for_training(
+    config.checkpoint, mesh, subset, config.seed if from_scratch else None
+  )
   return Trainable(
     mesh, subset, policy, *partition_policy(mesh, policy.params, subset, config.seed)
   )

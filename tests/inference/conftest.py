@@ -5,7 +5,12 @@ import pytest
 
 from spatial_vlm import sharding
 from spatial_vlm.data.records import JsonlSource
-from spatial_vlm.inference.generation import BatchGenerator
+from spatial_vlm.inference.generation import (
+  BatchGenerator,
+  QuestionEncoder,
+  inference_engine,
+  parsed_verdicts,
+)
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import PromptShape
 from spatial_vlm.inference.questions import QuestionBuilder
@@ -13,8 +18,13 @@ from spatial_vlm.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
-def policy(taught):
-  return load_policy(str(taught))
+def mesh():
+  return sharding.make_mesh({}, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def policy(taught, mesh):
+  return load_policy(str(taught), mesh)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +33,7 @@ def source(scenes_folder):
 
 
 @pytest.fixture
-def generator(policy):
-  mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+def generator(policy, mesh):
   chains = QuestionBuilder(TASKS["scenes"], "chain")
-  return BatchGenerator(policy, mesh, PromptShape(64, 64), 128, chains)
+  encode = QuestionEncoder(policy.processor, PromptShape(64, 64), chains)
+  return BatchGenerator(policy, inference_engine(policy, mesh), encode, 128, parsed_verdicts)

@@ -7,21 +7,27 @@ import pytest
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import UnusableRecord
 from spatial_vlm.inference import generation
-from spatial_vlm.inference.generation import PromptShape
+from spatial_vlm.inference.policy import (
+  Generation,
+  PromptShape,
+  collate,
+  decode_completions,
+  encode_question,
+)
 from spatial_vlm.rollout.sampler import Completions
 from spatial_vlm.tasks import TASKS
 
 
 def test_a_prompt_that_does_not_fit_is_named_with_its_sizes(policy, source):
-  row = generation.encode_question(policy.processor, source[0].image, "one two three")
+  row = encode_question(policy.processor, source[0].image, "one two three")
   tokens = len(row.tokens)
-  generation.collate(policy.processor, [row], [5], [1], PromptShape(tokens, 64))
+  collate(policy.processor, [row], [5], [1], PromptShape(tokens, 64))
   for shape in (PromptShape(tokens - 1, 64), PromptShape(tokens, 63)):
     with pytest.raises(
       UnusableRecord,
       match=rf"the prompt has {tokens} tokens and 64 patches.*{shape.tokens}.*{shape.patches}",
     ):
-      generation.collate(policy.processor, [row], [5], [1], shape)
+      collate(policy.processor, [row], [5], [1], shape)
 
 
 def test_decoding_stops_at_the_end_of_the_turn_and_tells_truncation(policy):
@@ -32,19 +38,17 @@ def test_decoding_stops_at_the_end_of_the_turn_and_tells_truncation(policy):
   tokens[1] = [yes[0]] * 6
   tokens[2, 0] = eos
   mask = np.array([[1, 1, 1, 0, 0, 0], [1] * 6, [1, 0, 0, 0, 0, 0]], bool)
-  found = generation.decode_completions(policy, Completions(tokens, mask, np.zeros((3, 6))))
+  found = decode_completions(policy, Completions(tokens, mask, np.zeros((3, 6))))
   assert found == [
-    generation.Generation("Yes.", 3, False),
-    generation.Generation("Yes" * 6, 6, True),
-    generation.Generation("", 1, False),
+    Generation("Yes.", 3, False),
+    Generation("Yes" * 6, 6, True),
+    Generation("", 1, False),
   ]
-  assert generation.parsed_verdicts(TASKS["scenes"], policy, None, found) == [1, -1, -1]
+  assert [generation.parsed_verdict(TASKS["scenes"], text) for text in found] == [1, -1, -1]
 
 
-def test_a_truncated_verdict_does_not_count(policy):
-  assert generation.parsed_verdicts(
-    TASKS["scenes"], policy, None, [generation.Generation("Yes.", 2, True)]
-  ) == [-1]
+def test_a_truncated_verdict_does_not_count():
+  assert generation.parsed_verdict(TASKS["scenes"], Generation("Yes.", 2, True)) == -1
 
 
 def test_rows_that_fill_the_batch_have_no_prediction(generator, source):

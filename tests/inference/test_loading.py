@@ -5,14 +5,17 @@ import numpy as np
 from checkpoint_folders import read_checkpoint
 
 from spatial_vlm import sharding
-from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.loading import load_policy, load_policy_for_training
 
 
 def test_weights_are_read_or_drawn(nano):
   stored = read_checkpoint(nano)[1]
   policy = load_policy(str(nano))
   jax.tree.map(np.testing.assert_array_equal, policy.params, stored)
-  first, again, other = (load_policy(str(nano), from_scratch_seed=seed) for seed in (1, 1, 2))
+  mesh = sharding.make_mesh({}, jax.devices()[:1])
+  first, again, other = (
+    load_policy_for_training(str(nano), mesh, from_scratch_seed=seed) for seed in (1, 1, 2)
+  )
   jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
   table = [p.params["text"]["embed"]["embedding"] for p in (policy, first, other)]
   assert table[0].shape == table[1].shape and not np.array_equal(table[0], table[1])
@@ -28,12 +31,16 @@ def test_forbidden_are_all_special_tokens_but_the_end_of_a_turn(nano):
   assert policy.forbidden_tokens.shape == (policy.model.text.vocab_size,)
 
 
-def test_weights_are_read_to_where_they_are_trained(nano):
+def test_weights_are_read_to_where_they_are_used(nano):
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  whole, cut = load_policy(str(nano)), load_policy(str(nano), mesh=mesh)
-  jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
-  where = sharding.param_shardings(mesh, cut.params)
-  assert jax.tree.map(lambda leaf: leaf.sharding, cut.params) == where
-  drawn = [load_policy(str(nano), 1, mesh=mesh).params for mesh in (None, mesh)]
+  whole = load_policy(str(nano))
+  where = sharding.param_shardings(mesh, whole.params)
+  for cut in (load_policy(str(nano), mesh), load_policy_for_training(str(nano), mesh)):
+    jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
+    assert jax.tree.map(lambda leaf: leaf.sharding, cut.params) == where
+  alone = sharding.make_mesh({}, jax.devices()[:1])
+  drawn = [
+    load_policy_for_training(str(nano), mesh, from_scratch_seed=1).params for mesh in (alone, mesh)
+  ]
   jax.tree.map(np.testing.assert_array_equal, *drawn)
   assert jax.tree.map(lambda leaf: leaf.sharding, drawn[1]) == where

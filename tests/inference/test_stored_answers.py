@@ -42,7 +42,7 @@ def test_parts_hold_a_batch_each_and_are_read_back(generator, source, tmp_path, 
     f"part-0000{i}.jsonl" for i in range(3)
   ]
   assert [p.id for p in first] == list(range(10))
-  monkeypatch.setattr(generation, "greedy", lambda *_: pytest.fail("asked again"))
+  monkeypatch.setattr(generation.BatchGenerator, "answer", lambda *_: pytest.fail("asked again"))
   again = answers_in(
     tmp_path, generator, Take(source, 10), batch_size=4, in_flight=2, max_bad_share=0.0
   )

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from spatial_vlm import sharding
 from spatial_vlm.huggingface.weights import abstract_params
-from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.loading import load_policy_for_training
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.parameters import int8
 from spatial_vlm.parameters.int8 import dequantize, quantize_rows, row_scales
@@ -70,7 +70,7 @@ def plain(nano):
 def read(nano, shape):
   count = np.prod(list(shape.values()))
   mesh = sharding.make_mesh(shape, jax.devices()[:count])
-  return mesh, load_policy(str(nano), mesh=mesh, subset=PAIRS).params
+  return mesh, load_policy_for_training(str(nano), mesh, PAIRS).params
 
 
 def test_every_kernel_is_read_in_int8_and_nothing_else_is(nano, plain):

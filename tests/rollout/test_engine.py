@@ -8,8 +8,10 @@ from spatial_vlm import process_rows, sharding
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import PromptShape, collate, encode_question
+from spatial_vlm.model import qwen3_vl
+from spatial_vlm.rollout import engine as engine_module
 from spatial_vlm.rollout.engine import CompiledEngine, Engine, Requests
-from spatial_vlm.rollout.sampler import SamplingSettings, generate
+from spatial_vlm.rollout.sampler import Completions, SamplingSettings, generate
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,38 @@ def test_it_samples_with_the_weights_published_last(policy, mesh, requests, samp
   jax.tree.map(np.testing.assert_array_equal, found[1], expected)
   assert not np.array_equal(found[0].logp, expected.logp)
   assert len(converted) == 2 and found[1].tokens.shape == (4, 6)
+
+
+def test_logits_of_the_first_token_are_those_of_the_prefill(policy, mesh, requests):
+  engine = CompiledEngine(policy.model, policy.forbidden_tokens, mesh, lambda weights: weights)
+  engine.publish(policy.params)
+  found = engine.first_token_logits(requests)
+  expected, _ = jax.jit(qwen3_vl.prefill, static_argnums=1)(
+    policy.params, policy.model, requests.prompts
+  )
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_programs_run_under_the_mesh_of_the_engine(policy, requests, sampling, monkeypatch):
+  """A kernel that is partitioned by hand reads the mesh that is set while a program is traced."""
+  mesh = sharding.make_mesh({"data": 2}, jax.devices()[:2])
+  seen = []
+
+  def remember(result):
+    def program(*arguments, **settings):
+      seen.append(jax.sharding.get_abstract_mesh().shape)
+      return result
+
+    return program
+
+  nothing = Completions(*(np.zeros((4, 6), dtype) for dtype in (np.int32, bool, np.float32)))
+  monkeypatch.setattr(engine_module, "generate", remember(nothing))
+  monkeypatch.setattr(engine_module, "first_token_logits", remember(np.zeros((2, 9), np.float32)))
+  engine = CompiledEngine(policy.model, policy.forbidden_tokens, mesh, lambda weights: weights)
+  engine.publish(policy.params)
+  engine.generate(requests, jax.random.key(0), sampling)
+  engine.first_token_logits(requests)
+  assert seen == [mesh.shape] * 2
 
 
 def test_without_weights_it_says_what_to_do(policy, mesh, requests, sampling):

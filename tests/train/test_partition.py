@@ -12,7 +12,7 @@ import pytest
 from spatial_vlm import sharding
 from spatial_vlm.data import messages
 from spatial_vlm.data.scenes.source import SceneSource
-from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.loading import load_policy, load_policy_for_training
 from spatial_vlm.inference.policy import encode_question
 from spatial_vlm.model import stack
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
@@ -205,7 +205,7 @@ def in_int8(nano, parts):
   """The frozen ones of `parts`, their kernels in int8."""
   mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
   subset = dataclasses.replace(LORA, frozen_int8=True)
-  params = load_policy(str(nano), mesh=mesh, subset=subset).params
+  params = load_policy_for_training(str(nano), mesh, subset).params
   return combine(
     params, partition(parts[1], (".*/kernel", ".*/bias", ".*/scale", ".*/embedding"))[1]
   )

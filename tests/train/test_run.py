@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
-from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.loading import load_policy, load_policy_for_training
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.train.run import check_algorithm, place_state, record_settings
 
@@ -42,7 +42,7 @@ def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
 def test_weights_on_the_mesh_become_the_state_s(nano):
   """No second copy of the model is made."""
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  cut = load_policy(str(nano), mesh=mesh)
+  cut = load_policy_for_training(str(nano), mesh)
   state = place_state(mesh, cut.params, optax.sgd(1.0))
   for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(cut.params), strict=True):
     buffers = [

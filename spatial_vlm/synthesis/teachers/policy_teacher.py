@@ -13,20 +13,21 @@ from typing import NamedTuple, Self
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import UnusableRecord
+from spatial_vlm.inference.generation import inference_engine
 from spatial_vlm.inference.policy import (
   Generation,
   Policy,
   PromptShape,
-  collate,
   decode_completions,
   encode_question,
+  make_requests,
 )
 from spatial_vlm.processor.chat import Encoded
 from spatial_vlm.processor.image import UnreadableImage, open_image
-from spatial_vlm.rollout import sampler
 from spatial_vlm.synthesis.errors import RefusedError
 from spatial_vlm.synthesis.hashing import hash_seed
 from spatial_vlm.synthesis.teacher import Question, Reply, Usage
@@ -61,16 +62,17 @@ def check(settings: PolicySettings) -> None:
 
 
 class PolicyTeacher:
-  """Asks a policy, as `async with PolicyTeacher(policy, version, settings) as teacher`.
+  """Asks a policy, as `async with PolicyTeacher(policy, mesh, version, settings) as teacher`.
 
   It answers blind, plain-text questions of the format `formats.CHAIN`.
   """
 
-  def __init__(self, policy: Policy, version: str, settings: PolicySettings):
-    """Puts the policy on the device; `version` identifies the weights (see `weights_version`)."""
+  def __init__(self, policy: Policy, mesh: Mesh, version: str, settings: PolicySettings):
+    """Asks a policy whose weights lie on `mesh`; `version` identifies them (see `weights_version`)."""
     check(settings)
     self.settings = settings
-    self._policy, self._version = policy.on_device(), version
+    self._policy, self._version = policy, version
+    self._engine = inference_engine(policy, mesh)
     self._shape = PromptShape(settings.prompt_tokens, settings.patches)
     self._waiting: asyncio.Queue[_PendingQuestion] = asyncio.Queue()
     self._worker: asyncio.Task[None] | None = None
@@ -136,20 +138,18 @@ class PolicyTeacher:
     """Answers a batch; pads a partial one with its last question."""
     policy, settings = self._policy, self.settings
     full = [*batch, *[batch[-1]] * (settings.batch_size - len(batch))]
-    prompts = collate(
-      policy.processor,
-      [pending.row for pending in full],
+    requests = make_requests(
+      policy,
+      self._engine.mesh,
+      [(pending.question.text, pending.question.image, pending.row) for pending in full],
       [sample_id(pending.question) for pending in full],
       [-1] * len(full),
       self._shape,
     )
-    completions = sampler.generate(
-      policy.params,
-      prompts,
+    completions = self._engine.generate(
+      requests,
       jax.random.fold_in(jax.random.key(0), Purpose.ROLLOUT),
-      policy.forbidden_tokens,
-      model=policy.model,
-      sampling=policy.sampling(settings.max_output_tokens, settings.temperature),
+      policy.sampling(settings.max_output_tokens, settings.temperature),
     )
     return decode_completions(policy, completions)[: len(batch)]
 

@@ -4,17 +4,19 @@ import asyncio
 import dataclasses
 import io
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
+from spatial_vlm import sharding
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import encode_question
 from spatial_vlm.processor.image import open_image
-from spatial_vlm.rollout import sampler
+from spatial_vlm.rollout import engine
 from spatial_vlm.synthesis.errors import RefusedError
 from spatial_vlm.synthesis.formats import CHAIN
 from spatial_vlm.synthesis.teacher import Question, Reply
@@ -30,6 +32,10 @@ from spatial_vlm.synthesis.verify.checks import examine
 SETTINGS = PolicySettings(
   batch_size=4, prompt_tokens=64, patches=64, max_output_tokens=6, temperature=1.0
 )
+
+
+def one_device():
+  return sharding.make_mesh({}, jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ QUESTIONS = [question(number) for number in range(7)]
 
 def ask(policy, *questions, settings=SETTINGS, at_once=True):
   async def main():
-    async with PolicyTeacher(policy, "v-1", settings) as teacher:
+    async with PolicyTeacher(policy, one_device(), "v-1", settings) as teacher:
       if at_once:
         return await asyncio.gather(*map(teacher.ask, questions), return_exceptions=True)
       return [await teacher.ask(question) for question in questions]
@@ -78,13 +84,13 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(policy, replies):
 
 def test_questions_are_answered_together_by_one_program(policy, replies, monkeypatch):
   batches = []
-  generate = sampler.generate
+  generate = engine.generate
 
   def count(params, prompts, *rest, **settings):
     batches.append(prompts.tokens.shape)
     return generate(params, prompts, *rest, **settings)
 
-  monkeypatch.setattr(sampler, "generate", count)
+  monkeypatch.setattr(engine, "generate", count)
   programs = generate._cache_size()
   assert ask(policy, *QUESTIONS) == replies
   assert batches == [(4, 64), (4, 64)] and generate._cache_size() == programs
@@ -126,7 +132,7 @@ def test_structured_output_and_system_turns_are_not_asked_for(policy):
 
 def test_trouble_with_the_program_is_told_to_all_who_wait(policy, replies, monkeypatch):
   async def main():
-    async with PolicyTeacher(policy, "v-1", SETTINGS) as teacher:
+    async with PolicyTeacher(policy, one_device(), "v-1", SETTINGS) as teacher:
       with monkeypatch.context() as broken:
         broken.setattr(policy_teacher, "decode_completions", lambda *_: 1 / 0)
         told = await asyncio.gather(*map(teacher.ask, QUESTIONS[:3]), return_exceptions=True)
@@ -138,7 +144,7 @@ def test_trouble_with_the_program_is_told_to_all_who_wait(policy, replies, monke
 
 def test_who_no_longer_waits_takes_nobody_along(policy, replies):
   async def main():
-    async with PolicyTeacher(policy, "v-1", SETTINGS) as teacher:
+    async with PolicyTeacher(policy, one_device(), "v-1", SETTINGS) as teacher:
       tasks = [asyncio.create_task(teacher.ask(question)) for question in QUESTIONS]
       while teacher._waiting.qsize() == 0 and not any(task.done() for task in tasks):
         await asyncio.sleep(0)
@@ -169,7 +175,7 @@ def test_weights_are_known_by_their_content(nano, tmp_path):
 def test_settings_that_cannot_work_are_refused(policy):
   for name in ("batch_size", "patches", "temperature"):
     with pytest.raises(UsageError, match=f"{name} is 0"):
-      PolicyTeacher(policy, "v-1", dataclasses.replace(SETTINGS, **{name: 0}))
+      PolicyTeacher(policy, one_device(), "v-1", dataclasses.replace(SETTINGS, **{name: 0}))
 
 
 @pytest.mark.slow
