@@ -92,10 +92,10 @@ def test_exporting_leaves_a_running_run_unchanged(
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (None, "is no workdir of `sft` or `dapo`"),
-    ("{", "is no workdir of `sft` or `dapo`"),
-    (json.dumps({"config": {"seed": 0}}), "is no workdir of `sft` or `dapo`"),
-    (json.dumps({"config": {"checkpoint": "."}}), "is no workdir of `sft` or `dapo`"),
+    (None, "is not a workdir of `sft` or `dapo`"),
+    ("{", "is not a workdir of `sft` or `dapo`"),
+    (json.dumps({"config": {"seed": 0}}), "is not a workdir of `sft` or `dapo`"),
+    (json.dumps({"config": {"checkpoint": "."}}), "is not a workdir of `sft` or `dapo`"),
     (
       json.dumps({"config": {"algorithm": "sft", "checkpoint": "no/such/folder"}}),
       "no/such/folder does not exist",
@@ -115,7 +115,7 @@ def test_a_run_without_a_checkpoint(run, nano, tmp_path, capsys):
   settings = {"algorithm": "sft", "checkpoint": str(nano)}
   (tmp_path / "config.json").write_text(json.dumps({"config": settings}))
   assert run("export", tmp_path / "exported", {"run": tmp_path}).code == 2
-  assert "holds no complete checkpoint yet" in capsys.readouterr().err
+  assert "has no complete checkpoint yet" in capsys.readouterr().err
 
 
 def test_presets():

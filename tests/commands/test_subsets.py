@@ -178,7 +178,7 @@ def test_an_adapter_of_a_run_without_lora_is_refused(run, sft_changes, tmp_path,
   assert run("sft", tmp_path / "run", changes).code == 0
   settings = {"run": tmp_path / "run", "adapter": True}
   assert run("export", tmp_path / "exported", settings).code == 2
-  assert "parameters that are no low-rank pairs" in capsys.readouterr().err
+  assert "parameters outside LoRA adapters" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_each_token_of_an_answer_has_its_own_random_key():
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 3, 4, 10, 1024])
-def test_the_cache_grows_for_every_token(max_new_tokens):
+def test_stages_have_a_slot_for_every_token(max_new_tokens):
   slots = stages(max_new_tokens)
   assert sum(slots) == max_new_tokens and len(slots) == min(STAGES, max_new_tokens)
   assert max(slots) - min(slots) <= 1

@@ -208,7 +208,7 @@ def test_broken_lines_of_results_lose_their_key_alone(serve, gemini, questions, 
   assert len(kinds) == 20 and "line 1:" in caplog.text and "line 2:" in caplog.text
 
 
-def test_oversized_or_mixed_batches_are_not_sent(serve, gemini, questions):
+def test_repeated_keys_and_oversized_files_are_not_sent(serve, gemini, questions):
   server = serve()
 
   async def twice(batches):
