@@ -122,8 +122,8 @@ def partition_policy(
   where = sharding.param_shardings(
     mesh, jax.eval_shape(lambda k: new_adapters(shapes, subset, k), key)
   )
-  pairs = jax.jit(lambda k: new_adapters(shapes, subset, k), out_shardings=where)(key)
-  return partition(combine(params, pairs), subset.trainable)
+  adapters = jax.jit(lambda k: new_adapters(shapes, subset, k), out_shardings=where)(key)
+  return partition(combine(params, adapters), subset.trainable)
 
 
 class Trainable(NamedTuple):
