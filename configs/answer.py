@@ -16,6 +16,7 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      algorithm="answer",  # the command that this config is for
       task="scenes",  # how the question is put and its answer parsed: scenes | vsr
       behavior_tokens=48,  # most tokens of a recalled behavior in the question, as in `evaluate`
       max_new_tokens=144,

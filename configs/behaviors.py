@@ -6,7 +6,7 @@ tiny   8,000 training scenes
 
 from ml_collections import ConfigDict, config_dict
 
-from .common import choose, data_parallel_mesh, tensor_parallel_mesh
+from .common import choose, data_parallel_mesh, photograph_shapes, tensor_parallel_mesh
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -16,6 +16,7 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      algorithm="behaviors",  # the command that this config is for
       task="scenes",  # how records are read and asked about: scenes | vsr
       checkpoint="runs/dapo/export",  # Hugging Face folder of the aligned policy
       data=dict(
@@ -27,8 +28,8 @@ def tiny() -> ConfigDict:
       batch_size=128,
       in_flight=2,  # batches answered at a time; 1 on several devices
       mesh=data_parallel_mesh(),
-      prompt_tokens=64,
-      patches=64,
+      # Padded (tokens, patches) of prompts: a batch takes the smallest that holds its prompts.
+      prompt_shapes=((64, 64),),
       max_new_tokens=128,
       min_support=5,  # correct chains that must agree on a procedure
       max_entries=64,  # most behaviors of the handbook
@@ -53,8 +54,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.batch_size = 64
   config.in_flight = 1
   config.mesh = tensor_parallel_mesh()
-  config.prompt_tokens = 1280
-  config.patches = 4096
+  config.prompt_shapes = photograph_shapes()
   config.max_new_tokens = 1024
   config.max_entries = 1000
   config.max_handbook_tokens = 65_536

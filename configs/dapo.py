@@ -6,7 +6,7 @@ tiny   scenes, on top of the fine-tuned tiny model; minutes on two cores
 
 from ml_collections import ConfigDict, config_dict
 
-from .common import choose, data_parallel_mesh, fully_sharded_mesh, training
+from .common import choose, data_parallel_mesh, fully_sharded_mesh, photograph_shapes, training
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -26,8 +26,9 @@ def tiny() -> ConfigDict:
         validation="runs/scenes/validation.jsonl",
         evaluation="",  # file of records that must not be trained on; scenes share none
         max_bad_share=0.01,
-        prompt_tokens=64,  # every prompt is padded to this; longer ones are skipped and counted
-        patches=64,  # patches of a prompt are padded to this
+        # Padded (tokens, patches) of prompts: a round, or a mini-batch, takes the smallest that holds its prompts.
+        # Larger prompts are skipped and counted.
+        prompt_shapes=((64, 64),),
       ),
       steps=30,  # policy batches
       groups_per_batch=32,  # groups of a policy batch
@@ -43,6 +44,9 @@ def tiny() -> ConfigDict:
       eps_low=0.2,
       eps_high=0.28,
       max_new_tokens=128,
+      # Lengths, below max_new_tokens, that the answers of a mini-batch are cut to in an update: the smallest that holds
+      # them. Each is a program of its own.
+      answer_lengths=(),
       overlong_cache_tokens=8,
       temperature=1.0,
       # Mesh of the same devices while answers are sampled: weights are cut by heads and hidden units (tensor). Cut by
@@ -51,7 +55,7 @@ def tiny() -> ConfigDict:
       validate_steps=10,  # batches between measurements on the validation split
       validate_prompts=256,
       validate_batch=256,
-      checkpoint_steps=5,  # rounds and updates between checkpoints
+      checkpoint_steps=5,  # rounds and updates between checkpoints; 0: only by time
     )
   )
   config.optimizer.learning_rate = 3e-4
@@ -67,8 +71,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.checkpoint = config_dict.required_placeholder(str)
   for leaf in ("records", "images", "validation", "evaluation"):
     config.data[leaf] = config_dict.required_placeholder(str)
-  config.data.prompt_tokens = 1280
-  config.data.patches = 4096
+  config.data.prompt_shapes = photograph_shapes()
   config.steps = 150
   config.groups_per_batch = 512
   config.group_size = 16
@@ -77,6 +80,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.minibatches = 16
   config.micro_batches = 8
   config.max_new_tokens = 1024
+  config.answer_lengths = (256, 512)
   config.overlong_cache_tokens = 256
   config.chunk_tokens = 64
   config.remat = "full"
@@ -91,5 +95,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.optimizer.weight_decay = 0.1
   config.validate_prompts = 1024
   config.validate_batch = 512
-  config.max_to_keep = 3
+  config.checkpoint_steps = 0  # a checkpoint of all weights and moments is 98 GB
+  config.checkpoint_minutes = 60.0
+  config.max_to_keep = 2
   return config

@@ -6,7 +6,7 @@ tiny   the scenes' test split
 
 from ml_collections import ConfigDict, config_dict
 
-from .common import choose, data_parallel_mesh, tensor_parallel_mesh
+from .common import choose, data_parallel_mesh, photograph_shapes, tensor_parallel_mesh
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -16,6 +16,7 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      algorithm="evaluate",  # the command that this config is for
       task="scenes",  # how records are read, asked about and scored: scenes | vsr
       method="chain",  # majority | zero-shot | direct | chain | reuse
       checkpoint="runs/dapo/export",  # Hugging Face folder (majority reads none)
@@ -32,8 +33,8 @@ def tiny() -> ConfigDict:
       batch_size=128,
       in_flight=2,  # batches answered at a time; 1 on several devices
       mesh=data_parallel_mesh(),
-      prompt_tokens=96,  # padded length of a question, with room for a behavior
-      patches=64,
+      # Padded (tokens, patches) of prompts, with room for a behavior: a batch takes the smallest that holds them.
+      prompt_shapes=((96, 64),),
       max_new_tokens=128,
       timed_questions=64,  # questions asked one at a time, to measure seconds per answer
     )
@@ -52,7 +53,6 @@ def qwen3_vl_8b() -> ConfigDict:
   config.batch_size = 64
   config.in_flight = 1
   config.mesh = tensor_parallel_mesh()
-  config.prompt_tokens = 1280
-  config.patches = 4096
+  config.prompt_shapes = photograph_shapes()
   config.max_new_tokens = 1024
   return config

@@ -52,7 +52,7 @@ def tiny() -> ConfigDict:
       epochs=3,
       batch_size=8,
       log_steps=10,
-      checkpoint_steps=100,
+      checkpoint_steps=100,  # 0: only by time
     )
   )
 
@@ -112,7 +112,8 @@ def qwen3_vl_8b() -> ConfigDict:
   config.optimizer.final_fraction = 0.1
   config.optimizer.beta2 = 0.95
   config.optimizer.weight_decay = 0.1
-  config.checkpoint_steps = 50
+  config.checkpoint_steps = 0  # a checkpoint of all weights and moments is 98 GB
+  config.checkpoint_minutes = 30.0
   config.max_to_keep = 3
   return config
 

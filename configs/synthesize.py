@@ -18,6 +18,7 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      algorithm="synthesize",  # the command that this config is for
       seed=0,  # the seeds of all questions are derived from it
       data=dict(
         records="runs/scenes/train.jsonl",
@@ -94,8 +95,7 @@ def tiny() -> ConfigDict:
       ),
       policy=dict(
         batch_size=16,  # questions of one batch
-        prompt_tokens=96,  # padded length of a question
-        patches=64,  # padded patches of its image
+        prompt_shape=(96, 64),  # padded tokens and patches of a question
         mesh=tensor_parallel_mesh(),
       ),
     )
@@ -154,6 +154,5 @@ def policy() -> ConfigDict:
   config.attempts.blind = 8
   config.attempts.hinted = 0
   config.max_output_tokens = 512
-  config.policy.prompt_tokens = 1280
-  config.policy.patches = 4096
+  config.policy.prompt_shape = (1280, 4096)
   return config

@@ -45,6 +45,8 @@ LIBRARIES = (
 LEAF_TYPES = (bool, int, float, str, tuple)
 RENAMED_LEAVES = {
   "data.arrangement": "data.batching",
+  "data.patches": "data.prompt_shapes",
+  "data.prompt_tokens": "data.prompt_shapes",
   "estimate.most_prompt_tokens": "estimate.max_prompt_tokens",
   "estimate.second_share": "estimate.second_attempt_share",
   "keep_checkpoints": "max_to_keep",
@@ -52,9 +54,13 @@ RENAMED_LEAVES = {
   "local.mistakes": "local.mistake_share",
   "max_rounds": "max_rollout_rounds",
   "max_tokens": "max_new_tokens",
+  "patches": "prompt_shapes",
   "patience.first_delay_s": "retry.initial_delay_s",
   "patience.max_delay_s": "retry.max_delay_s",
   "patience.tries": "retry.max_tries",
+  "policy.patches": "policy.prompt_shape",
+  "policy.prompt_tokens": "policy.prompt_shape",
+  "prompt_tokens": "prompt_shapes",
   "prompts": "groups_per_batch",
   "round_prompts": "rollout_batch_size",
   "samples": "group_size",

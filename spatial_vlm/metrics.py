@@ -1,8 +1,10 @@
 """Metrics: (sum, count) pairs until the host divides them, and the writer of a run's metrics."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import IO, Any, Self
 
 import jax
@@ -51,6 +53,31 @@ def means(sums: Sums) -> dict[str, float]:
     for name, (total, count) in sums.items()
     if count
   }
+
+
+class PhaseClock:
+  """Adds up the seconds of named phases until they are read.
+
+  clock = PhaseClock()
+  with clock.phase("sampling"):
+    …  # ends with results that are ready: work on devices is asynchronous
+  clock.read()  # {"time/sampling_s": 1.2}
+  """
+
+  def __init__(self) -> None:
+    self._seconds: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Iterator[None]:
+    """Adds the time that its block takes to the phase."""
+    start = time.perf_counter()
+    yield
+    self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+  def read(self) -> dict[str, float]:
+    """Returns the seconds of each phase since the last call, as metrics."""
+    seconds, self._seconds = self._seconds, {}
+    return {f"{CLOCK_PREFIX}{name}_s": value for name, value in seconds.items()}
 
 
 class MetricsWriter:

@@ -164,6 +164,12 @@ def constrain_rows(batch: Any) -> Any:
   )
 
 
+def constrain_replicated(arrays: Any) -> Any:
+  """Constrains the arrays to be whole on every device of the mesh of `jax.set_mesh`, if one is set; inside jit."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return arrays if mesh.empty else jax.lax.with_sharding_constraint(arrays, replicated(mesh))
+
+
 def with_shardings(shapes: Any, shardings: Any) -> Any:
   """Returns the shapes and types of `shapes` (or of arrays) as `jax.ShapeDtypeStruct`s with these shardings."""
   return jax.tree.map(
@@ -173,7 +179,7 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
   )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Returns the sharding that puts the whole array on every device of the mesh."""
   return NamedSharding(mesh, P())
 

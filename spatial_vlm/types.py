@@ -85,9 +85,12 @@ class Prompts:
 
 @flax.struct.dataclass
 class Rollout(Pytree):
-  """G sampled answers to each of B prompts."""
+  """G sampled answers to each of B prompts. The prompts are not kept: they are read again by their numbers."""
 
-  prompts: Prompts
+  ids: Int[Array, "B"]
+  """Numbers of the prompts in their stream."""
+  label: Int[Array, "B"]
+  """1 true, 0 false."""
   tokens: Int[Array, "B G T"]
   mask: Bool[Array, "B G T"]
   """True up to and including the end-of-turn token."""

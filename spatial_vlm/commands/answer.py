@@ -19,10 +19,10 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import inference_engine, parsed_verdict
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import (
-  PromptShape,
   decode_completions,
   encode_question,
   make_requests,
+  prompt_format,
 )
 from spatial_vlm.inference.questions import QuestionBuilder, load_recall
 from spatial_vlm.processor.image import open_image, padded_length
@@ -60,9 +60,9 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
     question = QuestionBuilder(task, "direct" if args.direct else "chain", recall)(args.statement)
     row = encode_question(processor, image, question.text)
-  patches = padded_length([row.patches], PATCH_BUCKET)
-  shape = PromptShape(padded_length([len(row.tokens)], TOKEN_BUCKET), patches)
-  requests = make_requests(policy, mesh, [(question.text, image, row)], [0], [-1], shape)
+  tokens = padded_length([len(row.tokens)], TOKEN_BUCKET)
+  format = prompt_format([(tokens, padded_length([row.patches], PATCH_BUCKET))], policy.dtype)
+  requests = make_requests(policy, mesh, [(question.text, image, row)], [0], [-1], format)
   engine, sampling = inference_engine(policy, mesh), policy.sampling(config.max_new_tokens)
   completions = engine.generate(requests, jax.random.key(0), sampling)  # greedy: draws nothing
   (answer,) = decode_completions(policy, completions)

@@ -26,7 +26,7 @@ from spatial_vlm.inference.generation import (
   parsed_verdicts,
 )
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.policy import PromptShape
+from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
 from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers
 from spatial_vlm.reuse.behaviors import Handbook
@@ -62,8 +62,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     index = BehaviorIndex(handbook, LexicalEmbedder(), config.min_similarity)
     recalls = read_recalls(config.recalls)
     snapshot(config, workdir, HARMLESS)
-  shape = PromptShape(config.prompt_tokens, config.patches)
-  encode = QuestionEncoder(policy.processor, shape, QuestionBuilder(task, "chain"))
+  format = prompt_format(config.prompt_shapes, policy.dtype)
+  encode = QuestionEncoder(policy.processor, format, QuestionBuilder(task, "chain"))
   engine = inference_engine(policy, mesh)
   generator = BatchGenerator(policy, engine, encode, config.max_new_tokens, parsed_verdicts)
   store = AnswerStore.from_config(workdir, config)

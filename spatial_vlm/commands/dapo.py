@@ -22,16 +22,22 @@ from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, settings_from
 from spatial_vlm.hosts import user_errors
+from spatial_vlm.metrics import PhaseClock
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
-from spatial_vlm.process_rows import check_rows
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train import policy_optimization, rl_data, rollout_buffer
-from spatial_vlm.train.rl_engine import compiled_engine, group_sampler
+from spatial_vlm.train.rl_engine import (
+  TrainingMeshes,
+  check_batches,
+  compiled_engine,
+  group_sampler,
+)
 from spatial_vlm.train.rl_settings import RlSettings, check
 from spatial_vlm.train.run import (
   RunFiles,
+  checkpoint_cadence,
   load_trainable,
   open_run,
   place_state,
@@ -47,9 +53,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   with user_errors():
     check(config)
     mesh = sharding.make_mesh(config.mesh)
-    sampling_mesh = sharding.reshape_mesh(mesh, config.sampling_mesh)
-    for name in ("rollout_batch_size", "validate_batch"):
-      check_rows(sampling_mesh, name, config[name])
+    meshes = TrainingMeshes(mesh, sharding.reshape_mesh(mesh, config.sampling_mesh))
+    check_batches(config, meshes)
     trainable = load_trainable(config, mesh)
     policy, special = trainable.policy, trainable.policy.special
     pieces = token_bytes(policy.processor.tokenizer)
@@ -62,34 +67,35 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     )
     read = rl_data.question_reader(config, policy.processor, config.data.records)
     rl_data.refuse_evaluation_records(config, read.source)
-    requests_at = rl_data.training_requests(config, policy, sampling_mesh, read)
-    engine = compiled_engine(trainable, sampling_mesh, config.dtype)
-    validate = rl_data.validation(config, policy, sampling_mesh, automaton, engine)
+    requests_of = rl_data.training_requests(config, policy, read)
+    engine = compiled_engine(trainable, meshes.sampling, config.dtype)
+    validate = rl_data.validation(config, policy, meshes.sampling, automaton, engine)
   record_settings(config, workdir)
-  groups = rollout_buffer.rollout_shapes(requests_at(0).prompts, automaton, settings)
+  clock = PhaseClock()
   constants = policy_optimization.Constants(
     forbidden_tokens=policy.forbidden_tokens,
     frozen=trainable.frozen,
-    reference=policy_optimization.reference_policy(trainable.mesh, trainable.trained, settings),
+    reference=policy_optimization.reference_policy(mesh, trainable.trained, settings),
   )
   updates = functools.partial(
     policy_optimization.rl_loop,
-    requests_at=requests_at,
-    sample=group_sampler(engine, automaton, mesh, sampling_mesh, groups, settings, config.seed),
+    sample=group_sampler(engine, requests_of, automaton, meshes, settings, config.seed, clock),
     collect_round=functools.partial(rollout_buffer.collect, settings=settings),
     update=functools.partial(
       policy_optimization.update_policy,
+      prompts_of=lambda numbers: requests_of(mesh, numbers).prompts,
       constants=constants,
       model=policy.model,
       optimizer=optimizer,
       settings=settings,
+      clock=clock,
     ),
     settings=settings,
     steps=config.steps,
   )
   train = place_state(mesh, trainable.trained, optimizer)
   with open_run(config, workdir, trainable) as files:
-    state = rollout_buffer.place_state(mesh, train, groups, settings)
+    state = rollout_buffer.place_state(mesh, train, settings)
     if not files.is_new:
       state, host = files.restore(state)
       with user_errors():
@@ -99,7 +105,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     def host_state() -> dict[str, Any]:
       return {"skipped": hosts.all_gather_json(read.skipped)}
 
-    state = fit(config, state, updates, validate, files, host_state)
+    state = fit(config, state, updates, validate, files, host_state, clock)
   write_trained(workdir, files.base, policy.model, mesh, trainable.subset, state.train.params)
 
 
@@ -110,8 +116,10 @@ def fit(
   validate: Callable[[Params], float],
   files: RunFiles,
   host_state: Callable[[], dict[str, Any]],
+  clock: PhaseClock,
 ) -> RlState:
   """Runs the loop to its end; writes metrics, checkpoints and the progress bar."""
+  is_due = checkpoint_cadence(config.checkpoint_steps, config.checkpoint_minutes)
   with progress("dapo", int(state.batches), config.steps) as bar:
     if files.is_new:
       files.metrics.write(0, {"validation/accuracy": validate(state.train.params)})
@@ -121,13 +129,14 @@ def fit(
       if sums is not None:
         values = metrics.means(sums) | {"time/step_s": time.perf_counter() - started}
         if batch % config.validate_steps == 0 or batch == config.steps:
-          values["validation/accuracy"] = validate(state.train.params)
-        files.metrics.write(batch, values)
+          with clock.phase("validation"):
+            values["validation/accuracy"] = validate(state.train.params)
+        files.metrics.write(batch, values | clock.read())
         show_progress(config, batch, values, bar)
         started = time.perf_counter()
       event = int(state.cursor) // config.rollout_batch_size + batch
       preempted = hosts.preempted(event)
-      if preempted or event % config.checkpoint_steps == 0 or batch == config.steps:
+      if is_due(event) or preempted or batch == config.steps:
         files.save(event, state, host_state())
       if preempted:
         raise hosts.Preempted

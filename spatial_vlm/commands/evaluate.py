@@ -30,7 +30,7 @@ from spatial_vlm.inference.generation import (
   parsed_verdicts,
 )
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.policy import PromptShape
+from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder, load_recall
 from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers, with_seconds
 from spatial_vlm.tasks import find_task
@@ -102,7 +102,7 @@ def model_answers(config: Config, task: Task, workdir: epath.Path) -> Answerer:
     inference_engine(policy, mesh),
     QuestionEncoder(
       policy.processor,
-      PromptShape(config.prompt_tokens, config.patches),
+      prompt_format(config.prompt_shapes, policy.dtype),
       QuestionBuilder(task, FORMS[config.method], recall),
     ),
     config.max_new_tokens,

@@ -1,9 +1,9 @@
-r"""Plan what a training run needs of TPU chips, on a machine without any.
+r"""Plan what a command needs of TPU chips, on a machine without any.
 
-Compiles the programs that a config's command would run (the step of `sft`; sampling and the policy update of `dapo`)
-ahead of time for a TPU topology. Shows for each chip the memory by kind, the collectives by mesh axis, and bounds on
-the time of a step. WORKDIR/plan.json has all figures. Needs libtpu (the extra `plan`) and about a minute per program on
-two cores; a second start compiles only what has changed.
+Compiles every program that a config's command would run (`sft`, `dapo`, `evaluate`, `behaviors`, `answer`, and
+`synthesize` by a policy) ahead of time for a TPU topology, each at its largest size. Shows for each chip the memory by
+kind, the collectives by mesh axis, and bounds on the time. WORKDIR/plan.json has all figures. Needs libtpu (the extra
+`plan`) and about a minute for a program of a large model on two cores; a second start compiles only what has changed.
 
   spatial-vlm plan --config configs/sft.py:8b --topology v5e:4x8
   spatial-vlm plan --config configs/sft.py:8b --topology v5p:2x2x4 --slices 2 --config.mesh.slice=2
@@ -59,7 +59,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   jax.config.update("jax_platforms", "cpu")  # only compiles, so an accelerator stays free
   with user_errors():
     algorithm_of(config)
-    model = choose_model(args.model, config.checkpoint)
+    model = choose_model(args.model, config.get("checkpoint", ""))
     target = make_target(model, args.topology, args.slices)
   print(f"{args.config} on {len(target.devices)} chips ({args.slices} × {args.topology})\n")
   costs_of = functools.partial(program_costs, target=target, folder=workdir / "programs")

@@ -36,6 +36,7 @@ from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.process_rows import check_rows, make_global_batch, process_shard
 from spatial_vlm.train.run import (
   RunFiles,
+  checkpoint_cadence,
   load_trainable,
   open_run,
   place_state,
@@ -92,6 +93,7 @@ def fit(
   first = int(state.step)
   sums: metrics.Sums = {}
   preempted = False
+  is_due = checkpoint_cadence(config.checkpoint_steps, config.checkpoint_minutes)
   with progress(name, first, data.steps) as bar:
     # Counted here: reading state.step would wait for the device in every step.
     steps = enumerate(updates(state, steps=data.steps - first), first + 1)
@@ -106,7 +108,7 @@ def fit(
         sums = {}
       preempted |= hosts.preempted(number)
       ends_early = preempted and is_logged  # so that a resumed run logs the same
-      if ends_early or number % config.checkpoint_steps == 0 or is_last:
+      if ends_early or is_last or (is_logged and is_due(number)):
         files.save(number, state, {"batches": hosts.all_gather_json(data.batches.get_state())})
       bar.update()
       if ends_early:

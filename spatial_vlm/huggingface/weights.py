@@ -263,11 +263,13 @@ def _on_host(
   replicated = (
     None if array.is_fully_addressable else NamedSharding(array.sharding.mesh, PartitionSpec())
   )
-  return np.asarray(_layer_selector(dtype, replicated)(leaf, layer))
+  return np.asarray(layer_selector(dtype, replicated)(leaf, layer))
 
 
 @functools.cache
-def _layer_selector(dtype: np.dtype, sharding: NamedSharding | None) -> Callable[..., jax.Array]:
+def layer_selector(dtype: np.dtype, sharding: NamedSharding | None) -> Callable[..., jax.Array]:
+  """Returns (leaf, layer) -> the layer of a stack, or the whole array without one, cast; a compiled program."""
+
   def select(leaf, layer: ArrayLike | None):
     if layer is not None:
       leaf = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), leaf)

@@ -15,7 +15,7 @@ from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.policy import (
   Generation,
   Policy,
-  PromptShape,
+  PromptFormat,
   decode_completions,
   encode_question,
   make_requests,
@@ -33,14 +33,14 @@ class QuestionEncoder(NamedTuple):
   """Builds and encodes the question about an example."""
 
   processor: Processor
-  shape: PromptShape
+  format: PromptFormat
   questions: QuestionBuilder
 
   def __call__(self, example: Example) -> Row:
     """Raises UnusableRecord when the prompt is too long."""
     question = self.questions(example.record.caption)
     row = encode_question(self.processor, example.image, question.text)
-    self.shape.check(row)
+    self.format.check(row)
     return example, question, row
 
 
@@ -79,7 +79,7 @@ class BatchGenerator(NamedTuple):
     """Returns the rows as one batch over the engine's mesh."""
     asked = [(question.text, example.image, encoded) for example, question, encoded in rows]
     labels = [-1] * len(rows)
-    return make_requests(self.policy, self.engine.mesh, asked, ids, labels, self.encode.shape)
+    return make_requests(self.policy, self.engine.mesh, asked, ids, labels, self.encode.format)
 
 
 Judge = Callable[[BatchGenerator, Requests, Sequence[Generation]], list[int]]

@@ -6,13 +6,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import DTypeLike
 from PIL import Image
 
+from spatial_vlm.data.batch_plan import largest, smallest
 from spatial_vlm.data.messages import messages
 from spatial_vlm.data.records import UnusableRecord
+from spatial_vlm.hosts import all_gather_json
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.process_rows import make_global_batch
-from spatial_vlm.processor.chat import Encoded, Processor, collate_prompts, encode
+from spatial_vlm.processor.chat import (
+  Encoded,
+  Processor,
+  Size,
+  cast_patches,
+  collate_prompts,
+  encode,
+)
 from spatial_vlm.processor.tokenizer import SpecialIds
 from spatial_vlm.rollout import sampler
 from spatial_vlm.rollout.engine import Requests
@@ -26,6 +36,11 @@ class Policy(NamedTuple):
   model: ModelConfig
   params: Params
   special: SpecialIds
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Type that the weights are computed in."""
+    return self.params["vision"]["patch_embed"]["proj"]["kernel"].dtype
 
   @property
   def forbidden_tokens(self) -> np.ndarray:
@@ -47,19 +62,34 @@ class Policy(NamedTuple):
     )
 
 
-class PromptShape(NamedTuple):
-  """Tokens and patches that every prompt is padded to, so that one program serves all prompts."""
+class PromptFormat(NamedTuple):
+  """How prompts are laid out as arrays."""
 
-  tokens: int
-  patches: int
+  sizes: tuple[Size, ...]
+  """Padded sizes; each is a program of its own. A batch takes the smallest that holds all its prompts."""
+  dtype: DTypeLike = "float32"
+  """Type of the patches: that of the computation."""
 
   def check(self, row: Encoded) -> None:
     """Raises UnusableRecord for a prompt that does not fit."""
-    if len(row.tokens) > self.tokens or row.patches > self.patches:
+    limit = largest(self.sizes)
+    if not limit.holds(row.size):
       raise UnusableRecord(
-        f"the prompt has {len(row.tokens)} tokens and {row.patches} patches; prompt_tokens is {self.tokens} and "
-        f"patches is {self.patches}: raise them to keep it"
+        f"the prompt has {len(row.tokens)} tokens and {row.patches} patches; the largest of prompt_shapes holds "
+        f"{limit.tokens} and {limit.patches}: raise it to keep the prompt"
       )
+
+  def size(self, rows: Sequence[Encoded]) -> Size:
+    """Returns the size that every process pads its rows of a batch to; a collective."""
+    tokens, patches = max(len(row.tokens) for row in rows), max(row.patches for row in rows)
+    return smallest(self.sizes, [Size(*size) for size in all_gather_json([tokens, patches])])
+
+
+def prompt_format(shapes: Sequence[tuple[int, int]], dtype: DTypeLike) -> PromptFormat:
+  """Returns the format of a config's padded (tokens, patches); raises ValueError if none holds all others."""
+  sizes = tuple(Size(*shape) for shape in shapes)
+  largest(sizes)
+  return PromptFormat(sizes, dtype)
 
 
 class Generation(NamedTuple):
@@ -83,12 +113,14 @@ def collate(
   rows: Sequence[Encoded],
   ids: Sequence[int],
   labels: Sequence[int],
-  shape: PromptShape,
+  format: PromptFormat,
 ) -> Prompts:
-  """Pads encoded questions into one batch; raises UnusableRecord for a prompt that does not fit into `shape`."""
+  """Pads encoded questions into one batch; raises UnusableRecord for a prompt that does not fit."""
   for row in rows:
-    shape.check(row)
-  return collate_prompts(rows, processor, ids, labels, shape.tokens, shape.patches)
+    format.check(row)
+  size = format.size(rows)
+  prompts = collate_prompts(rows, processor, ids, labels, size.tokens, size.patches)
+  return cast_patches(prompts, format.dtype)
 
 
 Asked = tuple[str, Any, Encoded]
@@ -101,11 +133,11 @@ def make_requests(
   asked: Sequence[Asked],
   ids: Sequence[int],
   labels: Sequence[int],
-  shape: PromptShape,
+  format: PromptFormat,
 ) -> Requests:
   """Returns the whole batch over the engine's mesh, from the questions of this process."""
   rows = [encoded for _, _, encoded in asked]
-  prompts = collate(policy.processor, rows, ids, labels, shape)
+  prompts = collate(policy.processor, rows, ids, labels, format)
   return Requests(
     prompts=make_global_batch(mesh, prompts),
     texts=[text for text, _, _ in asked],

@@ -1,10 +1,8 @@
 """Advice on a plan, in terms of the config's leaves: what to change if a program does not fit or wastes chips."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-
-from jax.sharding import Mesh
 
 from spatial_vlm import sharding
 from spatial_vlm.config import Config
@@ -12,6 +10,7 @@ from spatial_vlm.objectives.cross_entropy import CHUNKS
 from spatial_vlm.planning.batch_rows import rows_per_micro_batch
 from spatial_vlm.planning.chips import GIB
 from spatial_vlm.planning.compiled import LARGE_COLLECTIVE_BYTES, ProgramCost, ProgramKind
+from spatial_vlm.planning.programs import algorithm_of
 from spatial_vlm.planning.target import Target
 from spatial_vlm.rollout.sampler import TOKENS
 
@@ -33,20 +32,14 @@ LOOPS: Mapping[str, Loop] = {
 """Scope of the loop in the compiled program → what to do."""
 
 
-class ProgramBatch(NamedTuple):
-  """Rows that a program computes at once, and the mesh that they are sharded over."""
-
-  rows: int
-  mesh: Mesh
-
-
 def advise(config: Config, cost: ProgramCost, target: Target) -> list[str]:
   """Returns one line per change that would help: to make the program fit, and to use what it wastes."""
   lines = []
   if not cost.fits:
     lines += shrink_resident(cost, target)
     lines += REMEDIES[cost.kind](config, target)
-  lines += fill_chips(BATCHES[cost.kind](config, target))
+  if cost.kind == ProgramKind.TRAINING:
+    lines += fill_chips(config, target)
   lines += move_out_of_loops(cost)
   if cost.lost_donation_bytes:
     lines.append(
@@ -74,57 +67,57 @@ def shrink_training(config: Config, target: Target) -> list[str]:
     lines.append(
       f"remat is {config.remat}: full keeps the least on the chip; offload moves that to the host's memory"
     )
-  batch = training_batch(config, target)
-  parts = sharding.axis_product(batch.mesh, sharding.ROWS)
-  if batch.rows > parts:
+  rows, parts = rows_per_micro_batch(config), row_parts(config, target)
+  if rows > parts:
     lines.append(
-      f"each chip computes {batch.rows // parts} rows at a time: raise micro_batches from {config.micro_batches}"
+      f"each chip computes {rows // parts} rows at a time: raise micro_batches from {config.micro_batches}"
     )
   lines.append(f"lower chunk_tokens from {config.chunk_tokens}, or raise mesh.tensor")
   return lines
 
 
 def shrink_sampling(config: Config, target: Target) -> list[str]:
-  """Returns the settings that make sampling smaller."""
+  """Returns the settings that make sampling or generation smaller."""
   heads = target.model.text.num_key_value_heads
+  mesh = "sampling_mesh" if "sampling_mesh" in config else "mesh"
+  tensor = config.get(mesh, {}).get("tensor", 1)
   return [
-    f"raise sampling_mesh.tensor (now {config.sampling_mesh.tensor}, up to {heads}); lower rollout_batch_size, "
-    "group_size or max_new_tokens"
+    f"raise {mesh}.tensor (now {tensor}, up to {heads}); lower {' or '.join(SAMPLED_ROWS[algorithm_of(config)])}"
   ]
+
+
+SAMPLED_ROWS: Mapping[str, Sequence[str]] = {
+  "dapo": ("rollout_batch_size", "validate_batch", "group_size", "max_new_tokens"),
+  "evaluate": ("batch_size", "max_new_tokens"),
+  "behaviors": ("batch_size", "max_new_tokens"),
+  "answer": ("max_patches", "max_new_tokens"),
+  "synthesize": ("policy.batch_size", "max_output_tokens"),
+}
+"""Command → leaves that make its sampling smaller."""
 
 
 REMEDIES: Mapping[ProgramKind, Callable[[Config, Target], list[str]]] = {
   ProgramKind.TRAINING: shrink_training,
   ProgramKind.SAMPLING: shrink_sampling,
+  ProgramKind.OTHER: lambda config, target: [],
 }
 
 
-def training_batch(config: Config, target: Target) -> ProgramBatch:
+def row_parts(config: Config, target: Target) -> int:
+  """Returns the parts that the training mesh cuts rows into."""
   mesh = sharding.make_mesh(config.mesh, target.devices)
-  return ProgramBatch(rows_per_micro_batch(config), mesh)
+  return sharding.axis_product(mesh, sharding.ROWS)
 
 
-def sampling_batch(config: Config, target: Target) -> ProgramBatch:
-  mesh = sharding.make_mesh(config.sampling_mesh, target.devices)
-  return ProgramBatch(config.rollout_batch_size, mesh)
-
-
-BATCHES: Mapping[ProgramKind, Callable[[Config, Target], ProgramBatch]] = {
-  ProgramKind.TRAINING: training_batch,
-  ProgramKind.SAMPLING: sampling_batch,
-}
-
-
-def fill_chips(batch: ProgramBatch) -> list[str]:
-  """Advises on rows that do not divide over all chips."""
-  parts = sharding.axis_product(batch.mesh, sharding.ROWS)
-  used = sharding.axis_product(
-    batch.mesh, sharding.divisible_axes(sharding.ROWS, batch.mesh, batch.rows)
-  )
+def fill_chips(config: Config, target: Target) -> list[str]:
+  """Advises on rows of training that do not divide over all chips."""
+  mesh, rows = sharding.make_mesh(config.mesh, target.devices), rows_per_micro_batch(config)
+  parts = row_parts(config, target)
+  used = sharding.axis_product(mesh, sharding.divisible_axes(sharding.ROWS, mesh, rows))
   if used == parts:
     return []
   return [
-    f"{batch.rows} rows at a time are sharded over {used} of {parts} groups of chips, and the others repeat the same "
+    f"{rows} rows at a time are sharded over {used} of {parts} groups of chips, and the others repeat the same "
     f"work: make the rows a multiple of {parts}"
   ]
 

@@ -25,7 +25,7 @@ def dapo_rows(config: Config) -> BatchRows:
 
 
 BATCH_ROWS: Mapping[str, Callable[[Config], BatchRows]] = {"sft": sft_rows, "dapo": dapo_rows}
-"""Algorithm (the leaf of a config) → function that returns its rows."""
+"""Training command (the leaf `algorithm` of its configs) → function that returns its rows."""
 
 
 def rows_per_update(config: Config) -> int:

@@ -8,7 +8,6 @@ import json
 from etils import epath
 from tqdm import tqdm
 
-from spatial_vlm import sharding
 from spatial_vlm.config import PACKAGE_FOLDER, Config, leaves, versions
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.planning.compiled import ProgramCost, compile_program
@@ -28,8 +27,7 @@ def program_costs(config: Config, target: Target, folder: epath.Path) -> list[Pr
   except (FileNotFoundError, json.JSONDecodeError):
     pass  # not compiled yet, or the process was killed while it wrote
   with user_errors():
-    mesh = sharding.make_mesh(config.mesh, target.devices)
-    programs = trace_programs(config, target.model, mesh)
+    programs = trace_programs(config, target.model, target.devices)
   with tqdm(programs, desc="compiling", unit="program", leave=False) as bar:
     costs = []
     for program in bar:

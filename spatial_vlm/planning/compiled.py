@@ -25,10 +25,11 @@ LARGE_COLLECTIVE_BYTES = 10**8
 
 
 class ProgramKind(enum.StrEnum):
-  """The kinds of programs; each has its own batch and its own remedies (`planning.advice`)."""
+  """The kinds of programs; each has its own remedies (`planning.advice`)."""
 
   TRAINING = "training"
   SAMPLING = "sampling"
+  OTHER = "other"
 
 
 class TracedProgram(NamedTuple):
@@ -128,7 +129,8 @@ def trace_program(
   `trace(remat)` traces the program under a policy.
   """
   with jax.set_mesh(mesh):
-    traced, without_remat = trace(remat), trace("none")
+    traced = trace(remat)
+    without_remat = traced if remat == "none" else trace("none")
   return TracedProgram(
     traced=traced,
     mesh=mesh,

@@ -10,38 +10,38 @@ from spatial_vlm.processor.chat import Size
 from spatial_vlm.types import Batch, Prompts, Vision
 
 
-def batch_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Batch:
-  """Returns a `Batch` of `jax.ShapeDtypeStruct`s with its rows sharded over the mesh."""
+def batch_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size, dtype: str) -> Batch:
+  """Returns a `Batch` of `jax.ShapeDtypeStruct`s with its rows sharded over the mesh, and patches of a type."""
   tokens = (rows, size.tokens)
   batch = Batch(
     tokens=_ints(*tokens),
     segments=_ints(*tokens),
     targets=jax.ShapeDtypeStruct(tokens, jnp.bool_),
     positions=_ints(*tokens, 3),
-    vision=_vision(model, rows, size.patches),
+    vision=_vision(model, rows, size.patches, dtype),
   )
   return sharding.with_shardings(batch, sharding.batch_sharding(mesh, batch))
 
 
-def prompt_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size) -> Prompts:
-  """Returns `Prompts` of `jax.ShapeDtypeStruct`s with their rows sharded over the mesh."""
+def prompt_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size, dtype: str) -> Prompts:
+  """Returns `Prompts` of `jax.ShapeDtypeStruct`s with their rows sharded over the mesh, and patches of a type."""
   tokens = (rows, size.tokens)
   prompts = Prompts(
     ids=_ints(rows),
     tokens=_ints(*tokens),
     segments=_ints(*tokens),
     positions=_ints(*tokens, 3),
-    vision=_vision(model, rows, size.patches),
+    vision=_vision(model, rows, size.patches, dtype),
     label=_ints(rows),
   )
   return sharding.with_shardings(prompts, sharding.batch_sharding(mesh, prompts))
 
 
-def _vision(model: ModelConfig, rows: int, patches: int) -> Vision | None:
+def _vision(model: ModelConfig, rows: int, patches: int, dtype: str) -> Vision | None:
   if not patches:
     return None
   return Vision(
-    patches=jax.ShapeDtypeStruct((rows, patches, model.vision.patch_dim), jnp.float32),
+    patches=jax.ShapeDtypeStruct((rows, patches, model.vision.patch_dim), jnp.dtype(dtype)),
     segments=_ints(rows, patches),
     coords=_ints(rows, patches, 2),
     pos_index=_ints(rows, patches, 4),

@@ -9,8 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from spatial_vlm.config import Config, UsageError
-from spatial_vlm.planning.batch_rows import rows_per_update
+from spatial_vlm.planning.batch_rows import BATCH_ROWS, rows_per_update
 from spatial_vlm.planning.compiled import ProgramCost
+from spatial_vlm.planning.programs import algorithm_of
 from spatial_vlm.planning.target import Target
 from spatial_vlm.sharding import AXES
 
@@ -74,6 +75,8 @@ def search_settings(
   Raises:
     UsageError: no mesh of these chips can share the rows of an update.
   """
+  if algorithm_of(config) not in BATCH_ROWS:
+    raise UsageError(f"--search is for training: give a config of {' or '.join(BATCH_ROWS)}")
   rows = rows_per_update(config)
   shapes = meshes(len(target.devices), target.slices)
 

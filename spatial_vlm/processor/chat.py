@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, DTypeLike, Int
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -317,6 +317,17 @@ def collate_prompts(
     **numbers,
     vision=vision_rows([row.images for row in rows], processor.model_config.vision, patch_bucket),
   )
+
+
+def cast_patches(batch: Any, dtype: DTypeLike) -> Any:
+  """Returns a `Batch` or `Prompts` with its patches in the computation's type.
+
+  The vision tower casts them before anything else, so results are the same, and fewer bytes travel to the devices.
+  """
+  if batch.vision is None:
+    return batch
+  patches = np.asarray(batch.vision.patches).astype(dtype)
+  return batch.replace(vision=batch.vision.replace(patches=patches))
 
 
 class _ConversationBuilder:

@@ -1,22 +1,23 @@
 """Policy optimization by groups: DAPO (arXiv 2503.14476, Algorithm 1) and its relatives.
 
 One policy batch is collected in rounds (`rollout_buffer`). When `groups_per_batch` groups exist, or after
-`max_rollout_rounds` rounds, the policy is updated on several mini-batches of them. OBJECTIVES and REWARDS say what is
-maximised; the config chooses and weights them.
+`max_rollout_rounds` rounds, the policy is updated on several mini-batches of them, each in programs of its own size.
+OBJECTIVES and REWARDS say what is maximised; the config chooses and weights them.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm import metrics, sharding
-from spatial_vlm.metrics import Sums
+from spatial_vlm.metrics import PhaseClock, Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.advantage import group_advantage
@@ -31,7 +32,6 @@ from spatial_vlm.objectives.token_logprobs import token_logprobs
 from spatial_vlm.parameters.lora import merge_adapters
 from spatial_vlm.parameters.partition import NOTHING, combine
 from spatial_vlm.rewards.table import RewardTerms, weighted_reward
-from spatial_vlm.rollout.engine import Requests
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.rollout_buffer import state_shardings
 from spatial_vlm.train.update import (
@@ -43,7 +43,7 @@ from spatial_vlm.train.update import (
   join_rows,
   mean_gradient,
 )
-from spatial_vlm.types import Batch, Params, RlState, Rollout, TrainState
+from spatial_vlm.types import Batch, Params, Prompts, RlState, Rollout, TrainState
 
 
 class Constants(NamedTuple):
@@ -55,6 +55,13 @@ class Constants(NamedTuple):
   """Parameters that do not train."""
   reference: Params = NOTHING
   """The trainable parameters of the reference policy; empty where no objective reads it."""
+
+
+class Minibatch(NamedTuple):
+  """Some groups of a policy batch, and their prompts."""
+
+  prompts: Prompts
+  rollout: Rollout
 
 
 class MinibatchScores(NamedTuple):
@@ -86,12 +93,12 @@ def reference_policy(mesh: Mesh, trained: Params, settings: RlSettings) -> Param
   return jax.jit(copy, out_shardings=sharding.param_shardings(mesh, trained))(trained)
 
 
-def completion_batch(rollout: Rollout) -> Batch:
+def completion_batch(prompts: Prompts, rollout: Rollout) -> Batch:
   """Returns prompts followed by their answers as rows of a `Batch`; the answers' tokens are the targets.
 
   Positions continue as in decoding: one more than the largest of the prompt, equal on the three axes.
   """
-  prompts, (_, group_size, length) = rollout.prompts, rollout.tokens.shape
+  _, group_size, length = rollout.tokens.shape
   real = (prompts.segments > 0)[..., None]
   start = jnp.max(jnp.where(real, prompts.positions, 0), axis=(1, 2)) + 1
   answer_positions = start[:, None] + jnp.arange(length)[None]
@@ -113,6 +120,7 @@ def completion_batch(rollout: Rollout) -> Batch:
 
 def answer_logprobs(
   params: Params,
+  prompts: Prompts,
   rollout: Rollout,
   forbidden_tokens: Bool[Array, "V"],
   model: ModelConfig,
@@ -122,7 +130,7 @@ def answer_logprobs(
   length = rollout.tokens.shape[-1]
   params = computed_in(settings.dtype, params)
   # Constrained as answers, since fewer groups than devices may still have rows for all devices.
-  batch = sharding.constrain_rows(completion_batch(rollout))
+  batch = sharding.constrain_rows(completion_batch(prompts, rollout))
   hidden = qwen3_vl.forward(params, model, batch, settings.remat)
   answer = slice(-length - 1, None)  # the last token of the prompt predicts the first of the answer
   logp, entropy = token_logprobs(
@@ -140,7 +148,7 @@ def shaped_reward(rollout: Rollout, settings: RlSettings) -> Float[Array, "B G"]
   """Returns the weighted sum of the rewards that the config chooses."""
   terms = RewardTerms(
     verdict=rollout.verdict,
-    label=rollout.prompts.label[:, None],
+    label=rollout.label[:, None],
     length_tokens=rollout.length_tokens,
     max_new_tokens=settings.max_new_tokens,
     overlong_cache_tokens=settings.overlong_cache_tokens,
@@ -150,7 +158,7 @@ def shaped_reward(rollout: Rollout, settings: RlSettings) -> Float[Array, "B G"]
 
 def rl_step(
   state: TrainState,
-  minibatch: Rollout,
+  minibatch: Minibatch,
   scores: MinibatchScores,
   constants: Constants,
   *,
@@ -164,13 +172,14 @@ def rl_step(
   mini-batch without any token leaves the state as it is.
   """
   clip = ClipRange(settings.eps_low, settings.eps_high)
-  mask = minibatch.mask.reshape(-1, minibatch.mask.shape[-1])
+  mask = minibatch.rollout.mask.reshape(-1, minibatch.rollout.mask.shape[-1])
   counts = objective_counts(settings.objectives, mask)
 
   def loss(params, piece):
-    rollout, scores_old, scores_reference = piece
+    (prompts, rollout), scores_old, scores_reference = piece
+    every = combine(params, constants.frozen)
     logp, entropy = answer_logprobs(
-      combine(params, constants.frozen), rollout, constants.forbidden_tokens, model, settings
+      every, prompts, rollout, constants.forbidden_tokens, model, settings
     )
     terms = PolicyTerms(
       logp=logp,
@@ -196,71 +205,138 @@ def rl_step(
   grads = mean_gradient(grads, count)
   updated = apply_gradient(state, grads, optimizer)
   state = jax.tree.map(lambda new, old: jnp.where(count > 0, new, old), updated, state)
+  state = constrain_state(state, sharding.state_shardings)
   return state, sums | {"grad_norm": (optax.tree.norm(grads), jnp.ones((), jnp.int32))}
 
 
-@functools.partial(
-  jax.jit, static_argnames=("model", "optimizer", "settings"), donate_argnames="state"
+step_on_minibatch = jax.jit(
+  rl_step, static_argnames=("model", "optimizer", "settings"), donate_argnames="state"
 )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def score_minibatch(
+  params: Params,
+  minibatch: Minibatch,
+  constants: Constants,
+  *,
+  model: ModelConfig,
+  settings: RlSettings,
+) -> tuple[Float[Array, "B G T"], tuple[Array, Array]]:
+  """Returns the log-probabilities of a mini-batch under a policy, and how far the sampler's are from them."""
+  every = combine(params, constants.frozen)
+
+  def score(piece: Minibatch) -> Float[Array, "B G T"]:
+    logp, _ = answer_logprobs(every, *piece, constants.forbidden_tokens, model, settings)
+    return logp.reshape(piece.rollout.logp.shape)
+
+  logp = join_rows(jax.lax.map(score, cut_rows(minibatch, settings.micro_batches)))
+  return logp, rollout_logprob_gap(minibatch.rollout, logp)
+
+
+class PolicyBatch(NamedTuple):
+  """The collected groups with their advantages, and what the host must know of them."""
+
+  rollout: Rollout
+  sums: Sums
+  numbers: Int[Array, "B"]
+  """Numbers of the prompts."""
+  longest: Int[Array, "n"]
+  """Tokens of the longest answer of each mini-batch."""
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def policy_batch(state: RlState, *, settings: RlSettings) -> PolicyBatch:
+  """Computes the advantages of the collected groups; groups that are missing have no mask and no advantage."""
+  kept = (jnp.arange(settings.groups_per_batch) < state.filled)[:, None]
+  reward = shaped_reward(state.buffer, settings)
+  rollout = state.buffer.replace(
+    mask=state.buffer.mask & kept[..., None],
+    advantage=jnp.where(kept, group_advantage(reward, state.buffer.correct), 0.0),
+  )
+  once = jnp.ones((), jnp.int32)
+  sums = kept_statistics(rollout, reward, kept) | state.sampled
+  sums["rounds"] = (state.rounds.astype(jnp.float32), once)
+  sums["kept/groups"] = (state.filled.astype(jnp.float32), once)
+  lengths = jnp.sum(rollout.mask, axis=-1, dtype=jnp.int32)
+  longest = jnp.max(cut_rows(lengths, settings.minibatches), axis=(1, 2))
+  numbers, longest = sharding.constrain_replicated((rollout.ids, longest))
+  return PolicyBatch(sharding.constrain_rows(rollout), sums, numbers, longest)
+
+
+@functools.partial(jax.jit, static_argnames=("length", "settings"))
+def take_minibatch(
+  rollout: Rollout, number: Int[Array, ""], *, length: int, settings: RlSettings
+) -> Rollout:
+  """Returns a mini-batch of the policy batch (see `cut_rows`), its answers cut to `length` tokens."""
+  part = jax.tree.map(lambda x: x[number], cut_rows(rollout, settings.minibatches))
+  cut = {name: getattr(part, name)[..., :length] for name in ("tokens", "mask", "logp")}
+  return sharding.constrain_rows(part.replace(**cut))
+
+
 def update_policy(
   state: RlState,
+  prompts_of: Callable[[Sequence[int]], Prompts],
   constants: Constants,
   *,
   model: ModelConfig,
   optimizer: optax.GradientTransformation,
   settings: RlSettings,
+  clock: PhaseClock,
 ) -> tuple[RlState, Sums]:
-  """Computes advantages of the collected groups, makes `minibatches` updates in turn, and empties the buffer."""
-  kept = (jnp.arange(settings.groups_per_batch) < state.filled)[:, None]
-  rollout = state.buffer
-  reward = shaped_reward(rollout, settings)
-  rollout = rollout.replace(
-    mask=rollout.mask & kept[..., None],
-    advantage=jnp.where(kept, group_advantage(reward, rollout.correct), 0.0),
-  )
-  minibatches = cut_rows(rollout, settings.minibatches)
-  pieces = cut_rows(rollout, settings.minibatches * settings.micro_batches)
+  """Makes `minibatches` updates in turn on the collected groups, and empties the buffer.
 
-  def scored_by(params: Params) -> Float[Array, "n B G T"]:
-    every = combine(params, constants.frozen)
+  Each mini-batch has the padded sizes that its own prompts and answers need.
 
-    def score(piece: Rollout) -> Float[Array, "B G T"]:
-      logp, _ = answer_logprobs(every, piece, constants.forbidden_tokens, model, settings)
-      return logp.reshape(piece.logp.shape)
+  Args:
+    state: is donated.
+    prompts_of: numbers of prompts -> these prompts over the training mesh.
+    constants: arrays that the update reads.
+    model, optimizer, settings: constants of the programs.
+    clock: measures the phases.
+  """
+  minibatches = settings.minibatches
+  with clock.phase("old_logprobs"):
+    batch = policy_batch(state, settings=settings)
+    numbers, longest = jax.device_get((batch.numbers, batch.longest))
+    pieces = [
+      Minibatch(
+        prompts_of(numbers[i::minibatches]),
+        take_minibatch(
+          batch.rollout, i, length=settings.answer_length(longest[i]), settings=settings
+        ),
+      )
+      for i in range(minibatches)
+    ]
+    score = functools.partial(score_minibatch, model=model, settings=settings)
+    old = [score(state.train.params, piece, constants) for piece in pieces]
+    reference = [None] * minibatches
+    if reads_reference(settings.objectives):
+      reference = [score(constants.reference, piece, constants)[0] for piece in pieces]
+    jax.block_until_ready((old, reference))
+  with clock.phase("update"):
+    train, sums = state.train, batch.sums
+    for i, piece in enumerate(pieces):
+      scores = MinibatchScores(old[i][0], reference[i], np.bool_(i == 0))
+      train, of_minibatch = step_on_minibatch(
+        train, piece, scores, constants, model=model, optimizer=optimizer, settings=settings
+      )
+      sums = metrics.add(sums, of_minibatch | {"rollout_logprob_gap": old[i][1]})
+    state = start_next_batch(state.replace(train=train))
+    jax.block_until_ready(state.batches)
+  return state, sums
 
-    return cut_rows(join_rows(jax.lax.map(score, pieces)), settings.minibatches)
 
-  logp_old = scored_by(state.train.params)
-  has_reference = reads_reference(settings.objectives)
-  scores = MinibatchScores(
-    logp_old=logp_old,
-    logp_reference=scored_by(constants.reference) if has_reference else None,
-    is_first=jnp.arange(settings.minibatches) == 0,
-  )
-  step = functools.partial(
-    rl_step, constants=constants, model=model, optimizer=optimizer, settings=settings
-  )
-
-  def one(carry, part):
-    train, of_minibatch = step(carry[0], *part)
-    return (train, metrics.add(carry[1], of_minibatch)), None
-
-  first = jax.tree.map(lambda x: x[0], (minibatches, scores))
-  zeros = metrics.zeros(jax.eval_shape(step, state.train, *first)[1])
-  (train, sums), _ = jax.lax.scan(one, (state.train, zeros), (minibatches, scores))
-  sums |= kept_statistics(rollout, reward, kept) | state.sampled
-  sums["rollout_logprob_gap"] = rollout_logprob_gap(minibatches, logp_old)
-  once = jnp.ones((), jnp.int32)
-  sums["rounds"] = (state.rounds.astype(jnp.float32), once)
-  sums["kept/groups"] = (state.filled.astype(jnp.float32), once)
+@functools.partial(jax.jit, donate_argnames="state")
+def start_next_batch(state: RlState) -> RlState:
+  """Empties the buffer; its old rows stay and are overwritten."""
   state = state.replace(
-    train=train,
     batches=state.batches + 1,
     rounds=jnp.zeros_like(state.rounds),
     filled=jnp.zeros_like(state.filled),
     sampled=metrics.zeros(state.sampled),
   )
-  return constrain_state(state, state_shardings), sums
+  return constrain_state(state, state_shardings)
 
 
 def kept_statistics(
@@ -280,17 +356,16 @@ def kept_statistics(
 
 
 def rollout_logprob_gap(
-  minibatches: Rollout, logp_trainer: Float[Array, "n B G T"]
+  rollout: Rollout, logp_trainer: Float[Array, "B G T"]
 ) -> tuple[Array, Array]:
   """Σ|log π_sampler − log π_trainer| over the answers' tokens, and their number: the same weights, two programs."""
-  gap = jnp.where(minibatches.mask, jnp.abs(minibatches.logp - logp_trainer), 0.0)
-  return jnp.sum(gap), jnp.sum(minibatches.mask, dtype=jnp.int32)
+  gap = jnp.where(rollout.mask, jnp.abs(rollout.logp - logp_trainer), 0.0)
+  return jnp.sum(gap), jnp.sum(rollout.mask, dtype=jnp.int32)
 
 
 def rl_loop(
   state: RlState,
-  requests_at: Callable[[int], Requests],
-  sample: Callable[[Params, Requests, int], Rollout],
+  sample: Callable[[Params, int], Rollout],
   collect_round: Callable[[RlState, Rollout], RlState],
   update: Callable[[RlState], tuple[RlState, Sums]],
   settings: RlSettings,
@@ -298,14 +373,13 @@ def rl_loop(
 ) -> Iterator[tuple[RlState, Sums | None]]:
   """Yields after every sampling round (no sums) and after every policy batch (its sums), for `steps` batches.
 
-  `requests_at(cursor)` gives the prompts of the next round. After `max_rollout_rounds` rounds the update takes the
+  `sample(params, cursor)` answers the next round of prompts. After `max_rollout_rounds` rounds the update takes the
   groups that exist, even none: a hard or solved task slows learning down, it does not end the run.
   """
   while int(state.batches) < steps:
     wanted = settings.groups_per_batch
     if int(state.filled) < wanted and int(state.rounds) < settings.max_rollout_rounds:
-      cursor = int(state.cursor)
-      rollout = sample(state.train.params, requests_at(cursor), cursor)
+      rollout = sample(state.train.params, int(state.cursor))
       state = collect_round(state, rollout)
       yield state, None
     else:

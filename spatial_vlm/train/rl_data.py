@@ -12,7 +12,7 @@ from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.inference.generation import QuestionEncoder, Row
-from spatial_vlm.inference.policy import Policy, PromptShape, make_requests
+from spatial_vlm.inference.policy import Policy, PromptFormat, make_requests, prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.process_rows import process_shard
 from spatial_vlm.processor.chat import Processor
@@ -31,39 +31,38 @@ def refuse_evaluation_records(config: Config, source: ExampleSource) -> None:
   refuse_shared_records(source.pairs, evaluated, remedy)
 
 
-def prompt_shape(config: Config) -> PromptShape:
-  """Returns the shape that every prompt of the run is padded to."""
-  return PromptShape(config.data.prompt_tokens, config.data.patches)
+def rl_format(config: Config) -> PromptFormat:
+  """Returns how the run lays out its prompts."""
+  return prompt_format(config.data.prompt_shapes, config.dtype)
 
 
 def question_reader(config: Config, processor: Processor, records: str) -> Reader:
   """Returns a reader of the questions about a file of records, each asking for a full chain."""
   data, task = config.data, find_task(config.task)
   source = task.read(records, data.images, None, data.max_bad_share)
-  chains = QuestionBuilder(task, "chain")
-  encode = QuestionEncoder(processor, prompt_shape(config), chains)
+  encode = QuestionEncoder(processor, rl_format(config), QuestionBuilder(task, "chain"))
   return Reader(source, encode, data.max_bad_share)
 
 
 def training_requests(
-  config: Config, policy: Policy, mesh: Mesh, read: Reader
-) -> Callable[[int], Requests]:
-  """Returns cursor -> the prompts of a round, from the endless shuffled stream of records.
+  config: Config, policy: Policy, read: Reader
+) -> Callable[[Mesh, Sequence[int]], Requests]:
+  """Returns (mesh, numbers) -> those prompts of the endless shuffled stream of records, over the mesh.
 
-  The next usable record of the file replaces one that cannot be used. A prompt's id is its position in the stream, so a
-  record that comes twice gets other answers.
+  The next usable record of the file replaces one that cannot be used. A prompt's number is its position in the stream,
+  so a record that comes twice gets other answers. A prompt is a function of its number: it can be read again.
   """
   order = prompt_order(config.seed, len(read))
 
   def usable(number: int) -> Row:
-    following = (read(n % len(read)) for n in itertools.count(number))
+    following = (read(n % len(read)) for n in itertools.count(order(number)))
     return next(found for found in following if found is not None)
 
-  def requests_at(cursor: int) -> Requests:
-    ids = [cursor + i for i in process_shard(mesh).rows(config.rollout_batch_size)]
-    return as_requests(config, policy, mesh, [usable(order(id)) for id in ids], ids)
+  def requests(mesh: Mesh, numbers: Sequence[int]) -> Requests:
+    own = [int(numbers[row]) for row in process_shard(mesh).rows(len(numbers))]
+    return as_requests(config, policy, mesh, [usable(number) for number in own], own)
 
-  return requests_at
+  return requests
 
 
 def own_skipped(skipped: Sequence[Sequence[int]]) -> Sequence[int]:
@@ -79,7 +78,7 @@ def as_requests(
   """Returns the whole batch over the mesh, from the questions of this process with their labels."""
   asked = [(question.text, example.image, encoded) for example, question, encoded in rows]
   labels = [example.record.label for example, _, _ in rows]
-  return make_requests(policy, mesh, asked, ids, labels, prompt_shape(config))
+  return make_requests(policy, mesh, asked, ids, labels, rl_format(config))
 
 
 def validation(
@@ -87,32 +86,30 @@ def validation(
 ) -> Callable[[Params], float]:
   """Returns trainable parameters -> accuracy of greedy answers to the first `validate_prompts` validation records.
 
-  Raises UsageError where the records do not fill one batch.
+  The prompts are read again at every call, a batch at a time. The last batch is filled up with its first records, which
+  count once.
   """
   read = question_reader(config, policy.processor, config.data.validation)
-  questions = list(itertools.islice(read, config.validate_prompts))
-  size = config.validate_batch
-  count = len(questions) // size * size
-  if not count:
-    raise UsageError(
-      f"{len(questions)} validation records do not fill one batch of validate_batch {size}; lower it, or raise "
-      "validate_prompts"
-    )
+  found = (number for number in range(len(read)) if read(number) is not None)
+  usable = list(itertools.islice(found, config.validate_prompts))
+  count, size = len(usable), config.validate_batch
+  if not usable:
+    raise UsageError(f"{config.data.validation} has no record that can be asked about")
   own = process_shard(mesh).rows(size)
-  batches = [
-    as_requests(config, policy, mesh, [questions[start + i] for i in own], own)
-    for start in range(0, count, size)
-  ]
   greedy = policy.sampling(config.max_new_tokens)
   key = jax.random.key(0)  # a greedy choice draws nothing
 
+  def right_answers(start: int) -> int:
+    rows = [read(usable[(start + row) % count]) for row in own]
+    requests = as_requests(config, policy, mesh, rows, own)
+    completions = engine.generate(requests, key, greedy)
+    verdict = verdicts(automaton, completions.tokens, completions.mask)
+    is_first_time = jnp.arange(start, start + size) < count
+    return int(jnp.sum(is_correct(verdict, requests.prompts.label) & is_first_time))
+
   def accuracy(params: Params) -> float:
     engine.publish(params)
-    right = 0
-    for requests in batches:
-      completions = engine.generate(requests, key, greedy)
-      verdict = verdicts(automaton, completions.tokens, completions.mask)
-      right += int(jnp.sum(is_correct(verdict, requests.prompts.label)))
+    right = sum(right_answers(start) for start in range(0, count, size))
     engine.release()
     return right / count
 

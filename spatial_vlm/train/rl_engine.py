@@ -1,19 +1,41 @@
 """The engine of a training run in this process, and the groups that it samples."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from spatial_vlm import sharding
+from spatial_vlm.config import Config
+from spatial_vlm.metrics import PhaseClock
+from spatial_vlm.process_rows import check_rows
 from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton
 from spatial_vlm.rollout.engine import CompiledEngine, Engine, Requests
 from spatial_vlm.train.policy_optimization import rollout_weights
 from spatial_vlm.train.rl_settings import RlSettings
-from spatial_vlm.train.rollout_buffer import judge_groups
+from spatial_vlm.train.rollout_buffer import judge_groups, rollout_shapes
 from spatial_vlm.train.run import Trainable
 from spatial_vlm.types import Params, Purpose, Rollout
+
+
+class TrainingMeshes(NamedTuple):
+  """Two meshes over the same devices."""
+
+  training: Mesh
+  """Where updates run, to which the groups go."""
+  sampling: Mesh
+  """Where answers are sampled, and keys and verdicts computed."""
+
+
+def check_batches(config: Config, meshes: TrainingMeshes) -> None:
+  """Raises ValueError for batches that do not divide over several processes."""
+  for name in ("rollout_batch_size", "validate_batch"):
+    check_rows(meshes.sampling, name, config[name])
+  check_rows(meshes.training, "groups_per_batch", config.groups_per_batch)
+  of_update = config.groups_per_batch // config.minibatches
+  check_rows(meshes.training, "groups_per_batch / minibatches", of_update)
 
 
 def compiled_engine(trainable: Trainable, mesh: Mesh, dtype: str) -> CompiledEngine:
@@ -33,31 +55,31 @@ def compiled_engine(trainable: Trainable, mesh: Mesh, dtype: str) -> CompiledEng
 
 def group_sampler(
   engine: Engine,
+  requests_of: Callable[[Mesh, Sequence[int]], Requests],
   automaton: VerdictAutomaton,
-  mesh: Mesh,
-  sampling_mesh: Mesh,
-  groups: Rollout,
+  meshes: TrainingMeshes,
   settings: RlSettings,
   seed: int,
-) -> Callable[[Params, Requests, int], Rollout]:
-  """Returns (params, requests, cursor) -> judged groups over the training mesh.
+  clock: PhaseClock,
+) -> Callable[[Params, int], Rollout]:
+  """Returns (params, cursor) -> the judged groups of the round that begins there, over the training mesh.
 
-  Args:
-    mesh, sampling_mesh: of training, to which the groups go, and of sampling, where keys and verdicts are computed.
-    groups: shapes of the groups of one round.
-    seed: of the run; keys are functions of (seed, cursor, prompt, sample, token).
+  `seed` is that of the run; keys are functions of (seed, cursor, prompt, sample, token).
   """
   key = jax.random.fold_in(jax.random.key(seed), Purpose.ROLLOUT)
-  to_train = jax.jit(lambda x: x, out_shardings=sharding.batch_sharding(mesh, groups))
+  groups = rollout_shapes(settings.rollout_batch_size, settings)
+  to_train = jax.jit(lambda x: x, out_shardings=sharding.batch_sharding(meshes.training, groups))
 
-  def sample(params: Params, requests: Requests, cursor: int) -> Rollout:
-    with jax.set_mesh(sampling_mesh):
+  def sample(params: Params, cursor: int) -> Rollout:
+    with clock.phase("sampling"), jax.set_mesh(meshes.sampling):
+      numbers = range(cursor, cursor + settings.rollout_batch_size)
+      requests = requests_of(meshes.sampling, numbers)
       engine.publish(params)
       completions = engine.generate(requests, jax.random.fold_in(key, cursor), settings.sampling)
       engine.release()  # before the update, which needs the memory
       judged = judge_groups(
         requests.prompts, completions, automaton, group_size=settings.group_size
       )
-      return to_train(judged)
+      return jax.block_until_ready(to_train(judged))
 
   return sample

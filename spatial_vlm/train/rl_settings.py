@@ -33,6 +33,8 @@ class RlSettings:
   eps_high: float
   max_new_tokens: int
   """L_max of DAPO's Eq. 13."""
+  answer_lengths: tuple[int, ...]
+  """Lengths below `max_new_tokens` that the answers of a mini-batch may be cut to."""
   overlong_cache_tokens: int
   """L_cache of DAPO's Eq. 13."""
   temperature: float
@@ -41,6 +43,15 @@ class RlSettings:
   dtype: str
   eos: int
   pad: int
+
+  def answer_length(self, longest: int) -> int:
+    """Returns the length that answers of at most `longest` tokens are cut to.
+
+    Without any answer tokens it is the smallest.
+    """
+    return min(
+      length for length in (*self.answer_lengths, self.max_new_tokens) if length >= longest
+    )
 
   @property
   def sampling(self) -> SamplingSettings:
@@ -57,7 +68,7 @@ class RlSettings:
 _POSITIVE = (
   *("steps", "groups_per_batch", "rollout_batch_size", "max_rollout_rounds", "minibatches"),
   *("micro_batches", "max_new_tokens", "chunk_tokens"),
-  *("validate_steps", "validate_prompts", "validate_batch", "checkpoint_steps"),
+  *("validate_steps", "validate_prompts", "validate_batch"),
 )
 
 
@@ -82,6 +93,8 @@ def check(config: Config) -> None:
       f"overlong_cache_tokens is {config.overlong_cache_tokens}; choose 0 … max_new_tokens "
       f"({config.max_new_tokens})"
     )
+  if min(config.answer_lengths, default=1) < 1:
+    raise UsageError(f"answer_lengths is {config.answer_lengths}; give lengths of 1 or more")
   _check_updates(config)
 
 

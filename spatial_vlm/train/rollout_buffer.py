@@ -5,6 +5,7 @@ DAPO's Algorithm 1 keeps the groups that are neither all right nor all wrong. Al
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ def judge_groups(
   tokens, mask, logp = (x.reshape(-1, group_size, x.shape[-1]) for x in completions)
   verdict = verdicts(automaton, tokens, mask)
   return Rollout(
-    prompts=prompts,
+    ids=prompts.ids,
+    label=prompts.label,
     tokens=tokens,
     mask=mask,
     logp=logp,
@@ -41,25 +43,24 @@ def judge_groups(
   )
 
 
-def completion_shapes(prompts: Prompts, settings: RlSettings) -> Completions:
-  """Shapes of the completions of `prompts` (arrays or shapes)."""
-  shape = (prompts.label.shape[0] * settings.group_size, settings.max_new_tokens)
-  return Completions(
-    tokens=jax.ShapeDtypeStruct(shape, jnp.int32),
-    mask=jax.ShapeDtypeStruct(shape, jnp.bool_),
-    logp=jax.ShapeDtypeStruct(shape, jnp.float32),
+def rollout_shapes(groups: int, settings: RlSettings) -> Rollout:
+  """Returns the shapes of so many groups."""
+
+  def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((groups, *shape), dtype)
+
+  group, tokens = settings.group_size, settings.max_new_tokens
+  return Rollout(
+    ids=array(jnp.int32),
+    label=array(jnp.int32),
+    tokens=array(jnp.int32, group, tokens),
+    mask=array(jnp.bool_, group, tokens),
+    logp=array(jnp.float32, group, tokens),
+    verdict=array(jnp.int32, group),
+    correct=array(jnp.bool_, group),
+    length_tokens=array(jnp.int32, group),
+    advantage=array(jnp.float32, group),
   )
-
-
-def rollout_shapes(prompts: Prompts, automaton: VerdictAutomaton, settings: RlSettings) -> Rollout:
-  """Shapes of the groups of one round."""
-  judge = functools.partial(judge_groups, group_size=settings.group_size)
-  return jax.eval_shape(judge, prompts, completion_shapes(prompts, settings), automaton)
-
-
-def empty_buffer(rollout: Rollout, groups: int) -> Rollout:
-  """Returns zeros for `groups` groups of the shape of `rollout`: no mask, no advantage."""
-  return jax.tree.map(lambda x: jnp.zeros((groups, *x.shape[1:]), x.dtype), rollout)
 
 
 def sampling_statistics(rollout: Rollout) -> Sums:
@@ -100,8 +101,9 @@ def collect(state: RlState, rollout: Rollout, *, settings: RlSettings) -> RlStat
   return constrain_state(state, state_shardings)
 
 
-def init_state(train: TrainState | None, rollout: Rollout, settings: RlSettings) -> RlState:
-  """Returns the state of a run that has drawn nothing; `rollout` gives the shapes of a round's groups."""
+def init_state(train: TrainState | None, settings: RlSettings) -> RlState:
+  """Returns the state of a run that has drawn nothing: its buffer has no mask and no advantage."""
+  buffer = rollout_shapes(settings.groups_per_batch, settings)
 
   def zero() -> Array:
     return jnp.zeros((), jnp.int32)  # its own array each time, since the state is donated
@@ -111,9 +113,9 @@ def init_state(train: TrainState | None, rollout: Rollout, settings: RlSettings)
     batches=zero(),
     cursor=zero(),
     rounds=zero(),
-    buffer=empty_buffer(rollout, settings.groups_per_batch),
+    buffer=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), buffer),
     filled=zero(),
-    sampled=metrics.zeros(jax.eval_shape(sampling_statistics, rollout)),
+    sampled=metrics.zeros(jax.eval_shape(sampling_statistics, buffer)),
   )
 
 
@@ -126,11 +128,11 @@ def state_shardings(mesh: Mesh | AbstractMesh, state: RlState) -> RlState:
   )
 
 
-def place_state(mesh: Mesh, train: TrainState, rollout: Rollout, settings: RlSettings) -> RlState:
+def place_state(mesh: Mesh, train: TrainState, settings: RlSettings) -> RlState:
   """Returns a fresh state over the mesh; `train` becomes part of it without a copy."""
-  shapes = jax.eval_shape(lambda t: init_state(t, rollout, settings), train)
+  shapes = jax.eval_shape(lambda t: init_state(t, settings), train)
   rest = jax.jit(
-    lambda: init_state(None, rollout, settings),
+    lambda: init_state(None, settings),
     out_shardings=state_shardings(mesh, shapes).replace(train=None),
   )
   return rest().replace(train=train)

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from spatial_vlm import sharding
+from spatial_vlm import hosts, sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.hosts import user_errors
@@ -50,11 +51,16 @@ def check_algorithm(config: Config, command: str) -> None:
 
 
 def check_training(config: Config) -> None:
-  """Raises UsageError for an unknown `remat` or `dtype`."""
+  """Raises UsageError for an unknown `remat` or `dtype`, and for checkpoints that are never due."""
   if config.remat not in REMAT_POLICIES:
     raise UsageError(f"remat is {config.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
   if config.dtype not in DTYPES:
     raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
+  cadence = (config.checkpoint_steps, config.checkpoint_minutes)
+  if min(cadence) < 0 or max(cadence) == 0:
+    raise UsageError(
+      f"checkpoint_steps is {cadence[0]} and checkpoint_minutes is {cadence[1]}; set at least one of them above 0"
+    )
 
 
 def record_settings(config: Config, workdir: epath.Path) -> None:
@@ -89,6 +95,27 @@ def place_state(mesh: Mesh, params: Params, optimizer: optax.GradientTransformat
     out_shardings=where.replace(params=None),
   )
   return rest(params).replace(params=params)
+
+
+def checkpoint_cadence(steps: int, minutes: float) -> Callable[[int], bool]:
+  """Returns number of an event -> whether a checkpoint is due: every so many events, and every so many minutes.
+
+  Zero switches a cadence off. The clock of process 0 decides, so that all processes save together; every process must
+  ask at every event.
+  """
+  saved = time.monotonic()
+
+  def is_due(event: int) -> bool:
+    nonlocal saved
+    due = steps > 0 and event % steps == 0
+    if minutes > 0:
+      waited, *_ = hosts.all_gather_json(time.monotonic() - saved)
+      due |= waited >= 60 * minutes
+    if due:
+      saved = time.monotonic()
+    return due
+
+  return is_due
 
 
 def progress(name: str, done: int, total: int) -> tqdm:

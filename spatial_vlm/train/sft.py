@@ -115,9 +115,7 @@ def check(config: Config) -> None:
   """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
   check_algorithm(config, "sft")
   check_training(config)
-  check_positive(
-    config, "batch_size", "micro_batches", "chunk_tokens", "log_steps", "checkpoint_steps", "epochs"
-  )
+  check_positive(config, "batch_size", "micro_batches", "chunk_tokens", "log_steps", "epochs")
   if config.batch_size % config.micro_batches:
     raise UsageError(
       f"batch_size {config.batch_size} is no multiple of micro_batches {config.micro_batches}; change one of them"

@@ -1,6 +1,7 @@
 """What supervised fine-tuning learns from: conversations from files, or rendered images drawn on the way."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import grain
@@ -17,9 +18,17 @@ from spatial_vlm.data.scenes.source import SceneImage, SceneImageSource
 from spatial_vlm.data.sizes import SizedSource
 from spatial_vlm.data.split_guard import asked_pairs, refuse_shared_records
 from spatial_vlm.process_rows import Shard
-from spatial_vlm.processor.chat import Encoded, Processor, Size, collate_batch, encode, measure
+from spatial_vlm.processor.chat import (
+  Encoded,
+  Processor,
+  Size,
+  cast_patches,
+  collate_batch,
+  encode,
+  measure,
+)
 from spatial_vlm.synthesis.scene_teacher import pretrain_messages
-from spatial_vlm.types import Params
+from spatial_vlm.types import Batch, Params
 
 
 class SftData(NamedTuple):
@@ -74,7 +83,7 @@ def conversations_of_files(config: Config, processor: Processor, shard: Shard) -
   batches = pipeline.planned_batches(
     joined,
     functools.partial(encode, processor),
-    functools.partial(collate_batch, processor=processor),
+    functools.partial(collate_planned, processor, config.dtype),
     plan,
     read_options(config, shard),
     known_bad=unusable,
@@ -105,7 +114,7 @@ def rendered_images(config: Config, processor: Processor, shard: Shard) -> SftDa
   batches = pipeline.batches(
     stages,
     functools.partial(encode_fitting, processor, batch_plan.largest(shapes), to_messages),
-    functools.partial(collate_unplanned, processor, shapes),
+    functools.partial(collate_unplanned, processor, config.dtype, shapes),
     order,
     read_options(config, shard),
   )
@@ -145,10 +154,19 @@ def _fitting(size: Size, limit: Size) -> Size:
   return size
 
 
-def collate_unplanned(processor: Processor, shapes: list[Size], rows: list[Encoded]):
+def collate_planned(
+  processor: Processor, dtype: str, rows: Sequence[Sequence[Encoded]], shape: Size
+) -> Batch:
+  """Collates rows in the shape of the plan."""
+  return cast_patches(collate_batch(rows, processor, shape), dtype)
+
+
+def collate_unplanned(
+  processor: Processor, dtype: str, shapes: list[Size], rows: list[Encoded]
+) -> Batch:
   """Collates rows in the smallest shape that holds them."""
   shape = batch_plan.smallest(shapes, [row.size for row in rows])
-  return collate_batch([[row] for row in rows], processor, shape)
+  return collate_planned(processor, dtype, [[row] for row in rows], shape)
 
 
 def check_scratch(config: Config, frozen: Params) -> None:

@@ -22,7 +22,7 @@ from spatial_vlm.parameters.paths import path_name, sibling
 from spatial_vlm.processor.chat import Size, collate_batch, collate_prompts, encode
 from spatial_vlm.tasks import statements
 from spatial_vlm.train import policy_optimization, sft, update
-from spatial_vlm.train.policy_optimization import Constants, MinibatchScores
+from spatial_vlm.train.policy_optimization import Constants, Minibatch, MinibatchScores
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.sft import SftSettings, sft_loss, sft_step
 from spatial_vlm.types import Rollout
@@ -170,15 +170,19 @@ def rollout(policy):
   rng = np.random.default_rng(1)
   shape = (2, 3, 4)
   allowed = np.flatnonzero(~policy.forbidden_tokens)
-  return Rollout(
-    prompts=asked,
-    tokens=rng.choice(allowed, shape).astype(np.int32),
-    mask=np.arange(4) < rng.integers(1, 5, (2, 3, 1)),
-    logp=np.zeros(shape, np.float32),
-    verdict=np.zeros(shape[:2], np.int32),
-    correct=np.zeros(shape[:2], bool),
-    length_tokens=np.full(shape[:2], 4, np.int32),
-    advantage=rng.normal(size=shape[:2]).astype(np.float32),
+  return Minibatch(
+    asked,
+    Rollout(
+      ids=asked.ids,
+      label=asked.label,
+      tokens=rng.choice(allowed, shape).astype(np.int32),
+      mask=np.arange(4) < rng.integers(1, 5, (2, 3, 1)),
+      logp=np.zeros(shape, np.float32),
+      verdict=np.zeros(shape[:2], np.int32),
+      correct=np.zeros(shape[:2], bool),
+      length_tokens=np.full(shape[:2], 4, np.int32),
+      advantage=rng.normal(size=shape[:2]).astype(np.float32),
+    ),
   )
 
 
@@ -189,7 +193,7 @@ def test_a_dapo_update_of_adapters_is_projected_too(policy, parts, rollout):
   @jax.jit
   def step(state, frozen):
     return policy_optimization.rl_step(
-      *(state, rollout, MinibatchScores(rollout.logp, None, True)),
+      *(state, rollout, MinibatchScores(rollout.rollout.logp, None, True)),
       Constants(policy.forbidden_tokens, frozen),
       model=policy.model,
       optimizer=DESCENT,

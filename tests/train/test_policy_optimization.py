@@ -14,6 +14,7 @@ from spatial_vlm.answers import STATEMENT
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.generation import encode_question
 from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.metrics import PhaseClock
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.parameters.partition import NOTHING
 from spatial_vlm.processor.chat import collate_prompts
@@ -22,7 +23,7 @@ from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.rollout.sampler import generate
 from spatial_vlm.tasks import statements
 from spatial_vlm.train import policy_optimization, rollout_buffer
-from spatial_vlm.train.policy_optimization import Constants, MinibatchScores
+from spatial_vlm.train.policy_optimization import Constants, Minibatch, MinibatchScores
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.update import init_state as init_train_state
 
@@ -66,6 +67,7 @@ def settings(policy):
     eps_low=0.2,
     eps_high=0.28,
     max_new_tokens=TOKENS,
+    answer_lengths=(),
     overlong_cache_tokens=6,
     temperature=0.7,
     chunk_tokens=4096,
@@ -77,8 +79,8 @@ def settings(policy):
 
 
 @pytest.fixture(scope="module")
-def sampled(policy, settings):
-  """Eight prompts of different lengths, each answered by G samples of the model."""
+def prompts(policy):
+  """Eight prompts of different lengths."""
   source = SceneSource("train", 0, 16)
   texts = [
     statements.question(source[i].record.caption, ("chain", "direct")[i % 2]) for i in range(7)
@@ -86,6 +88,12 @@ def sampled(policy, settings):
   rows = [encode_question(policy.processor, source[i].image, text) for i, text in enumerate(texts)]
   prompts = collate_prompts(rows, policy.processor, range(8), [1, 0] * 4, 64, 64)
   assert len(set((prompts.segments > 0).sum(axis=1))) > 2
+  return prompts
+
+
+@pytest.fixture(scope="module")
+def sampled(policy, prompts, settings):
+  """The prompts, each answered by G samples of the model."""
   automaton = compile_automaton(
     STATEMENT, token_bytes(policy.processor.tokenizer), policy.special.eos
   )
@@ -122,7 +130,7 @@ def shortened(rollout, settings, seed):
 def judged(rollout, correct):
   """Verdicts that make exactly these answers right; every other wrong answer does not parse."""
   correct = np.array(correct, bool)
-  label = rollout.prompts.label[:, None]
+  label = rollout.label[:, None]
   wrong = np.where(np.arange(G) % 2, -1, 1 - label)
   verdict = np.where(correct, label, wrong).astype(np.int32)
   return rollout.replace(verdict=verdict, correct=correct)
@@ -143,24 +151,32 @@ def rows(rollout, numbers):
   return jax.tree.map(lambda x: x[np.array(numbers)], rollout)
 
 
-def fresh(policy, rollout, settings):
+def fresh(policy, settings):
   train = init_train_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
-  return rollout_buffer.init_state(train, rollout, settings)
+  return rollout_buffer.init_state(train, settings)
 
 
 def collected(policy, rollout, settings):
-  return rollout_buffer.collect(fresh(policy, rollout, settings), rollout, settings=settings)
+  return rollout_buffer.collect(fresh(policy, settings), rollout, settings=settings)
 
 
-def update(state, policy, settings, reference=NOTHING):
-  result = policy_optimization.update_policy(
-    state,
-    Constants(policy.forbidden_tokens, reference=reference),
-    model=policy.model,
-    optimizer=OPTIMIZER,
-    settings=settings,
-  )
-  return jax.device_get(result)
+@pytest.fixture(scope="module")
+def update(policy, prompts):
+  """Updates a state on the prompts whose numbers its buffer keeps."""
+
+  def updated(state, settings, reference=NOTHING, place=lambda rows: rows):
+    result = policy_optimization.update_policy(
+      state,
+      lambda numbers: place(rows(prompts, numbers)),
+      Constants(policy.forbidden_tokens, reference=reference),
+      model=policy.model,
+      optimizer=OPTIMIZER,
+      settings=settings,
+      clock=PhaseClock(),
+    )
+    return jax.device_get(result)
+
+  return updated
 
 
 def change(settings, **changes):
@@ -202,7 +218,7 @@ def test_collect_keeps_mixed_groups_in_order_and_drops_the_surplus(policy, sampl
   )
   second = judged(sampled, np.concatenate([some[:1], every, some[2:8]]))
   second = second.replace(tokens=second.tokens + 1)
-  state = fresh(policy, first, settings)
+  state = fresh(policy, settings)
   state = jax.device_get(rollout_buffer.collect(state, first, settings=settings))
   assert (state.filled, state.cursor, state.rounds) == (3, 8, 1)
   assert_equal(rows(state.buffer, [0, 1, 2]), rows(first, [1, 3, 6]))
@@ -245,16 +261,14 @@ def test_collect_of_a_full_buffer_changes_only_the_counts(policy, mixed, setting
 
 def fake_loop(informative_per_round, steps, prompts=8, max_rollout_rounds=3, start=None):
   """The loop over states that only count; returns what happened."""
-  events = []
+  events, sampled_at = [], []
 
-  def prompts_at(cursor):
-    return cursor
-
-  def sample(params, prompts, cursor):
-    assert prompts == cursor
+  def sample(params, cursor):
+    sampled_at.append(cursor)
     return next(informative_per_round)
 
   def collect(state, kept):
+    assert sampled_at[-1] == state.cursor
     events.append(("round", int(state.cursor)))
     filled = min(state.filled + kept, prompts)
     counts = {
@@ -274,9 +288,7 @@ def fake_loop(informative_per_round, steps, prompts=8, max_rollout_rounds=3, sta
     train=SimpleNamespace(params=None), cursor=0, filled=0, rounds=0, batches=0
   )
   settings = SimpleNamespace(groups_per_batch=prompts, max_rollout_rounds=max_rollout_rounds)
-  yields = list(
-    policy_optimization.rl_loop(state, prompts_at, sample, collect, update_policy, settings, steps)
-  )
+  yields = list(policy_optimization.rl_loop(state, sample, collect, update_policy, settings, steps))
   return events, yields
 
 
@@ -304,7 +316,7 @@ def test_the_loop_goes_on_from_any_state_that_it_yields(stop):
 # Updates
 
 
-def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings):
+def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings, prompts):
   """Two programs, left-padded prompts followed by answers: positions, cache and padding must agree."""
   model = dataclasses.replace(policy.model, tie_word_embeddings=False)
   table = np.array(policy.params["text"]["embed"]["embedding"]) * 2
@@ -314,13 +326,13 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
     STATEMENT, token_bytes(policy.processor.tokenizer), policy.special.eos
   )
   rollout = sample_groups(
-    policy._replace(model=model), params, sampled.prompts, jax.random.key(3), automaton, settings
+    policy._replace(model=model), params, prompts, jax.random.key(3), automaton, settings
   )
   assert len(set(np.asarray(rollout.length_tokens).ravel())) > 3
-  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
+  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(4, 5))
   for chunk in (4096, 5):
     logp, entropy = score(
-      params, rollout, policy.forbidden_tokens, model, change(settings, chunk_tokens=chunk)
+      params, prompts, rollout, policy.forbidden_tokens, model, change(settings, chunk_tokens=chunk)
     )
     logp = np.asarray(logp).reshape(rollout.logp.shape)
     np.testing.assert_allclose(logp[rollout.mask], rollout.logp[rollout.mask], atol=1e-5)
@@ -331,8 +343,8 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
   np.testing.assert_array_equal(rollout.length_tokens, rollout.mask.sum(axis=-1))
 
 
-def test_first_minibatch_has_a_ratio_of_exactly_one(policy, mixed, settings):
-  state, sums = update(collected(policy, mixed, settings), policy, settings)
+def test_first_minibatch_has_a_ratio_of_exactly_one(policy, mixed, settings, update):
+  state, sums = update(collected(policy, mixed, settings), settings)
   values = metrics.means(sums)
   assert values["ratio_max"] == 1.0 and values["ratio"] == 1.0
   assert values["kl_old"] == values["clip_low"] == values["clip_high"] == 0.0
@@ -341,19 +353,21 @@ def test_first_minibatch_has_a_ratio_of_exactly_one(policy, mixed, settings):
   assert all(total == 0 and count == 0 for total, count in state.sampled.values())
 
 
-def test_the_sampler_and_the_trainer_are_compared(policy, sampled, settings):
+def test_the_sampler_and_the_trainer_are_compared(policy, sampled, settings, update):
   """The metric that warns when the two programs diverge: here by nothing, or by the added amount."""
   rollout = judged(sampled, some_right(8))
-  _, sums = update(collected(policy, rollout, settings), policy, settings)
+  _, sums = update(collected(policy, rollout, settings), settings)
   assert metrics.means(sums)["rollout_logprob_gap"] < 1e-5
   off = rollout.replace(logp=rollout.logp + 0.25)
-  _, sums = update(collected(policy, off, settings), policy, settings)
+  _, sums = update(collected(policy, off, settings), settings)
   np.testing.assert_allclose(metrics.means(sums)["rollout_logprob_gap"], 0.25, rtol=1e-3)
 
 
-def test_later_minibatches_use_the_ratio_to_the_starting_policy(policy, mixed, settings):
+def test_later_minibatches_use_the_ratio_to_the_starting_policy(
+  policy, mixed, settings, update, prompts
+):
   settings = change(settings, minibatches=2)
-  state, sums = update(collected(policy, mixed, settings), policy, settings)
+  state, sums = update(collected(policy, mixed, settings), settings)
   assert metrics.means(sums)["ratio_max"] != 1.0 and state.train.step == 2
   one = jax.jit(
     functools.partial(
@@ -364,13 +378,16 @@ def test_later_minibatches_use_the_ratio_to_the_starting_policy(policy, mixed, s
       settings=settings,
     )
   )
-  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
+  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(4, 5))
   reward = policy_optimization.shaped_reward(mixed, settings)
   whole = mixed.replace(advantage=policy_optimization.group_advantage(reward, mixed.correct))
-  parts = [rows(whole, numbers) for numbers in ([0, 2, 4, 6], [1, 3, 5, 7])]
+  parts = [
+    Minibatch(rows(prompts, numbers), rows(whole, numbers))
+    for numbers in ([0, 2, 4, 6], [1, 3, 5, 7])
+  ]
   old = [
-    score(policy.params, part, policy.forbidden_tokens, policy.model, settings)[0].reshape(
-      part.logp.shape
+    score(policy.params, *part, policy.forbidden_tokens, policy.model, settings)[0].reshape(
+      part.rollout.logp.shape
     )
     for part in parts
   ]
@@ -390,9 +407,9 @@ def test_later_minibatches_use_the_ratio_to_the_starting_policy(policy, mixed, s
   )
 
 
-def test_objective_and_kept_statistics_by_numpy(policy, mixed, settings):
+def test_objective_and_kept_statistics_by_numpy(policy, mixed, settings, update):
   """Before any step r is 1, so that the objective is the mean advantage over tokens."""
-  _, sums = update(collected(policy, mixed, settings), policy, settings)
+  _, sums = update(collected(policy, mixed, settings), settings)
   length = mixed.length_tokens.astype(float)
   soft = np.clip((TOKENS - 6 - length) / 6, -1, 0)
   reward = np.where(mixed.correct, 1.0, -1.0) + soft
@@ -410,12 +427,14 @@ def test_objective_and_kept_statistics_by_numpy(policy, mixed, settings):
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])
-def test_without_mixed_groups_the_policy_is_unchanged(policy, sampled, settings, minibatches):
+def test_without_mixed_groups_the_policy_is_unchanged(
+  policy, sampled, settings, minibatches, update
+):
   settings = change(settings, minibatches=minibatches)
   correct = np.repeat(np.arange(8)[:, None] % 2, G, axis=1)
   state = collected(policy, judged(shortened(sampled, settings, 1), correct), settings)
   before = jax.device_get(state.train)
-  after, sums = update(state, policy, settings)
+  after, sums = update(state, settings)
   assert_equal(after.train, before)
   assert after.batches == 1 and after.rounds == 0 and after.filled == 0 and after.cursor == 8
   values = metrics.means(sums)
@@ -425,56 +444,55 @@ def test_without_mixed_groups_the_policy_is_unchanged(policy, sampled, settings,
   assert np.isfinite(list(values.values())).all()
 
 
-def test_an_empty_minibatch_makes_no_step(policy, mixed, settings):
+def test_an_empty_minibatch_makes_no_step(policy, mixed, settings, update):
   """One group for two mini-batches: a single update, no decay and no momentum for the other."""
   one = judged(mixed, np.concatenate([some_right(1), np.zeros((7, G))]))
-  state, _ = update(
-    collected(policy, one, change(settings, minibatches=2)), policy, change(settings, minibatches=2)
-  )
-  expected, _ = update(collected(policy, one, settings), policy, settings)
+  two = change(settings, minibatches=2)
+  state, _ = update(collected(policy, one, two), two)
+  expected, _ = update(collected(policy, one, settings), settings)
   assert state.train.step == expected.train.step == 1
   assert_close(state.train.params, expected.train.params)
 
 
-def test_a_partial_buffer_weights_only_its_groups(policy, mixed, settings):
+def test_a_partial_buffer_weights_only_its_groups(policy, mixed, settings, update):
   kept = [1, 4, 6]
   correct = np.where(np.isin(np.arange(8), kept)[:, None], mixed.correct, False)
-  partial, sums = update(collected(policy, judged(mixed, correct), settings), policy, settings)
+  partial, sums = update(collected(policy, judged(mixed, correct), settings), settings)
   fewer = change(settings, groups_per_batch=3)
-  expected, expected_sums = update(collected(policy, rows(mixed, kept), fewer), policy, fewer)
+  expected, expected_sums = update(collected(policy, rows(mixed, kept), fewer), fewer)
   assert_close(partial.train, expected.train)
   assert {"policy_objective", "grad_norm", "entropy", "ratio_max"} <= sums.keys()
   for name in sums.keys() - {"kept/groups", *(n for n in sums if n.startswith("sampled/"))}:
     np.testing.assert_allclose(sums[name], expected_sums[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_stale_rows_of_the_buffer_are_ignored(policy, mixed, settings):
+def test_stale_rows_of_the_buffer_are_ignored(policy, mixed, settings, update):
   """Emptying the buffer only resets its counter: old rows stay after the new ones."""
-  state, _ = update(collected(policy, mixed, settings), policy, settings)
-  state = jax.tree.map(jnp.array, state).replace(train=fresh(policy, mixed, settings).train)
+  state, _ = update(collected(policy, mixed, settings), settings)
+  state = jax.tree.map(jnp.array, state).replace(train=fresh(policy, settings).train)
   few = judged(mixed, np.where(np.arange(8)[:, None] < 2, mixed.correct, False))
-  again, sums = update(rollout_buffer.collect(state, few, settings=settings), policy, settings)
-  expected, expected_sums = update(collected(policy, few, settings), policy, settings)
+  again, sums = update(rollout_buffer.collect(state, few, settings=settings), settings)
+  expected, expected_sums = update(collected(policy, few, settings), settings)
   assert sums["policy_objective"][1] == expected_sums["policy_objective"][1]
   assert_close(again.train, expected.train)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batches", [2, 4])
-def test_micro_batches_do_not_change_the_update(policy, mixed, settings, micro_batches):
-  expected, expected_sums = update(collected(policy, mixed, settings), policy, settings)
+def test_micro_batches_do_not_change_the_update(policy, mixed, settings, micro_batches, update):
+  expected, expected_sums = update(collected(policy, mixed, settings), settings)
   cut = change(settings, micro_batches=micro_batches)
-  found, sums = update(collected(policy, mixed, cut), policy, cut)
+  found, sums = update(collected(policy, mixed, cut), cut)
   assert_close(found.train, expected.train)
   assert sums["policy_objective"][1] == expected_sums["policy_objective"][1]
   assert_means_close(sums, expected_sums)
 
 
-def test_sharded_update_equals_the_unsharded(policy, mixed, settings):
+def test_sharded_update_equals_the_unsharded(policy, mixed, settings, update):
   settings = change(settings, minibatches=2)
-  expected, expected_sums = update(collected(policy, mixed, settings), policy, settings)
+  expected, expected_sums = update(collected(policy, mixed, settings), settings)
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  state = fresh(policy, mixed, settings)
+  state = fresh(policy, settings)
   state = state.replace(
     train=jax.device_put(state.train, sharding.state_shardings(mesh, state.train)),
     buffer=process_rows.make_global_batch(mesh, jax.device_get(state.buffer)),
@@ -485,17 +503,23 @@ def test_sharded_update_equals_the_unsharded(policy, mixed, settings):
       state, process_rows.make_global_batch(mesh, mixed), settings=settings
     )
     assert jax.tree.map(lambda leaf: leaf.sharding, state) == where
-    found, sums = update(state, policy, settings)
+    found, sums = update(
+      state, settings, place=functools.partial(process_rows.make_global_batch, mesh)
+    )
   assert_close(found.train, expected.train)
   assert_means_close(sums, expected_sums)
 
 
-def test_good_answers_become_likelier_and_bad_ones_less_likely(policy, mixed, settings):
-  state, _ = update(collected(policy, mixed, settings), policy, settings)
-  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
+def test_good_answers_become_likelier_and_bad_ones_less_likely(
+  policy, mixed, settings, update, prompts
+):
+  state, _ = update(collected(policy, mixed, settings), settings)
+  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(4, 5))
 
   def of_answers(params):
-    logp = np.asarray(score(params, mixed, policy.forbidden_tokens, policy.model, settings)[0])
+    logp = np.asarray(
+      score(params, prompts, mixed, policy.forbidden_tokens, policy.model, settings)[0]
+    )
     return np.where(mixed.mask, logp.reshape(mixed.logp.shape), 0).sum(axis=-1)
 
   gain = of_answers(state.train.params) - of_answers(policy.params)
@@ -508,15 +532,15 @@ def test_good_answers_become_likelier_and_bad_ones_less_likely(policy, mixed, se
 # Other objectives
 
 
-def test_gspo_can_replace_dapo(policy, mixed, settings):
+def test_gspo_can_replace_dapo(policy, mixed, settings, update):
   """Before any step the sequence ratio is 1: the objective is the mean advantage over answers, not over tokens."""
   gspo = change(settings, objectives=(("gspo", 1.0),))
-  state, sums = update(collected(policy, mixed, gspo), policy, gspo)
+  state, sums = update(collected(policy, mixed, gspo), gspo)
   reward = policy_optimization.shaped_reward(mixed, settings)
   advantage = policy_optimization.group_advantage(reward, mixed.correct)
   found = metrics.means(sums)["policy_objective"]
   np.testing.assert_allclose(found, np.mean(advantage), atol=1e-5)
-  expected, _ = update(collected(policy, mixed, settings), policy, settings)
+  expected, _ = update(collected(policy, mixed, settings), settings)
   moved = [
     np.abs(a - b).max()
     for a, b in zip(*(jax.tree.leaves(s.train.params) for s in (state, expected)), strict=True)
@@ -524,13 +548,13 @@ def test_gspo_can_replace_dapo(policy, mixed, settings):
   assert max(moved) > 1e-5
 
 
-def test_a_penalty_pulls_the_policy_back_to_its_reference(policy, mixed, settings):
+def test_a_penalty_pulls_the_policy_back_to_its_reference(policy, mixed, settings, update):
   """Away from the reference the penalty is positive and enters the update; at the reference it is zero."""
   penalised = change(settings, objectives=(("dapo", 1.0), ("kl_reference", 0.5)))
   elsewhere = jax.tree.map(lambda x: x * 1.02, policy.params)
-  plain, plain_sums = update(collected(policy, mixed, settings), policy, settings)
-  at_home, home_sums = update(collected(policy, mixed, penalised), policy, penalised, policy.params)
-  away, away_sums = update(collected(policy, mixed, penalised), policy, penalised, elsewhere)
+  plain, plain_sums = update(collected(policy, mixed, settings), settings)
+  at_home, home_sums = update(collected(policy, mixed, penalised), penalised, policy.params)
+  away, away_sums = update(collected(policy, mixed, penalised), penalised, elsewhere)
   home, far = metrics.means(home_sums), metrics.means(away_sums)
   np.testing.assert_allclose(home["objective/kl_reference"], 0.0, atol=1e-6)
   assert_close(at_home.train.params, plain.train.params)
@@ -544,3 +568,65 @@ def test_a_penalty_pulls_the_policy_back_to_its_reference(policy, mixed, setting
   assert "objective/dapo" not in plain_sums
   with pytest.raises(AssertionError):
     assert_close(away.train.params, plain.train.params)
+
+
+# Sizes
+
+
+def test_shapes_of_groups_are_those_of_judged_ones(sampled, settings):
+  shapes = rollout_buffer.rollout_shapes(8, settings)
+  found = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), sampled)
+  assert found == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes)
+
+
+def test_answers_are_cut_to_the_smallest_length_that_holds_them(settings):
+  settings = change(settings, answer_lengths=(4, 8))
+  assert [settings.answer_length(longest) for longest in (0, 3, 4, 5, 9, 12)] == [
+    4,
+    4,
+    4,
+    8,
+    12,
+    12,
+  ]
+
+
+def test_an_update_of_cut_answers_equals_that_of_padded_ones(policy, mixed, settings, update):
+  """Each mini-batch has its own length: here 4 and 8 of 12 tokens."""
+  two = change(settings, minibatches=2)
+  limit = np.where(np.arange(8) % 2, 8, 3)[:, None]
+  lengths = np.minimum(mixed.length_tokens, limit)
+  short = mixed.replace(
+    mask=np.arange(TOKENS) < lengths[..., None], length_tokens=lengths.astype(np.int32)
+  )
+  cut = change(two, answer_lengths=(4, 8))
+  seen = []
+  original = policy_optimization.take_minibatch
+
+  def remember(*arguments, length, **more):
+    seen.append(length)
+    return original(*arguments, length=length, **more)
+
+  expected, expected_sums = update(collected(policy, short, two), two)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(policy_optimization, "take_minibatch", remember)
+    found, sums = update(collected(policy, short, cut), cut)
+  assert seen == [4, 8]
+  assert_close(found.train, expected.train)
+  assert_means_close(sums, expected_sums)
+
+
+def test_the_phases_of_an_update_are_timed(policy, mixed, settings, prompts):
+  clock = PhaseClock()
+  policy_optimization.update_policy(
+    collected(policy, mixed, settings),
+    lambda numbers: rows(prompts, numbers),
+    Constants(policy.forbidden_tokens),
+    model=policy.model,
+    optimizer=OPTIMIZER,
+    settings=settings,
+    clock=clock,
+  )
+  found = clock.read()
+  assert found.keys() == {"time/old_logprobs_s", "time/update_s"} and min(found.values()) > 0
+  assert clock.read() == {}

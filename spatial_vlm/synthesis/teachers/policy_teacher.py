@@ -21,10 +21,10 @@ from spatial_vlm.inference.generation import inference_engine
 from spatial_vlm.inference.policy import (
   Generation,
   Policy,
-  PromptShape,
   decode_completions,
   encode_question,
   make_requests,
+  prompt_format,
 )
 from spatial_vlm.processor.chat import Encoded
 from spatial_vlm.processor.image import UnreadableImage, open_image
@@ -45,8 +45,8 @@ class PolicySettings:
 
   batch_size: int
   """Questions of one batch; set `concurrency` to at least as many."""
-  prompt_tokens: int
-  patches: int
+  prompt_shape: tuple[int, int]
+  """Tokens and patches that every prompt is padded to: an answer must not depend on what else is asked."""
   max_output_tokens: int
   temperature: float
   """1 samples from the policy itself."""
@@ -55,7 +55,8 @@ class PolicySettings:
 def check(settings: PolicySettings) -> None:
   """Raises UsageError for settings that cannot work."""
   numbers = dataclasses.asdict(settings)
-  if min(numbers.values()) <= 0:
+  if min(*numbers.pop("prompt_shape"), *numbers.values()) <= 0:
+    numbers["prompt_shape"] = settings.prompt_shape
     raise UsageError(
       f"{', '.join(f'{name} is {value}' for name, value in numbers.items())}; all must be above 0"
     )
@@ -73,7 +74,7 @@ class PolicyTeacher:
     self.settings = settings
     self._policy, self._version = policy, version
     self._engine = inference_engine(policy, mesh)
-    self._shape = PromptShape(settings.prompt_tokens, settings.patches)
+    self._format = prompt_format([settings.prompt_shape], policy.dtype)
     self._waiting: asyncio.Queue[_PendingQuestion] = asyncio.Queue()
     self._worker: asyncio.Task[None] | None = None
 
@@ -129,7 +130,7 @@ class PolicyTeacher:
   def _encode(self, question: Question) -> Encoded:
     try:
       row = encode_question(self._policy.processor, open_image(question.image), question.text)
-      self._shape.check(row)
+      self._format.check(row)
     except (UnreadableImage, UnusableRecord) as error:
       raise RefusedError(str(error)) from error
     return row
@@ -144,7 +145,7 @@ class PolicyTeacher:
       [(pending.question.text, pending.question.image, pending.row) for pending in full],
       [sample_id(pending.question) for pending in full],
       [-1] * len(full),
-      self._shape,
+      self._format,
     )
     completions = self._engine.generate(
       requests,

@@ -1,0 +1,95 @@
+"""Programs that answer prompts: sampling, greedy generation, and the logits of the first token."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from spatial_vlm import sharding
+from spatial_vlm.model import qwen3_vl
+from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.planning.compiled import DeviceMemory, Program, ProgramKind, trace_program
+from spatial_vlm.rollout.sampler import SamplingSettings, first_token_logits, generate, stages
+from spatial_vlm.types import Params, Prompts
+
+
+class Generation(NamedTuple):
+  """What an engine answers: weights and prompts over its mesh."""
+
+  mesh: Mesh
+  model: ModelConfig
+  weights: Params
+  """Shapes with shardings."""
+  prompts: Prompts
+  sampling: SamplingSettings
+  resident: Mapping[str, Any] = {}
+  """Arrays that stay on the chips besides."""
+
+
+def greedy(max_new_tokens: int) -> SamplingSettings:
+  """Returns settings of one greedy answer to each prompt; the ids of special tokens do not change the cost."""
+  return SamplingSettings(1, max_new_tokens, temperature=0.0, eos=0, pad=0)
+
+
+def answers_program(name: str, generation: Generation) -> Program:
+  """Traces prefill and all of decoding."""
+  mesh, model, weights, prompts, sampling, resident = generation
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  forbidden = jax.ShapeDtypeStruct(
+    (model.text.vocab_size,), jnp.bool_, sharding=sharding.replicated(mesh)
+  )
+
+  def trace(remat: str) -> jax.stages.Traced:  # no backward pass, so no rematerialisation
+    return generate.trace(weights, prompts, key, forbidden, model=model, sampling=sampling)
+
+  tokens = sampling.max_new_tokens
+  return Program(
+    name,
+    ProgramKind.SAMPLING,
+    trace_program(mesh, trace, "none", trip_count=math.ceil(tokens / len(stages(tokens)))),
+    DeviceMemory(
+      inputs={"rollout weights": weights, "prompts": prompts},
+      resident=resident,
+      kv_cache_bytes=kv_cache_bytes(generation),
+    ),
+  )
+
+
+def first_token_program(name: str, generation: Generation) -> Program:
+  """Traces the prefill that zero-shot scoring reads its logits from."""
+
+  def trace(remat: str) -> jax.stages.Traced:
+    return first_token_logits.trace(generation.weights, generation.prompts, model=generation.model)
+
+  return Program(
+    name,
+    ProgramKind.SAMPLING,
+    trace_program(generation.mesh, trace, "none"),
+    DeviceMemory(
+      inputs={"rollout weights": generation.weights, "prompts": generation.prompts},
+      resident=generation.resident,
+    ),
+  )
+
+
+def kv_cache_bytes(generation: Generation) -> int:
+  """Returns the bytes per chip of keys and values at the end of generation.
+
+  Assumes that rows and heads are sharded as far as the mesh allows.
+  """
+  mesh, model, weights, prompts, sampling, _ = generation
+  _, cache = jax.eval_shape(lambda p, q: qwen3_vl.prefill(p, model, q), weights, prompts)
+  prompt_rows = prompts.label.shape[0]
+  rows = prompt_rows * sampling.group_size
+  cache = jax.eval_shape(
+    lambda c: qwen3_vl.add_cache_block(c, sampling.max_new_tokens, rows), cache
+  )
+  heads = sharding.divisible_axes(("tensor",), mesh, model.text.num_key_value_heads)
+  axes = (*sharding.divisible_axes(sharding.ROWS, mesh, prompt_rows), *heads)
+  total = sum(
+    leaf.size * leaf.dtype.itemsize for block in cache.blocks for leaf in (block.keys, block.values)
+  )
+  return total // sharding.axis_product(mesh, axes)

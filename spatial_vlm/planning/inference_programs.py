@@ -1,0 +1,88 @@
+"""The programs of the commands that ask a policy: `evaluate`, `behaviors`, `answer`, and `synthesize` by a policy."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from spatial_vlm import sharding
+from spatial_vlm.config import Config, UsageError
+from spatial_vlm.data import batch_plan
+from spatial_vlm.huggingface.weights import abstract_params
+from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.planning.compiled import Program
+from spatial_vlm.planning.generation_programs import (
+  Generation,
+  answers_program,
+  first_token_program,
+  greedy,
+)
+from spatial_vlm.planning.inputs import prompt_shapes
+from spatial_vlm.processor.chat import Size
+from spatial_vlm.rollout.sampler import SamplingSettings
+from spatial_vlm.sharding import with_param_shardings
+
+DTYPE = "bfloat16"
+"""Type of the weights in published checkpoints; they are computed in it."""
+ANSWER_TEXT_TOKENS = 192
+"""Tokens of a question besides its image; a statement and a behavior take fewer."""
+
+
+def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) -> list[Program]:
+  """Traces the answers to a batch and to one question, and the scoring of `zero-shot`."""
+  size = batch_plan.largest([Size(*shape) for shape in config.prompt_shapes])
+  sampling = greedy(config.max_new_tokens)
+  batch, single = (
+    policy_generation(model, config.mesh, devices, rows, size, sampling)
+    for rows in (config.batch_size, 1)
+  )
+  programs = [answers_program("answers", batch), answers_program("a single answer", single)]
+  if config.method == "zero-shot":
+    programs.append(first_token_program("logits of the first token", batch))
+  return programs
+
+
+def behaviors_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) -> list[Program]:
+  """Traces the answers to a batch."""
+  size = batch_plan.largest([Size(*shape) for shape in config.prompt_shapes])
+  sampling = greedy(config.max_new_tokens)
+  batch = policy_generation(model, config.mesh, devices, config.batch_size, size, sampling)
+  return [answers_program("answers", batch)]
+
+
+def answer_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) -> list[Program]:
+  """Traces the answer to a question about the largest photograph."""
+  patches = config.max_patches
+  size = Size(patches // model.vision.spatial_merge_size**2 + ANSWER_TEXT_TOKENS, patches)
+  sampling = greedy(config.max_new_tokens)
+  single = policy_generation(model, config.mesh, devices, 1, size, sampling)
+  return [answers_program("answer", single)]
+
+
+def synthesize_programs(
+  config: Config, model: ModelConfig, devices: Sequence[Any]
+) -> list[Program]:
+  """Traces the answers of a policy that is its own teacher; raises UsageError for another teacher."""
+  if config.teacher != "policy":
+    raise UsageError(
+      f"teacher is {config.teacher!r}, which runs elsewhere; a policy is planned: configs/synthesize.py:self"
+    )
+  policy = config.policy
+  sampling = SamplingSettings(1, config.max_output_tokens, config.temperature, eos=0, pad=0)
+  size = Size(*policy.prompt_shape)
+  batch = policy_generation(model, policy.mesh, devices, policy.batch_size, size, sampling)
+  return [answers_program("sampled answers", batch)]
+
+
+def policy_generation(
+  model: ModelConfig,
+  mesh_shape: Mapping[str, int],
+  devices: Sequence[Any],
+  rows: int,
+  size: Size,
+  sampling: SamplingSettings,
+) -> Generation:
+  """Returns what the engine of a loaded policy answers."""
+  mesh = sharding.make_mesh(mesh_shape, devices)
+  weights = with_param_shardings(mesh, abstract_params(model, jnp.dtype(DTYPE)))
+  return Generation(mesh, model, weights, prompt_shapes(mesh, model, rows, size, DTYPE), sampling)
