@@ -78,6 +78,7 @@ FOLDERS = {
   ),
   "planning": (
     *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
+    *("generation_programs", "training_programs", "rl_programs", "inference_programs"),
     *("programs", "batch_rows", "target", "cache", "search", "advice", "plan_report"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),

@@ -79,9 +79,9 @@ WORD = {"max_new_tokens": 16}
 """Room for an answer of one word."""
 PART = {"limit": 1000}
 """Enough examples to see whether the full chain is unlearnt."""
-PROMPT_TOKENS = 64
+PROMPT_SHAPES = ((64, 64),)
 """As in DAPO, whose compiled program for validation then serves the evaluations too."""
-RECALLED = {"prompt_tokens": 96}
+RECALLED = {"prompt_shapes": ((96, 64),)}
 """Room for a behavior in the question."""
 
 
@@ -174,7 +174,7 @@ class StageMaker(NamedTuple):
       "data.boxes": self.scenes_folder / "test.boxes.jsonl",
       "data.training_records": self.scenes_folder / "train.jsonl",
       "timed_questions": 0,  # a stage at the end times them
-      "prompt_tokens": PROMPT_TOKENS,
+      "prompt_shapes": PROMPT_SHAPES,
       "method": method,
     }
     read = ()

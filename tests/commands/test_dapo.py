@@ -160,21 +160,23 @@ def test_a_task_without_mixed_outcomes_ends_with_a_message(
     ({"temperature": 0}, "temperature is 0.0"),
     ({"max_rollout_rounds": 0}, "max_rollout_rounds is 0"),
     ({"steps": 0}, "steps is 0"),
-    ({"validate_batch": 64, "validate_prompts": 64}, "do not fill one batch"),
+    ({"checkpoint_steps": 0}, "checkpoint_steps is 0 and checkpoint_minutes is 0.0; set at least"),
+    ({"answer_lengths": "(0,)"}, "answer_lengths is (0,)"),
     ({"remat": "x"}, "remat is 'x'"),
     ({"dtype": "int8"}, "dtype is 'int8'"),
     ({"objectives": "(('ppo', 1.0),)"}, "objectives names 'ppo'; known are dapo, gspo"),
     ({"objectives": "(('dapo', -1.0),)"}, "a weight is above 0"),
     ({"objectives": "()"}, "objectives is empty"),
     ({"rewards": "(('style', 1.0),)"}, "rewards names 'style'; known are accuracy, overlong"),
-    ({"data.prompt_tokens": 20}, "prompt_tokens is 20"),
+    ({"data.prompt_shapes": "((20, 64),)"}, "the largest of prompt_shapes holds 20 and 64"),
+    ({"data.prompt_shapes": "((20, 99), (64, 64))"}, "no shape of ((20, 99), (64, 64)) holds all"),
     ({"data.validation": "absent.jsonl"}, "absent.jsonl"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
     ({"mesh.fsdp": 3}, "multiply to 1"),
   ],
 )
 def test_wrong_settings_are_refused(refused, dapo_changes, changes, message):
-  lines = 2 if "data.prompt_tokens" in changes else 1
+  lines = 2 if changes.get("data.prompt_shapes") == "((20, 64),)" else 1
   assert message in refused("dapo", {**dapo_changes, **changes}, lines=lines)
 
 

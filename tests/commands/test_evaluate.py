@@ -10,8 +10,8 @@ from spatial_vlm import config
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference import generation
-from spatial_vlm.inference.generation import PromptShape, collate, encode_question
 from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.policy import collate, encode_question, prompt_format
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.tasks.statements import question
 
@@ -98,7 +98,7 @@ def test_zero_shot_takes_the_likelier_first_word(finished, scenes_folder, taught
     row = encode_question(
       policy.processor, source[i].image, question(source[i].record.caption, "direct")
     )
-    prompts = collate(policy.processor, [row], [0], [-1], PromptShape(96, 64))
+    prompts = collate(policy.processor, [row], [0], [-1], prompt_format([(96, 64)], "float32"))
     scores = np.asarray(qwen3_vl.prefill(policy.params, policy.model, prompts)[0][0])
     (yes,), (no,) = (policy.processor.encode_text(word) for word in ("Yes", "No"))
     assert stored[i].verdict == int(scores[yes] > scores[no])
@@ -218,9 +218,11 @@ def test_wrong_settings_are_refused_on_one_line(refused, evaluate_changes, chang
 
 
 def test_too_small_a_prompt_is_named_with_the_remedy(run, tmp_path, evaluate_changes, capsys):
-  assert run("evaluate", tmp_path, {**evaluate_changes, "prompt_tokens": 30}).code == 2
+  assert run("evaluate", tmp_path, {**evaluate_changes, "prompt_shapes": "((30, 64),)"}).code == 2
   error = capsys.readouterr().err
-  assert "prompt_tokens is 30" in error and "raise them" in error and "test.jsonl:1: " in error
+  assert (
+    "prompt_shapes holds 30 and 64" in error and "raise it" in error and "test.jsonl:1: " in error
+  )
 
 
 def test_behaviors_from_the_records_that_are_measured_are_refused(

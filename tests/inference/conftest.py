@@ -12,7 +12,7 @@ from spatial_vlm.inference.generation import (
   parsed_verdicts,
 )
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.policy import PromptShape
+from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.tasks import TASKS
 
@@ -35,5 +35,5 @@ def source(scenes_folder):
 @pytest.fixture
 def generator(policy, mesh):
   chains = QuestionBuilder(TASKS["scenes"], "chain")
-  encode = QuestionEncoder(policy.processor, PromptShape(64, 64), chains)
+  encode = QuestionEncoder(policy.processor, prompt_format([(64, 64)], "float32"), chains)
   return BatchGenerator(policy, inference_engine(policy, mesh), encode, 128, parsed_verdicts)

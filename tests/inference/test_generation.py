@@ -9,25 +9,50 @@ from spatial_vlm.data.records import UnusableRecord
 from spatial_vlm.inference import generation
 from spatial_vlm.inference.policy import (
   Generation,
-  PromptShape,
   collate,
   decode_completions,
   encode_question,
+  prompt_format,
 )
-from spatial_vlm.rollout.sampler import Completions
+from spatial_vlm.rollout.sampler import Completions, first_token_logits
 from spatial_vlm.tasks import TASKS
 
 
 def test_a_prompt_that_does_not_fit_is_named_with_its_sizes(policy, source):
   row = encode_question(policy.processor, source[0].image, "one two three")
   tokens = len(row.tokens)
-  collate(policy.processor, [row], [5], [1], PromptShape(tokens, 64))
-  for shape in (PromptShape(tokens - 1, 64), PromptShape(tokens, 63)):
+  collate(policy.processor, [row], [5], [1], prompt_format([(tokens, 64)], "float32"))
+  for shape in ((tokens - 1, 64), (tokens, 63)):
     with pytest.raises(
       UnusableRecord,
-      match=rf"the prompt has {tokens} tokens and 64 patches.*{shape.tokens}.*{shape.patches}",
+      match=rf"the prompt has {tokens} tokens and 64 patches.*holds {shape[0]} and {shape[1]}",
     ):
-      collate(policy.processor, [row], [5], [1], shape)
+      collate(policy.processor, [row], [5], [1], prompt_format([shape], "float32"))
+
+
+def test_a_batch_takes_the_smallest_size_that_holds_its_prompts(policy, source):
+  short, long = (
+    encode_question(policy.processor, source[0].image, text) for text in ("Yes?", "one two " * 4)
+  )
+  assert len(short.tokens) < 48 < len(long.tokens) < 96
+  format = prompt_format([(48, 64), (96, 64)], "float32")
+  shapes = [
+    collate(policy.processor, rows, [0] * len(rows), [1] * len(rows), format).tokens.shape
+    for rows in ([short], [short, long])
+  ]
+  assert shapes == [(1, 48), (2, 96)]
+
+
+def test_patches_travel_in_the_type_of_the_computation_with_equal_results(policy, source):
+  row = encode_question(policy.processor, source[0].image, "Yes?")
+  params = jax.tree.map(lambda x: x.astype("bfloat16"), policy.params)
+  whole, cast = (
+    collate(policy.processor, [row], [0], [1], prompt_format([(64, 64)], dtype))
+    for dtype in ("float32", "bfloat16")
+  )
+  assert (whole.vision.patches.dtype, cast.vision.patches.dtype) == ("float32", "bfloat16")
+  found = [first_token_logits(params, prompts, model=policy.model) for prompts in (whole, cast)]
+  np.testing.assert_array_equal(*found)
 
 
 def test_decoding_stops_at_the_end_of_the_turn_and_reports_truncation(policy):

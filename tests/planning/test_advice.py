@@ -1,10 +1,9 @@
 """Advice in terms of the config's leaves."""
 
-import pytest
-
-from spatial_vlm.planning.advice import BATCHES, REMEDIES, advise
+from spatial_vlm.planning.advice import REMEDIES, SAMPLED_ROWS, advise
 from spatial_vlm.planning.chips import GIB
 from spatial_vlm.planning.compiled import ProgramCost, ProgramKind
+from spatial_vlm.planning.programs import PROGRAMS
 
 
 def cost_of(kind=ProgramKind.TRAINING, fits=True, resident=None, **more):
@@ -56,6 +55,12 @@ def test_sampling_is_made_smaller_by_its_own_settings(load_config, eight_chips):
   assert "raise sampling_mesh.tensor (now 8, up to 8); lower rollout_batch_size" in line
 
 
-@pytest.mark.parametrize("table", [BATCHES, REMEDIES])
-def test_every_kind_of_program_has_advice(table):
-  assert table.keys() == {*ProgramKind}
+def test_generation_is_made_smaller_by_the_settings_of_its_command(load_config, eight_chips):
+  cost = cost_of(ProgramKind.SAMPLING, fits=False, resident={"rollout weights": GIB})
+  [line] = advise(load_config("configs/evaluate.py:8b"), cost, eight_chips)
+  assert line == "raise mesh.tensor (now -1, up to 8); lower batch_size or max_new_tokens"
+
+
+def test_every_kind_of_program_and_every_command_has_advice():
+  assert REMEDIES.keys() == {*ProgramKind}
+  assert SAMPLED_ROWS.keys() == PROGRAMS.keys() - {"sft"}

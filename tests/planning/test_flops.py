@@ -97,7 +97,7 @@ def test_a_forward_pass_is_the_formula(size):
   model = PRESETS[size]
   rows, shape = 2, Size(64, 128)
   mesh = sharding.make_mesh({}, jax.devices()[:1])
-  batch = batch_shapes(mesh, model, rows, shape)
+  batch = batch_shapes(mesh, model, rows, shape, "float32")
   params = jax.eval_shape(lambda k: qwen3_vl.init_params(model, k), jax.random.key(0))
 
   def logits(params, batch):
@@ -110,7 +110,7 @@ def test_a_forward_pass_is_the_formula(size):
 def test_a_step_is_three_forward_passes_and_more_with_rematerialisation():
   model = PRESETS["8b"]
   mesh = sharding.make_mesh({}, jax.devices()[:1])
-  batch = batch_shapes(mesh, model, 1, Size(256, 512))
+  batch = batch_shapes(mesh, model, 1, Size(256, 512), "float32")
   params = jax.eval_shape(lambda k: qwen3_vl.init_params(model, k), jax.random.key(0))
   settings = SftSettings(micro_batches=1, chunk_tokens=1024, remat="none", dtype="float32")
 

@@ -3,22 +3,71 @@
 import pytest
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.model.config import PRESETS
 from spatial_vlm.planning.batch_rows import BATCH_ROWS
-from spatial_vlm.planning.programs import PROGRAMS, algorithm_of
+from spatial_vlm.planning.programs import PROGRAMS, algorithm_of, trace_programs
+
+NAMES = {
+  "configs/sft.py:tiny": ["SFT step", "writing weights"],
+  "configs/dapo.py:tiny": [
+    "publishing weights",
+    "validation",
+    "sampling",
+    "judging",
+    "collecting groups",
+    "old log-probabilities",
+    "DAPO update",
+    "writing weights",
+  ],
+  "configs/evaluate.py:tiny": ["answers", "a single answer"],
+  "configs/evaluate.py:tiny,method=zero-shot": [
+    "answers",
+    "a single answer",
+    "logits of the first token",
+  ],
+  "configs/behaviors.py:tiny": ["answers"],
+  "configs/answer.py:tiny": ["answer"],
+  "configs/synthesize.py:self": ["sampled answers"],
+}
+"""Config with changes → the programs that its command runs."""
 
 
-@pytest.mark.parametrize("algorithm", ["sft", "dapo"])
-def test_each_training_config_names_its_algorithm(load_config, algorithm):
+@pytest.mark.parametrize("command", PROGRAMS)
+def test_each_config_names_its_command(load_config, command):
   for preset in ("tiny", "8b"):
-    assert algorithm_of(load_config(f"configs/{algorithm}.py:{preset}")) == algorithm
+    assert algorithm_of(load_config(f"configs/{command}.py:{preset}")) == command
 
 
 def test_other_configs_are_refused(load_config):
   with pytest.raises(
-    UsageError, match="algorithm is None; programs can be planned for sft and dapo"
+    UsageError, match="algorithm is None; programs can be planned for sft, dapo, evaluate"
   ):
     algorithm_of(load_config("configs/scenes.py:tiny"))
+  with pytest.raises(UsageError, match="teacher is 'gemini', which runs elsewhere"):
+    trace_programs(load_config("configs/synthesize.py:8b"), PRESETS["tiny"], [])
 
 
-def test_tables_know_the_same_algorithms():
-  assert PROGRAMS.keys() == BATCH_ROWS.keys()
+def test_training_commands_have_rows():
+  assert BATCH_ROWS.keys() == {"sft", "dapo"} < PROGRAMS.keys()
+
+
+@pytest.mark.parametrize("spec", NAMES)
+def test_programs_of_every_command(load_config, eight_chips, spec):
+  config = load_config(*spec.split(","))
+  programs = trace_programs(config, PRESETS["tiny"], eight_chips.devices)
+  assert [program.name for program in programs] == NAMES[spec]
+
+
+def test_the_checks_of_the_command_are_made_for_the_hosts_of_the_slice(load_config):
+  pytest.importorskip("libtpu")
+  from spatial_vlm.planning.chips import topology_devices
+
+  _, devices = topology_devices("v5e:4x4", 1)
+  for spec, leaf in (
+    ("configs/sft.py:8b", "batch_size=24"),
+    ("configs/dapo.py:8b", "validate_batch=3"),
+  ):
+    with pytest.raises(
+      ValueError, match=rf"{leaf.partition('=')[0]} is \d+; it must be a multiple"
+    ):
+      trace_programs(load_config(spec, leaf), PRESETS["tiny"], devices)

@@ -7,7 +7,7 @@ import pytest
 from spatial_vlm import process_rows, sharding
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.policy import PromptShape, collate, encode_question
+from spatial_vlm.inference.policy import collate, encode_question, prompt_format
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.rollout import engine as engine_module
 from spatial_vlm.rollout.engine import CompiledEngine, Engine, Requests
@@ -37,7 +37,7 @@ def requests(policy, mesh):
     encode_question(policy.processor, example.image, text)
     for example, text in zip(examples, texts, strict=True)
   ]
-  prompts = collate(policy.processor, rows, [0, 1], [1, 0], PromptShape(64, 64))
+  prompts = collate(policy.processor, rows, [0, 1], [1, 0], prompt_format([(64, 64)], "float32"))
   images = [example.image for example in examples]
   return Requests(process_rows.make_global_batch(mesh, prompts), texts, images)
 

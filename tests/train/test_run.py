@@ -12,6 +12,7 @@ from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.inference.loading import load_policy, load_policy_for_training
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.train import run
 from spatial_vlm.train.run import check_algorithm, place_state, record_settings
 
 
@@ -77,3 +78,26 @@ def test_a_config_of_another_command_is_refused():
     check_algorithm(config, "sft")
   with pytest.raises(UsageError, match=r"no leaf algorithm; give .* a preset of configs/sft\.py"):
     check_algorithm(Config(ConfigDict({})), "sft")
+
+
+def test_checkpoints_are_due_by_steps_and_by_minutes(monkeypatch):
+  now = [1000.0]
+  monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+  is_due = run.checkpoint_cadence(4, 0.5)
+  found = []
+  for event in range(1, 11):
+    now[0] += 12
+    found.append(is_due(event))
+  # Event 4 by steps; event 7 by time, 36 s after it; event 8 by steps; event 11 would be next.
+  assert [event for event, due in enumerate(found, 1) if due] == [3, 4, 7, 8]
+  by_steps = run.checkpoint_cadence(2, 0.0)
+  assert [by_steps(event) for event in range(4)] == [True, False, True, False]
+  by_time = run.checkpoint_cadence(0, 1.0)
+  assert not by_time(0)
+  now[0] += 61
+  assert by_time(1) and not by_time(2)
+
+
+def test_the_clock_of_process_0_decides(monkeypatch):
+  monkeypatch.setattr(run.hosts, "all_gather_json", lambda seconds: [3600.0, seconds])
+  assert run.checkpoint_cadence(0, 30.0)(1)

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import io
+import re
 
 import jax
 import numpy as np
@@ -29,9 +30,7 @@ from spatial_vlm.synthesis.teachers.policy_teacher import (
 from spatial_vlm.synthesis.verify.check_settings import CheckSettings
 from spatial_vlm.synthesis.verify.checks import examine
 
-SETTINGS = PolicySettings(
-  batch_size=4, prompt_tokens=64, patches=64, max_output_tokens=6, temperature=1.0
-)
+SETTINGS = PolicySettings(batch_size=4, prompt_shape=(64, 64), max_output_tokens=6, temperature=1.0)
 
 
 def one_device():
@@ -120,7 +119,7 @@ def test_a_question_that_cannot_be_asked_is_refused_alone(policy, replies):
   bad = [question(0, image=b"none"), question(0, text="?" * 99)]
   outcomes = ask(policy, *bad, *QUESTIONS)
   assert [type(outcome) for outcome in outcomes[:2]] == [RefusedError, RefusedError]
-  assert "cannot read" in str(outcomes[0]) and "prompt_tokens is 64" in str(outcomes[1])
+  assert "cannot read" in str(outcomes[0]) and "holds 64 and 64" in str(outcomes[1])
   assert outcomes[2:] == replies
 
 
@@ -173,9 +172,9 @@ def test_weights_are_identified_by_their_content(nano, tmp_path):
 
 
 def test_settings_that_cannot_work_are_refused(policy):
-  for name in ("batch_size", "patches", "temperature"):
-    with pytest.raises(UsageError, match=f"{name} is 0"):
-      PolicyTeacher(policy, one_device(), "v-1", dataclasses.replace(SETTINGS, **{name: 0}))
+  for name, value in (("batch_size", 0), ("prompt_shape", (64, 0)), ("temperature", 0)):
+    with pytest.raises(UsageError, match=re.escape(f"{name} is {value}")):
+      PolicyTeacher(policy, one_device(), "v-1", dataclasses.replace(SETTINGS, **{name: value}))
 
 
 @pytest.mark.slow
