@@ -14,7 +14,6 @@ import argparse
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
 
 from etils import epath
 
@@ -22,12 +21,10 @@ from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, settings_from
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
-from spatial_vlm.processor.tokenizer import token_bytes
-from spatial_vlm.rewards.verdict_automaton import compile_automaton
-from spatial_vlm.tasks import find_task
-from spatial_vlm.train import policy_optimization, rl_data, rollout_buffer
-from spatial_vlm.train.rl_engine import compiled_engine, group_sampler
+from spatial_vlm.optim.optimizers import optimizer_from_config
+from spatial_vlm.train import rl_data, rollout_buffer
+from spatial_vlm.train.policy_optimization import rl_loop
+from spatial_vlm.train.rl_engine import compiled_engine, group_sampler, policy_update
 from spatial_vlm.train.rl_settings import RlSettings, check
 from spatial_vlm.train.run import (
   RunFiles,
@@ -38,7 +35,7 @@ from spatial_vlm.train.run import (
   record_settings,
 )
 from spatial_vlm.train.trained_weights import write_trained
-from spatial_vlm.types import Params, RlState
+from spatial_vlm.types import RlState
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
@@ -50,38 +47,19 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     rl_data.check_blocks(config, sampling_mesh)
     trainable = load_trainable(config, mesh)
     policy, special = trainable.policy, trainable.policy.special
-    pieces = token_bytes(policy.processor.tokenizer)
-    automaton = compile_automaton(find_task(config.task).grammar, pieces, special.eos)
+    automaton = rl_data.answer_automaton(config, policy)
     settings = settings_from(RlSettings, config, eos=special.eos, pad=special.pad)
-    optimizer = make_optimizer(
-      settings_from(
-        OptimizerSettings, config.optimizer, total_steps=config.steps * config.minibatches
-      )
-    )
-    read = rl_data.question_reader(config, policy, sampling_mesh, config.data.records)
-    rl_data.refuse_evaluation_records(config, read.source)
-    requests_at = rl_data.training_requests(config, policy, sampling_mesh, read)
+    optimizer = optimizer_from_config(config.optimizer, config.steps * config.minibatches)
     engine = compiled_engine(trainable, sampling_mesh, config.dtype)
-    validate = rl_data.validation(config, policy, sampling_mesh, automaton, engine)
+    data = rl_data.open_data(config, policy, sampling_mesh, automaton, engine)
   record_settings(config, workdir)
-  groups = rollout_buffer.rollout_shapes(requests_at(0).prompts, automaton, settings)
-  constants = policy_optimization.Constants(
-    forbidden_tokens=policy.forbidden_tokens,
-    frozen=trainable.frozen,
-    reference=policy_optimization.reference_policy(trainable.mesh, trainable.trained, settings),
-  )
+  groups = rollout_buffer.rollout_shapes(data.requests_at(0).prompts, automaton, settings)
   updates = functools.partial(
-    policy_optimization.rl_loop,
-    requests_at=requests_at,
+    rl_loop,
+    requests_at=data.requests_at,
     sample=group_sampler(engine, automaton, mesh, sampling_mesh, groups, settings, config.seed),
     collect_round=functools.partial(rollout_buffer.collect, settings=settings),
-    update=functools.partial(
-      policy_optimization.update_policy,
-      constants=constants,
-      model=policy.model,
-      optimizer=optimizer,
-      settings=settings,
-    ),
+    update=policy_update(trainable, optimizer, settings),
     settings=settings,
     steps=config.steps,
   )
@@ -91,44 +69,31 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     if not files.is_new:
       state, host = files.restore(state)
       with user_errors():
-        for number in rl_data.own_skipped(host["skipped"]):
-          read(number)  # reported and counted as if this start had met it
-
-    def host_state() -> dict[str, Any]:
-      return {"skipped": hosts.all_gather_json(read.skipped)}
-
-    state = fit(config, state, updates, validate, files, host_state)
+        data.restore(host)
+    state = fit(config, state, data, updates, files)
   write_trained(workdir, files.base, policy.model, mesh, trainable.subset, state.train.params)
 
 
 def fit(
-  config: Config,
-  state: RlState,
-  updates: Callable,
-  validate: Callable[[Params], float],
-  files: RunFiles,
-  host_state: Callable[[], dict[str, Any]],
+  config: Config, state: RlState, data: rl_data.RlData, updates: Callable, files: RunFiles
 ) -> RlState:
   """Runs the loop to its end; writes metrics, checkpoints and the progress bar."""
   with progress("dapo", int(state.batches), config.steps) as bar:
     if files.is_new:
-      files.metrics.write(0, {"validation/accuracy": validate(state.train.params)})
+      files.metrics.write(0, {"validation/accuracy": data.validate(state.train.params)})
     started = time.perf_counter()
     for state, sums in updates(state):  # noqa: B020 (each turn yields the next state)
       batch = int(state.batches)
       if sums is not None:
         values = metrics.means(sums) | {"time/step_s": time.perf_counter() - started}
         if batch % config.validate_steps == 0 or batch == config.steps:
-          values["validation/accuracy"] = validate(state.train.params)
+          values["validation/accuracy"] = data.validate(state.train.params)
         files.metrics.write(batch, values)
         show_progress(config, batch, values, bar)
         started = time.perf_counter()
       event = int(state.cursor) // config.rollout_batch_size + batch
-      preempted = hosts.preempted(event)
-      if preempted or event % config.checkpoint_steps == 0 or batch == config.steps:
-        files.save(event, state, host_state())
-      if preempted:
-        raise hosts.Preempted
+      is_due = batch == config.steps or event % config.checkpoint_steps == 0
+      files.save(event, state, data.host_state, is_due=is_due, ends_early=hosts.preempted(event))
   return state
 
 

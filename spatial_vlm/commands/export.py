@@ -90,8 +90,8 @@ def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:
   """Raises UsageError if the run trains parameters other than LoRA factors."""
   if others := [path for path in trained if not is_adapter(path)]:
     raise UsageError(
-      f"{run_folder} trains {len(others)} parameters outside LoRA adapters ({others[0]} …), which an adapter file cannot "
-      "hold; omit adapter=true"
+      f"{run_folder} trains {len(others)} parameters outside LoRA adapters ({others[0]} …), which an adapter file "
+      "cannot hold; omit adapter=true"
     )
 
 

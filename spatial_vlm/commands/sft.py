@@ -20,7 +20,6 @@ Further files of conversations are mixed in by weight:
 """
 
 import argparse
-import collections
 import functools
 from collections.abc import Callable
 
@@ -30,9 +29,8 @@ from etils import epath
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, settings_from
-from spatial_vlm.data import skipped_records
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.train.run import (
   RunFiles,
   check_rows,
@@ -43,7 +41,7 @@ from spatial_vlm.train.run import (
   record_settings,
 )
 from spatial_vlm.train.sft import SftSettings, check, sft_loop, sft_step
-from spatial_vlm.train.sft_data import SftData, check_scratch, open_data, this_process
+from spatial_vlm.train.sft_data import SftData, check_scratch, open_data
 from spatial_vlm.train.trained_weights import write_trained
 from spatial_vlm.types import TrainState
 
@@ -57,9 +55,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     trainable = load_trainable(config, mesh, config.from_scratch)
     check_scratch(config, trainable.frozen)
     data = open_data(config, trainable.policy.processor)
-    optimizer = make_optimizer(
-      settings_from(OptimizerSettings, config.optimizer, total_steps=data.steps)
-    )
+    optimizer = optimizer_from_config(config.optimizer, data.steps)
     settings = settings_from(SftSettings, config)
   record_settings(config, workdir)
   model = trainable.policy.model
@@ -71,7 +67,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     if not files.is_new:
       state, host = files.restore(state)
       with user_errors():
-        data.batches.set_state(skipped_records.own_state(host["batches"], this_process()))
+        data.restore(host)
     rows = (sharding.make_global_batch(mesh, batch) for batch in data.batches)
     updates = functools.partial(sft_loop, batches=rows, step=step)
     state = fit(config, workdir.name, state, data, updates, files)
@@ -105,25 +101,18 @@ def fit(
         sums = {}
       preempted |= hosts.preempted(number)
       ends_early = preempted and is_logged  # so that a resumed run logs the same
-      if ends_early or number % config.checkpoint_steps == 0 or is_last:
-        files.save(number, state, {"batches": hosts.all_gather_json(data.batches.get_state())})
+      is_due = is_last or number % config.checkpoint_steps == 0
       bar.update()
-      if ends_early:
-        raise hosts.Preempted
+      files.save(number, state, data.host_state, is_due=is_due, ends_early=ends_early)
   return state
 
 
 def print_skipped(data: SftData) -> None:
   """Prints how many records of each file were skipped, and the share of padding."""
-  met = {
-    number: bad
-    for state in hosts.all_gather_json(data.batches.get_state())
-    for number, bad in skipped_records.skipped(state).items()
-  }
+  counts = data.skipped_by_file()  # gathers from all processes
   if jax.process_index() > 0:
     return
-  bad = [*data.bad, *met.values()]
-  for file, count in collections.Counter(record.file for record in bad).items():
+  for file, count in counts.items():
     print(f"{count} records of {file} were skipped; the log says which and why")
   if shares := metrics.means(data.padding):
     named = [f"{share:.1%} of the {kind} slots" for kind, share in shares.items()]

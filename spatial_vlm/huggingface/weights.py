@@ -34,7 +34,7 @@ from spatial_vlm.parameters.int8 import source_and_conversion
 from spatial_vlm.parameters.lora import effective_kernels
 from spatial_vlm.parameters.partition import flatten, unflatten
 from spatial_vlm.parameters.paths import path_name
-from spatial_vlm.types import Params
+from spatial_vlm.types import Device, Params
 
 CONFIG_FILE = "config.json"
 MAX_FILE_BYTES = 5 * 10**9
@@ -66,12 +66,13 @@ class CheckpointFolder:
   def _read_leaf(self, path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
     if leaf.sharding is None:
       return self.slices(path, leaf, [(slice(None),) * len(leaf.shape)])[0]
-    index_of_device = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+    indices = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+    index_of_device = {device: index for device, index in indices.items() if index is not None}
     parts = self.on_devices(path, leaf, index_of_device)
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 
   def on_devices(
-    self, path: str, leaf: jax.ShapeDtypeStruct, index_of_device: Mapping[jax.Device, Index]
+    self, path: str, leaf: jax.ShapeDtypeStruct, index_of_device: Mapping[Device, Index]
   ) -> list[jax.Array]:
     """Returns each device's part of the parameter; devices with the same part share one read."""
     devices_of = collections.defaultdict(list)

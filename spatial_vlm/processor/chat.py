@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -130,7 +131,7 @@ class Processor:
     )
 
   @classmethod
-  def from_folder(cls, folder: str | Path) -> "Processor":
+  def from_folder(cls, folder: epath.PathLike) -> "Processor":
     """Reads tokenizer, `config.json` and the settings for images and videos of a Hugging Face folder."""
     config = Path(folder) / "config.json"
     tokenizer = load_tokenizer(folder)

@@ -1,19 +1,21 @@
-"""The engine of a training run in this process, and the groups that it samples."""
+"""The engine of a training run in this process, the groups that it samples, and the update on them."""
 
 import functools
 from collections.abc import Callable
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from spatial_vlm import sharding
+from spatial_vlm.metrics import Sums
 from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton
 from spatial_vlm.rollout.engine import CompiledEngine, Engine, Requests
-from spatial_vlm.train.policy_optimization import rollout_weights
+from spatial_vlm.train import policy_optimization
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.rollout_buffer import judge_groups
 from spatial_vlm.train.run import Trainable
-from spatial_vlm.types import Params, Purpose, Rollout
+from spatial_vlm.types import Params, Purpose, RlState, Rollout
 
 
 def compiled_engine(trainable: Trainable, mesh: Mesh, dtype: str) -> CompiledEngine:
@@ -22,7 +24,7 @@ def compiled_engine(trainable: Trainable, mesh: Mesh, dtype: str) -> CompiledEng
   Weights are sharded by heads and hidden units there. Sharded by width, as for training, every token of an answer would
   gather the whole model.
   """
-  convert = functools.partial(rollout_weights, dtype=dtype)
+  convert = functools.partial(policy_optimization.rollout_weights, dtype=dtype)
   shapes = jax.eval_shape(convert, trainable.trained, trainable.frozen)
   place = jax.jit(convert, out_shardings=sharding.param_shardings(mesh, shapes))
   policy, frozen = trainable.policy, trainable.frozen
@@ -61,3 +63,25 @@ def group_sampler(
       return to_train(judged)
 
   return sample
+
+
+def policy_update(
+  trainable: Trainable, optimizer: optax.GradientTransformation, settings: RlSettings
+) -> Callable[[RlState], tuple[RlState, Sums]]:
+  """Returns the update of a run on its collected groups.
+
+  Call it before the first update, which overwrites the weights that the reference policy is copied from.
+  """
+  policy = trainable.policy
+  constants = policy_optimization.Constants(
+    policy.forbidden_tokens,
+    trainable.frozen,
+    policy_optimization.reference_policy(trainable.mesh, trainable.trained, settings),
+  )
+  return functools.partial(
+    policy_optimization.update_policy,
+    constants=constants,
+    model=policy.model,
+    optimizer=optimizer,
+    settings=settings,
+  )

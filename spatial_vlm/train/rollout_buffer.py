@@ -5,10 +5,12 @@ DAPO's Algorithm 1 keeps the groups that are neither all right nor all wrong. Al
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from spatial_vlm import metrics, sharding
@@ -44,11 +46,11 @@ def judge_groups(
 def completion_shapes(prompts: Prompts, settings: RlSettings) -> Completions:
   """Shapes of the completions of `prompts` (arrays or shapes)."""
   shape = (prompts.label.shape[0] * settings.group_size, settings.max_new_tokens)
-  return Completions(
-    tokens=jax.ShapeDtypeStruct(shape, jnp.int32),
-    mask=jax.ShapeDtypeStruct(shape, jnp.bool_),
-    logp=jax.ShapeDtypeStruct(shape, jnp.float32),
-  )
+
+  def leaf(dtype: DTypeLike) -> Any:  # stands in for an array
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+  return Completions(tokens=leaf(jnp.int32), mask=leaf(jnp.bool_), logp=leaf(jnp.float32))
 
 
 def rollout_shapes(prompts: Prompts, automaton: VerdictAutomaton, settings: RlSettings) -> Rollout:
@@ -100,8 +102,13 @@ def collect(state: RlState, rollout: Rollout, *, settings: RlSettings) -> RlStat
   return constrain_state(state, state_shardings)
 
 
-def init_state(train: TrainState | None, rollout: Rollout, settings: RlSettings) -> RlState:
-  """Returns the state of a run that has drawn nothing; `rollout` gives the shapes of a round's groups."""
+def init_state(train: Any, rollout: Rollout, settings: RlSettings) -> RlState:
+  """Returns the state of a run that has drawn nothing.
+
+  Args:
+    train: the train state, its shapes, or None while the rest of the state is made.
+    rollout: the shapes of a round's groups.
+  """
 
   def zero() -> Array:
     return jnp.zeros((), jnp.int32)  # its own array each time, since the state is donated

@@ -1,14 +1,17 @@
-"""What supervised fine-tuning learns from: conversations from files, or rendered images drawn on the way."""
+"""What supervised fine-tuning learns from: conversations from files, or images rendered during training."""
 
+import collections
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
 
+from spatial_vlm import hosts
 from spatial_vlm.config import Config, UsageError
-from spatial_vlm.data import batch_plan, pipeline
+from spatial_vlm.data import batch_plan, pipeline, skipped_records
 from spatial_vlm.data.batch_plan import BATCHINGS
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.data.mixing import Joined, mixed_order
@@ -28,9 +31,26 @@ class SftData(NamedTuple):
   batches: grain.DatasetIterator
   steps: int
   padding: dict[str, tuple[int, int]]
-  """(padded slots, all slots) of tokens and of patches, where the plan tells them before the first batch."""
+  """(padded slots, all slots) of tokens and of patches, where the plan determines them before the first batch."""
   bad: list[BadRecord]
   """Lines that hold no conversation."""
+
+  def host_state(self) -> dict[str, Any]:
+    """Returns the position of all processes in the data, for a checkpoint; all processes call it."""
+    return {"batches": hosts.all_gather_json(self.batches.get_state())}
+
+  def restore(self, host: Mapping[str, Any]) -> None:
+    """Continues at the position of a checkpoint."""
+    self.batches.set_state(skipped_records.own_state(host["batches"], this_process()))
+
+  def skipped_by_file(self) -> Mapping[str, int]:
+    """Returns file -> number of records that any process skipped; all processes call it."""
+    skipped = {
+      number: bad
+      for state in hosts.all_gather_json(self.batches.get_state())
+      for number, bad in skipped_records.skipped(state).items()
+    }
+    return collections.Counter(record.file for record in [*self.bad, *skipped.values()])
 
 
 def open_data(config: Config, processor: Processor) -> SftData:
