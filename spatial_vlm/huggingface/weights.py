@@ -36,7 +36,6 @@ from spatial_vlm.parameters.partition import flatten, unflatten
 from spatial_vlm.parameters.paths import path_name
 from spatial_vlm.types import Device, Params
 
-CONFIG_FILE = "config.json"
 MAX_FILE_BYTES = 5 * 10**9
 """Size of a file's values at which transformers starts the next file."""
 
@@ -114,20 +113,15 @@ class CheckpointFolder:
     return result
 
 
-def open_checkpoint(folder: epath.PathLike) -> CheckpointFolder:
-  """Checks config.json and all headers of a Hugging Face Qwen3-VL folder, local or remote (gs://).
+def open_checkpoint(folder: epath.PathLike, config: ModelConfig) -> CheckpointFolder:
+  """Checks all headers of a Hugging Face Qwen3-VL folder, local or remote (gs://), against its model's `config`.
 
   Raises:
-    FileNotFoundError: config.json or the safetensors are missing.
-    ValueError: the configuration is not a dense Qwen3-VL; files are missing, damaged or outside the folder; or tensors
-      are missing, unknown, or of another shape or type. One error lists all differences.
+    FileNotFoundError: the safetensors are missing.
+    ValueError: files are missing, damaged or outside the folder; or tensors are missing, unknown, or of another shape
+      or type. One error lists all differences.
   """
   folder = epath.Path(folder)
-  if not (folder / CONFIG_FILE).is_file():
-    raise FileNotFoundError(
-      f"{folder} has no {CONFIG_FILE}; give a Hugging Face checkpoint folder."
-    )
-  config = ModelConfig.from_huggingface(json.loads((folder / CONFIG_FILE).read_text()))
   found = inventory(folder)
   expected = _tensors_by_name(config)
   problems = [*found.problems, *_problems(expected, found.tensors, found.lost)]

@@ -36,7 +36,7 @@ def load_policy(
   processor = Processor.from_folder(path)
   model = processor.model_config
   if from_scratch_seed is None:
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, model)
     wanted = checkpoint.shapes if mesh is None else training_shapes(mesh, model, subset)
     params = checkpoint.read(wanted)
   else:
