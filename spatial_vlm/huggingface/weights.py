@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, DTypeLike
 
+from spatial_vlm.huggingface.folder import CONFIG_FILE
 from spatial_vlm.huggingface.safetensors_folder import (
   DTYPES,
   StoredTensor,
