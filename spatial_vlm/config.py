@@ -14,13 +14,11 @@ import contextlib
 import dataclasses
 import difflib
 import fnmatch
-import functools
 import importlib.metadata
 import importlib.util
 import itertools
 import json
 import logging
-import operator
 import os
 import platform
 import re
@@ -231,6 +229,20 @@ def check_positive(config: Config, *names: str) -> None:
       raise UsageError(f"{name} is {config[name]}; it must be at least 1")
 
 
+Weighted = Sequence[tuple[str, float]]
+"""A leaf that chooses entries of a table: names and weights."""
+
+
+def check_names(leaf: str, chosen: Weighted, known: Collection[str]) -> None:
+  """Raises UsageError if the leaf chooses nothing, or a name that is not `known`."""
+  names = ", ".join(known)
+  if not chosen:
+    example = next(iter(known))
+    raise UsageError(f"{leaf} is empty; choose from {names}, e.g. (({example!r}, 1.0),)")
+  if unknown := [name for name, _ in chosen if name not in known]:
+    raise UsageError(f"{leaf} names {unknown[0]!r}; known are {names}")
+
+
 def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()) -> None:
   """Writes `config.json` at the first start in `workdir`; at later starts checks that the config is the same.
 
@@ -352,7 +364,9 @@ def _now_called(name: str, known: Collection[str]) -> str:
 def _field(config: config_dict.ConfigDict, name: str) -> tuple[Any, str, Any]:
   """Returns the group that holds a leaf, its name in the group, and its value or placeholder."""
   *groups, leaf = name.split(".")
-  group: Any = functools.reduce(operator.getitem, groups, config)
+  group: Any = config
+  for name in groups:
+    group = group[name]
   return group, leaf, dict(group.items(preserve_field_references=True))[leaf]
 
 

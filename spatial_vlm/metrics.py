@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, Self
+from typing import IO, Any, Self, SupportsFloat
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def zeros(sums: Sums) -> Sums:
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
 
 
-def means(sums: Sums) -> dict[str, float]:
+def means(sums: Mapping[str, tuple[SupportsFloat, SupportsFloat]]) -> dict[str, float]:
   """Returns sum / count, or the maximum, as floats; names with a count of 0 are omitted.
 
   >>> means({"loss": (3.0, 2), "clip_high_prob": (0.0, 0), "ratio_max": (1.5, 4)})

@@ -23,14 +23,14 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spatial_vlm.parameters.paths import parameter_row, path_name
-from spatial_vlm.types import Params, TrainState
+from spatial_vlm.types import Device, Params, TrainState
 
 P = PartitionSpec
 AXES = ("slice", "data", "fsdp", "tensor")
 ROWS = ("slice", "data", "fsdp")
 
 
-def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Device] | None = None) -> Mesh:
   """Returns a mesh with the axes AXES over `devices` (by default all).
 
   Axes are of type Auto: the compiler propagates shardings from parameters and batches.
@@ -75,7 +75,7 @@ def _sizes(shape: Mapping[str, int], count: int) -> list[int]:
   return sizes
 
 
-def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+def _grid(sizes: Sequence[int], devices: Sequence[Device]) -> np.ndarray:
   """Returns the devices in the shape of the mesh; devices with direct links are neighbours on its last axes."""
   slices, *inside = sizes
   is_tpu = devices[0].platform == "tpu"  # other platforms do not number slices
@@ -91,7 +91,7 @@ def _grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
   return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
-def param_shardings(mesh: Mesh, params: Params) -> Params:
+def param_shardings(mesh: Mesh | AbstractMesh, params: Params) -> Params:
   """Returns the sharding of every parameter; `params` holds arrays or shapes.
 
   Raises:
@@ -104,7 +104,7 @@ def param_shardings(mesh: Mesh, params: Params) -> Params:
   return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
+def state_shardings(mesh: Mesh | AbstractMesh, state: TrainState) -> TrainState:
   """Returns the sharding of every array of a train state (or of its shapes).
 
   A moment is sharded as its parameter; scales of rows and means over an axis are sharded as their parameter on the
@@ -134,7 +134,7 @@ def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
       f"opt_state/{path_name(path)} {leaf.shape} belongs to no parameter of its shape."
     )
 
-  return TrainState(
+  return state.replace(
     step=replicated(mesh),
     params=params,
     opt_state=jax.tree_util.tree_map_with_path(optimizer_leaf, state.opt_state),
@@ -184,7 +184,7 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def _fit(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
+def _fit(mesh: Mesh | AbstractMesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
   """Returns `spec` on `mesh`, without the axes that do not divide their dimension."""
   kept = [
     divisible_axes(_axes(entry), mesh, size) for entry, size in zip(spec, shape, strict=False)
@@ -192,7 +192,9 @@ def _fit(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedShardi
   return _named(mesh, kept)
 
 
-def _fit_parameter(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
+def _fit_parameter(
+  mesh: Mesh | AbstractMesh, spec: PartitionSpec, shape: tuple[int, ...]
+) -> NamedSharding:
   """Returns `spec` of the last dimensions on `mesh`.
 
   An axis that does not divide its dimension moves to the largest remaining dimension it divides, or is dropped.
@@ -219,7 +221,7 @@ def axis_product(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> int:
   return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def _named(mesh: Mesh, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
+def _named(mesh: Mesh | AbstractMesh, axes: Sequence[tuple[str, ...]]) -> NamedSharding:
   """Returns the sharding without axes of size 1, as the compiler writes it, so that equal shardings compare equal."""
   sharded = [tuple(axis for axis in of_dim if mesh.shape[axis] > 1) for of_dim in axes]
   entries = [of_dim[0] if len(of_dim) == 1 else of_dim or None for of_dim in sharded]

@@ -10,7 +10,7 @@ sizes (coordinates, interpolation, segments) is made on the host by `processor/`
 """
 
 import enum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 else:
   Pytree = object
+
+
+class Device(Protocol):
+  """What the package reads of a `jax.Device`, which type checkers take for a variable."""
+
+  platform: str
 
 
 class Purpose(enum.IntEnum):

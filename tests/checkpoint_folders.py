@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.weights import MAX_FILE_BYTES, open_checkpoint, stream_checkpoint
 from spatial_vlm.parameters.partition import flatten
 
 
 def read_checkpoint(folder):
   """Returns a folder's configuration, and its parameters as NumPy arrays in the types of the files."""
-  checkpoint = open_checkpoint(folder)
+  checkpoint = open_checkpoint(folder, read_model_config(folder))
   return checkpoint.config, checkpoint.read(checkpoint.shapes)
 
 

@@ -16,7 +16,7 @@ def _is_array(annotation) -> bool:
 
 
 def _names_an_array(annotation) -> bool:
-  """Whether a jaxtyping annotation such as `Float[Array, "B T"]` stands anywhere in this one."""
+  """Whether a jaxtyping annotation such as `Float[Array, "B T"]` occurs anywhere in this one."""
   return _is_array(annotation) or any(map(_names_an_array, typing.get_args(annotation)))
 
 

@@ -40,7 +40,8 @@ FOLDERS = {
     *("policy_terms", "dapo", "gspo", "kl", "policy_objectives"),
   ),
   "data": (
-    *("shards", "image_locations", "image_files", "relations", "records", "statement"),
+    *("shards", "image_locations", "image_archives", "image_files"),
+    *("relations", "records", "statement"),
     *("measurements", "vsr", "split_guard", "statistics", "split_report", "splits", "store"),
     *("scenes", "messages", "conversations", "sizes", "batch_plan"),
     *("reading", "skipped_records", "pipeline", "mixing", "contact_sheet"),
@@ -73,7 +74,7 @@ FOLDERS = {
     *("estimate", "results"),
   ),
   "train": (
-    *("update", "trained_weights", "run", "sft", "sft_data"),
+    *("update", "trained_weights", "run", "sft", "sft_data", "behavior_data"),
     *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
   ),
   "planning": (
@@ -250,6 +251,28 @@ def test_functions_keep_the_size_limits():
     or _parameters(function) > MOST_PARAMETERS
   ]
   assert sorted(too_large) == sorted(EXCEPTIONS)
+
+
+QUESTION_CALLERS = {
+  "inference/questions.py": "the builder",
+  "synthesis/scene_teacher.py": "training texts of a tokenizer, which no model is asked",
+}
+"""Files that call a task's `question`, and why."""
+
+
+def _calls_a_tasks_question(source):
+  return any(
+    isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Attribute)
+    and node.func.attr == "question"
+    and ast.unparse(node.func.value).split(".")[-1] in ("statements", "task", "TASK")
+    for node in ast.walk(ast.parse(source))
+  )
+
+
+def test_questions_come_from_the_builder():
+  callers = [str(f) for f in _files() if _calls_a_tasks_question((PACKAGE / f).read_text())]
+  assert callers == [*QUESTION_CALLERS]
 
 
 def test_only_tests_of_commands_import_a_command():

@@ -11,11 +11,12 @@ import optax
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from optimizer_settings import adamw_settings
 
 from spatial_vlm import process_rows, sharding
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.qwen3_vl import init_params
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.parameters import paths
 from spatial_vlm.parameters.paths import PARAMETERS, ParameterRow, path_name
 from spatial_vlm.train.sft import SftSettings, sft_loss
@@ -236,20 +237,7 @@ def test_optimizer_state_is_sharded_as_its_parameters():
 def optimizer_specs(method, moments):
   """Path in the optimizer's state -> (spec, shape) for the 8b model; every array in whole slices of its devices."""
   optimizer = make_optimizer(
-    OptimizerSettings(
-      method=method,
-      moments=moments,
-      learning_rate=1e-5,
-      schedule="constant",
-      warmup_steps=1,
-      total_steps=10,
-      final_fraction=1.0,
-      beta1=0.9,
-      beta2=0.95,
-      eps=1e-8,
-      weight_decay=0.1,
-      clip_norm=1.0,
-    )
+    adamw_settings(method=method, moments=moments, learning_rate=1e-5, warmup_steps=1)
   )
   state = jax.eval_shape(
     lambda params: TrainState(jax.numpy.int32(0), params, optimizer.init(params)), shapes_of("8b")

@@ -14,7 +14,6 @@ from spatial_vlm import sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive, snapshot
 from spatial_vlm.data import conversations
-from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation.results import read_recalls
 from spatial_vlm.hosts import user_errors
@@ -31,14 +30,10 @@ from spatial_vlm.inference.questions import QuestionBuilder, Recall
 from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers
 from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
-from spatial_vlm.reuse.extraction import (
-  Solution,
-  extract_behaviors,
-  short_from_chain,
-  verified_chain,
-)
+from spatial_vlm.reuse.extraction import Solution, extract_behaviors
 from spatial_vlm.reuse.index import BehaviorIndex
 from spatial_vlm.tasks import find_task
+from spatial_vlm.train.behavior_data import training_examples
 
 HELD_OUT = ("validation", "val", "dev", "test")
 """Splits that no behavior may come from."""
@@ -102,29 +97,6 @@ def check(config: Config) -> None:
     )
   if not 0 <= config.full_share <= 1:
     raise UsageError(f"full_share is {config.full_share}; it is a share, from 0 to 1")
-
-
-def training_examples(
-  questions: QuestionBuilder, solutions: list[Solution], images: list[str], full_share: float
-) -> list[Conversation]:
-  """Returns verified answers as training data, most of them in the short form.
-
-  Every 1/full_share-th stays a full chain, and so does each whose question recalls nothing.
-  """
-  rows: list[Conversation] = []
-  prepared = questions.build_all([s.caption for s in solutions])
-  for solution, image, question in zip(solutions, images, prepared, strict=True):
-    answer = verified_chain(solution)
-    if answer is None:
-      continue
-    is_full = int((len(rows) + 1) * full_share) > int(len(rows) * full_share)
-    if question.behavior is None or is_full:
-      text = questions.without_behavior(solution.caption).text
-      rows.append(Conversation(image, text, solution.text))
-    else:
-      short = short_from_chain(question.behavior, answer, solution.names)
-      rows.append(Conversation(image, question.text, short))
-  return rows
 
 
 COMMAND = Command("behaviors", run, check=check)

@@ -14,7 +14,6 @@ import argparse
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
 
 from etils import epath
 
@@ -23,16 +22,15 @@ from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, settings_from
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.metrics import PhaseClock
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
-from spatial_vlm.processor.tokenizer import token_bytes
-from spatial_vlm.rewards.verdict_automaton import compile_automaton
-from spatial_vlm.tasks import find_task
-from spatial_vlm.train import policy_optimization, rl_data, rollout_buffer
+from spatial_vlm.optim.optimizers import optimizer_from_config
+from spatial_vlm.train import rl_data, rollout_buffer
+from spatial_vlm.train.policy_optimization import rl_loop
 from spatial_vlm.train.rl_engine import (
   TrainingMeshes,
   check_batches,
   compiled_engine,
   group_sampler,
+  policy_update,
 )
 from spatial_vlm.train.rl_settings import RlSettings, check
 from spatial_vlm.train.run import (
@@ -45,7 +43,7 @@ from spatial_vlm.train.run import (
   record_settings,
 )
 from spatial_vlm.train.trained_weights import write_trained
-from spatial_vlm.types import Params, RlState
+from spatial_vlm.types import RlState
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
@@ -57,39 +55,18 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     check_batches(config, meshes)
     trainable = load_trainable(config, mesh)
     policy, special = trainable.policy, trainable.policy.special
-    pieces = token_bytes(policy.processor.tokenizer)
-    automaton = compile_automaton(find_task(config.task).grammar, pieces, special.eos)
+    automaton = rl_data.answer_automaton(config, policy)
     settings = settings_from(RlSettings, config, eos=special.eos, pad=special.pad)
-    optimizer = make_optimizer(
-      settings_from(
-        OptimizerSettings, config.optimizer, total_steps=config.steps * config.minibatches
-      )
-    )
-    read = rl_data.question_reader(config, policy.processor, config.data.records)
-    rl_data.refuse_evaluation_records(config, read.source)
-    requests_of = rl_data.training_requests(config, policy, read)
+    optimizer = optimizer_from_config(config.optimizer, config.steps * config.minibatches)
     engine = compiled_engine(trainable, meshes.sampling, config.dtype)
-    validate = rl_data.validation(config, policy, meshes.sampling, automaton, engine)
+    data = rl_data.open_data(config, policy, meshes.sampling, automaton, engine)
   record_settings(config, workdir)
-  clock = PhaseClock()
-  constants = policy_optimization.Constants(
-    forbidden_tokens=policy.forbidden_tokens,
-    frozen=trainable.frozen,
-    reference=policy_optimization.reference_policy(mesh, trainable.trained, settings),
-  )
+  clock, requests_of = PhaseClock(), data.requests_of
   updates = functools.partial(
-    policy_optimization.rl_loop,
+    rl_loop,
     sample=group_sampler(engine, requests_of, automaton, meshes, settings, config.seed, clock),
     collect_round=functools.partial(rollout_buffer.collect, settings=settings),
-    update=functools.partial(
-      policy_optimization.update_policy,
-      prompts_of=lambda numbers: requests_of(mesh, numbers).prompts,
-      constants=constants,
-      model=policy.model,
-      optimizer=optimizer,
-      settings=settings,
-      clock=clock,
-    ),
+    update=policy_update(trainable, requests_of, optimizer, settings, clock),
     settings=settings,
     steps=config.steps,
   )
@@ -99,30 +76,24 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     if not files.is_new:
       state, host = files.restore(state)
       with user_errors():
-        for number in rl_data.own_skipped(host["skipped"]):
-          read(number)  # reported and counted as if this start had met it
-
-    def host_state() -> dict[str, Any]:
-      return {"skipped": hosts.all_gather_json(read.skipped)}
-
-    state = fit(config, state, updates, validate, files, host_state, clock)
+        data.restore(host)
+    state = fit(config, state, data, updates, files, clock)
   write_trained(workdir, files.base, policy.model, mesh, trainable.subset, state.train.params)
 
 
 def fit(
   config: Config,
   state: RlState,
+  data: rl_data.RlData,
   updates: Callable,
-  validate: Callable[[Params], float],
   files: RunFiles,
-  host_state: Callable[[], dict[str, Any]],
   clock: PhaseClock,
 ) -> RlState:
   """Runs the loop to its end; writes metrics, checkpoints and the progress bar."""
   is_due = checkpoint_cadence(config.checkpoint_steps, config.checkpoint_minutes)
   with progress("dapo", int(state.batches), config.steps) as bar:
     if files.is_new:
-      files.metrics.write(0, {"validation/accuracy": validate(state.train.params)})
+      files.metrics.write(0, {"validation/accuracy": data.validate(state.train.params)})
     started = time.perf_counter()
     for state, sums in updates(state):  # noqa: B020 (each turn yields the next state)
       batch = int(state.batches)
@@ -130,16 +101,13 @@ def fit(
         values = metrics.means(sums) | {"time/step_s": time.perf_counter() - started}
         if batch % config.validate_steps == 0 or batch == config.steps:
           with clock.phase("validation"):
-            values["validation/accuracy"] = validate(state.train.params)
+            values["validation/accuracy"] = data.validate(state.train.params)
         files.metrics.write(batch, values | clock.read())
         show_progress(config, batch, values, bar)
         started = time.perf_counter()
       event = int(state.cursor) // config.rollout_batch_size + batch
-      preempted = hosts.preempted(event)
-      if is_due(event) or preempted or batch == config.steps:
-        files.save(event, state, host_state())
-      if preempted:
-        raise hosts.Preempted
+      due = is_due(event) or batch == config.steps
+      files.save(event, state, data.host_state, is_due=due, ends_early=hosts.preempted(event))
   return state
 
 

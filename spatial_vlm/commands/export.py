@@ -21,12 +21,11 @@ from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.huggingface.folder import copy_processor, find_folder
+from spatial_vlm.huggingface.folder import copy_processor, find_folder, read_model_config
 from spatial_vlm.huggingface.peft_adapter import write_adapter
 from spatial_vlm.huggingface.weights import stream_checkpoint
 from spatial_vlm.parameters.lora import is_adapter
 from spatial_vlm.parameters.partition import flatten, subset_from_config, unflatten
-from spatial_vlm.processor.chat import Processor
 from spatial_vlm.train.run import DTYPES
 from spatial_vlm.train.trained_weights import trained_shapes, with_base
 
@@ -48,7 +47,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       f"{run_folder} is not a workdir of `sft` or `dapo` ({error!r}); give one with a config.json"
     ) from error
   with user_errors():
-    model = Processor.from_folder(source).model_config
+    model = read_model_config(source)
   mesh = sharding.make_mesh({"fsdp": -1})
   with Checkpoints(run_folder / "checkpoints", read_only=True) as checkpoints:
     step = checkpoints.latest()
@@ -90,8 +89,8 @@ def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:
   """Raises UsageError if the run trains parameters other than LoRA factors."""
   if others := [path for path in trained if not is_adapter(path)]:
     raise UsageError(
-      f"{run_folder} trains {len(others)} parameters outside LoRA adapters ({others[0]} …), which an adapter file cannot "
-      "hold; omit adapter=true"
+      f"{run_folder} trains {len(others)} parameters outside LoRA adapters ({others[0]} …), which an adapter file "
+      "cannot hold; omit adapter=true"
     )
 
 

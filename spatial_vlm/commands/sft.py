@@ -20,7 +20,6 @@ Further files of conversations are mixed in by weight:
 """
 
 import argparse
-import collections
 import functools
 from collections.abc import Callable
 
@@ -30,9 +29,8 @@ from etils import epath
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, settings_from
-from spatial_vlm.data import skipped_records
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.process_rows import check_rows, make_global_batch, process_shard
 from spatial_vlm.train.run import (
   RunFiles,
@@ -55,13 +53,10 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     check(config)
     mesh = sharding.make_mesh(config.mesh)
     check_rows(mesh, "batch_size", config.batch_size)
-    shard = process_shard(mesh)
     trainable = load_trainable(config, mesh, config.from_scratch)
     check_scratch(config, trainable.frozen)
-    data = open_data(config, trainable.policy.processor, shard)
-    optimizer = make_optimizer(
-      settings_from(OptimizerSettings, config.optimizer, total_steps=data.steps)
-    )
+    data = open_data(config, trainable.policy.processor, process_shard(mesh))
+    optimizer = optimizer_from_config(config.optimizer, data.steps)
     settings = settings_from(SftSettings, config)
   record_settings(config, workdir)
   model = trainable.policy.model
@@ -73,7 +68,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     if not files.is_new:
       state, host = files.restore(state)
       with user_errors():
-        data.batches.set_state(skipped_records.own_state(host["batches"], shard))
+        data.restore(host)
     rows = (make_global_batch(mesh, batch) for batch in data.batches)
     updates = functools.partial(sft_loop, batches=rows, step=step)
     state = fit(config, workdir.name, state, data, updates, files)
@@ -108,25 +103,18 @@ def fit(
         sums = {}
       preempted |= hosts.preempted(number)
       ends_early = preempted and is_logged  # so that a resumed run logs the same
-      if ends_early or is_last or (is_logged and is_due(number)):
-        files.save(number, state, {"batches": hosts.all_gather_json(data.batches.get_state())})
+      due = is_last or (is_logged and is_due(number))
       bar.update()
-      if ends_early:
-        raise hosts.Preempted
+      files.save(number, state, data.host_state, is_due=due, ends_early=ends_early)
   return state
 
 
 def print_skipped(data: SftData) -> None:
   """Prints how many records of each file were skipped, and the share of padding."""
-  met = {
-    number: bad
-    for state in hosts.all_gather_json(data.batches.get_state())
-    for number, bad in skipped_records.skipped(state).items()
-  }
+  counts = data.skipped_by_file()  # gathers from all processes
   if jax.process_index() > 0:
     return
-  bad = [*data.bad, *met.values()]
-  for file, count in collections.Counter(record.file for record in bad).items():
+  for file, count in counts.items():
     print(f"{count} records of {file} were skipped; the log says which and why")
   if shares := metrics.means(data.padding):
     named = [f"{share:.1%} of the {kind} slots" for kind, share in shares.items()]

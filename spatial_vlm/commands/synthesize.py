@@ -29,15 +29,13 @@ from spatial_vlm.config import Config, UsageError, settings_from, snapshot
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.synthesis.run.batch_requests import BatchSettings, send_in_batches
 from spatial_vlm.synthesis.run.estimate import EstimateSettings, estimate_cost
 from spatial_vlm.synthesis.run.journal import Journal
 from spatial_vlm.synthesis.run.progress import RecordProgress
-from spatial_vlm.synthesis.run.requests import SynthesisRun, send_questions
+from spatial_vlm.synthesis.run.requests import SynthesisRun
 from spatial_vlm.synthesis.run.results import write_results
-from spatial_vlm.synthesis.setup import build_questions, check, start_run
+from spatial_vlm.synthesis.setup import build_questions, check, send_missing, start_run
 from spatial_vlm.synthesis.teacher_table import find_teacher
-from spatial_vlm.synthesis.teachers.gemini_batch import GeminiBatches
 from spatial_vlm.synthesis.verify.selection import SelectionSettings
 
 HARMLESS = (
@@ -118,12 +116,7 @@ async def send(config: Config, started: SynthesisRun, key: str) -> None:
       bar.set_postfix(accepted=accepted, usd=f"{started.ledger.spent_usd:.2f}", refresh=False)
       bar.update()
 
-    async with find_teacher(config.teacher).open(config, key) as teacher:
-      if config.batch.questions:
-        settings = settings_from(BatchSettings, config.batch)
-        await send_in_batches(started, GeminiBatches(teacher), settings, on_settled)
-      else:
-        await send_questions(started, teacher, on_settled)
+    await send_missing(config, started, key, on_settled)
 
 
 COMMAND = Command("synthesize", run, check=check, add_arguments=arguments)

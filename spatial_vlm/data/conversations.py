@@ -52,7 +52,7 @@ class ConversationSource:
 
   def __getitem__(self, index: int) -> messages.Messages:
     conversation = self.conversation(index)
-    visual = records.open_listed(self.place(index), self.visual, conversation)
+    visual = records.open_listed(self.origin(index), self.visual, conversation)
     return messages.messages(visual, conversation.question, conversation.answer)
 
   def conversation(self, index: int) -> Conversation:
@@ -71,7 +71,7 @@ class ConversationSource:
     """Image and question of each conversation."""
     return [(conversation.image, conversation.question) for _, conversation in self._numbered]
 
-  def place(self, index: int) -> tuple[str, int]:
+  def origin(self, index: int) -> tuple[str, int]:
     """Returns file and line."""
     return os.fspath(self.jsonl), self._numbered[index][0]
 

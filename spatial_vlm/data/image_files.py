@@ -14,7 +14,9 @@ from collections.abc import Sequence
 import PIL.Image
 from etils import epath
 
-from spatial_vlm.data.image_locations import ImageLocation, MissingImage, open_location
+from spatial_vlm.config import UsageError
+from spatial_vlm.data.image_archives import TAR_SUFFIXES, Tar, Zip
+from spatial_vlm.data.image_locations import Folder, ImageLocation, MissingImage, Store
 from spatial_vlm.processor.image import UnreadableImage, open_image
 
 ImageLocations = epath.PathLike | Sequence[epath.PathLike]
@@ -76,6 +78,23 @@ class ImageFiles:
       return open_image(data)
     except UnreadableImage as error:
       raise _unreadable(*self.find(name), error.__cause__ or error) from error
+
+
+def open_location(location: epath.PathLike) -> ImageLocation:
+  """Returns the location at a path, by its suffix; UsageError for any other file."""
+  path = epath.Path(location)
+  name = os.fspath(path)
+  kinds = {".zip": Zip, ".json": Store} | dict.fromkeys(TAR_SUFFIXES, Tar)
+  kind = next((kind for suffix, kind in kinds.items() if name.lower().endswith(suffix)), None)
+  if path.is_dir() or (kind is None and not path.exists()):
+    return Folder(path)
+  if kind is None:
+    raise UsageError(
+      f"{name} is given for images, but it is not a folder, a .tar, a .zip or the .json of a store"
+    )
+  if "://" in name:
+    raise UsageError(f"{name} is a remote archive; copy it to a local disk")
+  return kind(name)
 
 
 def _split(locations: ImageLocations) -> Sequence[epath.PathLike]:

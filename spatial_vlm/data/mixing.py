@@ -22,9 +22,9 @@ class Joined:
     source, within = self._find(index)
     return source[within]
 
-  def place(self, index: int) -> tuple[str, int]:
+  def origin(self, index: int) -> tuple[str, int]:
     source, within = self._find(index)
-    return source.place(within)
+    return source.origin(within)
 
   def numbers(self) -> list[range]:
     """Returns the numbers of the records of each source."""

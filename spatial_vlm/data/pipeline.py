@@ -25,6 +25,7 @@ from spatial_vlm.data.batch_plan import PlannedBatch
 from spatial_vlm.data.reading import BadRecordTally, ReadOptions, RecordRow, Source, read_row
 from spatial_vlm.data.records import BadRecord, TooManyBadRecords
 from spatial_vlm.data.skipped_records import SkipBadRecords
+from spatial_vlm.processor.chat import Size
 
 
 class EpochOrder(NamedTuple):
@@ -71,7 +72,13 @@ def prompt_order(seed: int, count: int) -> Callable[[int], int]:
   if count < 1:
     raise ValueError("the source holds no records; check the path and the split it was read from.")
   permuted = grain.MapDataset.range(count).seed(seed).shuffle()
-  return lambda cursor: int(permuted[int(cursor)])
+
+  def number_at(cursor: int) -> int:
+    number = permuted[int(cursor)]
+    assert number is not None  # grain filters no number
+    return int(number)
+
+  return number_at
 
 
 def batches(
@@ -131,7 +138,7 @@ def planned_batches(
     known_bad: bad records that a scan has found already and the plan omits; they count.
   """
 
-  def collate_rows(rows: list[_PlannedRow]) -> Any:
+  def collate_rows(rows: Sequence[_PlannedRow]) -> Any:
     values = [[record.value for record in row.records] for row in rows]
     return collate(values, shape=rows[0].shape)
 
@@ -180,7 +187,7 @@ def ordered_batches(
 def _planned(
   source: Source,
   encode: Callable[[Any], Any],
-  collate: Callable[[list[_PlannedRow]], Any],
+  collate: Callable[[Sequence[_PlannedRow]], Any],
   plan: Sequence[PlannedBatch],
   options: ReadOptions,
   known_bad: Mapping[int, BadRecord],
@@ -210,7 +217,8 @@ def _consecutive_plan(numbers: range, batch_size: int) -> list[PlannedBatch]:
   rows = [(number,) for number in numbers]
   rows += [()] * (-len(rows) % batch_size)
   starts = range(0, len(rows), batch_size)
-  return [PlannedBatch(None, tuple(rows[start : start + batch_size])) for start in starts]
+  unused = Size(0, 0)  # the rows of one prompt shape are collated without a plan's shape
+  return [PlannedBatch(unused, tuple(rows[start : start + batch_size])) for start in starts]
 
 
 def _first_good(source: Source, encode: Callable[[Any], Any], max_bad_share: float) -> Any:

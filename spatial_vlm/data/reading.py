@@ -24,7 +24,7 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> Any: ...
 
-  def place(self, index: int) -> tuple[str, int]:
+  def origin(self, index: int) -> tuple[str, int]:
     """Returns the file and the line of a record, for reports."""
     ...
 
@@ -65,7 +65,7 @@ def read_row(source: Source, encode: Callable[[Any], Any], number: int) -> Recor
   except BadRecordError as error:
     return RecordRow(number, bad=error.bad)
   except (UnreadableImage, UnusableRecord) as error:
-    return RecordRow(number, bad=BadRecord(*source.place(number), str(error)))
+    return RecordRow(number, bad=BadRecord(*source.origin(number), str(error)))
 
 
 class BadRecordTally:

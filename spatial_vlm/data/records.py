@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from etils import epath
@@ -97,7 +97,7 @@ class BadRecord:
 
 
 class UnusableRecord(ValueError):
-  """The reason why a record cannot be used; the reader adds its file and line (`place` of the source)."""
+  """The reason why a record cannot be used; the reader adds its file and line (`origin` of the source)."""
 
 
 class BadRecordError(UnreadableImage):
@@ -167,7 +167,7 @@ class JsonlSource:
 
   def __getitem__(self, index: int) -> Example:
     record, boxes = self.describe(index)
-    image = np.asarray(open_listed(self.place(index), self.image_files.open, record.image))
+    image = np.asarray(open_listed(self.origin(index), self.image_files.open, record.image))
     return Example(record, image, boxes, int(index))
 
   def __iter__(self) -> Iterator[Example]:
@@ -183,7 +183,7 @@ class JsonlSource:
     """Image and caption of each record."""
     return [(record.image, record.caption) for _, record in self._numbered]
 
-  def place(self, index: int) -> tuple[str, int]:
+  def origin(self, index: int) -> tuple[str, int]:
     """Returns file and line."""
     return os.fspath(self.jsonl), self._numbered[index][0]
 
@@ -191,10 +191,35 @@ class JsonlSource:
     return self._numbered[index][1].image
 
 
+class ExampleSource(Protocol):
+  """Random access to the usable examples of a file of records."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+  def describe(self, index: int) -> tuple[Record, dict[str, Box]]:
+    """Returns the record and its boxes without opening the image."""
+    ...
+
+  def origin(self, index: int) -> tuple[str, int]:
+    """Returns file and line of the record, for reports."""
+    ...
+
+  def image_name(self, index: int) -> str:
+    """Returns the name of the record's image."""
+    ...
+
+  @property
+  def pairs(self) -> list[tuple[str, str]]:
+    """Image and caption of each record."""
+    ...
+
+
 class Take:
   """The first `count` examples of a source."""
 
-  def __init__(self, source: JsonlSource, count: int):
+  def __init__(self, source: ExampleSource, count: int):
     if count < 0:
       raise ValueError(f"limit is {count}; give the number of examples, 0 for all")
     self.source, self.count = source, min(count, len(source))
@@ -205,16 +230,18 @@ class Take:
   def __getitem__(self, index: int) -> Example:
     return self.source[index]
 
-  def place(self, index: int) -> tuple[str, int]:
-    return self.source.place(index)
+  def origin(self, index: int) -> tuple[str, int]:
+    return self.source.origin(index)
 
 
-def open_listed(place: tuple[str, int], read: Callable[[Listed], Opened], listed: Listed) -> Opened:
-  """Returns `read(listed)`; an UnreadableImage becomes a BadRecordError with the file and line of `place`."""
+def open_listed(
+  origin: tuple[str, int], read: Callable[[Listed], Opened], listed: Listed
+) -> Opened:
+  """Returns `read(listed)`; an UnreadableImage becomes a BadRecordError with the file and line of `origin`."""
   try:
     return read(listed)
   except UnreadableImage as error:
-    raise BadRecordError(BadRecord(*place, str(error))) from error
+    raise BadRecordError(BadRecord(*origin, str(error))) from error
 
 
 def read_boxes(file: epath.PathLike) -> dict[str, dict[str, Box]]:

@@ -85,7 +85,7 @@ class Shards:
     """Name of each entry's image."""
     return [name for shard in self.manifest["shards"] for name in shard["images"]]
 
-  def place(self, index: int) -> tuple[str, int]:
+  def origin(self, index: int) -> tuple[str, int]:
     """Returns the shard, and the position in it counted from 1."""
     number = bisect.bisect_right(self._ends, index)
     before = self._ends[number - 1] if number else 0

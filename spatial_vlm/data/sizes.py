@@ -39,8 +39,8 @@ class SizedSource:
       return open_video(data, name=conversation.image).info
     return image_size(data, conversation.image)
 
-  def place(self, index: int) -> tuple[str, int]:
-    return self.source.place(index)
+  def origin(self, index: int) -> tuple[str, int]:
+    return self.source.origin(index)
 
 
 def image_size(data: bytes, name: str) -> ImageSize:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -60,7 +60,7 @@ class Overlap:
 
   name: str
   """Of the evaluation set, as messages call it."""
-  pairs: Collection[Pair]
+  pairs: Sequence[Pair]
   """All pairs of the evaluation set."""
   shared: Sequence[Pair]
 

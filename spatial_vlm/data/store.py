@@ -13,13 +13,14 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from etils import epath
+from jaxtyping import Int
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data import shards
@@ -117,15 +118,15 @@ class StoreSource:
       record, boxes = from_fields(header["record"]), named_boxes(header["boxes"])
       image = np.asarray(open_image(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise BadRecordError(BadRecord(*self.place(index), str(error))) from error
+      raise BadRecordError(BadRecord(*self.origin(index), str(error))) from error
     return Example(record, image, boxes, int(index))
 
   def __iter__(self) -> Iterator[Example]:
     return (self[index] for index in range(len(self)))
 
-  def place(self, index: int) -> tuple[str, int]:
+  def origin(self, index: int) -> tuple[str, int]:
     """Returns the shard, and the position in it counted from 1."""
-    return self._entries.place(index)
+    return self._entries.origin(index)
 
   def image_name(self, index: int) -> str:
     return self._images[index]
@@ -176,7 +177,7 @@ class _Writer:
     return self.shard(number).with_suffix(".json")
 
   def _write_shard(
-    self, number: int, indices: Sequence[int], advance: Callable[[int], object]
+    self, number: int, indices: Int[np.ndarray, "n"], advance: Callable[[int], object]
   ) -> dict[str, Any]:
     self.note(number).unlink(missing_ok=True)
     images, bad = [], []
@@ -186,7 +187,7 @@ class _Writer:
         file.write(self._entry(int(index)))
         images.append(self.source.image_name(int(index)))
       except UnreadableImage as error:
-        bad.append([*self.source.place(int(index)), str(error)])
+        bad.append([*self.source.origin(int(index)), str(error)])
       advance(1)
     file.close()
     note = {

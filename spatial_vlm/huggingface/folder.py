@@ -1,11 +1,15 @@
-"""Finds checkpoint folders and copies the files next to their weights."""
+"""Finds checkpoint folders, reads their config.json and copies the files next to their weights."""
 
 import fnmatch
+import json
 
 import jax
 from etils import epath
 
 from spatial_vlm.config import PACKAGE_FOLDER, UsageError
+from spatial_vlm.model.config import ModelConfig
+
+CONFIG_FILE = "config.json"
 
 
 def find_folder(folder: str) -> epath.Path:
@@ -21,6 +25,21 @@ def find_folder(folder: str) -> epath.Path:
   raise UsageError(
     f"checkpoint folder {folder} does not exist; give a Hugging Face folder of a Qwen3-VL model"
   )
+
+
+def read_model_config(folder: epath.PathLike) -> ModelConfig:
+  """Reads config.json of a Hugging Face Qwen3-VL folder, local or remote (gs://).
+
+  Raises:
+    FileNotFoundError: config.json is missing.
+    ValueError: it does not describe a dense Qwen3-VL.
+  """
+  file = epath.Path(folder) / CONFIG_FILE
+  if not file.is_file():
+    raise FileNotFoundError(
+      f"{folder} has no {CONFIG_FILE}; give the folder of a Hugging Face Qwen3-VL checkpoint"
+    )
+  return ModelConfig.from_huggingface(json.loads(file.read_text()))
 
 
 PROCESSOR_FILES = (

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -249,7 +249,7 @@ def _split_into_files(plan: Sequence[TensorPlan], max_bytes: int) -> Iterator[li
   yield part
 
 
-def _write_file(file: BinaryIO, part: list[TensorPlan], arrays: Iterator[np.ndarray]) -> None:
+def _write_file(file: IO, part: list[TensorPlan], arrays: Iterator[np.ndarray]) -> None:
   # from_pretrained requires "pt", the name of the layout; torch is not needed.
   header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
   names = {dtype: name for name, dtype in DTYPES.items()}

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, DTypeLike
 
+from spatial_vlm.huggingface.folder import CONFIG_FILE
 from spatial_vlm.huggingface.safetensors_folder import (
   DTYPES,
   StoredTensor,
@@ -34,9 +35,8 @@ from spatial_vlm.parameters.int8 import source_and_conversion
 from spatial_vlm.parameters.lora import effective_kernels
 from spatial_vlm.parameters.partition import flatten, unflatten
 from spatial_vlm.parameters.paths import path_name
-from spatial_vlm.types import Params
+from spatial_vlm.types import Device, Params
 
-CONFIG_FILE = "config.json"
 MAX_FILE_BYTES = 5 * 10**9
 """Size of a file's values at which transformers starts the next file."""
 
@@ -66,12 +66,13 @@ class CheckpointFolder:
   def _read_leaf(self, path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
     if leaf.sharding is None:
       return self.slices(path, leaf, [(slice(None),) * len(leaf.shape)])[0]
-    index_of_device = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+    indices = leaf.sharding.addressable_devices_indices_map(leaf.shape)
+    index_of_device = {device: index for device, index in indices.items() if index is not None}
     parts = self.on_devices(path, leaf, index_of_device)
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 
   def on_devices(
-    self, path: str, leaf: jax.ShapeDtypeStruct, index_of_device: Mapping[jax.Device, Index]
+    self, path: str, leaf: jax.ShapeDtypeStruct, index_of_device: Mapping[Device, Index]
   ) -> list[jax.Array]:
     """Returns each device's part of the parameter; devices with the same part share one read."""
     devices_of = collections.defaultdict(list)
@@ -113,20 +114,15 @@ class CheckpointFolder:
     return result
 
 
-def open_checkpoint(folder: epath.PathLike) -> CheckpointFolder:
-  """Checks config.json and all headers of a Hugging Face Qwen3-VL folder, local or remote (gs://).
+def open_checkpoint(folder: epath.PathLike, config: ModelConfig) -> CheckpointFolder:
+  """Checks all headers of a Hugging Face Qwen3-VL folder, local or remote (gs://), against its model's `config`.
 
   Raises:
-    FileNotFoundError: config.json or the safetensors are missing.
-    ValueError: the configuration is not a dense Qwen3-VL; files are missing, damaged or outside the folder; or tensors
-      are missing, unknown, or of another shape or type. One error lists all differences.
+    FileNotFoundError: the safetensors are missing.
+    ValueError: files are missing, damaged or outside the folder; or tensors are missing, unknown, or of another shape
+      or type. One error lists all differences.
   """
   folder = epath.Path(folder)
-  if not (folder / CONFIG_FILE).is_file():
-    raise FileNotFoundError(
-      f"{folder} has no {CONFIG_FILE}; give a Hugging Face checkpoint folder."
-    )
-  config = ModelConfig.from_huggingface(json.loads((folder / CONFIG_FILE).read_text()))
   found = inventory(folder)
   expected = _tensors_by_name(config)
   problems = [*found.problems, *_problems(expected, found.tensors, found.lost)]

@@ -1,7 +1,6 @@
 """Loading a policy: the model and the processor of a Hugging Face folder."""
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 
 from spatial_vlm import sharding
@@ -26,9 +25,10 @@ def load_policy(folder: str, mesh: Mesh | None = None) -> Policy:
     mesh: the weights are laid out over this mesh, and each process reads what its devices hold; None: NumPy arrays.
   """
   path = find_folder(folder)
-  checkpoint = open_checkpoint(path)
+  processor = Processor.from_folder(path)
+  checkpoint = open_checkpoint(path, processor.model_config)
   shapes = checkpoint.shapes if mesh is None else with_param_shardings(mesh, checkpoint.shapes)
-  return _policy(path, checkpoint.read(shapes))
+  return _policy(processor, checkpoint.read(shapes))
 
 
 def load_policy_for_training(
@@ -46,17 +46,18 @@ def load_policy_for_training(
     from_scratch_seed: draws fresh weights for the folder's architecture instead of reading them.
   """
   path = find_folder(folder)
+  processor = Processor.from_folder(path)
+  model = processor.model_config
   if from_scratch_seed is None:
-    checkpoint = open_checkpoint(path)
-    return _policy(path, checkpoint.read(training_shapes(mesh, checkpoint.config, subset)))
-  model = Processor.from_folder(path).model_config
+    shapes = training_shapes(mesh, model, subset)
+    return _policy(processor, open_checkpoint(path, model).read(shapes))
   key = jax.random.fold_in(jax.random.key(from_scratch_seed), Purpose.WEIGHTS)
   where = sharding.param_shardings(mesh, abstract_params(model))
-  return _policy(path, jax.jit(init_params, static_argnums=0, out_shardings=where)(model, key))
+  draw = jax.jit(init_params, static_argnums=0, out_shardings=where)
+  return _policy(processor, draw(model, key))
 
 
-def _policy(folder: epath.Path, params: Params) -> Policy:
-  processor = Processor.from_folder(folder)
+def _policy(processor: Processor, params: Params) -> Policy:
   model = processor.model_config
   return Policy(processor, model, params, SpecialIds.of(processor.tokenizer, model))
 

@@ -197,7 +197,7 @@ def shard_mapped_cached_attention(
     sharding.ROWS, mesh, math.gcd(*(len(block.valid) for block in blocks))
   )
   heads = sharding.divisible_axes(("tensor",), mesh, k.shape[1])
-  of_block = CacheBlock(P(rows, heads), P(rows, heads), P(rows))
+  of_block = blocks[0].replace(keys=P(rows, heads), values=P(rows, heads), valid=P(rows))
   return jax.shard_map(
     cached_attention,
     in_specs=(P(rows, None, heads), P(rows, heads), P(rows, heads), [of_block] * len(blocks)),

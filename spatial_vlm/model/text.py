@@ -181,9 +181,9 @@ def run_layers(
   attend = functools.partial(attention, segments=segments, causal=True)
 
   def with_visual(h, number):
-    features, slots = deepstack or ((), None)
-    if not len(features):
+    if deepstack is None or not len(deepstack[0]):
       return h
+    features, slots = deepstack
     return jax.lax.cond(
       number < len(features),
       lambda h: h + features_at_tokens(features[number], slots).reshape(h.shape),

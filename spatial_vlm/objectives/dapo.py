@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm.metrics import Sums
-from spatial_vlm.objectives.policy_terms import log_ratio
+from spatial_vlm.objectives.policy_terms import log_ratio, token_count
 
 
 def dapo_objective(
@@ -24,7 +24,7 @@ def dapo_objective(
   r = jnp.exp(log_ratio(logp, logp_old, mask))
   A = advantage[:, None]
   gain = jnp.minimum(r * A, jnp.clip(r, 1 - eps_low, 1 + eps_high) * A)
-  return jnp.sum(jnp.where(mask, gain, 0.0)), jnp.sum(mask, dtype=jnp.int32)
+  return jnp.sum(jnp.where(mask, gain, 0.0)), token_count(mask)
 
 
 def dapo_statistics(

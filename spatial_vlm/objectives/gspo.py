@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spatial_vlm.objectives.policy_terms import log_ratio
+from spatial_vlm.objectives.policy_terms import answer_count, log_ratio
 
 
 def gspo_objective(
@@ -23,4 +23,4 @@ def gspo_objective(
   length = jnp.sum(mask, axis=-1)
   s = jnp.exp(jnp.sum(log_ratio(logp, logp_old, mask), axis=-1) / jnp.maximum(length, 1))
   gain = jnp.minimum(s * advantage, jnp.clip(s, 1 - eps_low, 1 + eps_high) * advantage)
-  return jnp.sum(jnp.where(length > 0, gain, 0.0)), jnp.sum(length > 0, dtype=jnp.int32)
+  return jnp.sum(jnp.where(length > 0, gain, 0.0)), answer_count(mask)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spatial_vlm.objectives.policy_terms import log_ratio
+from spatial_vlm.objectives.policy_terms import log_ratio, token_count
 
 
 def kl_to_reference(
@@ -14,4 +14,4 @@ def kl_to_reference(
   Returns the sum over the tokens in `mask`, each term ≥ 0, and N, their number.
   """
   log_u = -log_ratio(logp, logp_reference, mask)
-  return jnp.sum(jnp.exp(log_u) - 1 - log_u), jnp.sum(mask, dtype=jnp.int32)
+  return jnp.sum(jnp.exp(log_u) - 1 - log_u), token_count(mask)

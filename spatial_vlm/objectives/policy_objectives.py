@@ -6,71 +6,59 @@ objectives=(("dapo", 1.0), ("kl_reference", 0.01))      DAPO with a penalty on K
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from spatial_vlm.config import UsageError, Weighted, check_names
 from spatial_vlm.objectives.dapo import dapo_objective
 from spatial_vlm.objectives.gspo import gspo_objective
 from spatial_vlm.objectives.kl import kl_to_reference
-from spatial_vlm.objectives.policy_terms import ClipRange, PolicyTerms
+from spatial_vlm.objectives.policy_terms import ClipRange, PolicyTerms, answer_count, token_count
 
-Weighted = Sequence[tuple[str, float]]
-"""Names and weights."""
+Gain = tuple[Float[Array, ""], Int[Array, ""]]
+"""A sum to be maximised, and its divisor."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
   """A function to be maximised, and what its sum is divided by."""
 
-  gain: Callable[[PolicyTerms, ClipRange], Float[Array, ""]]
-  """The sum over the rows that it is given."""
+  gain: Callable[[PolicyTerms, ClipRange], Gain]
+  """The equation: the sum over the rows that it is given, and the number that the sum is divided by."""
   count: Callable[[Bool[Array, "R T"]], Int[Array, ""]]
-  """The divisor, from the mask of a whole mini-batch."""
+  """The same number from the mask alone, for a whole mini-batch."""
   reads_reference: bool = False
 
 
-def tokens(mask: Bool[Array, "R T"]) -> Int[Array, ""]:
-  """Number of tokens in `mask`."""
-  return jnp.sum(mask, dtype=jnp.int32)
+def _dapo(t: PolicyTerms, clip: ClipRange) -> Gain:
+  return dapo_objective(t.logp, t.logp_old, t.advantage, t.mask, *clip)
 
 
-def sequences(mask: Bool[Array, "R T"]) -> Int[Array, ""]:
-  """Number of answers with a token in `mask`."""
-  return jnp.sum(jnp.any(mask, axis=-1), dtype=jnp.int32)
+def _gspo(t: PolicyTerms, clip: ClipRange) -> Gain:
+  return gspo_objective(t.logp, t.logp_old, t.advantage, t.mask, *clip)
 
 
-def _dapo(t: PolicyTerms, clip: ClipRange) -> Float[Array, ""]:
-  return dapo_objective(t.logp, t.logp_old, t.advantage, t.mask, *clip)[0]
-
-
-def _gspo(t: PolicyTerms, clip: ClipRange) -> Float[Array, ""]:
-  return gspo_objective(t.logp, t.logp_old, t.advantage, t.mask, *clip)[0]
-
-
-def _kl_reference(t: PolicyTerms, clip: ClipRange) -> Float[Array, ""]:
+def _kl_reference(t: PolicyTerms, clip: ClipRange) -> Gain:
   assert t.logp_reference is not None
-  return -kl_to_reference(t.logp, t.logp_reference, t.mask)[0]
+  kl, count = kl_to_reference(t.logp, t.logp_reference, t.mask)
+  return -kl, count
 
 
 OBJECTIVES = {
-  "dapo": Objective(_dapo, tokens),
-  "gspo": Objective(_gspo, sequences),
-  "kl_reference": Objective(_kl_reference, tokens, reads_reference=True),
+  "dapo": Objective(_dapo, token_count),
+  "gspo": Objective(_gspo, answer_count),
+  "kl_reference": Objective(_kl_reference, token_count, reads_reference=True),
 }
 
 
 def check_objectives(objectives: Weighted) -> None:
-  """Raises ValueError for an unknown name, a weight that is not positive, or an empty choice."""
-  known = ", ".join(OBJECTIVES)
-  if not objectives:
-    raise ValueError(f"objectives is empty; choose from {known}, e.g. (('dapo', 1.0),)")
+  """Raises UsageError for an unknown name, a weight that is not positive, or an empty choice."""
+  check_names("objectives", objectives, OBJECTIVES)
   for name, weight in objectives:
-    if name not in OBJECTIVES:
-      raise ValueError(f"objectives names {name!r}; known are {known}")
     if not weight > 0:
-      raise ValueError(f"objectives weights {name!r} by {weight}; a weight is above 0")
+      raise UsageError(f"objectives weights {name!r} by {weight}; a weight is above 0")
 
 
 def reads_reference(objectives: Weighted) -> bool:
@@ -80,8 +68,8 @@ def reads_reference(objectives: Weighted) -> bool:
 
 def weighted_gain(
   objectives: Weighted, terms: PolicyTerms, clip: ClipRange, counts: dict[str, Int[Array, ""]]
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """Σ_k w_k · N/N_k · Σ gain_k, and each Σ gain_k; N counts tokens.
+) -> tuple[Float[Array, ""], dict[str, Gain]]:
+  """Σ_k w_k · N/N_k · Σ gain_k over these rows, and each Σ gain_k with its divisor; N counts tokens.
 
   The caller divides by N after the last micro-batch: the result is Σ_k w_k · (Σ gain_k) / N_k.
 
@@ -89,12 +77,12 @@ def weighted_gain(
     counts: `objective_counts` of the whole mini-batch, of which `terms` may be a part.
   """
   gains = {name: OBJECTIVES[name].gain(terms, clip) for name, _ in objectives}
-  total, *others = (w * _per_token(gains[name], name, counts) for name, w in objectives)
+  total, *others = (w * _per_token(gains[name][0], name, counts) for name, w in objectives)
   return sum(others, start=total), gains
 
 
 def _per_token(gain: Float[Array, ""], name: str, counts: dict[str, Int[Array, ""]]) -> Array:
-  if OBJECTIVES[name].count is tokens:
+  if OBJECTIVES[name].count is token_count:
     return gain
   return gain * (counts["tokens"] / jnp.maximum(counts[name], 1))
 
@@ -102,4 +90,4 @@ def _per_token(gain: Float[Array, ""], name: str, counts: dict[str, Int[Array, "
 def objective_counts(objectives: Weighted, mask: Bool[Array, "R T"]) -> dict[str, Int[Array, ""]]:
   """N_k of each objective over a whole mini-batch, and its number of `tokens`."""
   counts = {name: OBJECTIVES[name].count(mask) for name, _ in objectives}
-  return counts | {"tokens": tokens(mask)}
+  return counts | {"tokens": token_count(mask)}

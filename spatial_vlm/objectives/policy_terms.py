@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 class PolicyTerms(NamedTuple):
@@ -32,3 +32,13 @@ def log_ratio(
 ) -> Float[Array, "R T"]:
   """Log π_θ − log π_other; 0 outside `mask`, where both may be −inf (forbidden ids at padding)."""
   return jnp.where(mask, logp - logp_other, 0.0)
+
+
+def token_count(mask: Bool[Array, "R T"]) -> Int[Array, ""]:
+  """Σᵢ|oᵢ|, the number of tokens in `mask`."""
+  return jnp.sum(mask, dtype=jnp.int32)
+
+
+def answer_count(mask: Bool[Array, "R T"]) -> Int[Array, ""]:
+  """Number of answers with a token in `mask`."""
+  return jnp.sum(jnp.any(mask, axis=-1), dtype=jnp.int32)

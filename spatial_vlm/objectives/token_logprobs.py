@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm.objectives.cross_entropy import CHUNKS, cut
@@ -20,7 +21,9 @@ from spatial_vlm.objectives.vocabulary import (
 )
 
 
-def ban(logits: Float[Array, "... V"], forbidden_tokens: Bool[Array, "V"]) -> Float[Array, "... V"]:
+def ban(
+  logits: Float[Array, "... V"], forbidden_tokens: Bool[Array | np.ndarray, "V"]
+) -> Float[Array, "... V"]:
   """Logits with −inf at ids that are never sampled (padding, images, …)."""
   return jnp.where(forbidden_tokens, -jnp.inf, logits)
 
@@ -29,7 +32,7 @@ def token_logprobs(
   hidden: Float[Array, "B T D"],
   unembed: Float[Array, "D V"],
   tokens: Int[Array, "B T"],
-  forbidden_tokens: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array | np.ndarray, "V"],
   temperature: float = 1.0,
   chunk: int | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
@@ -54,7 +57,7 @@ def token_logprobs(
 
 def _logprobs_of_rows(
   unembed: Float[Array, "D V"],
-  forbidden_tokens: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array | np.ndarray, "V"],
   hidden: Float[Array, "B T D"],
   tokens: Int[Array, "B T"],
   temperature: float,
@@ -75,7 +78,7 @@ def _logprobs_of_rows(
 
 def _logprobs(
   unembed: Float[Array, "D V"],
-  forbidden_tokens: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array | np.ndarray, "V"],
   hidden: Float[Array, "B C D"],
   tokens: Int[Array, "B C"],
   temperature: float,

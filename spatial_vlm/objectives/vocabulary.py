@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
@@ -40,7 +41,9 @@ def target_values(
   return jax.lax.psum(jnp.where((own >= 0) & (own < size), value, 0.0), axes)
 
 
-def sharded_scores(score: Callable[..., Any], vocab_arrays: tuple[Array, ...], *rows: Array) -> Any:
+def sharded_scores(
+  score: Callable[..., Any], vocab_arrays: tuple[Array | np.ndarray, ...], *rows: Array
+) -> Any:
   """Calls `score(*vocab_arrays, *rows, axes=…)` on each device's shard of the mesh of `jax.set_mesh`, if any.
 
   Args:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from spatial_vlm.config import Config, settings_from
 from spatial_vlm.optim.moments import store_moments
 from spatial_vlm.optim.schedules import ScheduleSettings, learning_rate_at
 from spatial_vlm.parameters.paths import parameter_row, path_name
@@ -32,6 +33,11 @@ class OptimizerSettings(ScheduleSettings):
   eps: float
   weight_decay: float
   clip_norm: float
+
+
+def optimizer_from_config(config: Config, total_steps: int) -> optax.GradientTransformation:
+  """Returns the optimizer of the config group `optimizer`, whose schedule ends after `total_steps` updates."""
+  return make_optimizer(settings_from(OptimizerSettings, config, total_steps=total_steps))
 
 
 @functools.cache  # equal settings give the same object, so that jit does not compile a step again

@@ -136,7 +136,7 @@ def read_with_parts(leaf_at: Callable[[str], Array], subset: Subset, path: str) 
   if not is_target and not quantized:
     return leaf_at(path)
   names = INT8 if quantized else ("kernel",)
-  parts = {name: leaf_at(sibling(path, name)) for name in names}
+  parts: Params = {name: leaf_at(sibling(path, name)) for name in names}
   if is_target:
     parts |= {name: leaf_at(sibling(path, name)) for name in LORA_FACTORS}
     leading, _, _ = split_axes(path, parts[names[0]].shape)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Shaped, UInt32
 
-from spatial_vlm.config import UsageError
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.parameters.paths import INT8, LORA_SCALE, path_name
 from spatial_vlm.types import Params
 
@@ -115,7 +115,7 @@ def _checksum(leaf: Shaped[Array, "..."]) -> UInt32[Array, ""]:
   return jnp.sum(bits.astype(jnp.uint32) * (2 * index + 1), dtype=jnp.uint32)
 
 
-def subset_from_config(config: Mapping[str, Any]) -> Subset:
+def subset_from_config(config: Config | Mapping[str, Any]) -> Subset:
   """Builds the trainable subset from a training config, which has a group `lora`.
 
   Raises:

@@ -173,7 +173,9 @@ def compile_program(program: Program, chip: Chip) -> ProgramCost:
       loop_collective_bytes={},
       seconds={},
     )
-  hlo = Hlo(compiled.as_text(), {TOKENS: trace.trip_count})
+  text = compiled.as_text()
+  assert text is not None  # XLA's executables have one
+  hlo = Hlo(text, {TOKENS: trace.trip_count})
   collectives = find_collectives(hlo, trace.mesh.shape)
   traffic, stats = hbm_traffic(hlo), compiled.memory_analysis()
   assert stats is not None  # libtpu always tells

@@ -1,8 +1,11 @@
 """Shapes of a program's inputs, sharded as the input pipeline shards them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from spatial_vlm import sharding
 from spatial_vlm.model.config import ModelConfig
@@ -16,7 +19,7 @@ def batch_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size, dtype: s
   batch = Batch(
     tokens=_ints(*tokens),
     segments=_ints(*tokens),
-    targets=jax.ShapeDtypeStruct(tokens, jnp.bool_),
+    targets=_shape(tokens, jnp.bool_),
     positions=_ints(*tokens, 3),
     vision=_vision(model, rows, size.patches, dtype),
   )
@@ -41,13 +44,18 @@ def _vision(model: ModelConfig, rows: int, patches: int, dtype: str) -> Vision |
   if not patches:
     return None
   return Vision(
-    patches=jax.ShapeDtypeStruct((rows, patches, model.vision.patch_dim), jnp.dtype(dtype)),
+    patches=_shape((rows, patches, model.vision.patch_dim), jnp.dtype(dtype)),
     segments=_ints(rows, patches),
     coords=_ints(rows, patches, 2),
     pos_index=_ints(rows, patches, 4),
-    pos_weight=jax.ShapeDtypeStruct((rows, patches, 4), jnp.float32),
+    pos_weight=_shape((rows, patches, 4), jnp.float32),
   )
 
 
-def _ints(*shape: int) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(shape, jnp.int32)
+def _ints(*shape: int) -> Any:
+  return _shape(shape, jnp.int32)
+
+
+def _shape(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+  """Returns a `jax.ShapeDtypeStruct`; typed as Any because it stands in for an array of a pytree."""
+  return jax.ShapeDtypeStruct(shape, dtype)

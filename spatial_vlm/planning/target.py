@@ -1,12 +1,10 @@
 """What a plan is made for: a model on a TPU topology."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from spatial_vlm.huggingface.folder import find_folder
-from spatial_vlm.huggingface.weights import CONFIG_FILE
+from spatial_vlm.huggingface.folder import find_folder, read_model_config
 from spatial_vlm.model.config import PRESETS, ModelConfig
 from spatial_vlm.planning.chips import Chip, topology_devices
 
@@ -39,5 +37,4 @@ def choose_model(preset: str | None, checkpoint: str) -> ModelConfig:
   """Returns the named size of the model; without a name, that of the checkpoint, or 8b if there is none either."""
   if preset or not checkpoint:
     return PRESETS[preset or "8b"]
-  file = find_folder(checkpoint) / CONFIG_FILE
-  return ModelConfig.from_huggingface(json.loads(file.read_text()))
+  return read_model_config(find_folder(checkpoint))

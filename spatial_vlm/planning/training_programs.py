@@ -16,7 +16,7 @@ from spatial_vlm.data import batch_plan
 from spatial_vlm.huggingface.weights import layer_selector
 from spatial_vlm.inference.loading import training_shapes
 from spatial_vlm.model.config import ModelConfig
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.parameters.lora import partition_shapes
 from spatial_vlm.parameters.partition import NOTHING, subset_from_config
 from spatial_vlm.planning.compiled import (
@@ -113,4 +113,4 @@ def sharded_training_shapes(config: Config, model: ModelConfig, mesh: Mesh) -> T
 def optimizer_from(config: Config) -> optax.GradientTransformation:
   """Builds the optimizer of a config, for an arbitrary number of steps: it is only a constant of the program."""
   steps = config.optimizer.warmup_steps + 1
-  return make_optimizer(settings_from(OptimizerSettings, config.optimizer, total_steps=steps))
+  return optimizer_from_config(config.optimizer, steps)

@@ -12,17 +12,17 @@ A video is a sequence of merged pairs of sampled frames, each after its time, be
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, DTypeLike, Int
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.processor.image import (
   Grid,
@@ -130,20 +130,13 @@ class Processor:
     )
 
   @classmethod
-  def from_folder(cls, folder: str | Path) -> "Processor":
+  def from_folder(cls, folder: epath.PathLike) -> "Processor":
     """Reads tokenizer, `config.json` and the settings for images and videos of a Hugging Face folder."""
-    config = Path(folder) / "config.json"
-    tokenizer = load_tokenizer(folder)
-    if not config.is_file():
-      raise FileNotFoundError(
-        f"{config} is missing; give the folder of a Hugging Face Qwen3-VL checkpoint"
-      )
-    model_config = ModelConfig.from_huggingface(json.loads(config.read_text()))
     return cls(
-      tokenizer,
+      load_tokenizer(folder),
       ImageSettings.from_folder(folder),
       VideoSettings.from_folder(folder),
-      model_config,
+      read_model_config(folder),
     )
 
   def limited_to(self, patches: int) -> "Processor":

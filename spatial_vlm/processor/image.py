@@ -48,7 +48,7 @@ class ImageSettings:
   std: tuple[float, float, float]
 
   @classmethod
-  def from_folder(cls, folder: str | Path) -> "ImageSettings":
+  def from_folder(cls, folder: epath.PathLike) -> "ImageSettings":
     """Reads `preprocessor_config.json` of a Hugging Face folder, or the `processor_config.json` of newer ones.
 
     Raises:
@@ -59,7 +59,7 @@ class ImageSettings:
     return cls(**common_settings(path, config))
 
 
-def read_settings(folder: str | Path, own: str, section: str) -> tuple[Path, dict[str, Any]]:
+def read_settings(folder: epath.PathLike, own: str, section: str) -> tuple[Path, dict[str, Any]]:
   """Returns a file's path and its settings: the file `own`, or a section of the newer `processor_config.json`."""
   files = [Path(folder) / name for name in (own, "processor_config.json")]
   path = next((path for path in files if path.is_file()), files[0])
@@ -108,7 +108,7 @@ def png(image: PIL.Image.Image) -> bytes:
   return buffer.getvalue()
 
 
-def open_image(source: str | Path | bytes) -> PIL.Image.Image:
+def open_image(source: epath.PathLike | bytes) -> PIL.Image.Image:
   """Opens an image (a path, local or remote, or the bytes of a file) upright and as RGB.
 
   EXIF's orientation is applied; transparent parts become white.

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spatial_vlm.model.config import ModelConfig
@@ -17,7 +18,7 @@ VISUAL_TOKENS = {
 }
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: epath.PathLike) -> PreTrainedTokenizerFast:
   """Loads the tokenizer of a local Hugging Face folder without downloading anything.
 
   Raises:

@@ -8,10 +8,10 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, UInt8
 
 from spatial_vlm.processor.bicubic import resize
@@ -93,7 +93,7 @@ class VideoSettings(ImageSettings):
   max_frames: int
 
   @classmethod
-  def from_folder(cls, folder: str | Path) -> "VideoSettings":
+  def from_folder(cls, folder: epath.PathLike) -> "VideoSettings":
     """Reads `video_preprocessor_config.json` of a Hugging Face folder, or the `processor_config.json` of newer ones.
 
     Raises:

@@ -3,16 +3,14 @@
 rewards=(("accuracy", 1.0), ("overlong", 1.0))      DAPO: accuracy (±1) plus the overlong punishment
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int
 
+from spatial_vlm.config import Weighted
 from spatial_vlm.rewards.accuracy import accuracy_reward
 from spatial_vlm.rewards.overlong import overlong_penalty
-
-Weighted = Sequence[tuple[str, float]]
-"""Names and weights."""
 
 
 class RewardTerms(NamedTuple):
@@ -32,15 +30,6 @@ REWARDS: dict[str, Callable[[RewardTerms], Float[Array, "B G"]]] = {
     t.length_tokens, t.max_new_tokens, t.overlong_cache_tokens
   ),
 }
-
-
-def check_rewards(rewards: Weighted) -> None:
-  """Raises ValueError for an unknown name or an empty choice."""
-  known = ", ".join(REWARDS)
-  if not rewards:
-    raise ValueError(f"rewards is empty; choose from {known}, e.g. (('accuracy', 1.0),)")
-  if unknown := [name for name, _ in rewards if name not in REWARDS]:
-    raise ValueError(f"rewards names {unknown[0]!r}; known are {known}")
 
 
 def weighted_reward(rewards: Weighted, terms: RewardTerms) -> Float[Array, "B G"]:

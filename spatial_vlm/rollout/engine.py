@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
@@ -67,7 +68,7 @@ class CompiledEngine:
   def __init__(
     self,
     model: ModelConfig,
-    forbidden_tokens: Bool[Array, "V"],
+    forbidden_tokens: Bool[Array | np.ndarray, "V"],
     mesh: Mesh,
     to_rollout_weights: Callable[[Params], Params],
   ):

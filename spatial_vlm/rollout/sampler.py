@@ -79,7 +79,7 @@ def generate(
   params: Params,
   prompts: Prompts,
   key: PRNGKeyArray,
-  forbidden_tokens: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array | np.ndarray, "V"],
   *,
   model: ModelConfig,
   sampling: SamplingSettings,

@@ -75,7 +75,7 @@ For you alone: people who looked at the image hold this statement to be {truth},
 "{verdict}". Look again for what shows it, and derive it from the image. Do not mention, in any step, that you were \
 told.\
 """
-_CHAIN_QUESTION = QuestionBuilder(statements.TASK, "chain")
+CHAIN_QUESTION = QuestionBuilder(statements.TASK, "chain")
 _KEYS = ("summary", "caption", "objects", "reasoning", "conclusion")
 _VERDICTS = ("no", "yes")
 _FENCE = re.compile(r"\s*```(?:json)?[ \t\r]*\n(?P<inside>.*)\n```\s*", re.DOTALL | re.IGNORECASE)
@@ -175,7 +175,7 @@ class ChainFormat:
     """See ResponseFormat; raises ValueError for a hint."""
     if hint is not None:
       raise ValueError("the chain format takes no hint; ask without one")
-    return Question("", _CHAIN_QUESTION(record.caption).text, image, mime_type, seed, None)
+    return Question("", CHAIN_QUESTION(record.caption).text, image, mime_type, seed, None)
 
   def parse(self, text: str) -> Draft:
     """See ResponseFormat."""

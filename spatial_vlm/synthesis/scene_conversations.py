@@ -5,13 +5,14 @@ from tqdm import tqdm
 from spatial_vlm import answers
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.synthesis.draft import chain
 from spatial_vlm.tasks import statements
 
 
 def scene_conversations(source: SceneSource, count: int) -> dict[str, list[Conversation]]:
-  """Returns conversations about the first `count` examples: `chain` with four steps, `direct` with bare verdicts."""
+  """Returns conversations about the first `count` examples: `chain` has four steps, `direct` the verdict alone."""
   found: dict[str, list[Conversation]] = {"chain": [], "direct": []}
   for index in tqdm(range(count), desc="chains", dynamic_ncols=True):
     record, scene = source.describe(index)
@@ -20,6 +21,6 @@ def scene_conversations(source: SceneSource, count: int) -> dict[str, list[Conve
       "direct": answers.render_direct(record.label),
     }
     for form, answer in texts.items():
-      question = statements.question(record.caption, form)
-      found[form].append(Conversation(record.image, question, answer))
+      question = QuestionBuilder(statements.TASK, form)(record.caption)
+      found[form].append(Conversation(record.image, question.text, answer))
   return found

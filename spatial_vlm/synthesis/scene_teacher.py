@@ -114,7 +114,11 @@ def what(scene: Scene, name: str) -> tuple[str, str]:
 
 
 def vocabulary_texts(count: int, seed: int) -> Iterator[str]:
-  """Yields texts with every word of scenes (questions, answers, requests), to train a tokenizer."""
+  """Yields texts with every word of scenes (questions, answers, requests), to train a tokenizer.
+
+  No model is asked these questions, so they come from the task and not from a `QuestionBuilder`: the short form cites
+  behaviors that no index has.
+  """
   examples = SceneSource("pretrain", seed, 2 * ((count + 1) // 2), image_size=8)
   images = SceneImageSource("pretrain", seed, count, image_size=8)
   rng = np.random.default_rng(seed)

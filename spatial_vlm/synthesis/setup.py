@@ -1,16 +1,20 @@
-"""Checks the config of `synthesize` and builds a run from it."""
+"""Checks the config of `synthesize`, builds a run from it and sends its questions."""
+
+from collections.abc import Callable
 
 from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.data.records import JsonlSource
-from spatial_vlm.synthesis.run.batch_requests import BatchSettings
+from spatial_vlm.synthesis.run.batch_requests import BatchSettings, send_in_batches
 from spatial_vlm.synthesis.run.journal import Journal
 from spatial_vlm.synthesis.run.ledger import Ledger, Prices
 from spatial_vlm.synthesis.run.limiter import RequestLimits
-from spatial_vlm.synthesis.run.progress import Verifier
+from spatial_vlm.synthesis.run.progress import RecordProgress, Verifier
 from spatial_vlm.synthesis.run.questions import Attempts, Questions
-from spatial_vlm.synthesis.run.requests import SynthesisRun
+from spatial_vlm.synthesis.run.requests import SynthesisRun, send_questions
 from spatial_vlm.synthesis.teacher import Usage
 from spatial_vlm.synthesis.teacher_table import find_teacher, identity
+from spatial_vlm.synthesis.teachers.gemini import GeminiTeacher
+from spatial_vlm.synthesis.teachers.gemini_batch import GeminiBatches
 from spatial_vlm.synthesis.verify.check_settings import CheckSettings
 from spatial_vlm.synthesis.verify.selection import SelectionSettings
 
@@ -78,3 +82,19 @@ def start_run(config: Config, questions: Questions, journal: Journal) -> Synthes
     request_limits(config),
     config.allow_mixed_versions,
   )
+
+
+async def send_missing(
+  config: Config, run: SynthesisRun, key: str, on_settled: Callable[[RecordProgress], None]
+) -> None:
+  """Sends the questions without a stored answer, one by one or in batches, as the config says.
+
+  `on_settled` is called with the progress of each record that gets its last answer.
+  """
+  async with find_teacher(config.teacher).open(config, key) as teacher:
+    if config.batch.questions:
+      assert isinstance(teacher, GeminiTeacher)  # `check` refuses batches of other teachers
+      settings = settings_from(BatchSettings, config.batch)
+      await send_in_batches(run, GeminiBatches(teacher), settings, on_settled)
+    else:
+      await send_questions(run, teacher, on_settled)

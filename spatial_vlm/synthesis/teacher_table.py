@@ -81,7 +81,7 @@ def _check_local(config: Config) -> None:
 def _local_faults(config: Config) -> Faults:
   """Splits `local.fault_share` equally among all transient faults."""
   share = config.local.fault_share / len(TRANSIENT)
-  return Faults(**dict.fromkeys(TRANSIENT, share), retry_after_s=0.2, slow_s=0.5)
+  return Faults(**{kind: share for kind in TRANSIENT}, retry_after_s=0.2, slow_s=0.5)
 
 
 @contextlib.asynccontextmanager

@@ -2,40 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 from etils import epath
 
-from spatial_vlm.answers import Box, Grammar
+from spatial_vlm.answers import Grammar
 from spatial_vlm.data.image_files import ImageLocations
-from spatial_vlm.data.records import Example, Record
+from spatial_vlm.data.records import ExampleSource
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.scores import Scores
-
-
-class ExampleSource(Protocol):
-  """Random access to the usable examples of a file of records."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Example: ...
-
-  def describe(self, index: int) -> tuple[Record, dict[str, Box]]:
-    """Returns the record and its boxes without opening the image."""
-    ...
-
-  def place(self, index: int) -> tuple[str, int]:
-    """Returns file and line of the record, for reports."""
-    ...
-
-  def image_name(self, index: int) -> str:
-    """Returns the name of the record's image."""
-    ...
-
-  @property
-  def pairs(self) -> list[tuple[str, str]]:
-    """Image and caption of each record."""
-    ...
 
 
 @dataclasses.dataclass(frozen=True)

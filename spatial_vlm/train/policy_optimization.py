@@ -27,7 +27,7 @@ from spatial_vlm.objectives.policy_objectives import (
   reads_reference,
   weighted_gain,
 )
-from spatial_vlm.objectives.policy_terms import ClipRange, PolicyTerms
+from spatial_vlm.objectives.policy_terms import ClipRange, PolicyTerms, token_count
 from spatial_vlm.objectives.token_logprobs import token_logprobs
 from spatial_vlm.parameters.lora import merge_adapters
 from spatial_vlm.parameters.partition import NOTHING, combine
@@ -49,7 +49,7 @@ from spatial_vlm.types import Batch, Params, Prompts, RlState, Rollout, TrainSta
 class Constants(NamedTuple):
   """Arrays that updates read and never change."""
 
-  forbidden_tokens: Bool[Array, "V"]
+  forbidden_tokens: Bool[Array | np.ndarray, "V"]
   """Ids that are never sampled."""
   frozen: Params = NOTHING
   """Parameters that do not train."""
@@ -122,7 +122,7 @@ def answer_logprobs(
   params: Params,
   prompts: Prompts,
   rollout: Rollout,
-  forbidden_tokens: Bool[Array, "V"],
+  forbidden_tokens: Bool[Array | np.ndarray, "V"],
   model: ModelConfig,
   settings: RlSettings,
 ) -> tuple[Float[Array, "R T"], Float[Array, "R T"]]:
@@ -191,10 +191,9 @@ def rl_step(
       mask=rollout.mask.reshape(logp.shape),
     )
     gain, gains = weighted_gain(settings.objectives, terms, clip, counts)
-    number = objective_counts(settings.objectives, terms.mask)
-    sums = {"policy_objective": (gain, number["tokens"])}
+    sums = {"policy_objective": (gain, token_count(terms.mask))}
     if len(gains) > 1:
-      sums |= {f"objective/{name}": (gains[name], number[name]) for name in gains}
+      sums |= {f"objective/{name}": of_piece for name, of_piece in gains.items()}
     old, advantage = terms.logp_old, terms.advantage
     statistics = dapo_statistics(logp, old, advantage, terms.mask, entropy, *clip)
     return -gain, sums | statistics

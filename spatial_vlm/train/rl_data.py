@@ -1,27 +1,77 @@
 """Prompts of policy optimization: training rounds from an endless stream, and validation."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from spatial_vlm import hosts
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.data.reading import Reader
+from spatial_vlm.data.records import ExampleSource
 from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.inference.generation import QuestionEncoder, Row
 from spatial_vlm.inference.policy import Policy, PromptFormat, make_requests, prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.process_rows import process_shard
 from spatial_vlm.processor.chat import Processor
+from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards.accuracy import is_correct
-from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton, verdicts
+from spatial_vlm.rewards.verdict_automaton import (
+  VerdictAutomaton,
+  compile_automaton,
+  verdicts,
+)
 from spatial_vlm.rollout.engine import Engine, Requests
 from spatial_vlm.tasks import find_task
-from spatial_vlm.tasks.task import ExampleSource
 from spatial_vlm.types import Params
+
+
+class RlData(NamedTuple):
+  """The questions of a run."""
+
+  read: Reader
+  """Reads the question about a training record by its number; skipped records are counted in it."""
+  requests_of: Callable[[Mesh, Sequence[int]], Requests]
+  """(mesh, numbers) -> those prompts of the training stream."""
+  validate: Callable[[Params], float]
+  """Trainable parameters -> accuracy on validation records."""
+
+  def host_state(self) -> dict[str, Any]:
+    """Returns the records that each process has skipped, for a checkpoint; all processes call it."""
+    return {"skipped": hosts.all_gather_json(self.read.skipped)}
+
+  def restore(self, host: Mapping[str, Any]) -> None:
+    """Reports and counts the records that an earlier start skipped, as if this start had read them."""
+    for number in own_skipped(host["skipped"]):
+      self.read(number)
+
+
+def open_data(
+  config: Config, policy: Policy, mesh: Mesh, automaton: VerdictAutomaton, engine: Engine
+) -> RlData:
+  """Opens the records that a run samples answers for, and those that it validates on over the sampling mesh.
+
+  Raises UsageError if a training record is validated or evaluated on, or if a file has too few records.
+  """
+  source = open_records(config, config.data.records)
+  refuse_evaluation_records(config, source)
+  read = question_reader(config, policy.processor, source)
+  return RlData(
+    read,
+    training_requests(config, policy, read),
+    validation(config, policy, mesh, automaton, engine),
+  )
+
+
+def answer_automaton(config: Config, policy: Policy) -> VerdictAutomaton:
+  """Compiles the grammar of the task's answers over the policy's tokens."""
+  pieces = token_bytes(policy.processor.tokenizer)
+  return compile_automaton(find_task(config.task).grammar, pieces, policy.special.eos)
 
 
 def refuse_evaluation_records(config: Config, source: ExampleSource) -> None:
@@ -31,17 +81,22 @@ def refuse_evaluation_records(config: Config, source: ExampleSource) -> None:
   refuse_shared_records(source.pairs, evaluated, remedy)
 
 
+def open_records(config: Config, records: str) -> ExampleSource:
+  """Opens a file of records of the config's task."""
+  data = config.data
+  return find_task(config.task).read(records, data.images, None, data.max_bad_share)
+
+
 def rl_format(config: Config) -> PromptFormat:
   """Returns how the run lays out its prompts."""
   return prompt_format(config.data.prompt_shapes, config.dtype)
 
 
-def question_reader(config: Config, processor: Processor, records: str) -> Reader:
-  """Returns a reader of the questions about a file of records, each asking for a full chain."""
-  data, task = config.data, find_task(config.task)
-  source = task.read(records, data.images, None, data.max_bad_share)
-  encode = QuestionEncoder(processor, rl_format(config), QuestionBuilder(task, "chain"))
-  return Reader(source, encode, data.max_bad_share)
+def question_reader(config: Config, processor: Processor, source: ExampleSource) -> Reader:
+  """Returns a reader of the questions about records, each asking for a full chain."""
+  chains = QuestionBuilder(find_task(config.task), "chain")
+  encode = QuestionEncoder(processor, rl_format(config), chains)
+  return Reader(source, encode, config.data.max_bad_share)
 
 
 def training_requests(
@@ -89,7 +144,8 @@ def validation(
   The prompts are read again at every call, a batch at a time. The last batch is filled up with its first records, which
   count once.
   """
-  read = question_reader(config, policy.processor, config.data.validation)
+  source = open_records(config, config.data.validation)
+  read = question_reader(config, policy.processor, source)
   found = (number for number in range(len(read)) if read(number) is not None)
   usable = list(itertools.islice(found, config.validate_prompts))
   count, size = len(usable), config.validate_batch

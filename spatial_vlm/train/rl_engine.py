@@ -1,23 +1,24 @@
-"""The engine of a training run in this process, and the groups that it samples."""
+"""The engine of a training run in this process, the groups that it samples, and the update on them."""
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from spatial_vlm import sharding
 from spatial_vlm.config import Config
-from spatial_vlm.metrics import PhaseClock
+from spatial_vlm.metrics import PhaseClock, Sums
 from spatial_vlm.process_rows import check_rows
 from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton
 from spatial_vlm.rollout.engine import CompiledEngine, Engine, Requests
-from spatial_vlm.train.policy_optimization import rollout_weights
+from spatial_vlm.train import policy_optimization
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.rollout_buffer import judge_groups, rollout_shapes
 from spatial_vlm.train.run import Trainable
-from spatial_vlm.types import Params, Purpose, Rollout
+from spatial_vlm.types import Params, Purpose, RlState, Rollout
 
 
 class TrainingMeshes(NamedTuple):
@@ -44,7 +45,7 @@ def compiled_engine(trainable: Trainable, mesh: Mesh, dtype: str) -> CompiledEng
   Weights are sharded by heads and hidden units there. Sharded by width, as for training, every token of an answer would
   gather the whole model.
   """
-  convert = functools.partial(rollout_weights, dtype=dtype)
+  convert = functools.partial(policy_optimization.rollout_weights, dtype=dtype)
   shapes = jax.eval_shape(convert, trainable.trained, trainable.frozen)
   place = jax.jit(convert, out_shardings=sharding.param_shardings(mesh, shapes))
   policy, frozen = trainable.policy, trainable.frozen
@@ -83,3 +84,31 @@ def group_sampler(
       return jax.block_until_ready(to_train(judged))
 
   return sample
+
+
+def policy_update(
+  trainable: Trainable,
+  requests_of: Callable[[Mesh, Sequence[int]], Requests],
+  optimizer: optax.GradientTransformation,
+  settings: RlSettings,
+  clock: PhaseClock,
+) -> Callable[[RlState], tuple[RlState, Sums]]:
+  """Returns the update of a run on its collected groups.
+
+  Call it before the first update, which overwrites the weights that the reference policy is copied from.
+  """
+  policy = trainable.policy
+  constants = policy_optimization.Constants(
+    policy.forbidden_tokens,
+    trainable.frozen,
+    policy_optimization.reference_policy(trainable.mesh, trainable.trained, settings),
+  )
+  return functools.partial(
+    policy_optimization.update_policy,
+    prompts_of=lambda numbers: requests_of(trainable.mesh, numbers).prompts,
+    constants=constants,
+    model=policy.model,
+    optimizer=optimizer,
+    settings=settings,
+    clock=clock,
+  )

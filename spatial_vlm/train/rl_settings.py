@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from spatial_vlm.config import Config, UsageError, check_positive
+from spatial_vlm.config import Config, UsageError, check_names, check_positive
 from spatial_vlm.objectives.policy_objectives import check_objectives
-from spatial_vlm.rewards.table import check_rewards
+from spatial_vlm.rewards.table import REWARDS
 from spatial_vlm.rollout.sampler import SamplingSettings
 from spatial_vlm.train.run import check_algorithm, check_training
 
@@ -77,11 +77,8 @@ def check(config: Config) -> None:
   check_algorithm(config, "dapo")
   check_training(config)
   check_positive(config, *_POSITIVE)
-  try:
-    check_objectives(config.objectives)
-    check_rewards(config.rewards)
-  except ValueError as error:
-    raise UsageError(str(error)) from error
+  check_objectives(config.objectives)
+  check_names("rewards", config.rewards, REWARDS)
   if config.temperature <= 0:
     raise UsageError(f"temperature is {config.temperature}; sampling needs one above 0")
   if config.group_size < 2:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from spatial_vlm import metrics, sharding
@@ -46,7 +47,7 @@ def judge_groups(
 def rollout_shapes(groups: int, settings: RlSettings) -> Rollout:
   """Returns the shapes of so many groups."""
 
-  def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+  def array(dtype: DTypeLike, *shape: int) -> Any:  # stands in for an array
     return jax.ShapeDtypeStruct((groups, *shape), dtype)
 
   group, tokens = settings.group_size, settings.max_new_tokens

@@ -198,9 +198,23 @@ class RunFiles:
       check_base(host["base"], self.base["checksums"])
     return state, host
 
-  def save(self, number: int, state: Any, host: dict[str, Any]) -> None:
-    """Writes checkpoint `number`."""
-    self.checkpoints.save(number, state, host | {"base": self.base})
+  def save(
+    self,
+    number: int,
+    state: Any,
+    host_state: Callable[[], dict[str, Any]],
+    *,
+    is_due: bool,
+    ends_early: bool,
+  ) -> None:
+    """Writes checkpoint `number` if it is due or the run `ends_early`; raises hosts.Preempted in the latter case.
+
+    All processes call it. `host_state` is called only for a checkpoint, since it may gather from all processes.
+    """
+    if is_due or ends_early:
+      self.checkpoints.save(number, state, host_state() | {"base": self.base})
+    if ends_early:
+      raise hosts.Preempted
 
 
 @contextlib.contextmanager

@@ -131,10 +131,10 @@ def check(config: Config) -> None:
 def check_data(config: Config) -> None:
   data = config.data
   if data.batching not in BATCHINGS:
-    raise UsageError(f"data.arrangement is {data.batching!r}; choose one of {', '.join(BATCHINGS)}")
+    raise UsageError(f"data.batching is {data.batching!r}; choose one of {', '.join(BATCHINGS)}")
   if data.pretrain.scenes and (data.batching != "shuffled" or data.mix):
     raise UsageError(
-      "data.pretrain renders its images during training; it needs data.arrangement=shuffled and no data.mix"
+      "data.pretrain renders its images during training; it needs data.batching=shuffled and no data.mix"
     )
   if not data.shapes or not all(_is_shape(shape) for shape in data.shapes):
     raise UsageError(

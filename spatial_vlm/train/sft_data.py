@@ -1,14 +1,16 @@
-"""What supervised fine-tuning learns from: conversations from files, or rendered images drawn on the way."""
+"""What supervised fine-tuning learns from: conversations from files, or images rendered during training."""
 
+import collections
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
+from spatial_vlm import hosts
 from spatial_vlm.config import Config, UsageError
-from spatial_vlm.data import batch_plan, pipeline
+from spatial_vlm.data import batch_plan, pipeline, skipped_records
 from spatial_vlm.data.batch_plan import BATCHINGS
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.data.mixing import Joined, mixed_order
@@ -37,9 +39,28 @@ class SftData(NamedTuple):
   batches: grain.DatasetIterator
   steps: int
   padding: dict[str, tuple[int, int]]
-  """(padded slots, all slots) of tokens and of patches, where the plan tells them before the first batch."""
+  """(padded slots, all slots) of tokens and of patches, where the plan determines them before the first batch."""
   bad: list[BadRecord]
   """Lines that hold no conversation."""
+  shard: Shard
+  """The rows of a batch that this process reads."""
+
+  def host_state(self) -> dict[str, Any]:
+    """Returns the position of all processes in the data, for a checkpoint; all processes call it."""
+    return {"batches": hosts.all_gather_json(self.batches.get_state())}
+
+  def restore(self, host: Mapping[str, Any]) -> None:
+    """Continues at the position of a checkpoint."""
+    self.batches.set_state(skipped_records.own_state(host["batches"], self.shard))
+
+  def skipped_by_file(self) -> Mapping[str, int]:
+    """Returns file -> number of records that any process skipped; all processes call it."""
+    skipped = {
+      number: bad
+      for state in hosts.all_gather_json(self.batches.get_state())
+      for number, bad in skipped_records.skipped(state).items()
+    }
+    return collections.Counter(record.file for record in [*self.bad, *skipped.values()])
 
 
 def open_data(config: Config, processor: Processor, shard: Shard) -> SftData:
@@ -89,7 +110,7 @@ def conversations_of_files(config: Config, processor: Processor, shard: Shard) -
     known_bad=unusable,
   )
   bad = [record for source in sources for record in source.bad]
-  return SftData(batches, len(plan), batch_plan.padding(plan, sizes), bad)
+  return SftData(batches, len(plan), batch_plan.padding(plan, sizes), bad, shard)
 
 
 def rendered_images(config: Config, processor: Processor, shard: Shard) -> SftData:
@@ -118,7 +139,7 @@ def rendered_images(config: Config, processor: Processor, shard: Shard) -> SftDa
     order,
     read_options(config, shard),
   )
-  return SftData(batches, order.num_batches(len(stages)), padding={}, bad=[])
+  return SftData(batches, order.num_batches(len(stages)), padding={}, bad=[], shard=shard)
 
 
 def read_options(config: Config, shard: Shard) -> ReadOptions:

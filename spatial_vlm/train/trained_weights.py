@@ -77,7 +77,7 @@ def with_base(
   trained, frozen = (
     flatten(part) for part in partition_shapes(training_shapes(mesh, model, subset), subset)
   )
-  checkpoint = open_checkpoint(find_folder(base["folder"])) if frozen else None
+  checkpoint = open_checkpoint(find_folder(base["folder"]), model) if frozen else None
 
   def leaf_at(path: str) -> jax.Array:
     if path in trained:

@@ -1,6 +1,7 @@
 """One update: gradients accumulated over micro-batches, divided once, applied by the optimizer."""
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def apply_gradient(
 ) -> TrainState:
   """Returns the state after one update by the optimizer."""
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params = cast(Params, optax.apply_updates(state.params, updates))
   return TrainState(step=state.step + 1, params=params, opt_state=opt_state)
 
 

@@ -88,7 +88,7 @@ def test_direct_and_recalled_questions(
 def test_answer_and_evaluate_recall_the_same(
   run, taught, extracted, scenes_folder, evaluate_changes, tmp_path, monkeypatch, tokens
 ):
-  """Both presets recall behaviors of up to 48 tokens, whatever the limit on the sum of a handbook's lines."""
+  """Both presets recall behaviors of up to 48 tokens, independently of the limit on the sum of a handbook's lines."""
   stored = BehaviorIndex.load(extracted / "index", LexicalEmbedder()).handbook
   behaviors = tuple(dataclasses.replace(b, tokens=tokens) for b in stored.behaviors)
   handbook = Handbook(stored.max_entries, stored.max_tokens, behaviors)

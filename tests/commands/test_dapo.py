@@ -47,7 +47,7 @@ def test_what_it_writes(finished, taught):
 
 @pytest.mark.slow
 def test_on_eight_devices_it_draws_the_same(finished, run, dapo_changes, tmp_path):
-  """The first batch is drawn from the same weights, whatever the number of devices."""
+  """The first batch is drawn from the same weights on any number of devices."""
   mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
   assert run("dapo", tmp_path, {**dapo_changes, **mesh, "steps": 1}, devices=8).code == 0
   found, expected = (metrics.read_metrics(workdir)[1] for workdir in (tmp_path, finished[0]))

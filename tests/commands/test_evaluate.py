@@ -245,7 +245,7 @@ def test_broken_records_are_reported_and_skipped(
     assert run("evaluate", tmp_path / "run", {**changes, "data.max_bad_share": 0.5}).code == 0
   for line, reason in reasons.items():
     assert any(f"{path}:{line}: " in text and reason in text for text in caplog.messages)
-  # Of 27 readable lines the second has the torn image.
+  # The second of the 27 readable lines has the unreadable image.
   assert [p.id for p in predictions(tmp_path / "run")] == [0, *range(2, 27)]
   assert "5 of 32 records" in refused("evaluate", {**changes, "data.max_bad_share": 0.1}, lines=6)
 

@@ -17,14 +17,14 @@ class Letters:
   def __getitem__(self, index):
     return self.text[index]
 
-  def place(self, index):
+  def origin(self, index):
     return self.file, index + 1
 
 
 def test_joined_sources_are_read_by_one_number():
   joined = Joined([Letters("abc", "a.jsonl"), Letters("", "none.jsonl"), Letters("xy", "x.jsonl")])
   assert len(joined) == 5 and "".join(joined[i] for i in range(5)) == "abcxy"
-  assert [joined.place(i) for i in (0, 2, 3, 4)] == [
+  assert [joined.origin(i) for i in (0, 2, 3, 4)] == [
     ("a.jsonl", 1),
     ("a.jsonl", 3),
     ("x.jsonl", 1),

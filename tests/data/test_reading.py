@@ -20,7 +20,7 @@ class Numbers:
       raise BadRecordError(BadRecord("numbers.jsonl", index + 1, "image is damaged"))
     return index
 
-  def place(self, index):
+  def origin(self, index):
     return "numbers.jsonl", index + 1
 
 

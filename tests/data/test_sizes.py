@@ -58,6 +58,6 @@ def test_conversations_are_measured_as_they_are_encoded(nano, tmp_path):
   conversations.write(tmp_path / "c.jsonl", rows)
   source = ConversationSource(tmp_path / "c.jsonl", tmp_path, 0.0)
   outlines = sizes.SizedSource(source)
-  assert len(outlines) == 4 and outlines.place(2) == source.place(2)
+  assert len(outlines) == 4 and outlines.origin(2) == source.origin(2)
   for index in range(4):
     assert measure(processor, outlines[index]) == encode(processor, source[index]).size

@@ -101,7 +101,7 @@ def test_a_store_is_a_location_of_images(files, whole, tmp_path):
 
 def test_locations_name_shard_and_position(whole):
   store = StoreSource(whole, "train")
-  places = [store.place(index) for index in range(COUNT)]
+  places = [store.origin(index) for index in range(COUNT)]
   assert places[:2] == [(str(whole / "train-00000-of-00003.array_record"), n) for n in (1, 2)]
   assert places[9] == (str(whole / "train-00001-of-00003.array_record"), 1)
   assert places[-1] == (str(whole / "train-00002-of-00003.array_record"), 8)
@@ -223,7 +223,7 @@ def test_unreadable_images_are_skipped_and_listed(files, tmp_path):
 def test_more_shards_than_records_are_allowed(files, tmp_path):
   store = write_store(tmp_path, "train", source_of(files), Settings(COUNT + 2, 0, 0))
   assert len(list(store)) == COUNT
-  assert store.place(COUNT - 1)[1] == 1
+  assert store.origin(COUNT - 1)[1] == 1
 
 
 def test_settings_out_of_range_are_refused(files, tmp_path):

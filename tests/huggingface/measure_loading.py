@@ -19,6 +19,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from spatial_vlm import sharding  # noqa: E402
+from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.weights import open_checkpoint  # noqa: E402
 from spatial_vlm.parameters.paths import path_name  # noqa: E402
 
@@ -42,7 +43,7 @@ def main() -> None:
   args = parser.parse_args()
   jax.config.update("jax_num_cpu_devices", args.devices)
   mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
-  checkpoint = open_checkpoint(args.folder)
+  checkpoint = open_checkpoint(args.folder, read_model_config(args.folder))
   where = sharding.param_shardings(mesh, checkpoint.shapes)
   device, kept = jax.devices()[0], []
   before, started, clock = peak_bytes(), time.perf_counter(), time.process_time()

@@ -11,6 +11,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # noqa: E402
 
 from spatial_vlm import sharding  # noqa: E402
+from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.weights import open_checkpoint, stream_checkpoint  # noqa: E402
 from spatial_vlm.parameters.partition import flatten  # noqa: E402
 
@@ -20,7 +21,7 @@ def main() -> None:
   jax.config.update("jax_num_cpu_devices", 2)
   jax.distributed.initialize(coordinator, int(processes), int(number))
   mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})
-  checkpoint = open_checkpoint(folder)
+  checkpoint = open_checkpoint(folder, read_model_config(folder))
   params = checkpoint.read(sharding.with_param_shardings(mesh, checkpoint.shapes))
   assert not params["text"]["layers"]["mlp"]["down_proj"]["kernel"].is_fully_addressable
   flat = flatten(params)

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from spatial_vlm import sharding
 from spatial_vlm.huggingface import safetensors_folder
+from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.safetensors_folder import TensorPlan, write_folder
 from spatial_vlm.huggingface.tensor_table import tensor_of_parameter
 from spatial_vlm.huggingface.weights import (
@@ -118,7 +119,7 @@ def test_transformers_files_are_read(reference, in_parts):
 @pytest.mark.parametrize("shape", [(1, 1, 8, 1), (1, 2, 2, 2), (1, 1, 1, 8)])
 def test_arrays_over_a_mesh_are_those_of_the_whole(in_parts, shape):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
-  checkpoint = open_checkpoint(in_parts)
+  checkpoint = open_checkpoint(in_parts, read_model_config(in_parts))
   whole = checkpoint.read(checkpoint.shapes)
   wanted = cut_over(mesh, checkpoint.shapes, np.float32)
   for path, array in paths_and_leaves(checkpoint.read(wanted)).items():
@@ -130,7 +131,7 @@ def test_arrays_over_a_mesh_are_those_of_the_whole(in_parts, shape):
 def test_any_slice_of_any_parameter_is_read(in_parts, monkeypatch):
   # several blocks a tensor, and rows that follow each other in different slices
   monkeypatch.setattr(safetensors_folder, "BLOCK_BYTES", 5000)
-  checkpoint = open_checkpoint(in_parts)
+  checkpoint = open_checkpoint(in_parts, read_model_config(in_parts))
   draw = np.random.default_rng(0)
 
   def some(shape):
@@ -171,7 +172,7 @@ def test_remote_folders_are_written_and_read_by_ranges(reference, bucket):
   (folder, count), reference = bucket, reference("tiny")
   write_checkpoint(folder, reference.config, reference.params, max_file_bytes=10**6)
   write_checkpoint(folder, reference.config, reference.params, max_file_bytes=2 * 10**6)
-  checkpoint = open_checkpoint(folder)
+  checkpoint = open_checkpoint(folder, read_model_config(folder))
   count.clear()
   jax.tree.map(np.testing.assert_array_equal, checkpoint.read(checkpoint.shapes), reference.params)
   values = sum(leaf.nbytes for leaf in jax.tree.leaves(reference.params))
@@ -196,7 +197,7 @@ def test_remote_folders_are_written_and_read_by_ranges(reference, bucket):
 def test_one_device_reads_its_rows_alone(reference, bucket, path, share):
   (folder, count), reference = bucket, reference("tiny")
   write_checkpoint(folder, reference.config, reference.params)
-  checkpoint = open_checkpoint(folder)
+  checkpoint = open_checkpoint(folder, read_model_config(folder))
   mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
   leaf = paths_and_leaves(cut_over(mesh, checkpoint.shapes, np.float32))[path]
   device = mesh.devices[0, 0, 2, 1]
@@ -348,7 +349,7 @@ def damage(folder):
 def test_damaged_files_and_index_are_named_together(copied):
   expected = damage(copied)
   with pytest.raises(ValueError, match="7 differences") as caught:
-    open_checkpoint(copied)
+    open_checkpoint(copied, read_model_config(copied))
   assert str(caught.value).partition("\n")[2] == expected
 
 
@@ -417,7 +418,7 @@ def test_damaged_weights_are_named(reference, tmp_path):
 def test_a_file_that_shrinks_after_the_check_says_so(reference, tmp_path):
   for name in ("config.json", "model.safetensors"):
     shutil.copy(f"{reference('tiny').folder}/{name}", tmp_path)
-  checkpoint = open_checkpoint(tmp_path)
+  checkpoint = open_checkpoint(tmp_path, read_model_config(tmp_path))
   os.truncate(tmp_path / "model.safetensors", 10**6)
   with pytest.raises(OSError, match="became shorter"):
     checkpoint.read(checkpoint.shapes)

@@ -100,7 +100,7 @@ def test_a_resumed_run_counts_the_images_that_were_broken_before(generator, tmp_
         raise BadRecordError(BadRecord("file", index + 1, "torn"))
       return index
 
-    def place(self, index):
+    def origin(self, index):
       return "file", index + 1
 
   monkeypatch.setattr(BatchGenerator, "encode", lambda _, example: example)

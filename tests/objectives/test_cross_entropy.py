@@ -16,7 +16,7 @@ def inputs():
   unembed = rng.normal(size=(D, V)).astype(np.float32)
   tokens = rng.integers(0, V, (B, T))
   targets = rng.random((B, T)) < 0.6
-  targets[:, 0] = True  # never a target, whatever the mask says
+  targets[:, 0] = True  # never a target, even if the mask is True
   targets[1] = False  # a row without targets
   return hidden, unembed, tokens, targets
 

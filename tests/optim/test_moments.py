@@ -10,34 +10,25 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from optimizer_settings import adamw_settings
 
 from spatial_vlm import sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.optim import moments
 from spatial_vlm.optim.moments import FIRST, SECOND
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import make_optimizer
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
-def settings(**changes) -> OptimizerSettings:
-  return OptimizerSettings(
-    **dict(
-      method="adamw",
-      moments="float32",
-      learning_rate=0.01,
-      schedule="constant",
-      warmup_steps=0,
-      total_steps=1000,
-      final_fraction=1.0,
-      beta1=0.9,
-      beta2=0.999,
-      eps=1e-8,
-      weight_decay=0.0,
-      clip_norm=1e9,
-    )
-    | changes
-  )
+settings = functools.partial(
+  adamw_settings,
+  learning_rate=0.01,
+  total_steps=1000,
+  beta2=0.999,
+  weight_decay=0.0,
+  clip_norm=1e9,
+)
 
 
 def module(kernel):

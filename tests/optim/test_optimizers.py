@@ -1,33 +1,25 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import torch
+from optimizer_settings import adamw_settings
 
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.optim.schedules import learning_rate_at
 from spatial_vlm.parameters.paths import parameter_row, path_name
 
-
-def config(**changes) -> OptimizerSettings:
-  return OptimizerSettings(
-    **dict(
-      method="adamw",
-      moments="float32",
-      learning_rate=0.01,
-      schedule="cosine",
-      warmup_steps=4,
-      total_steps=20,
-      final_fraction=0.1,
-      beta1=0.9,
-      beta2=0.95,
-      eps=1e-8,
-      weight_decay=0.1,
-      clip_norm=1.0,
-    )
-    | changes
-  )
+config = functools.partial(
+  adamw_settings,
+  learning_rate=0.01,
+  schedule="cosine",
+  warmup_steps=4,
+  total_steps=20,
+  final_fraction=0.1,
+)
 
 
 def make_params(dtype=jnp.float32):

@@ -294,7 +294,7 @@ def test_a_folder_without_model_configuration_is_refused(tiny_folder, tmp_path):
   for file in tiny_folder.iterdir():
     if file.name != "config.json":
       (tmp_path / file.name).write_bytes(file.read_bytes())
-  with pytest.raises(FileNotFoundError, match="config.json is missing"):
+  with pytest.raises(FileNotFoundError, match="has no config.json"):
     Processor.from_folder(tmp_path)
 
 

@@ -16,7 +16,7 @@ from spatial_vlm.reuse.index import BehaviorIndex
 
 
 class RandomEmbedder:
-  """A random unit vector per text; texts in `broken` get whatever is given there."""
+  """A random unit vector per text; texts in `broken` get the value given there."""
 
   def __init__(self, width=24, broken=None):
     self.width, self.broken, self.calls = width, broken or {}, []

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
-from spatial_vlm.rewards.table import RewardTerms, check_rewards, weighted_reward
+from spatial_vlm.config import check_names
+from spatial_vlm.rewards.table import REWARDS, RewardTerms, weighted_reward
 
 TERMS = RewardTerms(
   verdict=jnp.array([[1, 0, -1, 1]]),
@@ -33,4 +34,4 @@ def test_rewards_are_added_by_weight(rewards, expected):
 )
 def test_invalid_choices_are_refused(rewards, message):
   with pytest.raises(ValueError, match=message):
-    check_rewards(rewards)
+    check_names("rewards", rewards, REWARDS)

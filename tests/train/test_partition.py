@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optimizer_settings import adamw_settings
 
 from spatial_vlm import sharding
 from spatial_vlm.data import messages
 from spatial_vlm.data.scenes.source import SceneSource
-from spatial_vlm.inference.loading import load_policy, load_policy_for_training
+from spatial_vlm.inference.loading import load_policy_for_training
 from spatial_vlm.inference.policy import encode_question
 from spatial_vlm.model import stack
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.parameters import int8, lora
 from spatial_vlm.parameters.partition import Subset, combine, flatten, partition, unflatten
 from spatial_vlm.parameters.paths import path_name, sibling
@@ -33,27 +34,7 @@ LORA = Subset(
 )
 SETTINGS = SftSettings(micro_batches=2, chunk_tokens=4096, remat="full", dtype="float32")
 DESCENT = optax.sgd(1.0)  # so that an update is the gradient
-ADAMW = make_optimizer(
-  OptimizerSettings(
-    method="adamw",
-    moments="float32",
-    learning_rate=1e-3,
-    schedule="constant",
-    warmup_steps=1,
-    total_steps=10,
-    final_fraction=1.0,
-    beta1=0.9,
-    beta2=0.95,
-    eps=1e-8,
-    weight_decay=0.1,
-    clip_norm=1.0,
-  )
-)
-
-
-@pytest.fixture(scope="module")
-def policy(nano):
-  return load_policy(str(nano))
+ADAMW = make_optimizer(adamw_settings(warmup_steps=1))
 
 
 @pytest.fixture(scope="module")
@@ -248,20 +229,7 @@ def test_with_the_vision_tower_frozen_the_others_move_as_in_full_training(
 @pytest.mark.parametrize("method", ["adamw", "muon"])
 def test_no_moment_exists_for_what_is_frozen(parts, patterns, method):
   trained, frozen = partition(combine(*parts), patterns)
-  settings = OptimizerSettings(
-    method=method,
-    moments="float32",
-    learning_rate=1e-3,
-    schedule="constant",
-    warmup_steps=1,
-    total_steps=10,
-    final_fraction=1.0,
-    beta1=0.9,
-    beta2=0.95,
-    eps=1e-8,
-    weight_decay=0.1,
-    clip_norm=1.0,
-  )
+  settings = adamw_settings(method=method, warmup_steps=1)
   state = jax.eval_shape(lambda p: update.init_state(p, make_optimizer(settings)), trained)
   names = [
     path_name(path)

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optimizer_settings import adamw_settings
 
 from spatial_vlm import metrics, process_rows, sharding
 from spatial_vlm.answers import STATEMENT
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.generation import encode_question
-from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.metrics import PhaseClock
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.parameters.partition import NOTHING
 from spatial_vlm.processor.chat import collate_prompts
 from spatial_vlm.processor.tokenizer import token_bytes
@@ -30,27 +30,7 @@ from spatial_vlm.train.update import init_state as init_train_state
 G, TOKENS = 4, 12
 
 # eps: as in test_sft.
-OPTIMIZER = make_optimizer(
-  OptimizerSettings(
-    method="adamw",
-    moments="float32",
-    learning_rate=3e-3,
-    schedule="constant",
-    warmup_steps=0,
-    total_steps=10,
-    final_fraction=1.0,
-    beta1=0.9,
-    beta2=0.95,
-    eps=1e-4,
-    weight_decay=0.1,
-    clip_norm=1.0,
-  )
-)
-
-
-@pytest.fixture(scope="module")
-def policy(nano):
-  return load_policy(str(nano))
+OPTIMIZER = make_optimizer(adamw_settings(learning_rate=3e-3, eps=1e-4))
 
 
 @pytest.fixture(scope="module")

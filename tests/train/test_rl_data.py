@@ -54,7 +54,8 @@ def config(scenes_folder):
 
 def test_a_prompt_is_a_function_of_its_number(config, policy, mesh):
   """An update reads the prompts of its mini-batches again, in another order and over another mesh."""
-  read = rl_data.question_reader(config, policy.processor, config.data.records)
+  source = rl_data.open_records(config, config.data.records)
+  read = rl_data.question_reader(config, policy.processor, source)
   requests_of = rl_data.training_requests(config, policy, read)
   first = requests_of(mesh, range(70, 78))  # beyond the first pass over 64 records
   again = requests_of(sharding.make_mesh({"fsdp": 2}, jax.devices()[:2]), [77, 70, 73, 70])

@@ -7,11 +7,12 @@ import optax
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
+from optimizer_settings import adamw_settings
 
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.inference.loading import load_policy, load_policy_for_training
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.train import run
 from spatial_vlm.train.run import check_algorithm, place_state, record_settings
 
@@ -19,11 +20,7 @@ from spatial_vlm.train.run import check_algorithm, place_state, record_settings
 def test_trained_weights_are_float32_and_on_the_mesh(nano):
   policy = load_policy(str(nano))
   half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), policy.params)
-  adam = dict(method="adamw", beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
-  constant = dict(learning_rate=1.0, schedule="constant", warmup_steps=0, final_fraction=1.0)
-  optimizer = make_optimizer(
-    OptimizerSettings(**adam, **constant, moments="float32", total_steps=9)
-  )
+  optimizer = make_optimizer(adamw_settings(learning_rate=1.0, beta2=0.9, weight_decay=0.0))
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   state = place_state(mesh, half, optimizer)
   expected = sharding.state_shardings(mesh, state)

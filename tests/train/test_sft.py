@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optimizer_settings import adamw_settings
 
 from spatial_vlm import metrics, process_rows, sharding
 from spatial_vlm.data import messages
 from spatial_vlm.data.scenes.source import SceneSource
-from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.model import qwen3_vl
-from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.processor.chat import Size, collate_batch, encode, total_size
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.tasks import statements
@@ -21,30 +21,12 @@ from spatial_vlm.train.sft import SftSettings, sft_loop, sft_loss, sft_step
 
 # eps: Adam divides by |g| + eps, and entries whose true gradient is zero (key biases) are nothing but rounding.
 OPTIMIZER = make_optimizer(
-  OptimizerSettings(
-    method="adamw",
-    moments="float32",
-    learning_rate=1e-3,
-    schedule="cosine",
-    warmup_steps=2,
-    total_steps=10,
-    final_fraction=0.1,
-    beta1=0.9,
-    beta2=0.95,
-    eps=1e-4,
-    weight_decay=0.1,
-    clip_norm=1.0,
-  )
+  adamw_settings(schedule="cosine", warmup_steps=2, final_fraction=0.1, eps=1e-4)
 )
 
 
 def settings(micro_batches=1, chunk_tokens=4096, remat="none", dtype="float32"):
   return SftSettings(micro_batches, chunk_tokens, remat, dtype)
-
-
-@pytest.fixture(scope="module")
-def policy(nano):
-  return load_policy(str(nano))
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,7 @@ class SceneImageSource:
         return SceneImage(int(index), scene, render(scene, self.image_size))
     raise RuntimeError(f"no scene found for image {index} with {count} objects")
 
-  def place(self, index: int) -> tuple[str, int]:
+  def origin(self, index: int) -> tuple[str, int]:
     """Returns a name of the source, and the number of the scene in it."""
     return f"{self.split} images of seed {self.seed}", index
 

@@ -155,10 +155,10 @@ class _SentImages:
     try:
       return encode_image(self._source.image_files, self._source.image_name(index))
     except UnreadableImage as error:
-      raise BadRecordError(BadRecord(*self.place(index), str(error))) from error
+      raise BadRecordError(BadRecord(*self.origin(index), str(error))) from error
 
-  def place(self, index: int) -> tuple[str, int]:
-    return self._source.place(index)
+  def origin(self, index: int) -> tuple[str, int]:
+    return self._source.origin(index)
 
 
 def _digest(image: SentImage) -> tuple[str, str]:

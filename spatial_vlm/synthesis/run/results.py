@@ -14,11 +14,11 @@ from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.data.records import Record
 from spatial_vlm.processor.image import png
 from spatial_vlm.synthesis.draft import chain
+from spatial_vlm.synthesis.formats import CHAIN_QUESTION
 from spatial_vlm.synthesis.run.requests import SynthesisRun
 from spatial_vlm.synthesis.verify import selection, synthesis_report
 from spatial_vlm.synthesis.verify.checks import CheckedAnswer
 from spatial_vlm.synthesis.verify.selection import SelectionSettings
-from spatial_vlm.tasks import statements
 
 
 class Written(NamedTuple):
@@ -95,8 +95,8 @@ def check_one_version(kept: Sequence[CheckedAnswer]) -> None:
 def _conversation(answer: CheckedAnswer) -> Conversation:
   """Returns the training example of an accepted answer."""
   assert answer.draft is not None
-  question = statements.question(answer.record.caption, "chain")
-  return Conversation(answer.record.image, question, chain(answer.draft))
+  question = CHAIN_QUESTION(answer.record.caption)
+  return Conversation(answer.record.image, question.text, chain(answer.draft))
 
 
 def _line(answer: CheckedAnswer, keys: Mapping[tuple[Record, int], str]) -> dict[str, Any]:
