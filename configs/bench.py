@@ -48,6 +48,7 @@ def tiny() -> ConfigDict:
       dapo=step()
       | dict(
         task="scenes",
+        rounds=2,  # a step takes long
         tokens=64,
         images=1,
         grid=(8, 8),
@@ -90,7 +91,7 @@ def on_accelerator() -> ConfigDict:
   """Returns what the presets for accelerators share: photographs of 640×480, and bfloat16."""
   config = tiny()
   config.dtype = "bfloat16"
-  config.rounds = 5
+  config.rounds = 3
   config.decode.tokens = 384
   for group in (config.decode, config.sft, config.dapo):
     group.grid = (30, 40)
@@ -106,16 +107,23 @@ def on_accelerator() -> ConfigDict:
   return config
 
 
-def with_lora(config: ConfigDict) -> ConfigDict:
-  config.sft.trainable = (".*/lora_[ab]",)
-  config.sft.lora.rank = 16
-  return config
+def with_lora(group: ConfigDict) -> None:
+  group.trainable = (".*/lora_[ab]",)
+  group.lora.rank = 16
+
+
+def with_packed_rows(group: ConfigDict) -> None:
+  group.batch_size = 4
+  group.images = 3
+  group.tokens = 2048
 
 
 def qwen3_vl_2b() -> ConfigDict:
-  config = with_lora(on_accelerator())
+  config = on_accelerator()
   config.model = "2b"
   config.measurements = ("forward", "decode", "sft")
+  config.decode.batch_sizes = (1, 64)
+  with_lora(config.sft)
   return config
 
 
@@ -123,18 +131,16 @@ def qwen3_vl_2b_full() -> ConfigDict:
   config = on_accelerator()
   config.model = "2b"
   config.measurements = ("sft", "dapo")
-  config.rounds = 3
-  config.sft.batch_size = 4
-  config.sft.images = 3
-  config.sft.tokens = 2048
+  with_packed_rows(config.sft)
+  with_lora(config.dapo)
   return config
 
 
 def qwen3_vl_8b() -> ConfigDict:
-  config = with_lora(on_accelerator())
+  config = on_accelerator()
   config.model = "8b"
   config.measurements = ("attention", "parity", "decode", "sft")
-  config.sft.batch_size = 4
-  config.sft.images = 3
-  config.sft.tokens = 2048
+  config.decode.batch_sizes = (1, 64, 8)  # the ends first, in case that time runs out
+  with_lora(config.sft)
+  with_packed_rows(config.sft)
   return config

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from etils import epath
 
-from spatial_vlm.benchmark.inputs import text_ids
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.huggingface.weights import stream_checkpoint
 from spatial_vlm.model.config import ModelConfig
@@ -16,6 +15,9 @@ from spatial_vlm.parameters.partition import flatten
 from spatial_vlm.types import Batch, Params, Prompts
 
 LORA_MODULES = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+
+RECOMPUTED = ("offload", "full", "context")
+"""Policies that recompute most of a layer, next to which torch checkpoints its layers."""
 
 
 class Peer:
@@ -67,13 +69,10 @@ class Peer:
     """Returns a call that samples so many tokens of every answer."""
     inputs = self._inputs(prompts)
     sampling = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0)
-    banned = list(range(text_ids(self._config), self._config.text.vocab_size))
 
     def call():
       with self._torch.no_grad():
-        tokens = self._model.generate(
-          **inputs, max_new_tokens=steps, suppress_tokens=banned, **sampling
-        )
+        tokens = self._model.generate(**inputs, max_new_tokens=steps, **sampling)
       assert tokens.shape[1] == prompts.tokens.shape[1] + steps
       return self._wait(tokens)
 
@@ -90,7 +89,7 @@ class Peer:
     optimizer = torch.optim.AdamW(
       trained, lr=config.optimizer.learning_rate, fused=self._device == "cuda"
     )
-    if config.remat != "none":
+    if config.remat in RECOMPUTED:
       model.gradient_checkpointing_enable(dict(use_reentrant=False))
     model.train()
     inputs = self._inputs(batch)

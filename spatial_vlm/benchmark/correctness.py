@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
+from spatial_vlm import sharding
 from spatial_vlm.benchmark.inputs import RowShape, random_batch
 from spatial_vlm.benchmark.measure import alternate
 from spatial_vlm.benchmark.row import Row, Spread
@@ -17,6 +18,8 @@ from spatial_vlm.model.attention import plain_attention
 ROWS = 2
 SLACK = 3.0
 """A kernel is right if its errors are at most so many times those of the formula in the same type."""
+ATTENTION = "attention"
+"""Measurement whose rows begin with this name."""
 OUTPUTS = ("output", "dq", "dk", "dv")
 
 
@@ -29,9 +32,9 @@ def attention_rows(subject: Subject) -> Iterator[Row]:
   text, vision = subject.model.text, subject.model.vision
   heads = (text.num_attention_heads, text.num_key_value_heads, text.head_dim)
   shape = row_shape(subject.config.sft)
-  yield _attention_row(subject, "attention, text", heads, shape.tokens, causal=True)
+  yield _attention_row(subject, f"{ATTENTION}, text", heads, shape.tokens, causal=True)
   heads = (vision.num_heads, vision.num_heads, vision.head_dim)
-  yield _attention_row(subject, "attention, vision", heads, shape.patches, causal=False)
+  yield _attention_row(subject, f"{ATTENTION}, vision", heads, shape.patches, causal=False)
 
 
 def _attention_row(
@@ -47,12 +50,14 @@ def _attention_row(
   run = functools.partial(_with_gradients, flash.attention, *arrays, segments, causal)
   try:
     errors = _errors(run(), reference)
-  except jax.errors.JaxRuntimeError as error:
-    _use_formula()
+  except (
+    Exception
+  ) as error:  # a kernel that is missing, or that this version of its library refuses
+    use_formula()
     return Row(subject.name, name, error=f"{_first_line(error)}; the formula is used instead")
   figures = ", ".join(f"{label} {error:.1e}" for label, error in zip(OUTPUTS, errors, strict=True))
   if not (errors <= allowed).all():  # also for NaN
-    _use_formula()
+    use_formula()
     return Row(
       subject.name, name, error=f"errors {figures} are too large; the formula is used instead"
     )
@@ -99,8 +104,8 @@ def _errors(found, reference) -> np.ndarray:
   return np.array([np.abs(np.asarray(a, np.float32) - b).max() for a, b in pairs])
 
 
-def _use_formula() -> None:
-  """Takes this platform's kernel out of use."""
+def use_formula() -> None:
+  """Takes this platform's kernel of attention out of use."""
   for platform in ("cuda", "tpu"):
     flash.KERNELS.pop(platform, None)
   jax.clear_caches()
@@ -127,13 +132,17 @@ def parity_rows(subject: Subject) -> Iterator[Row]:
     return qwen3_vl.logits(params, model, hidden)
 
   cpu = jax.devices("cpu")[0]
+  on_cpu = jax.device_put((jax.device_get(params), batch), cpu)
   with jax.default_matmul_precision("highest"):
     here = np.asarray(forward(params, batch))
-    there = np.asarray(forward(*jax.device_put((jax.device_get(params), batch), cpu)))
+    with jax.set_mesh(sharding.make_mesh({}, [cpu])):
+      there = np.asarray(forward(*on_cpu))
   real = batch.segments > 0
   difference = np.abs(here - there)[real].max()
   scale = np.abs(there[real]).max()
-  text = f"logits differ from those of the CPU by at most {difference:.1e}; the largest is {scale:.1f}"
+  text = (
+    f"logits differ from those of the CPU by at most {difference:.1e}; the largest is {scale:.1f}"
+  )
   wrong = not difference <= PARITY_TOLERANCE * scale
   yield Row(
     PARITY_MODEL,

@@ -32,7 +32,7 @@ def dapo_rows(subject: Subject) -> Iterator[Row]:
   """
   config, model = subject.config.dapo, subject.model
   round_of = _Round(subject)
-  phases = [round_of.run() for _ in range(subject.rounds.count)]
+  phases = [round_of.run() for _ in range(config.rounds)]
   times = {name: [phase[name] for phase in phases] for name in phases[0]}
   answers = config.groups_per_batch * config.group_size
   answer_tokens = answers * config.max_new_tokens
@@ -43,9 +43,7 @@ def dapo_rows(subject: Subject) -> Iterator[Row]:
   )
 
   def row(name: str, seconds: list[float], flops: float, **others) -> Row:
-    return Row(
-      subject.name, name, Spread.of(seconds), tokens=answer_tokens, flops=flops, **others
-    )
+    return Row(subject.name, name, Spread.of(seconds), tokens=answer_tokens, flops=flops, **others)
 
   old, update = times["old"], times["update"]
   flops = round_of.flops
@@ -134,9 +132,7 @@ class _Round:
       self._prompts, completions, self._automaton, group_size=self._settings.group_size
     )
     # Random weights answer nothing right; half of each group counts as right, so that every group is kept.
-    right = jnp.broadcast_to(
-      jnp.arange(self._settings.group_size) % 2 == 0, groups.correct.shape
-    )
+    right = jnp.broadcast_to(jnp.arange(self._settings.group_size) % 2 == 0, groups.correct.shape)
     self._state = rollout_buffer.collect(
       self._state, groups.replace(correct=right), settings=self._settings
     )

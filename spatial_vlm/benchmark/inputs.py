@@ -59,9 +59,7 @@ def _rows(model: ModelConfig, rows: int, shape: RowShape, seed: int) -> dict[str
   used = conversations * length
   padded = [(0, 0), (0, shape.tokens - used)]
   numbers = np.repeat(np.arange(1, conversations + 1, dtype=np.int32), length)
-  images = [
-    [_image(rng, model, shape.grid) for _ in range(conversations)] for _ in range(rows)
-  ]
+  images = [[_image(rng, model, shape.grid) for _ in range(conversations)] for _ in range(rows)]
   assert shape.patches % merge**2 == 0
   return {
     "tokens": np.pad(np.where(text, drawn, tokens).reshape(rows, used), padded),

@@ -56,7 +56,9 @@ def measure(subject: Subject) -> Iterator[Progress]:
       with jax.set_mesh(subject.mesh):  # the kernels read the mesh
         for row in MEASUREMENTS[name](subject):
           yield Progress(with_limits(row, subject), name)
-    except Exception as error:  # out of memory, or a kernel that is missing: other rows do not suffer
+    except (
+      Exception
+    ) as error:  # out of memory, or a kernel that is missing: other rows do not suffer
       log.info("%s", traceback.format_exc())
       yield Progress(Row(subject.name, name, error=_in_short(error)), name)
     yield Progress(None, "")
@@ -91,7 +93,9 @@ def check(config: Config) -> None:
   for name in ("sft", "dapo"):
     check_training(config[name])
     if config[name].frozen_int8:
-      raise UsageError(f"{name}.frozen_int8 is True; the bench has random weights in {DTYPES} alone")
+      raise UsageError(
+        f"{name}.frozen_int8 is True; the bench has random weights in {DTYPES} alone"
+      )
 
 
 def _check_rows(config: Config, name: str) -> None:

@@ -114,7 +114,9 @@ def report(starts: Sequence[dict[str, Any]], rows: Iterable[Row]) -> str:
 
 def _start_line(start: dict[str, Any]) -> str:
   of = start["versions"]
-  names = " · ".join(f"{name} {of[name]}" for name in ("jax", "transformers", "torch") if name in of)
+  names = " · ".join(
+    f"{name} {of[name]}" for name in ("jax", "transformers", "torch") if name in of
+  )
   return (
     f"{start['date']}, {start['model']}, {start['dtype']}: {start['devices']}; {start['processor']}; {names}. Limits: "
     f"{start['flops_per_s'] / 1e12:.3g} TFLOP/s, {start['bytes_per_s'] / 1e9:.4g} GB/s."
@@ -146,5 +148,7 @@ def spread(values: Spread, scale: float = 1.0) -> str:
   >>> spread(Spread(0.0123, 0.012, 0.02), 1e3)
   '12.3 (12–20)'
   """
-  median, low, high = (f"{value * scale:.3g}" if value * scale < 100 else f"{value * scale:.0f}" for value in values)
+  median, low, high = (
+    f"{value * scale:.3g}" if value * scale < 100 else f"{value * scale:.0f}" for value in values
+  )
   return f"{median} ({low}–{high})"

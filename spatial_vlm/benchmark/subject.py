@@ -73,9 +73,7 @@ class Subject:
   @functools.cached_property
   def params(self) -> Params:
     """Weights in the type of inference, made on the device."""
-    frozen = dataclasses.replace(
-      EVERYTHING, trainable=(), frozen_dtype=self.config.dtype
-    )
+    frozen = dataclasses.replace(EVERYTHING, trainable=(), frozen_dtype=self.config.dtype)
     return random_params(self.mesh, self.model, frozen, self.config.seed)
 
 
@@ -87,7 +85,11 @@ def row_shape(group: Config) -> RowShape:
 def random_params(mesh: Mesh, model: ModelConfig, subset: Subset, seed: int) -> Params:
   """Returns random weights over the mesh in the types in which training stores them; no float32 copy is made."""
   shapes = training_shapes(mesh, model, subset)
-  dtype = jnp.float32 if any(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes)) else subset.frozen_dtype
+  dtype = (
+    jnp.float32
+    if any(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
+    else subset.frozen_dtype
+  )
 
   def draw(key: jax.Array) -> Params:
     params = init_params(model, key, dtype)

@@ -55,7 +55,9 @@ def sft_rows(subject: Subject) -> Iterator[Row]:
   batch = sharding.make_global_batch(subject.mesh, host)
   settings = settings_from(SftSettings, config)
   shapes = jax.eval_shape(lambda s: s, (state, batch, frozen))
-  shapes = sharding.with_shardings(shapes, jax.tree.map(lambda x: x.sharding, (state, batch, frozen)))
+  shapes = sharding.with_shardings(
+    shapes, jax.tree.map(lambda x: x.sharding, (state, batch, frozen))
+  )
   trace = functools.partial(sft_step.trace, *shapes, model=model, optimizer=optimizer)
   built = build(functools.partial(trace, settings=settings))
   calls = {"ours": Stepper(built.call, state, batch, frozen)}
