@@ -30,7 +30,7 @@ def dapo_rows(subject: Subject) -> Iterator[Row]:
   One round of sampling fills the policy batch. The update's program computes the old log-probabilities too: their own
   program is timed alone, and the row of the update has the rest.
   """
-  config, model = subject.config.dapo, subject.model
+  config = subject.config.dapo
   round_of = _Round(subject)
   phases = [round_of.run() for _ in range(config.rounds)]
   times = {name: [phase[name] for phase in phases] for name in phases[0]}

@@ -4,19 +4,15 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from spatial_vlm import sharding
 from spatial_vlm.benchmark.inputs import RowShape
 from spatial_vlm.benchmark.limits import Limits
 from spatial_vlm.benchmark.measure import Rounds
+from spatial_vlm.benchmark.weights import random_params
 from spatial_vlm.config import Config
-from spatial_vlm.inference.loading import training_shapes
 from spatial_vlm.model.config import PRESETS, ModelConfig
-from spatial_vlm.model.qwen3_vl import init_params
-from spatial_vlm.parameters.partition import EVERYTHING, Subset
+from spatial_vlm.parameters.partition import EVERYTHING
 from spatial_vlm.types import Params
 
 _TINY = PRESETS["tiny"]
@@ -80,20 +76,3 @@ class Subject:
 def row_shape(group: Config) -> RowShape:
   """Returns the shape of the rows of a group of settings."""
   return RowShape(group.tokens, group.images, tuple(group.grid))
-
-
-def random_params(mesh: Mesh, model: ModelConfig, subset: Subset, seed: int) -> Params:
-  """Returns random weights over the mesh in the types in which training stores them; no float32 copy is made."""
-  shapes = training_shapes(mesh, model, subset)
-  dtype = (
-    jnp.float32
-    if any(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes))
-    else subset.frozen_dtype
-  )
-
-  def draw(key: jax.Array) -> Params:
-    params = init_params(model, key, dtype)
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), params, shapes)
-
-  where = sharding.param_shardings(mesh, shapes)
-  return jax.jit(draw, out_shardings=where)(jax.random.key(seed))

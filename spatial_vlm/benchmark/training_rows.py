@@ -11,7 +11,8 @@ from spatial_vlm import sharding
 from spatial_vlm.benchmark.inputs import random_batch
 from spatial_vlm.benchmark.measure import alternate, build, flops_of, ratios, rebuild_seconds
 from spatial_vlm.benchmark.row import Row, Spread
-from spatial_vlm.benchmark.subject import Subject, random_params, row_shape
+from spatial_vlm.benchmark.subject import Subject, row_shape
+from spatial_vlm.benchmark.weights import random_params
 from spatial_vlm.config import Config, settings_from
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.parameters.partition import subset_from_config
