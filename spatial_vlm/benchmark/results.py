@@ -27,6 +27,7 @@ class Results:
   def __init__(self, workdir: epath.Path):
     self._workdir = workdir
     workdir.mkdir(parents=True, exist_ok=True)
+    self._running: tuple[str, str] | None = None
     self.starts, self.rows = _read(workdir / RESULTS)
 
   def start(self, model: str, dtype: str, limits: Limits) -> None:
@@ -41,8 +42,13 @@ class Results:
       row: None where a measurement begins or ends.
       running: model and name of the measurement in progress. Until it ends, the files say that it did not finish.
     """
-    gone = {row.key if row else None, running}
-    self.rows = [other for other in self.rows if other.key not in gone and not other.is_pending]
+    replaced = row.key if row else running
+    self.rows = [
+      other
+      for other in self.rows
+      if other.key != replaced and not (other.is_pending and other.key == self._running)
+    ]
+    self._running = running
     if row:
       self.rows.append(row)
     if running:
