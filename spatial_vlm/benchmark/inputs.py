@@ -45,8 +45,8 @@ def random_batch(model: ModelConfig, rows: int, shape: RowShape, seed: int) -> B
 def random_prompts(model: ModelConfig, rows: int, shape: RowShape, seed: int) -> Prompts:
   """Returns prompts of one image each, all of one length; half of the labels are true."""
   numbers = np.arange(rows, dtype=np.int32)
-  fields = _rows(model, rows, shape, seed) | {"ids": numbers, "label": numbers % 2}
-  return Prompts(**fields)
+  ids: dict[str, Any] = {"ids": numbers, "label": numbers % 2}
+  return Prompts(**ids, **_rows(model, rows, shape, seed))
 
 
 def _rows(model: ModelConfig, rows: int, shape: RowShape, seed: int) -> dict[str, Any]:
