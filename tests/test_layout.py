@@ -17,7 +17,7 @@ LAYERS = (
   ),
   (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
-    *("synthesis", "train", "planning"),
+    *("synthesis", "train", "planning", "benchmark"),
   ),
   ("demo", "commands", "cli"),
 )
@@ -82,6 +82,11 @@ FOLDERS = {
     *("generation_programs", "training_programs", "rl_programs", "inference_programs"),
     *("programs", "batch_rows", "target", "cache", "search", "advice", "plan_report"),
   ),
+  "benchmark": (
+    *("row", "measure", "limits", "inputs", "weights", "subject", "correctness"),
+    *("inference_rows", "training_rows", "dapo_rows", "against_transformers"),
+    *("measurements", "results"),
+  ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
@@ -98,7 +103,7 @@ RESERVED = {
   "pyarrow": {"data/vsr.py"},
   "tensorflow": {"reuse/embedder.py"},
   "tensorflow_text": {"reuse/embedder.py"},
-  "torch": set(),
+  "torch": {"benchmark/against_transformers.py"},
   "torchvision": set(),
 }
 """Heavy or remote libraries and the files that may import them."""
