@@ -123,7 +123,7 @@ def gemini() -> ConfigDict:
   config.estimate.max_prompt_tokens = 4096
   config.budget_usd = 400.0
   config.checks.min_words = 15
-  config.checks.max_words = 160
+  config.checks.max_words = 240
   config.checks.number_tolerance = 2.0
   config.checks.geometry_margin = 80
   config.checks.decisive = ("left of", "right of", "at the left side of", "at the right side of")

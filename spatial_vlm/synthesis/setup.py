@@ -12,6 +12,7 @@ from spatial_vlm.synthesis.run.requests import SynthesisRun
 from spatial_vlm.synthesis.teacher import Usage
 from spatial_vlm.synthesis.teacher_table import find_teacher, identity
 from spatial_vlm.synthesis.verify.check_settings import CheckSettings
+from spatial_vlm.synthesis.verify.limits import describe_limits
 from spatial_vlm.synthesis.verify.selection import SelectionSettings
 
 
@@ -44,10 +45,11 @@ def check(config: Config) -> None:
 
 
 def build_questions(config: Config, source: JsonlSource) -> Questions:
-  """Builds the questions about the records of `source`, which checks all images."""
+  """Builds the questions about the records of `source`, which checks all images; they tell the limits of the checks."""
+  limits = describe_limits(settings_from(CheckSettings, config.checks))
   return Questions(
     source,
-    find_teacher(config.teacher).response_format,
+    find_teacher(config.teacher).response_format.with_limits(limits),
     settings_from(Attempts, config.attempts),
     identity=identity(config),
     seed=config.seed,

@@ -100,12 +100,17 @@ class Questions:
   def question(self, index: int, attempt: int) -> Question:
     """Builds a question; raises UnreadableImage if its image has become unreadable."""
     image = encode_image(self._source.image_files, self._source.image_name(index))
-    return self._build(index, attempt, image)
+    return self._build(self.response_format, index, attempt, image)
 
   def key(self, index: int, attempt: int) -> str:
-    """Returns the question's key: a hash of all that is sent and of the teacher's identity."""
+    """Returns the question's key: a hash of all that is sent, except the limits, and of the teacher's identity.
+
+    Every start checks stored answers against its own limits, so answers stay known when these change.
+    """
     digest, mime_type = self._digests[index]
-    question = self._build(index, attempt, SentImage(b"", mime_type))
+    question = self._build(
+      self.response_format.with_limits(""), index, attempt, SentImage(b"", mime_type)
+    )
     fields = dataclasses.asdict(question) | {"image": digest, "teacher": self._identity}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -118,11 +123,13 @@ class Questions:
       for attempt in range(len(self.attempts))
     }
 
-  def _build(self, index: int, attempt: int, image: SentImage) -> Question:
+  def _build(
+    self, response_format: ResponseFormat, index: int, attempt: int, image: SentImage
+  ) -> Question:
     record = self.record(index)
     hint = record.label if self.is_hinted(attempt) else None
     seed = hash_seed(self._seed, record.image, record.caption, attempt)
-    return self.response_format.question(record, image.data, image.mime_type, seed, hint)
+    return response_format.question(record, image.data, image.mime_type, seed, hint)
 
 
 def encode_image(images: ImageFiles, name: str) -> SentImage:

@@ -11,7 +11,7 @@ import collections
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from spatial_vlm.answers import Box
 from spatial_vlm.data.measurements import HOLDS, Number, any_of, compared, read_numbers
@@ -26,6 +26,9 @@ _SIZES = {"w": 0, "width": 0, "h": 1, "height": 1}
 """Keys of sizes → their axis."""
 _FRAME = {0, 500, 1000}
 """Edges and middle of the image, in units of 0–1000."""
+_FRAME_SIZE = 1000
+_NEAR_CHARACTERS = 60
+"""So far before a number stands the noun that it measures."""
 _MAX_COUNT = 10
 """A number without a key up to this value may be a count of things."""
 _LENGTH_BEFORE = re.compile(
@@ -200,20 +203,20 @@ def _claimed(
   number: Number, clause: str, boxes: Mapping[str, Box], owner: str, is_exact: bool
 ) -> Iterator[float]:
   """Yields the values that the number may stand for; words next to it tell the axis and the kind of a length."""
-  every = list(dict.fromkeys(boxes.values()))
   axis = _axis(number, clause)
-  if number.key == "gap" or (not number.key and _says(number, clause, r"\bgaps?\b")):
-    for a, b in itertools.combinations(every, 2):
-      yield from gaps(a, b) if axis is None else (gaps(a, b)[axis],)
-      yield math.hypot(*gaps(a, b))
+  kinds = _kinds(number, clause, is_exact)
+  if number.value == _FRAME_SIZE and not number.key:
+    yield _FRAME_SIZE
+  if kinds:
+    for a, b in itertools.combinations(dict.fromkeys(boxes.values()), 2):
+      for kind in kinds:
+        yield from kind(a, b) if axis is None else (kind(a, b)[axis],)
+        if axis is None:
+          yield math.hypot(*kind(a, b))
   elif number.key or (axis is None and is_exact):
     yield from _possible(number.key.lower(), clause, boxes, owner)
-  elif _says(number, clause, r"\b(?:centres?|centers?)\b"):
-    for a, b in itertools.combinations(every, 2):
-      yield from offsets(a, b) if axis is None else (offsets(a, b)[axis],)
-      if axis is None:
-        yield math.hypot(*offsets(a, b))
   else:
+    every = list(dict.fromkeys(boxes.values()))
     yield from () if axis is not None else _distances(every)
     for i in (0, 1) if axis is None else (axis,):
       yield from _lengths(every, i)
@@ -221,9 +224,16 @@ def _claimed(
       yield from _positions(every, i)
 
 
-def _says(number: Number, clause: str, pattern: str) -> bool:
-  """Tells whether the clause has these words in front of the number."""
-  return bool(re.search(pattern, _before(number, clause), re.IGNORECASE))
+def _kinds(
+  number: Number, clause: str, is_exact: bool
+) -> tuple[Callable[[Box, Box], tuple[int, int]], ...]:
+  """Returns the functions of two boxes that a gap, or a rounded distance, must come from; () for any."""
+  before = _before(number, clause)[-_NEAR_CHARACTERS:]
+  if number.key == "gap" or (not number.key and re.search(r"\b(?:gaps?|space)\b", before)):
+    return (gaps,)
+  if number.key or is_exact or not re.match(r"(?: units?| points?)? apart\b", clause[number.end :]):
+    return ()
+  return (offsets,) if re.search(r"\b(?:centres?|centers?)\b", before) else (offsets, gaps)
 
 
 def _axis(number: Number, clause: str) -> int | None:

@@ -18,10 +18,14 @@ _MARKED = (
 )
 """Words in front of the number of a thing."""
 _SHOWS = (
-  r"(?:reads?|reading|says?|shows?|showing|displays?|displaying|marked|numbered|labell?ed|printed|bears?|bearing"
-  r"|carries|carrying|wears?|wearing)"
+  r"(?:reads?|reading|says?|shows?|showing|displays?|displaying|marked|numbered|labell?ed|printed)"
 )
-_COUNTED = r"(?:people|men|women|children|persons|sheep|fish|(?!units|points|pixels|degrees|times)[a-z]+s)"
+_COUNTED = (
+  r"(?!(?:units?|points?|pixels|degrees|times|apart|percent|cm|mm|km|m|inch(?:es)?|feet|foot|yards|miles"
+  r"|\w*met(?:re|er)s?)\b)(?:(?!(?:is|was|as|has|its|less|and|or|to|of|in|at|by)\b)[a-z-]+ )?"
+  r"(?:people|men|women|children|sheep|fish|(?!(?:this|was|has|its|less|units|times)\b)[a-z]{2,}s)\b"
+)
+"""A plural noun, perhaps with an adjective, that is no unit."""
 _MAX_COUNT = 100
 
 
@@ -35,7 +39,8 @@ def without_visible_numbers(text: str, names: Iterable[str]) -> str:
   >>> without_visible_numbers("At 10:15 bus number 42 passes 12 people; bus x=42.", ["bus"])
   'At bus number passes people; bus x=42.'
   """
-  text = re.sub(r"""["“‘']\w*\d[\w:. -]*["”’']""", "", text)  # the words of a sign
+  for quoted in (r"""["“][^"“”]*\d[^"“”]*["”]""", r"""(?<=\s)['‘][^'’]*\d[^'’]*['’](?=[\s.,;)])"""):
+    text = re.sub(quoted, "", text)
   text = re.sub(r"\b\d{1,2}:\d{2}\b ?", "", text)
   text = re.sub(
     r"\b\d{1,2} ?(?=(?:o['’]clock|a\.m\.|p\.m\.|[ap]m)(?!\w))", "", text, flags=re.IGNORECASE
@@ -57,7 +62,7 @@ def without_visible_numbers(text: str, names: Iterable[str]) -> str:
 def _without_counts(text: str, names: Iterable[str]) -> str:
   """Removes numbers directly in front of a plural noun, as in "12 people"."""
   pattern = re.compile(
-    rf"(?<![=<>≤≥.\d])(?<!\bat )(?<!\bto )\b(\d{{1,3}}) (?=(?:[a-z]+ )?{_COUNTED}\b)(?!{any_of(names)}['’ ]+[xywh]\b)",
+    rf"(?<![=<>≤≥.\d])(?<!\bat )(?<!\bto )\b(\d{{1,3}}) (?={_COUNTED})(?!{any_of(names)}['’ ]+[xywh]\b)",
     re.IGNORECASE,
   )
   return pattern.sub(lambda match: "" if int(match[1]) <= _MAX_COUNT else match[0], text)
