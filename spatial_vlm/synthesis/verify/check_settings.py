@@ -15,7 +15,14 @@ BOX_RELATIONS = {name: name for name in RELATIONS} | {
 """Relations of VSR that boxes give evidence about → the entry of `RELATIONS` that measures it."""
 
 SEPARATING = (
-  *("left of", "right of", "at the left side of", "at the right side of", "far from", "far away from"),
+  *(
+    "left of",
+    "right of",
+    "at the left side of",
+    "at the right side of",
+    "far from",
+    "far away from",
+  ),
   *("away from", "outside", "out of", "detached from", "across from", "opposite to", "off", "past"),
 )
 """Relations that leave room for both objects: in a statement about one of them, no object fills the whole image."""

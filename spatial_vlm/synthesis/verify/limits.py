@@ -13,11 +13,11 @@ def describe_limits(settings: CheckSettings) -> str:
     "the statement's two objects may cover more, such as a train seen from inside or a table that a plate stands on, "
     f"but not in statements with {_listed(SEPARATING)}. No two objects share a name or a box.",
     "A coordinate is an edge or the centre of the object that it is said of"
-    f"{_tolerance(settings.number_tolerance)}. A coordinate of a part names the part and lies in the box of its object: "
+    f"{_tolerance(settings.number_tolerance)}. A coordinate of a part names the part and lies in its object's box: "
     '"the dog\'s head is at about x=300".',
-    'Lengths are those of the boxes, in their units and never in metres: gaps, distances, overlaps, widths, heights. '
+    "Lengths are those of the boxes, in their units and never in metres: gaps, distances, overlaps, widths, heights. "
     'Mark a rounded number: "about 600 units apart" for 605. A percentage, a fraction or "twice as wide" follows from '
-    "the boxes too. Any other number is one that the image shows, with a word that says so: \"route number 42\", "
+    'the boxes too. Any other number is one that the image shows, with a word that says so: "route number 42", '
     '"12 people", "at 90 degrees".',
     *_geometry(settings),
     "The reasoning's last sentence agrees with the conclusion.",

@@ -90,7 +90,11 @@ def _check_angles(clause: str, boxes: Mapping[str, Box]) -> tuple[str, list[str]
 
 def _part_around(clause: str, match: re.Match[str]) -> str:
   """Returns the part of the clause between commas, "but" and "while" that contains the match."""
-  breaks = [0, *(m.end() for m in re.finditer(r", (?!their|its)|\bbut\b|\bwhile\b", clause)), len(clause)]
+  breaks = [
+    0,
+    *(m.end() for m in re.finditer(r", (?!their|its)|\bbut\b|\bwhile\b", clause)),
+    len(clause),
+  ]
   start = max(place for place in breaks if place <= match.start())
   end = min(place for place in breaks if place >= match.end())
   part = clause[start:end]
@@ -100,15 +104,19 @@ def _part_around(clause: str, match: re.Match[str]) -> str:
 
 
 def _check_multiples(clause: str, boxes: Mapping[str, Box]) -> tuple[str, list[str]]:
-  pattern = re.compile(r"\b(\d+(?:\.\d+)?)(?: times\b| ?×| ?x\b(?! ?=))(?= (?:as|the|\w+er|more)\b)")
+  pattern = re.compile(
+    r"\b(\d+(?:\.\d+)?)(?: times\b| ?×| ?x\b(?! ?=))(?= (?:as|the|\w+er|more)\b)"
+  )
   errors = []
   for match in pattern.finditer(clause):
-    adjective = " ".join(clause[match.end() :].split()[:2])
+    after = " ".join(clause[match.end() :].split()[:5])
+    axis = _axis(after)
+    axis = _axis(clause[: match.start()]) if axis is None else axis
     claim = read_claim(clause[: match.start()], float(match[1]), 0)
-    slack = _MULTIPLE_TOLERANCE * (2 if not claim.is_exact else 1) * float(match[1])
+    slack = (_MULTIPLE_TOLERANCE if claim.is_exact else _MULTIPLE_TOLERANCE / 2) * float(match[1])
     claim = Claim(claim.low - slack, claim.high + slack, claim.is_exact)
-    if not any(claim.allows(ratio) for ratio in _ratios(boxes.values(), _axis(adjective))):
-      errors.append(f"{match[0]} {adjective} matches no ratio of boxes")
+    if not any(claim.allows(ratio) for ratio in _ratios(boxes.values(), axis)):
+      errors.append(f"{match[0]} {after} matches no ratio of boxes")
   return pattern.sub("", clause), errors
 
 
@@ -130,7 +138,9 @@ def _check_shares(clause: str, boxes: Mapping[str, Box]) -> tuple[str, list[str]
   for share in reversed(_shares(clause, boxes)):
     claim = _share_claim(clause[: share.start], share)
     owner = _last_name(clause[: share.start], boxes)
-    if not any(claim.allows(100 * value) for value in _possible_shares(share, clause, boxes, owner)):
+    if not any(
+      claim.allows(100 * value) for value in _possible_shares(share, clause, boxes, owner)
+    ):
       errors.append(f"{share.text} matches no share of {share.target or 'any box'}")
     rest = rest[: share.start] + rest[share.end :]
   return rest, errors[::-1]
@@ -179,7 +189,7 @@ def _possible_shares(
   every = list(dict.fromkeys(boxes.values()))
   axis = _axis(re.split(r"[,;]", clause[share.end :])[0])
   axes = (0, 1) if axis is None else (axis,)
-  if share.target == "image":
+  if share.target in ("", "image"):
     for box in [boxes[owner]] if owner else every:
       if axis is None:
         yield _area(box) / 1e6
@@ -187,7 +197,10 @@ def _possible_shares(
         yield from (size(box)[i] / 1000 for i in axes)
     if _APART.search(clause):
       pairs = [*itertools.combinations(every, 2)]
-      yield from (measure(a, b)[i] / 1000 for a, b in pairs for measure in (offsets, gaps) for i in axes)
+      yield from (
+        measure(a, b)[i] / 1000 for a, b in pairs for measure in (offsets, gaps) for i in axes
+      )
+  if share.target == "image":
     return
   for a, b in itertools.permutations(every, 2):
     if share.target and boxes[share.target] not in (a, b):

@@ -48,6 +48,11 @@ _ALONG = (
   re.compile(r"\b(?:vertical(?:ly)?|height|tall|high|along y|in y)\b", re.IGNORECASE),
 )
 """Words that tell the axis of a length."""
+_DIRECTED = re.compile(
+  r"(?: units?| points?)?(?: further| farther| more)? (?:(?P<along_x>(?:to the )?(?:left|right)\b)"
+  r"|(?:higher|lower|above|below|beneath|under)\b)"
+)
+"""Words after a number that make it a difference of edges or centres: "30 units to the right of"."""
 _CLAUSE = re.compile(r"(?:[^;.]|\.(?!\s|$))+")
 _LENGTHS = re.compile(
   r"\b(?:apart|away|between|by|differ\w*|distan\w*|gaps?|long|offsets?|outside|over(?:hang|lap)\w*|separat\w*|units"
@@ -147,7 +152,9 @@ def _clause_errors(
       object_name = owner if _is_close(owner, number, clause) else ""
       known = (number.key, number.value, object_name) in seen or _is_count(number, clause)
       claim = read_claim(_before(number, clause), number.value, tolerance)
-      found = known or any(map(claim.allows, _claimed(number, clause, boxes, owner, claim.is_exact)))
+      found = known or any(
+        map(claim.allows, _claimed(number, clause, boxes, owner, claim.is_exact))
+      )
       if not found:
         yield f"{_text(number)} matches no quantity of {owner or 'any box'}"
       seen |= {(number.key, number.value, name) for name in (owner, "")}
@@ -181,7 +188,9 @@ def _before(number: Number, clause: str) -> str:
 
 def _is_count(number: Number, clause: str) -> bool:
   """Tells whether a small number counts things instead of measuring a length."""
-  is_length = _LENGTH_AFTER.match(clause, number.end) or _LENGTH_BEFORE.search(_before(number, clause))
+  is_length = _LENGTH_AFTER.match(clause, number.end) or _LENGTH_BEFORE.search(
+    _before(number, clause)
+  )
   return not number.key and number.value <= _MAX_COUNT and not is_length
 
 
@@ -207,7 +216,12 @@ def _claimed(
   kinds = _kinds(number, clause, is_exact)
   if number.value == _FRAME_SIZE and not number.key:
     yield _FRAME_SIZE
-  if kinds:
+  if not number.key and (way := _DIRECTED.match(clause, number.end)):
+    for a, b in itertools.combinations(dict.fromkeys(boxes.values()), 2):
+      i = 0 if way["along_x"] else 1
+      yield offsets(a, b)[i]
+      yield from (abs(a[j] - b[k]) for j in (i, i + 2) for k in (i, i + 2))
+  elif kinds:
     for a, b in itertools.combinations(dict.fromkeys(boxes.values()), 2):
       for kind in kinds:
         yield from kind(a, b) if axis is None else (kind(a, b)[axis],)

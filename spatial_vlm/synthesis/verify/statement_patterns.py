@@ -48,8 +48,8 @@ def denied(record: Record) -> re.Pattern[str]:
   """Returns a pattern of the denied statement: "not" or "without", the relation and the object."""
   other = _name_pattern(statement_objects(record)[1])
   return re.compile(
-    rf"(?:\b(?:can)?not|n['’]t|\bnor|\bnever|\bwithout) (?:(?!but\b|only\b)[\w'’-]+ ){{0,3}}?{_relation_pattern(record)} "
-    rf"(?:[\w'’-]+ ){{0,2}}?(?:{other}|{_OBJECT_PRONOUNS})\b",
+    rf"(?:\b(?:can)?not|n['’]t|\bnor|\bnever|\bwithout) (?:(?!but\b|only\b)[\w'’-]+ ){{0,3}}?"
+    rf"{_relation_pattern(record)} (?:[\w'’-]+ ){{0,2}}?(?:{other}|{_OBJECT_PRONOUNS})\b",
     re.IGNORECASE,
   )
 

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from spatial_vlm.data.measurements import any_of
 
 _VALUE = r"\d+(?:[.:]\d+)?"
-_NOT_MEASURED = r"(?! ?(?:[<>=≤≥%°]|units?\b|points\b|apart\b|away\b|(?:to|and|or|–|-) ?(?:\w=)?\d))"
+_NOT_MEASURED = (
+  r"(?! ?(?:[<>=≤≥%°]|units?\b|points\b|apart\b|away\b|(?:to|and|or|–|-) ?(?:\w=)?\d))"
+)
 """What follows a coordinate or length, but no number of a sign."""
 _MARKED = (
   r"(?:number|no\.|nr\.?|#|№|route|track|platform|gate|room|flight|highway|interstate|exit|channel|jersey|shirt"
@@ -46,7 +48,9 @@ def without_visible_numbers(text: str, names: Iterable[str]) -> str:
     r"\b\d{1,2} ?(?=(?:o['’]clock|a\.m\.|p\.m\.|[ap]m)(?!\w))", "", text, flags=re.IGNORECASE
   )
   marks = rf"\b{_MARKED}(?: (?:number|no\.|nr\.?))? ?#?"
-  for match in reversed([*re.finditer(rf"({marks}){_VALUE}\b{_NOT_MEASURED}", text, re.IGNORECASE)]):
+  for match in reversed(
+    [*re.finditer(rf"({marks}){_VALUE}\b{_NOT_MEASURED}", text, re.IGNORECASE)]
+  ):
     text = text[: match.end(1)].rstrip() + text[match.end() :]
   text = re.sub(rf"#{_VALUE}\b", "", text)
   text = re.sub(

@@ -36,5 +36,7 @@ def test_every_setting_has_a_word_in_it():
   }
   assert {field.name for field in dataclasses.fields(SETTINGS)} == set(others)
   for name, value in others.items():
-    assert describe_limits(dataclasses.replace(SETTINGS, **{name: value})) != describe_limits(SETTINGS)
+    assert describe_limits(dataclasses.replace(SETTINGS, **{name: value})) != describe_limits(
+      SETTINGS
+    )
   assert all(f'"{relation}"' in describe_limits(SETTINGS) for relation in SEPARATING)

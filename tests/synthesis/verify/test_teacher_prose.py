@@ -118,7 +118,15 @@ def test_a_caption_that_denies_with_without_is_a_leak():
 
 @pytest.mark.parametrize(
   ("relation", "label"),
-  [("inside", 1), ("at", 1), ("on", 1), ("touching", 1), ("in front of", 1), ("part of", 0), ("beneath", 0)],
+  [
+    ("inside", 1),
+    ("at", 1),
+    ("on", 1),
+    ("touching", 1),
+    ("in front of", 1),
+    ("part of", 0),
+    ("beneath", 0),
+  ],
 )
 def test_one_object_of_the_statement_may_fill_the_image(relation, label):
   assert failed(*inside(relation, label)) == []
