@@ -72,7 +72,7 @@ Left, right, above, below, in front of and behind are meant as the viewer of the
 says otherwise. Every step is plain text in English on one line, without headings and without markup. If you are told \
 how others judged the statement, no step mentions it or shows that you knew: everything is derived from the image.\
 """
-"""Part of the key of every stored answer: a changed word would make all of them unknown. New rules belong to `limits`."""
+"""Part of the key of every stored answer: a changed word makes all of them unknown. New rules belong to `limits`."""
 _OTHERS = 4
 _HINT = """
 

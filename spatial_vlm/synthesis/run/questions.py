@@ -111,8 +111,7 @@ class Questions:
     question = self._build(
       self.response_format.with_limits(""), index, attempt, SentImage(b"", mime_type)
     )
-    fields = dataclasses.asdict(question) | {"image": digest, "teacher": self._identity}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return question_key(question, digest, self._identity)
 
   @functools.cached_property
   def attempts_by_key(self) -> dict[str, tuple[int, int]]:
@@ -130,6 +129,18 @@ class Questions:
     hint = record.label if self.is_hinted(attempt) else None
     seed = hash_seed(self._seed, record.image, record.caption, attempt)
     return response_format.question(record, image.data, image.mime_type, seed, hint)
+
+
+def question_key(question: Question, image_digest: str, identity: Mapping[str, Any]) -> str:
+  """Returns the key under which the answer to a question is stored.
+
+  Args:
+    question: its image counts by `image_digest` alone.
+    image_digest: hash of the encoded image.
+    identity: model and sampling settings of the teacher.
+  """
+  fields = dataclasses.asdict(question) | {"image": image_digest, "teacher": dict(identity)}
+  return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def encode_image(images: ImageFiles, name: str) -> SentImage:

@@ -245,7 +245,9 @@ def _kinds(
   before = _before(number, clause)[-_NEAR_CHARACTERS:]
   if number.key == "gap" or (not number.key and re.search(r"\b(?:gaps?|space)\b", before)):
     return (gaps,)
-  if number.key or is_exact or not re.match(r"(?: units?| points?)? apart\b", clause[number.end :]):
+  is_apart = re.match(r"(?: units?| points?)? apart\b", clause[number.end :])
+  is_difference = re.search(r"\b(?:differ\w*|distan\w*)\b", before)
+  if number.key or is_exact or not (is_apart or is_difference):
     return ()
   return (offsets,) if re.search(r"\b(?:centres?|centers?)\b", before) else (offsets, gaps)
 
@@ -255,7 +257,7 @@ def _axis(number: Number, clause: str) -> int | None:
   if number.key:
     return None
   after = re.match(r"(?: (?!and\b|but\b|while\b)[A-Za-z]+){0,4}", clause[number.end :])
-  before = re.search(r"(?:[A-Za-z]+ ){0,4}$", _before(number, clause))
+  before = re.search(r"(?:[A-Za-z]+ ){0,7}$", _before(number, clause))
   for words in (after, before):
     found = [axis for axis, names in enumerate(_ALONG) if words and names.search(words[0])]
     if len(found) == 1:
