@@ -1,5 +1,7 @@
 """Checks the config of `synthesize` and builds a run from it."""
 
+import datetime
+
 from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.synthesis.run.batch_requests import BatchSettings
@@ -22,7 +24,7 @@ def check(config: Config) -> None:
   teacher.check(config)
   settings_from(CheckSettings, config.checks)
   settings_from(SelectionSettings, config.selection)
-  settings_from(Prices, config.prices)
+  read_prices(config, datetime.date.today())
   request_limits(config)
   if config.batch.questions:
     if not teacher.has_batches:
@@ -58,6 +60,22 @@ def build_questions(config: Config, source: JsonlSource) -> Questions:
   )
 
 
+def read_prices(config: Config, day: datetime.date) -> Prices:
+  """Returns the prices of the config; those left at none come from the table of models, for this day.
+
+  Raises UsageError for a model that the table does not list.
+  """
+  listed = find_teacher(config.teacher).listed_prices(config, day)
+  names = ("input_usd", "cached_usd", "output_usd")
+  given = {name: config.prices[name] for name in names if config.prices[name] is not None}
+  if missing := [name for name in names if name not in listed | given]:
+    raise UsageError(
+      f"the table of models lists no prices of {config.model!r}; give {', '.join(f'prices.{name}' for name in missing)} "
+      "in USD per million tokens, 0 for a server of your own"
+    )
+  return Prices(**(listed | given), batch_share=config.prices.batch_share)
+
+
 def request_limits(config: Config) -> RequestLimits:
   """Reads rate limits and retry policy."""
   return settings_from(
@@ -76,7 +94,7 @@ def start_run(config: Config, questions: Questions, journal: Journal) -> Synthes
     questions,
     journal,
     Verifier(questions.response_format, checks, config.model_version),
-    Ledger(journal, settings_from(Prices, config.prices), max_usage, config.budget_usd),
+    Ledger(journal, read_prices(config, datetime.date.today()), max_usage, config.budget_usd),
     request_limits(config),
     config.allow_mixed_versions,
   )

@@ -47,12 +47,16 @@ class PolicySettings:
   prompt_tokens: int
   patches: int
   max_output_tokens: int
-  temperature: float
+  temperature: float | None
   """1 samples from the policy itself."""
 
 
 def check(settings: PolicySettings) -> None:
   """Raises UsageError for settings that cannot work."""
+  if settings.temperature is None:
+    raise UsageError(
+      "temperature is none, but a policy is sampled at one; give e.g. temperature=1.0"
+    )
   numbers = dataclasses.asdict(settings)
   if min(numbers.values()) <= 0:
     raise UsageError(
