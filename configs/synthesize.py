@@ -42,7 +42,9 @@ def tiny() -> ConfigDict:
       thinking_budget=config_dict.placeholder(int),  # thinking tokens, for Gemini 2.5
       thinking_level=config_dict.placeholder(str),  # for Gemini 3 and later
       timeout_s=120.0,  # of one whole request
-      concurrency=8,  # requests in flight
+      # Requests in flight; none: as many as reach the rate limit at the observed time of an answer.
+      concurrency=config_dict.FieldReference(8, field_type=int),
+      max_concurrency=128,  # upper limit of a derived concurrency
       requests_per_minute=6000.0,
       retry=dict(
         max_tries=6,  # of one question within one start
@@ -117,6 +119,7 @@ def gemini() -> ConfigDict:
   config.data.workers = 4
   config.evaluation = config_dict.required_placeholder(str)
   config.requests_per_minute = 120.0
+  config.concurrency = None
   config.retry.initial_delay_s = 1.0
   config.batch.poll_s = 60.0
   config.prices.input_usd = config.prices.cached_usd = config.prices.output_usd = None
@@ -143,7 +146,9 @@ def vllm() -> ConfigDict:
   config.temperature = 0.7
   config.max_output_tokens = 4096
   config.requests_per_minute = 6000.0
-  config.concurrency = 64
+  config.max_concurrency = (
+    64  # without a rate limit, the time of an answer grows with the requests in flight
+  )
   config.prices.input_usd = config.prices.cached_usd = config.prices.output_usd = 0.0
   config.budget_usd = None
   return config
@@ -153,6 +158,7 @@ def policy() -> ConfigDict:
   config = vllm()
   config.teacher = "policy"
   config.base_url = ""
+  config.concurrency = 64
   config.temperature = 1.0
   config.attempts.blind = 8
   config.attempts.hinted = 0

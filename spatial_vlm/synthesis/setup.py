@@ -69,9 +69,10 @@ def read_prices(config: Config, day: datetime.date) -> Prices:
   names = ("input_usd", "cached_usd", "output_usd")
   given = {name: config.prices[name] for name in names if config.prices[name] is not None}
   if missing := [name for name in names if name not in listed | given]:
+    leaves = ", ".join(f"prices.{name}" for name in missing)
     raise UsageError(
-      f"the table of models lists no prices of {config.model!r}; give {', '.join(f'prices.{name}' for name in missing)} "
-      "in USD per million tokens, 0 for a server of your own"
+      f"the table of models lists no prices of {config.model!r}; give {leaves} in USD per million tokens, 0 for a "
+      "server of your own"
     )
   return Prices(**(listed | given), batch_share=config.prices.batch_share)
 
@@ -82,6 +83,7 @@ def request_limits(config: Config) -> RequestLimits:
     RequestLimits,
     config.retry,
     concurrency=config.concurrency,
+    max_concurrency=config.max_concurrency,
     requests_per_minute=config.requests_per_minute,
   )
 

@@ -10,7 +10,7 @@ def describe_limits(settings: CheckSettings) -> str:
   rules = [
     f"Summary, caption and reasoning together have {settings.min_words} to {settings.max_words} words.",
     f"A box covers {_percent(settings.min_box_share)} to {_percent(settings.max_box_share)} of the image's area. One "
-    "of the statement's two objects may cover more, such as a train seen from inside or a table that a plate stands on, "
+    "of the statement's two objects may cover more, such as a train seen from inside or a table that a plate is on, "
     f"but not in statements with {_listed(SEPARATING)}. No two objects share a name or a box.",
     "A coordinate is an edge or the centre of the object that it is said of"
     f"{_tolerance(settings.number_tolerance)}. A coordinate of a part names the part and lies in its object's box: "
