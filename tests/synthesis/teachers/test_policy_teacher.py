@@ -170,6 +170,8 @@ def test_settings_that_cannot_work_are_refused(policy):
   for name in ("batch_size", "patches", "temperature"):
     with pytest.raises(UsageError, match=f"{name} is 0"):
       PolicyTeacher(policy, "v-1", dataclasses.replace(SETTINGS, **{name: 0}))
+  with pytest.raises(UsageError, match="temperature is none"):
+    PolicyTeacher(policy, "v-1", dataclasses.replace(SETTINGS, temperature=None))
 
 
 @pytest.mark.slow
