@@ -38,12 +38,14 @@ def tiny() -> ConfigDict:
       ),
       base_url="",  # address of the server; empty: the default of the teacher
       api_version="v1beta",  # of Gemini's API
-      temperature=0.7,
+      temperature=config_dict.FieldReference(0.7, field_type=float),  # none: leave it out
       max_output_tokens=2048,  # includes thinking tokens
       thinking_budget=config_dict.placeholder(int),  # thinking tokens, for Gemini 2.5
       thinking_level=config_dict.placeholder(str),  # for Gemini 3 and later
       timeout_s=120.0,  # of one whole request
-      concurrency=8,  # requests in flight
+      # Requests in flight; none: as many as reach the rate limit at the observed time of an answer.
+      concurrency=config_dict.FieldReference(8, field_type=int),
+      max_concurrency=128,  # upper limit of a derived concurrency
       requests_per_minute=6000.0,
       retry=dict(
         max_tries=6,  # of one question within one start
@@ -55,9 +57,10 @@ def tiny() -> ConfigDict:
         poll_s=0.2,  # seconds between two polls of a job
       ),
       prices=dict(
-        input_usd=0.0,  # per million tokens
-        cached_usd=0.0,  # of cached input tokens
-        output_usd=0.0,  # includes thinking tokens
+        # Per million tokens; none: as listed for Gemini models in spatial_vlm/assets/gemini_models.json.
+        input_usd=config_dict.FieldReference(0.0, field_type=float),
+        cached_usd=config_dict.FieldReference(0.0, field_type=float),  # of cached input tokens
+        output_usd=config_dict.FieldReference(0.0, field_type=float),  # includes thinking tokens
         batch_share=0.5,  # factor on these prices in a batch
       ),
       estimate=dict(
@@ -105,26 +108,28 @@ def tiny() -> ConfigDict:
 def gemini() -> ConfigDict:
   config = tiny()
   config.teacher = "gemini"
-  config.model = "gemini-2.5-pro"  # as published; its end is announced, later models work too
-  config.thinking_budget = 2048  # later models: thinking_budget=none and thinking_level=low
-  config.max_output_tokens = 4096
+  # The published model, gemini-2.5-pro, ends on 2026-12-01; Google then answers its requests with this one.
+  # Gemini 2.5 takes thinking_budget=2048, thinking_level=none and temperature=0.7 instead.
+  config.model = "gemini-3.8-flash"
+  config.thinking_level = "medium"
+  config.temperature = None  # ignored by this model
+  config.max_output_tokens = 8192
   config.data.records = config_dict.required_placeholder(str)
   config.data.images = config_dict.required_placeholder(str)
   config.data.limit = 0
   config.data.workers = 4
   config.evaluation = config_dict.required_placeholder(str)
   config.requests_per_minute = 120.0
+  config.concurrency = None
   config.retry.initial_delay_s = 1.0
   config.batch.poll_s = 60.0
-  config.prices.input_usd = 1.25  # gemini-2.5-pro, prompts up to 200,000 tokens
-  config.prices.cached_usd = 1.25  # assumes no discount
-  config.prices.output_usd = 10.0
-  config.estimate.prompt_tokens = 1300
+  config.prices.input_usd = config.prices.cached_usd = config.prices.output_usd = None
+  config.estimate.prompt_tokens = 2200
   config.estimate.output_tokens = 1800
   config.estimate.max_prompt_tokens = 4096
   config.budget_usd = 400.0
   config.checks.min_words = 15
-  config.checks.max_words = 160
+  config.checks.max_words = 240
   config.checks.number_tolerance = 2.0
   config.checks.geometry_margin = 80
   config.checks.decisive = ("left of", "right of", "at the left side of", "at the right side of")
@@ -138,9 +143,13 @@ def vllm() -> ConfigDict:
   config.teacher = "openai"
   config.model = config_dict.required_placeholder(str)
   config.base_url = "http://127.0.0.1:8000/v1"
-  config.thinking_budget = None
+  config.thinking_level = None
+  config.temperature = 0.7
+  config.max_output_tokens = 4096
   config.requests_per_minute = 6000.0
-  config.concurrency = 64
+  config.max_concurrency = (
+    64  # without a rate limit, the time of an answer grows with the requests in flight
+  )
   config.prices.input_usd = config.prices.cached_usd = config.prices.output_usd = 0.0
   config.budget_usd = None
   return config
@@ -150,6 +159,7 @@ def policy() -> ConfigDict:
   config = vllm()
   config.teacher = "policy"
   config.base_url = ""
+  config.concurrency = 64
   config.temperature = 1.0
   config.attempts.blind = 8
   config.attempts.hinted = 0

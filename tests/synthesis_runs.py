@@ -17,7 +17,7 @@ from spatial_vlm.synthesis.verify.check_settings import CheckSettings
 CHECK_SETTINGS = CheckSettings(8, 120, 0.0005, 0.95, 0, 60, tuple(RELATIONS), ())
 PRICES = Prices(input_usd=1.0, cached_usd=0.5, output_usd=10.0, batch_share=0.5)
 MAX_USAGE = Usage(2000, 0, 1000, 0)
-REQUEST_LIMITS = RequestLimits(8, 600_000.0, max_tries=4, initial_delay_s=0.01, max_delay_s=0.02)
+REQUEST_LIMITS = RequestLimits(8, 8, 600_000.0, max_tries=4, initial_delay_s=0.01, max_delay_s=0.02)
 SMALL, LARGE = 60, 1000
 
 

@@ -61,9 +61,17 @@ FOLDERS = {
     *("scene_teacher", "scene_conversations"),
     *("teachers", "verify", "local", "run", "teacher_table", "setup"),
   ),
-  "synthesis/teachers": ("wire", "gemini", "gemini_batch", "openai_chat", "policy_teacher"),
+  "synthesis/teachers": (
+    "wire",
+    "gemini_models",
+    "gemini",
+    "gemini_batch",
+    "openai_chat",
+    "policy_teacher",
+  ),
   "synthesis/verify": (
-    *("check_settings", "statement_patterns", "quantities", "box_checks", "text_checks"),
+    *("check_settings", "limits", "statement_patterns", "number_words", "visible_numbers"),
+    *("written_values", "proportions", "object_parts", "quantities", "box_checks", "text_checks"),
     *("checks", "selection", "synthesis_report"),
   ),
   "synthesis/local": (

@@ -40,7 +40,7 @@ from spatial_vlm.synthesis.verify.selection import SelectionSettings
 
 HARMLESS = (
   *("data.max_bad_share", "data.workers", "data.limit", "attempts.*", "base_url", "api_version"),
-  *("model_version", "allow_mixed_versions", "timeout_s", "concurrency", "requests_per_minute"),
+  *("model_version", "allow_mixed_versions", "timeout_s", "*concurrency", "requests_per_minute"),
   *("retry.*", "batch.*", "prices.*", "estimate.*", "*_usd", "checks.*", "selection.*"),
   *("examples", "local.fault_share", "policy.batch_size"),
 )
@@ -95,7 +95,7 @@ def confirm(config: Config, started: SynthesisRun, is_agreed: bool) -> None:
   estimate = estimate_cost(started, settings, batch=bool(config.batch.questions))
   if not estimate.records:
     return
-  print(estimate)
+  print(f"{estimate}; prices are {started.ledger.prices}")
   if estimate.usd <= config.confirm_usd or is_agreed:
     return
   excess = f"more than confirm_usd={config.confirm_usd:.2f}"

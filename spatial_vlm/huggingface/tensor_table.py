@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Mapping
 
 from spatial_vlm.model.config import ModelConfig
@@ -66,7 +67,7 @@ def tensors(config: ModelConfig) -> list[Tensor]:
   N, K = text.num_attention_heads * H, text.num_key_value_heads * H
   model, layer, ours = "model.language_model.", "model.language_model.layers.{}.", "text/layers/"
   table += [
-    Tensor(model + "embed_tokens.weight", (text.vocab_size, D), ("text/embed/embedding",)),
+    Tensor(EMBEDDING, (text.vocab_size, D), ("text/embed/embedding",)),
     *_scale(layer + "input_layernorm.", D, ours + "input_norm/"),
     *_matrix(layer + "self_attn.q_proj.", (N, D), ours + "attention/q_proj/"),
     *_matrix(layer + "self_attn.k_proj.", (K, D), ours + "attention/k_proj/"),
@@ -81,8 +82,30 @@ def tensors(config: ModelConfig) -> list[Tensor]:
     *_scale(model + "norm.", D, "text/final_norm/"),
   ]
   if not config.tie_word_embeddings:
-    table.append(Tensor("lm_head.weight", (text.vocab_size, D), ("head/embedding",)))
+    table.append(Tensor(HEAD, (text.vocab_size, D), ("head/embedding",)))
   return table
+
+
+HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+_OLDER_PREFIXES = (
+  (re.compile(r"^visual\."), "model.visual."),
+  (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+  (re.compile(r"^language_model\.(?:model\.)?"), "model.language_model."),
+  (re.compile(r"^model\.(?!visual\.|language_model\.)"), "model.language_model."),
+)
+"""Prefixes of other classes and versions of transformers, and of trainers → those of 5.23."""
+
+
+def current_name(name: str) -> str:
+  """Returns the name that transformers 5.23 gives a tensor.
+
+  >>> [current_name(name) for name in ("visual.pos_embed.weight", "model.norm.weight", "lm_head.weight")]
+  ['model.visual.pos_embed.weight', 'model.language_model.norm.weight', 'lm_head.weight']
+  """
+  for prefix, current in _OLDER_PREFIXES:
+    if prefix.match(name):
+      return prefix.sub(current, name)
+  return name
 
 
 def _matrix(name: str, shape: tuple[int, ...], *ours: str) -> list[Tensor]:

@@ -21,6 +21,7 @@ from jaxtyping import ArrayLike, DTypeLike
 from spatial_vlm.huggingface.folder import CONFIG_FILE
 from spatial_vlm.huggingface.safetensors_folder import (
   DTYPES,
+  Inventory,
   StoredTensor,
   TensorPlan,
   inventory,
@@ -28,7 +29,14 @@ from spatial_vlm.huggingface.safetensors_folder import (
   write_folder,
 )
 from spatial_vlm.huggingface.tensor_slices import Index, bounds_of, box_of
-from spatial_vlm.huggingface.tensor_table import Tensor, tensor_of_parameter, tensors
+from spatial_vlm.huggingface.tensor_table import (
+  EMBEDDING,
+  HEAD,
+  Tensor,
+  current_name,
+  tensor_of_parameter,
+  tensors,
+)
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.parameters.int8 import source_and_conversion
@@ -119,12 +127,15 @@ def open_checkpoint(folder: epath.PathLike, config: ModelConfig) -> CheckpointFo
 
   Raises:
     FileNotFoundError: the safetensors are missing.
-    ValueError: files are missing, damaged or outside the folder; or tensors are missing, unknown, or of another shape
-      or type. One error lists all differences.
+    ValueError: files are missing, damaged or outside the folder; tensors are missing, unknown, or of another shape or
+      type (one error lists all differences); or a tied head differs from the embedding.
   """
   folder = epath.Path(folder)
-  found = inventory(folder)
+  found = _with_current_names(inventory(folder))
   expected = _tensors_by_name(config)
+  if HEAD in found.tensors and HEAD not in expected and EMBEDDING in found.tensors:
+    _check_tied_head(folder, found.tensors[HEAD], found.tensors[EMBEDDING])
+    del found.tensors[HEAD]
   problems = [*found.problems, *_problems(expected, found.tensors, found.lost)]
   if problems:
     raise ValueError(
@@ -132,6 +143,33 @@ def open_checkpoint(folder: epath.PathLike, config: ModelConfig) -> CheckpointFo
       + "\n  ".join(problems)
     )
   return CheckpointFolder(config, _stored_shapes(config, found.tensors), found.tensors)
+
+
+def _with_current_names(found: Inventory) -> Inventory:
+  """Renames tensors that have older names, unless two of them would get the same name."""
+  names = collections.Counter(map(current_name, found.tensors))
+  tensors = {
+    name if names[current_name(name)] > 1 else current_name(name): tensor
+    for name, tensor in found.tensors.items()
+  }
+  return Inventory(tensors, found.problems, {current_name(name) for name in found.lost})
+
+
+def _check_tied_head(folder: epath.Path, head: StoredTensor, embedding: StoredTensor) -> None:
+  """Accepts a head that some trainers store although it is tied; raises ValueError unless it equals the embedding."""
+  is_equal = (head.shape, head.dtype) == (embedding.shape, embedding.dtype) and all(
+    np.array_equal(a, b, equal_nan=False)
+    for (_, a), (_, b) in zip(
+      row_blocks(head, np.arange(head.shape[0])),
+      row_blocks(embedding, np.arange(embedding.shape[0])),
+      strict=True,
+    )
+  )
+  if not is_equal:
+    raise ValueError(
+      f"{folder} ties the head to the embedding (tie_word_embeddings in {CONFIG_FILE}), but its {HEAD} differs from "
+      f"{EMBEDDING}; set tie_word_embeddings to false if the head was trained on its own, or remove {HEAD}"
+    )
 
 
 def _tensors_by_name(config: ModelConfig) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ class ModelConfig:
     Raises:
       ValueError: this port does not support a setting, or an entry is missing.
     """
-    _require("model_type", config.get("model_type"), ("qwen3_vl",))
+    _check_kind(config)
     try:
       vision, text = config["vision_config"], config["text_config"]
       # transformers 5 writes rope_parameters; 4.57 wrote rope_scaling and, next to it, rope_theta.
@@ -192,6 +192,23 @@ _TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "visi
 
 def _plain_fields(section: type, apart: set[str]) -> list[str]:
   return [field.name for field in dataclasses.fields(section) if field.name not in apart]
+
+
+def _check_kind(config: Mapping[str, Any]) -> None:
+  """Raises ValueError, with the cause in one line, for another model, a mixture of experts or quantized weights."""
+  text = config.get("text_config") or {}
+  if config.get("model_type") == "qwen3_vl_moe" or "num_experts" in text:
+    raise ValueError(
+      f"config.json has model_type {config.get('model_type')!r}, a mixture of experts; this port of dense Qwen3-VL"
+      " supports 'qwen3_vl', such as Qwen3-VL-8B-Instruct."
+    )
+  _require("model_type", config.get("model_type"), ("qwen3_vl",))
+  if quantized := config.get("quantization_config") or text.get("quantization_config"):
+    method = str(quantized.get("quant_method", "an unknown method"))
+    raise ValueError(
+      f"config.json has a quantization_config: the weights are quantized by {method.upper()}, which is not read; give"
+      " the folder of the unquantized model (bfloat16 or float32)."
+    )
 
 
 def _check_supported(vision: Mapping, text: Mapping, rope: Mapping) -> None:

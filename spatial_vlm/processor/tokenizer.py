@@ -1,6 +1,7 @@
 """The tokenizer of a checkpoint folder, its special ids and the bytes of each token."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 from etils import epath
@@ -23,6 +24,7 @@ def load_tokenizer(folder: epath.PathLike) -> PreTrainedTokenizerFast:
 
   Raises:
     FileNotFoundError: the folder, `tokenizer.json` or `tokenizer_config.json` is missing.
+    ValueError: it belongs to a Thinking model.
   """
   folder = Path(folder)
   missing = [f for f in ("tokenizer.json", "tokenizer_config.json") if not (folder / f).is_file()]
@@ -31,7 +33,20 @@ def load_tokenizer(folder: epath.PathLike) -> PreTrainedTokenizerFast:
       f"no tokenizer in {folder}: {', '.join(missing)} missing; give the folder of a Hugging Face "
       "Qwen3-VL checkpoint with its tokenizer files"
     )
-  return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+  tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+  _check_template(tokenizer, folder)
+  return tokenizer
+
+
+def _check_template(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+  """Raises ValueError for the chat template of a Thinking model, whose answers open with `<think>`."""
+  templates = tokenizer.chat_template or ""
+  text = templates if isinstance(templates, str) else " ".join(templates.values())
+  if re.search(rf"{re.escape(IM_START)}assistant(?:\n|\\n)<think>", text):
+    raise ValueError(
+      f"{folder} is a Thinking model: its chat template opens every answer with <think>, which is not rendered here; "
+      "give the Instruct model of the same size"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,10 @@ class ResponseFormat(Protocol):
     """Returns the text that `parse` turns into this draft."""
     ...
 
+  def with_limits(self, limits: str) -> "ResponseFormat":
+    """Returns the format whose questions tell the teacher these limits; "" for none."""
+    ...
+
 
 _INSTRUCTION = """\
 You see an image and read a statement about two objects in it. Decide whether the statement holds, and write down how \
@@ -68,6 +72,7 @@ Left, right, above, below, in front of and behind are meant as the viewer of the
 says otherwise. Every step is plain text in English on one line, without headings and without markup. If you are told \
 how others judged the statement, no step mentions it or shows that you knew: everything is derived from the image.\
 """
+"""Part of the key of every stored answer: a changed word makes all of them unknown. New rules belong to `limits`."""
 _OTHERS = 4
 _HINT = """
 
@@ -91,6 +96,8 @@ class JsonFormat:
   box_key: str
   box_names: tuple[str, str, str, str]
   """Names of the four numbers of a box, in the order in which this teacher writes them."""
+  limits: str = ""
+  """What the checks require, as told to the teacher after the instruction; see `verify.limits`."""
 
   def question(
     self, record: Record, image: bytes, mime_type: str, seed: int, hint: int | None
@@ -101,6 +108,7 @@ class JsonFormat:
     if hint is not None:
       text += _HINT.format(truth=("false", "true")[hint], verdict=_VERDICTS[hint])
     system = _INSTRUCTION.format(box=box, others=_OTHERS)
+    system += self.limits and f"\n\n{self.limits}"
     return Question(system, text, image, mime_type, seed, self._schema())
 
   def parse(self, text: str) -> Draft:
@@ -131,6 +139,10 @@ class JsonFormat:
     ]
     values = (draft.summary, draft.caption, objects, draft.reasoning, _VERDICTS[draft.verdict])
     return json.dumps(dict(zip(_KEYS, values, strict=True)), ensure_ascii=False)
+
+  def with_limits(self, limits: str) -> "JsonFormat":
+    """See ResponseFormat."""
+    return dataclasses.replace(self, limits=limits)
 
   @property
   def _order(self) -> tuple[int, ...]:
@@ -192,6 +204,10 @@ class ChainFormat:
   def render(self, draft: Draft) -> str:
     """See ResponseFormat; raises ValueError for a step without words."""
     return chain(draft)
+
+  def with_limits(self, limits: str) -> "ChainFormat":
+    """See ResponseFormat; a policy is told none, because it is asked as it was trained."""
+    return self
 
 
 CHAIN = ChainFormat()

@@ -1,5 +1,6 @@
 """Checks the config of `synthesize`, builds a run from it and sends its questions."""
 
+import datetime
 from collections.abc import Callable
 
 from spatial_vlm.config import Config, UsageError, settings_from
@@ -16,6 +17,7 @@ from spatial_vlm.synthesis.teacher_table import find_teacher, identity
 from spatial_vlm.synthesis.teachers.gemini import GeminiTeacher
 from spatial_vlm.synthesis.teachers.gemini_batch import GeminiBatches
 from spatial_vlm.synthesis.verify.check_settings import CheckSettings
+from spatial_vlm.synthesis.verify.limits import describe_limits
 from spatial_vlm.synthesis.verify.selection import SelectionSettings
 
 
@@ -25,7 +27,7 @@ def check(config: Config) -> None:
   teacher.check(config)
   settings_from(CheckSettings, config.checks)
   settings_from(SelectionSettings, config.selection)
-  settings_from(Prices, config.prices)
+  read_prices(config, datetime.date.today())
   request_limits(config)
   if config.batch.questions:
     if not teacher.has_batches:
@@ -48,10 +50,11 @@ def check(config: Config) -> None:
 
 
 def build_questions(config: Config, source: JsonlSource) -> Questions:
-  """Builds the questions about the records of `source`, which checks all images."""
+  """Builds the questions about the records of `source`, which checks all images; they tell the limits of the checks."""
+  limits = describe_limits(settings_from(CheckSettings, config.checks))
   return Questions(
     source,
-    find_teacher(config.teacher).response_format,
+    find_teacher(config.teacher).response_format.with_limits(limits),
     settings_from(Attempts, config.attempts),
     identity=identity(config),
     seed=config.seed,
@@ -60,12 +63,30 @@ def build_questions(config: Config, source: JsonlSource) -> Questions:
   )
 
 
+def read_prices(config: Config, day: datetime.date) -> Prices:
+  """Returns the prices of the config; those left at none come from the table of models, for this day.
+
+  Raises UsageError for a model that the table does not list.
+  """
+  listed = find_teacher(config.teacher).listed_prices(config, day)
+  names = ("input_usd", "cached_usd", "output_usd")
+  given = {name: config.prices[name] for name in names if config.prices[name] is not None}
+  if missing := [name for name in names if name not in listed | given]:
+    leaves = ", ".join(f"prices.{name}" for name in missing)
+    raise UsageError(
+      f"the table of models lists no prices of {config.model!r}; give {leaves} in USD per million tokens, 0 for a "
+      "server of your own"
+    )
+  return Prices(**(listed | given), batch_share=config.prices.batch_share)
+
+
 def request_limits(config: Config) -> RequestLimits:
   """Reads rate limits and retry policy."""
   return settings_from(
     RequestLimits,
     config.retry,
     concurrency=config.concurrency,
+    max_concurrency=config.max_concurrency,
     requests_per_minute=config.requests_per_minute,
   )
 
@@ -78,7 +99,7 @@ def start_run(config: Config, questions: Questions, journal: Journal) -> Synthes
     questions,
     journal,
     Verifier(questions.response_format, checks, config.model_version),
-    Ledger(journal, settings_from(Prices, config.prices), max_usage, config.budget_usd),
+    Ledger(journal, read_prices(config, datetime.date.today()), max_usage, config.budget_usd),
     request_limits(config),
     config.allow_mixed_versions,
   )

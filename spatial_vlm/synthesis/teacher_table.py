@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import datetime
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from spatial_vlm.synthesis.local.faults import TRANSIENT, Faults
 from spatial_vlm.synthesis.local.local_server import LocalServer
 from spatial_vlm.synthesis.local.scene_answers import SceneAnswers
 from spatial_vlm.synthesis.teacher import Teacher
-from spatial_vlm.synthesis.teachers import gemini, openai_chat, policy_teacher
+from spatial_vlm.synthesis.teachers import gemini, gemini_models, openai_chat, policy_teacher
 from spatial_vlm.synthesis.teachers.gemini import GeminiSettings, GeminiTeacher
 from spatial_vlm.synthesis.teachers.openai_chat import OpenAIChatSettings, OpenAIChatTeacher
 from spatial_vlm.synthesis.teachers.policy_teacher import (
@@ -22,6 +24,8 @@ from spatial_vlm.synthesis.teachers.policy_teacher import (
   PolicyTeacher,
   weights_version,
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,8 @@ class TeacherSetup:
   check: Callable[[Config], object]
   """Raises UsageError for settings that cannot work."""
   read_key: Callable[[Config], str]
-  """Reads the API key from the environment, "" if none is needed; raises UsageError if it is missing."""
+  """Reads the API key from the environment, "" if none is needed; raises UsageError if it is missing or if the model
+  has ended."""
   open: Callable[[Config, str], contextlib.AbstractAsyncContextManager[Teacher]]
   """Opens the teacher with the API key."""
   model_identity: Callable[[Config], Any] = lambda config: config.model
@@ -40,6 +45,8 @@ class TeacherSetup:
   has_batches: bool = False
   """Whether the teacher has Gemini's Batch API."""
   takes_hints: bool = True
+  listed_prices: Callable[[Config, datetime.date], dict[str, float]] = lambda config, day: {}
+  """Returns the prices that a table lists for the model on a day; empty if it lists none."""
 
 
 def find_teacher(name: str) -> TeacherSetup:
@@ -58,6 +65,33 @@ def identity(config: Config) -> dict[str, Any]:
 
 def _gemini_settings(config: Config, **given: object) -> GeminiSettings:
   return settings_from(GeminiSettings, config, **given)
+
+
+def _gemini_key(config: Config) -> str:
+  """Reads the API key; refuses a model that has ended and logs announced ends and prices."""
+  if model := gemini_models.find_model(config.model):
+    today = datetime.date.today()
+    notices = (
+      gemini_models.check_end(model, today),
+      gemini_models.describe_price_changes(model, today),
+    )
+    for notice in filter(None, notices):
+      _log.warning("%s", notice)
+  return gemini.key_from_environment()
+
+
+def _gemini_prices(config: Config, day: datetime.date) -> dict[str, float]:
+  """Returns the prices of the table of models; cached tokens without a confirmed price cost as much as others."""
+  model = gemini_models.find_model(config.model)
+  period = gemini_models.prices_on(model, day) if model else None
+  if period is None:
+    return {}
+  cached_usd = period.input_usd if period.cached_usd is None else period.cached_usd
+  return {
+    "input_usd": period.input_usd,
+    "cached_usd": cached_usd,
+    "output_usd": period.output_usd,
+  }
 
 
 def _openai_settings(config: Config) -> OpenAIChatSettings:
@@ -118,9 +152,10 @@ TEACHERS = {
   "gemini": TeacherSetup(
     GEMINI,
     lambda config: gemini.check(_gemini_settings(config)),
-    lambda config: gemini.key_from_environment(),
+    _gemini_key,
     lambda config, key: GeminiTeacher(_gemini_settings(config), key),
     has_batches=True,
+    listed_prices=_gemini_prices,
   ),
   "openai": TeacherSetup(
     QWEN,

@@ -27,7 +27,7 @@ from spatial_vlm import sharding
 from spatial_vlm.huggingface import safetensors_folder
 from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.safetensors_folder import TensorPlan, write_folder
-from spatial_vlm.huggingface.tensor_table import tensor_of_parameter
+from spatial_vlm.huggingface.tensor_table import EMBEDDING, HEAD, tensor_of_parameter
 from spatial_vlm.huggingface.weights import (
   MAX_FILE_BYTES,
   open_checkpoint,
@@ -488,3 +488,76 @@ def test_processes_of_a_pod_read_their_parts_and_write_the_whole(reference, tmp_
   assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
   for name in names:
     assert filecmp.cmp(tmp_path / "whole" / name, tmp_path / "again" / name, shallow=False), name
+
+
+def stored_otherwise(folder, change):
+  """Rewrites a folder's only file with changed tensors."""
+  path = folder / "model.safetensors"
+  save_file(change(load_file(path)), path, metadata={"format": "pt"})
+  return folder
+
+
+def test_a_tied_head_that_is_stored_too_is_read_if_it_equals_the_embedding(reference, tmp_path):
+  reference = reference("tiny")
+  assert reference.config.tie_word_embeddings
+  write_checkpoint(tmp_path, reference.config, reference.params)
+  plain = read_checkpoint(tmp_path)[1]
+
+  def with_head(tensors):
+    return {**tensors, HEAD: tensors[EMBEDDING].copy()}
+
+  again = read_checkpoint(stored_otherwise(tmp_path, with_head))[1]
+  jax.tree.map(np.testing.assert_array_equal, again, plain)
+
+  def with_another(tensors):
+    tensors[HEAD][-1, -1] += 1
+    return tensors
+
+  stored_otherwise(tmp_path, with_another)
+  with pytest.raises(
+    ValueError, match="lm_head.weight differs from .*; set tie_word_embeddings to"
+  ):
+    open_checkpoint(tmp_path, read_model_config(tmp_path))
+  stored_otherwise(tmp_path, lambda tensors: {**tensors, HEAD: tensors[HEAD][:-1]})
+  with pytest.raises(ValueError, match="lm_head.weight differs"):
+    open_checkpoint(tmp_path, read_model_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("visual", "text", "head"),
+  [
+    ("visual.", "model.", "lm_head."),
+    ("visual.", "language_model.", "lm_head."),
+    ("model.visual.", "language_model.model.", "language_model.lm_head."),
+  ],
+)
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_older_names_are_read(reference, tmp_path, size, visual, text, head):
+  reference = reference(size)
+  write_checkpoint(tmp_path, reference.config, reference.params)
+  plain = read_checkpoint(tmp_path)[1]
+
+  def older(name):
+    for now, before in (
+      ("model.visual.", visual),
+      ("model.language_model.", text),
+      ("lm_head.", head),
+    ):
+      if name.startswith(now):
+        return before + name.removeprefix(now)
+    raise AssertionError(name)
+
+  renamed = stored_otherwise(tmp_path, lambda tensors: {older(n): t for n, t in tensors.items()})
+  jax.tree.map(np.testing.assert_array_equal, read_checkpoint(renamed)[1], plain)
+
+
+def test_two_tensors_of_one_name_are_not_mixed_up(reference, tmp_path):
+  reference = reference("tiny")
+  write_checkpoint(tmp_path, reference.config, reference.params)
+
+  def doubled(tensors):
+    return {**tensors, "model.norm.weight": tensors["model.language_model.norm.weight"] + 1}
+
+  with pytest.raises(ValueError, match="not read: model.norm.weight"):
+    stored = stored_otherwise(tmp_path, doubled)
+    open_checkpoint(stored, read_model_config(stored))

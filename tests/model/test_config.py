@@ -84,3 +84,23 @@ def test_a_missing_entry_is_named():
 def test_token_ids_can_be_replaced():
   changed = dataclasses.replace(PRESETS["tiny"], image_token_id=7)
   assert ModelConfig.from_huggingface(changed.to_huggingface()).image_token_id == 7
+
+
+@pytest.mark.parametrize("method", ["fp8", "awq", "gptq", "compressed-tensors"])
+@pytest.mark.parametrize("section", [None, "text_config"])
+def test_quantized_weights_are_named_in_one_line(method, section):
+  config = PRESETS["8b"].to_huggingface()
+  (config if section is None else config[section])["quantization_config"] = {"quant_method": method}
+  with pytest.raises(ValueError, match=f"quantized by {method.upper()}, which is not") as error:
+    ModelConfig.from_huggingface(config)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "change", [{"model_type": "qwen3_vl_moe"}, {"text_config": {"num_experts": 128}}]
+)
+def test_a_mixture_of_experts_is_named_in_one_line(change):
+  config = PRESETS["8b"].to_huggingface()
+  with pytest.raises(ValueError, match="a mixture of experts") as error:
+    ModelConfig.from_huggingface({**config, **change})
+  assert "\n" not in str(error.value)

@@ -1,7 +1,9 @@
 import dataclasses
+import shutil
 
 import pytest
 
+from spatial_vlm.config import PACKAGE_FOLDER
 from spatial_vlm.processor.tokenizer import (
   SpecialIds,
   byte_characters,
@@ -86,3 +88,15 @@ def test_fit_config_takes_sizes_and_ids_from_the_tokenizer(processor):
   assert config.text.vocab_size == len(processor.tokenizer)
   assert config.vision_end_token_id == processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
   SpecialIds.of(processor.tokenizer, config)
+
+
+def test_a_thinking_model_is_named_in_one_line(tmp_path):
+  folder = tmp_path / "thinking"
+  shutil.copytree(PACKAGE_FOLDER / "assets" / "tiny_base", folder)
+  assert load_tokenizer(folder).chat_template
+  (folder / "chat_template.jinja").write_text(
+    "{% for m in messages %}{{ m.content }}{% endfor %}{{- '<|im_start|>assistant\\n<think>\\n' }}"
+  )
+  with pytest.raises(ValueError, match="is a Thinking model: .*give the Instruct model") as error:
+    load_tokenizer(folder)
+  assert "\n" not in str(error.value)

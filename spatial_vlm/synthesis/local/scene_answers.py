@@ -67,7 +67,9 @@ class SceneAnswers:
         hints = (None,) if response_format is CHAIN else (None, record.label)
         for hint in hints:
           question = response_format.question(record, image, "", seed=0, hint=hint)
-          if (question.system, question.text) == (system, text):
+          # Limits of the checks may follow the instruction.
+          is_asked = system == question.system or system.startswith(f"{question.system}\n\n")
+          if question.text == text and is_asked:
             return record, boxes, response_format, hint is not None
     raise ValueError(f"no scene has this image and the question {text[:200]!r}")
 

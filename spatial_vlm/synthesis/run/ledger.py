@@ -40,6 +40,12 @@ class Prices:
     )
     return each * (self.batch_share if batch else 1) / 1e6
 
+  def __str__(self) -> str:
+    return (
+      f"{self.input_usd:g} USD per million input tokens ({self.cached_usd:g} if cached) and {self.output_usd:g} per "
+      f"million output tokens, times {self.batch_share:g} in batches"
+    )
+
 
 class Ledger:
   """Enforces the budget of one workdir.

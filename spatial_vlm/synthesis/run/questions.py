@@ -100,14 +100,18 @@ class Questions:
   def question(self, index: int, attempt: int) -> Question:
     """Builds a question; raises UnreadableImage if its image has become unreadable."""
     image = encode_image(self._source.image_files, self._source.image_name(index))
-    return self._build(index, attempt, image)
+    return self._build(self.response_format, index, attempt, image)
 
   def key(self, index: int, attempt: int) -> str:
-    """Returns the question's key: a hash of all that is sent and of the teacher's identity."""
+    """Returns the question's key: a hash of all that is sent, except the limits, and of the teacher's identity.
+
+    Every start checks stored answers against its own limits, so answers stay known when these change.
+    """
     digest, mime_type = self._digests[index]
-    question = self._build(index, attempt, SentImage(b"", mime_type))
-    fields = dataclasses.asdict(question) | {"image": digest, "teacher": self._identity}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    question = self._build(
+      self.response_format.with_limits(""), index, attempt, SentImage(b"", mime_type)
+    )
+    return question_key(question, digest, self._identity)
 
   @functools.cached_property
   def attempts_by_key(self) -> dict[str, tuple[int, int]]:
@@ -118,11 +122,25 @@ class Questions:
       for attempt in range(len(self.attempts))
     }
 
-  def _build(self, index: int, attempt: int, image: SentImage) -> Question:
+  def _build(
+    self, response_format: ResponseFormat, index: int, attempt: int, image: SentImage
+  ) -> Question:
     record = self.record(index)
     hint = record.label if self.is_hinted(attempt) else None
     seed = hash_seed(self._seed, record.image, record.caption, attempt)
-    return self.response_format.question(record, image.data, image.mime_type, seed, hint)
+    return response_format.question(record, image.data, image.mime_type, seed, hint)
+
+
+def question_key(question: Question, image_digest: str, identity: Mapping[str, Any]) -> str:
+  """Returns the key under which the answer to a question is stored.
+
+  Args:
+    question: its image counts by `image_digest` alone.
+    image_digest: hash of the encoded image.
+    identity: model and sampling settings of the teacher.
+  """
+  fields = dataclasses.asdict(question) | {"image": image_digest, "teacher": dict(identity)}
+  return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def encode_image(images: ImageFiles, name: str) -> SentImage:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Callable
 
 from spatial_vlm.config import UsageError
@@ -21,7 +22,7 @@ OnSettled = Callable[[RecordProgress], None]
 
 
 _MAX_FAILURES_IN_A_ROW = 20
-"""Consecutive failures, and at least `concurrency` of them, after which the run stops."""
+"""Consecutive failures, and at least as many as can be in flight, after which the run stops."""
 
 
 @dataclasses.dataclass
@@ -85,7 +86,7 @@ class SynthesisRun:
     """Counts the final result of a question; stops the run after many failures in a row."""
     self.failures_in_a_row = 0 if isinstance(result, Reply) else self.failures_in_a_row + 1
     self.unanswered += isinstance(result, BusyError | LostError)
-    if self.failures_in_a_row >= max(self.limits.concurrency, _MAX_FAILURES_IN_A_ROW):
+    if self.failures_in_a_row >= max(self.limits.most_in_flight, _MAX_FAILURES_IN_A_ROW):
       self.stop(f"{self.failures_in_a_row} questions in a row failed, the last one with: {result}")
 
   def _check_version(self, version: str) -> None:
@@ -116,7 +117,7 @@ async def send_questions(
 
   try:
     async with asyncio.TaskGroup() as workers:
-      for _ in range(run.limits.concurrency):
+      for _ in range(run.limits.most_in_flight):
         workers.create_task(work())
   except* Exception as group:
     raise group.exceptions[0] from None
@@ -146,7 +147,10 @@ async def _send_with_retries(
     async with limiter.slot():
       if not run.allowed_questions(batch=False):
         return None
+      started_s = time.monotonic()
       result = await _send(run, key, question, teacher)
+      if isinstance(result, Reply):
+        limiter.observe(time.monotonic() - started_s)
       if isinstance(result, BusyError):
         limiter.pause(result.retry_after_s or 0.0)
     if isinstance(result, Answer):

@@ -15,16 +15,14 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.errors import BusyError, LostError
 from spatial_vlm.synthesis.teacher import Question, Reply, Usage
 from spatial_vlm.synthesis.teachers import wire
+from spatial_vlm.synthesis.teachers.gemini_models import THINKING_LEVELS, find_model
 
 GOOGLE_URL = "https://generativelanguage.googleapis.com/"
 KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
 """Environment variables of the API key; the first that is set counts, as in google-genai."""
-THINKING_LEVELS = ("minimal", "low", "medium", "high", "xhigh")
 
 _DROPPED = ("thoughtSignature", "thought_signature")
 """Fields with encrypted thoughts (up to megabytes), useful only in a further turn of the same conversation."""
-_MIN_PRO_BUDGET = 128
-"""Fewest thinking tokens of Gemini 2.5 Pro."""
 _ACCOUNT_ERRORS = ("API_KEY", "FAILED_PRECONDITION")
 """Words that mark an error 400 as one of the account, not of the question."""
 
@@ -39,43 +37,58 @@ class GeminiSettings:
   """Address of the server; empty for Google's."""
   timeout_s: float
   """Limit for one whole request."""
-  temperature: float
+  temperature: float | None
+  """None leaves it out, for models that do not use it."""
   max_output_tokens: int
   """Includes thinking tokens."""
   thinking_budget: int | None
-  """Thinking tokens, for Gemini 2.5; -1 lets the model decide."""
+  """Thinking tokens, for Gemini 2.5; -1 lets the model decide. `gemini_models` lists what each model takes."""
   thinking_level: str | None
   """One of THINKING_LEVELS, for Gemini 3 and later."""
 
 
 def check(settings: GeminiSettings) -> None:
   """Raises UsageError for settings that cannot work, alone or together."""
-  budget, level = settings.thinking_budget, settings.thinking_level
-  family = settings.model.removeprefix("models/")
-  min_budget = _MIN_PRO_BUDGET if family.startswith("gemini-2.5-pro") else 0
-  if not family or not settings.api_version:
+  if not settings.model.removeprefix("models/") or not settings.api_version:
     raise UsageError(
       f"model is {settings.model!r} and api_version is {settings.api_version!r}; give e.g. gemini-2.5-pro and v1beta"
     )
   if settings.base_url:
     wire.check_url(settings.base_url)
   wire.check_sampling(settings.timeout_s, settings.max_output_tokens, settings.temperature)
+  _check_thinking(settings)
+  model = find_model(settings.model)
+  if settings.temperature is not None and model and not model.takes_temperature:
+    raise UsageError(
+      f"temperature is {settings.temperature}, but {model.name} does not use it; set temperature=none"
+    )
+
+
+def _check_thinking(settings: GeminiSettings) -> None:
+  """Raises UsageError for a thinking budget or level that the model does not take."""
+  budget, level = settings.thinking_budget, settings.thinking_level
+  model = find_model(settings.model)
+  levels = model.levels if model and model.levels else THINKING_LEVELS
+  min_budget, max_budget = model.budget if model and model.budget else (0, 2**31)
   if budget is not None and level is not None:
     raise UsageError(
       f"thinking_budget is {budget} and thinking_level is {level!r}; give only one: Gemini 2.5 takes a budget, "
-      "Gemini 3 a level"
+      "Gemini 3 and later a level"
     )
-  if level is not None and family.startswith("gemini-2.5"):
-    raise UsageError(f"{family} takes no thinking_level; give thinking_budget, in tokens, instead")
-  if budget is not None and family.startswith("gemini-3"):
+  if level is not None and model and not model.levels:
     raise UsageError(
-      f"{family} takes no thinking_budget; give thinking_level, one of {', '.join(THINKING_LEVELS)}, instead"
+      f"{settings.model} takes no thinking_level; give thinking_budget, in tokens, instead"
     )
-  if level is not None and level.lower() not in THINKING_LEVELS:
-    raise UsageError(f"thinking_level is {level!r}; choose one of {', '.join(THINKING_LEVELS)}")
-  if budget is not None and budget != -1 and budget < min_budget:
+  if budget is not None and model and model.budget is None:
     raise UsageError(
-      f"thinking_budget is {budget}; {family} needs at least {min_budget} tokens, or -1 to let the model decide"
+      f"{settings.model} takes no thinking_budget; give thinking_level, one of {', '.join(levels)}, instead"
+    )
+  if level is not None and level.lower() not in levels:
+    raise UsageError(f"thinking_level is {level!r}; choose one of {', '.join(levels)}")
+  if budget is not None and budget != -1 and not min_budget <= budget <= max_budget:
+    raise UsageError(
+      f"thinking_budget is {budget}; {settings.model} needs at least {min_budget} tokens and takes at most "
+      f"{max_budget:,}, or -1 to let the model decide"
     )
   if budget is not None and budget >= settings.max_output_tokens:
     raise UsageError(

@@ -29,7 +29,8 @@ class OpenAIChatSettings:
   """Includes the version, such as `http://127.0.0.1:8000/v1`; empty for OpenAI's."""
   timeout_s: float
   """Limit for one whole request."""
-  temperature: float
+  temperature: float | None
+  """None leaves it out, for models that refuse it."""
   max_output_tokens: int
   """Includes reasoning tokens of models that think before they answer."""
 
@@ -118,10 +119,11 @@ class OpenAIChatTeacher:
           ],
         },
       ],
-      "temperature": self.settings.temperature,
       "max_completion_tokens": self.settings.max_output_tokens,
       "seed": question.seed,
     }
+    if self.settings.temperature is not None:
+      request["temperature"] = self.settings.temperature
     if question.schema is not None:
       schema = {"name": "answer", "schema": question.schema}
       request["response_format"] = {"type": "json_schema", "json_schema": schema}

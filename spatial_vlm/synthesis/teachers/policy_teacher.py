@@ -48,12 +48,16 @@ class PolicySettings:
   prompt_shape: tuple[int, int]
   """Tokens and patches that every prompt is padded to: an answer must not depend on what else is asked."""
   max_output_tokens: int
-  temperature: float
+  temperature: float | None
   """1 samples from the policy itself."""
 
 
 def check(settings: PolicySettings) -> None:
   """Raises UsageError for settings that cannot work."""
+  if settings.temperature is None:
+    raise UsageError(
+      "temperature is none, but a policy is sampled at one; give e.g. temperature=1.0"
+    )
   numbers = dataclasses.asdict(settings)
   if min(*numbers.pop("prompt_shape"), *numbers.values()) <= 0:
     numbers["prompt_shape"] = settings.prompt_shape

@@ -40,9 +40,9 @@ def check_url(url: str) -> None:
     )
 
 
-def check_sampling(timeout_s: float, max_output_tokens: int, temperature: float) -> None:
-  """Raises UsageError for sampling settings that no teacher accepts."""
-  if timeout_s <= 0 or max_output_tokens < 1 or not 0 <= temperature <= 2:
+def check_sampling(timeout_s: float, max_output_tokens: int, temperature: float | None) -> None:
+  """Raises UsageError for sampling settings that no teacher accepts; a temperature of None is left out."""
+  if timeout_s <= 0 or max_output_tokens < 1 or not 0 <= (temperature or 0) <= 2:
     raise UsageError(
       f"timeout_s is {timeout_s}, max_output_tokens is {max_output_tokens}, temperature is {temperature}; give a "
       "timeout above 0, at least 1 token and a temperature from 0 to 2"

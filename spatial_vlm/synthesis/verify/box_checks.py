@@ -8,7 +8,11 @@ from spatial_vlm.data.records import Record
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.synthesis.draft import Draft
 from spatial_vlm.synthesis.verify import quantities
-from spatial_vlm.synthesis.verify.check_settings import BOX_RELATIONS, CheckSettings
+from spatial_vlm.synthesis.verify.check_settings import (
+  BOX_RELATIONS,
+  SEPARATING,
+  CheckSettings,
+)
 from spatial_vlm.synthesis.verify.statement_patterns import match_objects, statement_objects
 
 
@@ -25,13 +29,17 @@ def check_objects(draft: Draft, record: Record, settings: CheckSettings) -> str 
 
 def check_boxes(draft: Draft, record: Record, settings: CheckSettings) -> str | None:
   """Requires boxes inside the image with an allowed area; names and boxes must be unique."""
+  may_fill = () if record.relation in SEPARATING else match_objects(draft, record)
   by_name: dict[str, Box] = {}
   for name, box in draft.objects:
     if not is_box(box):
       return f"{name} {list(box)} is no box x1 < x2, y1 < y2 in 0–1000"
     share = (box[2] - box[0]) * (box[3] - box[1]) / 1e6
-    if not settings.min_box_share <= share <= settings.max_box_share:
+    fills = share > settings.max_box_share
+    if share < settings.min_box_share or (fills and name not in may_fill):
       return f"{name} {list(box)} covers {share:.2%} of the image"
+    if fills:
+      may_fill = ()  # Only one object may.
     if name.casefold() in by_name:
       return f"{name!r} appears twice"
     if box in by_name.values():

@@ -14,6 +14,19 @@ BOX_RELATIONS = {name: name for name in RELATIONS} | {
 }
 """Relations of VSR that boxes give evidence about → the entry of `RELATIONS` that measures it."""
 
+SEPARATING = (
+  *(
+    "left of",
+    "right of",
+    "at the left side of",
+    "at the right side of",
+    "far from",
+    "far away from",
+  ),
+  *("away from", "outside", "out of", "detached from", "across from", "opposite to", "off", "past"),
+)
+"""Relations that leave room for both objects: in a statement about one of them, no object fills the whole image."""
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckSettings:
@@ -24,7 +37,8 @@ class CheckSettings:
   """Words of the whole chain."""
   min_box_share: float
   max_box_share: float
-  """Share of the image area; a smaller box is a speck, a larger one the whole image."""
+  """Share of the image area; a smaller box is a speck, a larger one the whole image, which only one object of a
+  statement may fill, as a train that one is inside or a table that a plate is on (see SEPARATING)."""
   number_tolerance: float
   """Allowed difference between a number of the Reasoning and the boxes, in units of 0–1000."""
   geometry_margin: int

@@ -8,6 +8,8 @@ from spatial_vlm.synthesis.draft import Draft
 
 SUBJECT_PRONOUNS = r"it|they|he|she"
 _OBJECT_PRONOUNS = r"it|them|him|her|this|that"
+_OTHER_RELATION = r"(?!away |front of )"
+"""Words that would make another relation of the one before: "facing" and "facing away from it"."""
 _NEVER = "(?!)"
 """Pattern without any match."""
 
@@ -36,18 +38,18 @@ def asserted(record: Record, subject_pronouns: str = _NEVER) -> re.Pattern[str]:
   subject, other = map(_name_pattern, statement_objects(record))
   middle = r"(?:[\w'’-]+,? ){0,4}?"
   return re.compile(
-    rf"\b(?:{subject}|{subject_pronouns}),? {middle}{_relation_pattern(record)} (?:[\w'’-]+ ){{0,2}}?"
-    rf"(?:{other}{f'|{_OBJECT_PRONOUNS}' if subject_pronouns != _NEVER else ''})\b",
+    rf"\b(?:{subject}|{subject_pronouns}),? {middle}{_relation_pattern(record)} {_OTHER_RELATION}"
+    rf"(?:[\w'’-]+ ){{0,2}}?(?:{other}{f'|{_OBJECT_PRONOUNS}' if subject_pronouns != _NEVER else ''})\b",
     re.IGNORECASE,
   )
 
 
 def denied(record: Record) -> re.Pattern[str]:
-  """Returns a pattern of the denied statement: "not", the relation and the object."""
+  """Returns a pattern of the denied statement: "not" or "without", the relation and the object."""
   other = _name_pattern(statement_objects(record)[1])
   return re.compile(
-    rf"(?:\b(?:can)?not|n['’]t|\bnor|\bnever) (?:(?!but\b|only\b)[\w'’-]+ ){{0,3}}?{_relation_pattern(record)} "
-    rf"(?:[\w'’-]+ ){{0,2}}?(?:{other}|{_OBJECT_PRONOUNS})\b",
+    rf"(?:\b(?:can)?not|n['’]t|\bnor|\bnever|\bwithout) (?:(?!but\b|only\b)[\w'’-]+ ){{0,3}}?"
+    rf"{_relation_pattern(record)} (?:[\w'’-]+ ){{0,2}}?(?:{other}|{_OBJECT_PRONOUNS})\b",
     re.IGNORECASE,
   )
 

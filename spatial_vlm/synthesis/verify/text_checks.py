@@ -58,7 +58,8 @@ def check_conclusion(draft: Draft, record: Record, settings: CheckSettings) -> s
 
 _NOT_ASSERTING = re.compile(
   r"\b(?:not|no|nor|never|neither|cannot|nothing|whether|if|would|could|must|should|need\w*|requir\w*|rather|instead"
-  r"|false|only|but|than|to be|being|statement|claim\w*)\b|n['’]t\b",
+  r"|false|only|but|than|to be|being|statement|claim\w*|without|nowhere|hardly|scarcely|unlike|lacks?|avoid\w*"
+  r"|fail(?:s|ing)?|(?:far from|short of) \w+ing)\b|n['’]t\b",
   re.IGNORECASE,
 )
 """Words of a sentence that may mention a statement without asserting it."""

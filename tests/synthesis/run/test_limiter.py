@@ -10,6 +10,7 @@ from spatial_vlm.synthesis.run.limiter import RateLimiter, RequestLimits
 
 LIMITS = {
   "concurrency": 3,
+  "max_concurrency": 64,
   "requests_per_minute": 60_000.0,
   "max_tries": 6,
   "initial_delay_s": 1.0,
@@ -71,6 +72,7 @@ def test_delays_double_up_to_a_limit_with_jitter():
   ("change", "message"),
   [
     ({"concurrency": 0}, "concurrency is 0"),
+    ({"concurrency": None, "max_concurrency": 0}, "max_concurrency is 0"),
     ({"max_tries": 0}, "max_tries is 0"),
     ({"requests_per_minute": 0.0}, "requests_per_minute is 0"),
     ({"initial_delay_s": 9.0}, "initial_delay_s is 9.0"),
@@ -80,3 +82,43 @@ def test_delays_double_up_to_a_limit_with_jitter():
 def test_invalid_settings_are_refused(change, message):
   with pytest.raises(UsageError, match=message):
     RequestLimits(**{**LIMITS, **change})
+
+
+def slow(seconds):
+  """The work of a request whose answer takes so long."""
+
+  async def work(limiter, number):
+    await asyncio.sleep(seconds)
+    limiter.observe(seconds)
+
+  return work
+
+
+def test_a_derived_concurrency_reaches_the_rate_limit():
+  """60 requests a second with answers of 0.5 s need 30 in flight; eight allow 16 a second."""
+  derived = {"concurrency": None, "requests_per_minute": 3600.0}
+  moments, most = moments_of(120, derived, slow(0.5))
+  assert 24 <= most <= 40 and moments[-1] < 4.0
+  fixed, most = moments_of(40, {**derived, "concurrency": 8}, slow(0.5))
+  assert most == 8 and fixed[-1] > 1.9
+
+
+def test_a_derived_concurrency_keeps_to_its_limit_and_to_the_rate():
+  derived = {"concurrency": None, "max_concurrency": 12, "requests_per_minute": 3600.0}
+  moments, most = moments_of(60, derived, slow(0.5))
+  assert most == 12
+  moments, _ = moments_of(30, {**derived, "requests_per_minute": 1200.0}, slow(0.01))
+  assert all(moment >= 0.05 * i - 0.005 for i, moment in enumerate(moments)), moments
+
+
+def test_the_mean_time_of_an_answer_follows_the_server():
+  async def main():
+    limits = RequestLimits(**{**LIMITS, "concurrency": None, "requests_per_minute": 120.0})
+    limiter, allowed = RateLimiter(limits), []
+    for seconds in (*[20.0] * 5, *[2.0] * 60):
+      limiter.observe(seconds)
+      allowed.append(limiter.allowed_in_flight)
+    return allowed
+
+  allowed = asyncio.run(main())
+  assert allowed[0] == 50 and allowed[-1] == 8 and sorted(allowed, reverse=True) == allowed

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
+from synthesis_drafts import RECORD
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.image_files import ImageFiles
@@ -13,7 +14,7 @@ from spatial_vlm.data.records import JsonlSource, TooManyBadRecords
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.data.scenes.writing import write_split
 from spatial_vlm.synthesis import formats
-from spatial_vlm.synthesis.run.questions import Attempts, Questions, encode_image
+from spatial_vlm.synthesis.run.questions import Attempts, Questions, encode_image, question_key
 
 IDENTITY = {"model": "m", "temperature": 0.7}
 
@@ -106,3 +107,26 @@ def test_other_images_are_sent_upright_as_jpeg(tmp_path):
 def test_at_least_one_blind_attempt():
   with pytest.raises(UsageError, match="give at least 1 blind"):
     Attempts(0, 1)
+
+
+def test_limits_are_told_but_change_no_key(folder):
+  plain, told = ask(folder), ask(folder, response_format=formats.GEMINI.with_limits("At most 9."))
+  assert told.question(4, 0).system == f"{plain.question(4, 0).system}\n\nAt most 9."
+  assert told.key(4, 0) == plain.key(4, 0)
+
+
+@pytest.mark.parametrize(
+  ("response_format", "key"),
+  [
+    (formats.GEMINI, "1abe30e646f83d937a5279f7800c66219f327c20eb52695b92881fa96f69a80c"),
+    (formats.QWEN, "46e51179e3965df5e1b5d8358197f39ec780f48c77441299a922944b628e9574"),
+  ],
+)
+def test_stored_answers_stay_known(response_format, key):
+  """The key of a question as the first journals have it; if it changes, users pay for every answer again."""
+  identity = {
+    **{"model": "gemini-2.5-pro", "teacher": "gemini", "temperature": 0.7},
+    **{"max_output_tokens": 4096, "thinking_budget": 2048, "thinking_level": None},
+  }
+  question = response_format.with_limits("").question(RECORD, b"", "image/jpeg", 7, None)
+  assert question_key(question, "d", identity) == key

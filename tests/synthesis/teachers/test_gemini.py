@@ -346,3 +346,12 @@ def test_without_the_library_the_error_names_the_extra(monkeypatch, serve, gemin
   monkeypatch.delattr("google.genai", raising=False)
   with pytest.raises(UsageError, match=r"spatial-vlm\[synthesis\]"):
     gemini(serve())
+
+
+def test_a_temperature_of_none_is_left_out(serve, gemini, question):
+  server = serve()
+  ask(gemini(server, temperature=None), question())
+  assert "temperature" not in json.loads(server.last_body)["generationConfig"]
+  assert (
+    "temperature" not in gemini(server, temperature=None).request(question())["generationConfig"]
+  )

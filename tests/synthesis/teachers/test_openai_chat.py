@@ -198,3 +198,9 @@ def test_without_the_library_the_error_names_the_extra(monkeypatch, serve):
   monkeypatch.setitem(sys.modules, "openai", None)
   with pytest.raises(UsageError, match=r"spatial-vlm\[synthesis\]"):
     teacher_of(serve())
+
+
+def test_a_temperature_of_none_is_left_out(serve, question):
+  server = serve()
+  ask(teacher_of(server, temperature=None), question())
+  assert "temperature" not in json.loads(server.last_body)

@@ -175,6 +175,8 @@ def test_settings_that_cannot_work_are_refused(policy):
   for name, value in (("batch_size", 0), ("prompt_shape", (64, 0)), ("temperature", 0)):
     with pytest.raises(UsageError, match=re.escape(f"{name} is {value}")):
       PolicyTeacher(policy, one_device(), "v-1", dataclasses.replace(SETTINGS, **{name: value}))
+  with pytest.raises(UsageError, match="temperature is none"):
+    PolicyTeacher(policy, one_device(), "v-1", dataclasses.replace(SETTINGS, temperature=None))
 
 
 @pytest.mark.slow

@@ -1,9 +1,13 @@
 """Numbers and comparisons that follow from boxes, and those that do not."""
 
 import dataclasses
+import json
+import random
+import re
+from pathlib import Path
 
 import pytest
-from synthesis_drafts import CAT, change
+from synthesis_drafts import CAT, MUG, change
 
 from spatial_vlm.synthesis.verify.quantities import find_number_error
 
@@ -81,3 +85,43 @@ def test_a_names_last_word_refers_to_it_if_unambiguous():
   assert "x=301 matches no quantity of table" in str(error(wrong))
   two = dataclasses.replace(draft, objects=(*objects, ("side table", (0, 0, 50, 50))))
   assert "x=900 matches no quantity of cat" in str(error(two))
+
+
+FORMS = [
+  json.loads(line)
+  for line in (Path(__file__).parent / "number_forms.jsonl").read_text().splitlines()
+]
+"""Forms in which prose gives a number: `good` is true of the boxes of `scene`, its twin `bad` has a wrong number."""
+SCENES = {
+  "cat and mug": (("cat", CAT), ("mug", MUG)),
+  "bus and person": (("bus", (320, 140, 860, 700)), ("person", (410, 250, 560, 980))),
+  "pizza and oven": (("pizza", (300, 420, 700, 600)), ("oven", (100, 380, 900, 980))),
+  "dog and sofa": (("dog", (118, 512, 322, 815)), ("sofa", (40, 430, 960, 990))),
+  "boat and person": (("boat", (210, 340, 640, 700)), ("person", (520, 180, 690, 880))),
+}
+
+
+@pytest.mark.parametrize("case", FORMS, ids=lambda case: case["form"].replace(" ", "_"))
+def test_each_form_of_a_number_passes_if_true_and_falls_if_wrong(case):
+  objects = SCENES[case["scene"]]
+  assert find_number_error(case["good"], objects, tolerance=2) is None
+  assert find_number_error(case["bad"], objects, tolerance=2) is not None
+
+
+def test_changed_coordinates_and_lengths_are_found():
+  """Numbers that only the image tells cannot be checked; of all others, one in 20 may hit another quantity."""
+  image_only = re.compile(
+    "number|line|plate|sign|platform|display|clock|count|year|angle|ordinal|part"
+  )
+  rng, count, missed = random.Random(0), 0, 0
+  for case in FORMS:
+    if image_only.search(case["form"]):
+      continue
+    for number in re.finditer(r"\b\d+(?:\.\d+)?\b", case["good"]):
+      for _ in range(5):
+        wrong = rng.randint(0, 1000)
+        if abs(wrong - float(number[0])) >= 100:
+          text = case["good"][: number.start()] + str(wrong) + case["good"][number.end() :]
+          count += 1
+          missed += find_number_error(text, SCENES[case["scene"]], tolerance=2) is None
+  assert count > 300 and missed < 0.05 * count, (missed, count)
