@@ -237,8 +237,8 @@ def comment_on(
   while number in full:
     above.insert(0, full[number])
     number -= 1
-  beside = trailing.get(node.lineno) or trailing.get(node.end_lineno or node.lineno, "")
-  return " ".join([*above, beside]).strip()
+  same_line = trailing.get(node.lineno) or trailing.get(node.end_lineno or node.lineno, "")
+  return " ".join([*above, same_line]).strip()
 
 
 def comment_lines(source: str) -> tuple[dict[int, str], dict[int, str]]:

@@ -31,9 +31,9 @@ def prune(root: Path, limit: int) -> None:
     if path.is_file():
       stat = path.stat()
       files.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
-  held = sum(size for _, size, _ in files)
+  kept_bytes = sum(size for _, size, _ in files)
   for _, size, path in sorted(files):
-    if held <= limit:
+    if kept_bytes <= limit:
       break
     path.unlink(missing_ok=True)
-    held -= size
+    kept_bytes -= size

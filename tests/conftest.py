@@ -40,13 +40,13 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-# torchvision's Python code, installed without dependencies, declares kernels on import for operators that belong to a
-# compiled library; declared here they let transformers be imported.
+# torchvision's Python code, installed without dependencies, registers kernels on import for operators of a
+# compiled library. Declaring these operators here lets transformers be imported.
 _torchvision = torch.library.Library("torchvision", "DEF")
 for _operator in ("nms", "qnms"):
   _torchvision.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-# Functions of these packages check the arrays in their annotations. `data` is left out: it draws scenes point by point.
+# Functions of these packages check the arrays in their annotations. `data` is excluded: it draws scenes point by point.
 CHECKED = (
   *("huggingface", "model", "objectives", "optim", "parameters", "processor"),
   *("reuse", "rewards", "rollout", "train"),
@@ -119,7 +119,7 @@ def scenes_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def on_devices():
-  """Context in which a command finds only the first `count` devices: programs for one compile in half the time."""
+  """Context in which a command finds only the first `count` devices: compiling for one device takes half the time."""
   from spatial_vlm import sharding
 
   def limit(count):
@@ -140,7 +140,8 @@ def shared_folder(tmp_path_factory):
 def taught(shared_folder, nano, scenes_folder, on_devices):
   """The nano model after `sft` on two chains of the teacher, one true and one false, both of them for every record.
 
-  Its answers parse and their numbers agree, and by chance half of them are right: food for `dapo` and `behaviors`.
+  Its answers parse and their numbers agree, and by chance half of them are right, so that
+  `dapo` and `behaviors` have mixed outcomes.
   """
   from spatial_vlm import cli
   from spatial_vlm.data import conversations
@@ -169,7 +170,7 @@ def taught(shared_folder, nano, scenes_folder, on_devices):
     "checkpoint_steps": 1000,
   }
   settings = [f"--config.{name}={value}" for name, value in changes.items()]
-  # The first worker process trains it; what the others would train has the same bits.
+  # The first worker process trains it; the others would train the same bits.
   with filelock.FileLock(shared_folder / "taught.lock"), on_devices(1):
     if not (workdir / "export").exists():
       workdir.mkdir(exist_ok=True)
@@ -180,7 +181,7 @@ def taught(shared_folder, nano, scenes_folder, on_devices):
 
 @pytest.fixture(scope="session")
 def v5e():
-  """Four chips that are not there, to compile for."""
+  """A topology of four absent chips, to compile for."""
   from spatial_vlm.planning.chips import topology_devices
 
   pytest.importorskip("libtpu")

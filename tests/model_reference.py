@@ -1,7 +1,7 @@
 """Reference models and inputs shared by the parity tests.
 
-Whatever a row's images and positions need is computed here by transformers itself, never by this package, so that
-a slip in either shows.
+Whatever a row's images and positions need is computed here by transformers itself, never by this package,
+so that an error in either is detected.
 """
 
 import dataclasses

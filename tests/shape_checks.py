@@ -37,7 +37,7 @@ def _with_host_arrays(annotation):
 def checked(function):
   """Decorates a function: each call checks the arguments, and the result, whose annotations name arrays.
 
-  Other annotations are pyright's affair. Constructors are left alone: jax builds pytrees of whatever it maps over.
+  Other annotations are left to pyright. Constructors are left alone: jax builds pytrees of whatever it maps over.
   """
   annotations = {
     name: _with_host_arrays(annotation)

@@ -48,4 +48,4 @@ def faults(share):
 
 
 class Cut(Exception):
-  """Stands for a kill."""
+  """Raised in place of a kill."""

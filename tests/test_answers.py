@@ -1,4 +1,4 @@
-"""The grammar of statements: rendered answers are parsed back, and nothing else is an answer."""
+"""The grammar of statements: rendered answers are parsed back, and all other text is rejected."""
 
 import doctest
 import string
@@ -11,7 +11,7 @@ from spatial_vlm import answers
 
 CHAIN = "Summary: a\nCaption: cat [0, 0, 20, 20]\nReasoning: b\nConclusion: Yes."
 
-# Words of the grammar itself, so that a step may hold what looks like another step.
+# Words of the grammar itself, so that a step may contain text like another step.
 words = st.sampled_from(
   [
     "Summary:",
@@ -90,7 +90,7 @@ def test_empty_steps_are_refused(blank):
   st.sampled_from([" ", "\n", ".", "\x00", "Yes.", "Conclusion: No.", "\nConclusion: No.", "x\n"]),
 )
 def test_insertions_never_change_the_verdict(text, at, inserted):
-  """Wherever text is inserted, the text has the same verdict or none at all."""
+  """Text inserted anywhere leaves the same verdict or none."""
   at = min(at, len(text))
   changed = answers.STATEMENT.parse(text[:at] + inserted + text[at:])
   assert changed is None or changed.verdict == answers.STATEMENT.parse(text).verdict

@@ -1,4 +1,4 @@
-"""Checkpoints: bit-exact, complete or absent, clear about what is wrong with them."""
+"""Checkpoints: bit-exact, complete or absent, with errors that name the fault."""
 
 import logging
 import os
@@ -94,7 +94,7 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
       np.testing.assert_array_equal(restored["x"], expected)
 
 
-def test_only_the_newest_are_kept_and_the_last_is_waited_for(tmp_path):
+def test_only_the_newest_are_kept_and_close_waits_for_the_last(tmp_path):
   with Checkpoints(tmp_path / "new" / "folder", keep=2) as checkpoints:
     for step in (1, 2, 30):
       checkpoints.save(step, {"x": jnp.full(3, step)}, {"step": step})
@@ -261,7 +261,7 @@ WRITER = """
 
 @pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_last_complete_one_is_restored(tmp_path, kills):
-  """The writer saves without pause, so that nearly every SIGKILL falls into a save or a deletion."""
+  """The writer saves without pause, so that nearly every SIGKILL interrupts a save or a deletion."""
   rng = random.Random(kills)
   unfinished, last = 0, 0
   for _ in range(kills):
@@ -275,7 +275,7 @@ def test_killed_at_any_moment_the_last_complete_one_is_restored(tmp_path, kills)
     first = writer.stdout.readline()
     if not first:
       raise AssertionError(writer.communicate()[1])
-    # When save n has returned, n − 1 is complete and n is being written; n + 1 may have returned unheard.
+    # When save n has returned, n − 1 is complete and n is being written; n + 1 may have returned unnoticed.
     assert last == 0 or int(first) - 1 in (last - 1, last, last + 1)
     for _ in range(rng.randint(1, 4)):
       last = int(writer.stdout.readline())

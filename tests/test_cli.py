@@ -1,4 +1,4 @@
-"""Dispatch: help in a user's words, errors on one line, exit statuses."""
+"""Dispatch: help, errors on one line, exit statuses."""
 
 import importlib
 import subprocess
@@ -79,7 +79,7 @@ def test_defaults(paint):
   ).read_text() == f"5 {type(epath.Path('.')).__name__} a.png 3"
 
 
-def test_options_may_stand_anywhere(paint):
+def test_options_may_be_anywhere(paint):
   workdir = paint / "deep" / "folder"
   argv = ["--config.steps=-7", "--workdir", f"{workdir}", "a.png", "--brush-px=8"]
   assert cli.main(["paint", *argv, "--config=configs/paint.py:tiny"]) == 0

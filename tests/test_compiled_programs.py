@@ -1,4 +1,4 @@
-"""The cache of compiled programs: where it lies, and that it stays small."""
+"""The cache of compiled programs: its folder, and that it stays small."""
 
 import os
 

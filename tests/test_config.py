@@ -235,7 +235,7 @@ def test_snapshot_cut_off_while_it_was_written_is_written_again(spec, tmp_path):
   assert path.read_text() == whole
 
 
-def test_other_versions_are_told(spec, tmp_path, monkeypatch, caplog):
+def test_other_versions_are_logged(spec, tmp_path, monkeypatch, caplog):
   config = config_lib.load(spec, REQUIRED)
   config_lib.snapshot(config, epath.Path(tmp_path))
   monkeypatch.setattr(config_lib, "LIBRARIES", ["numpy"])
@@ -246,7 +246,7 @@ def test_other_versions_are_told(spec, tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_presets_of_the_project(path):
-  """`tiny` lacks nothing; `8b` has the same leaves (the demo is tiny by nature); others are refused."""
+  """`tiny` requires no leaf; `8b` has the same leaves (the demo has no `8b`); others are refused."""
   tiny = config_lib.load(f"{path}:tiny")
   if path.stem != "demo":
     assert (
@@ -275,7 +275,7 @@ def test_a_config_file_elsewhere_finds_the_common_parts(tmp_path, monkeypatch):
   modules = {*sys.modules}
   assert config_lib.load(f"{tmp_path}/own.py:tiny").optimizer.method == "adamw"
   assert {*sys.modules} - modules == set(), "nothing of an import stays"
-  # A pip install holds the same folder elsewhere, and no checkout.
+  # A pip install has the same folder elsewhere, and no checkout.
   shutil.copytree(FOLDER, tmp_path / "share" / "configs")
   monkeypatch.setattr(config_lib, "CONFIG_ROOTS", (tmp_path / "share",))
   monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The generated pages: every setting is listed with its meaning, every command and module has its place."""
+"""The generated pages list every setting with its meaning, every command and every module."""
 
 import importlib.util
 import re
@@ -53,7 +53,7 @@ def test_every_preset_is_described(path):
     make_configuration.load(path, "unknown")
 
 
-def test_comments_are_found_above_beside_and_at_the_end(tmp_path):
+def test_comments_are_found_above_after_and_at_the_end(tmp_path):
   file = tmp_path / "some.py"
   file.write_text(
     "config = dict(\n"

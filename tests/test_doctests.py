@@ -23,7 +23,7 @@ def docstrings(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_examples_hold(path):
+def test_examples_give_their_stated_results(path):
   module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
   parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
   for text in docstrings(path):
@@ -31,7 +31,7 @@ def test_examples_hold(path):
   assert runner.failures == 0
 
 
-def test_every_example_stands_in_a_docstring():
+def test_every_example_is_in_a_docstring():
   assert len(PATHS) >= 15
   for path in PATHS:
     assert path.read_text().count(">>> ") == sum(text.count(">>> ") for text in docstrings(path))

@@ -30,7 +30,7 @@ def initialize(monkeypatch):
 
 @pytest.fixture
 def one_of_two(monkeypatch):
-  """This process as the second of two, of which the first has nothing to say."""
+  """Makes this process the second of two; the first reports no error."""
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(jax, "process_index", lambda: 1)
@@ -57,7 +57,7 @@ def test_wrong_options_are_refused_on_one_line(initialize, capsys, tmp_path, arg
   assert not initialize.called and not (tmp_path / "run").exists()
 
 
-def test_told_processes_look_for_no_cluster(initialize, monkeypatch):
+def test_configured_processes_skip_cluster_discovery(initialize, monkeypatch):
   monkeypatch.setenv("SLURM_NTASKS", "4")
   hosts.connect("10.0.0.2:8476", 2, 0)
   arguments = initialize.call_args.kwargs
@@ -76,9 +76,7 @@ def test_told_processes_look_for_no_cluster(initialize, monkeypatch):
     ({"OMPI_COMM_WORLD_SIZE": "3"}, 3),
   ],
 )
-def test_launchers_are_joined_where_they_started_several(
-  initialize, monkeypatch, environment, tasks
-):
+def test_a_launcher_with_several_processes_is_joined(initialize, monkeypatch, environment, tasks):
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   assert hosts.launched_tasks() == tasks
@@ -118,7 +116,7 @@ def test_a_tpu_host_whose_others_do_not_answer_stops(initialize, tpu_host):
     hosts.connect(None, None, None)
 
 
-def test_what_is_not_for_several_processes_is_not_started_by_them(monkeypatch, capsys, tmp_path):
+def test_single_process_commands_are_refused_on_several_processes(monkeypatch, capsys, tmp_path):
   for name, value in SLURM.items():
     monkeypatch.setenv(name, value)
   assert cli.main(["evaluate", "--workdir", str(tmp_path / "run")]) == 2
@@ -126,14 +124,14 @@ def test_what_is_not_for_several_processes_is_not_started_by_them(monkeypatch, c
   assert not (tmp_path / "run").exists()
 
 
-def test_one_process_gathers_what_it_has():
+def test_one_process_gathers_its_own_values():
   assert hosts.all_gather_json({"a": [1]}) == [{"a": [1]}]
   assert hosts.error_of_any(None) is None
   assert str(hosts.error_of_any("no file")) == "no file"
 
 
 def test_bytes_of_every_process_are_gathered(monkeypatch):
-  """As if the other process had the same: two copies of what each gives."""
+  """Gathers as if the other process had the same values: two copies of each."""
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   twice = mock.Mock(side_effect=lambda value: np.stack([value, value]))
@@ -153,13 +151,13 @@ def test_bytes_of_every_process_are_gathered(monkeypatch):
     (["too few", "no file"], "process 0 of 2: too few"),
   ],
 )
-def test_what_one_is_refused_all_raise(monkeypatch, messages, text):
+def test_a_refusal_in_one_process_is_raised_by_all(monkeypatch, messages, text):
   monkeypatch.setattr(hosts, "all_gather_json", lambda value: messages)
   error = hosts.error_of_any(messages[0])
   assert (error and str(error)) == text
 
 
-def test_what_all_raise_the_first_shows(one_of_two, initialize):
+def test_process_0_prints_an_error_that_all_raise(one_of_two, initialize):
   with pytest.raises(SystemExit) as stop, hosts.together("h:1", 2, 1):
     raise UsageErrorOfAll("no file")
   assert stop.value.code == 2
@@ -173,7 +171,7 @@ def test_what_all_raise_the_first_shows(one_of_two, initialize):
     (KeyError("bug"), 1, "Traceback"),
   ],
 )
-def test_what_one_meets_ends_it_without_waiting_for_the_others(
+def test_an_unexpected_error_ends_its_process_without_waiting(
   one_of_two, monkeypatch, capsys, error, status, text
 ):
   class Ended(BaseException):
@@ -186,13 +184,13 @@ def test_what_one_meets_ends_it_without_waiting_for_the_others(
   assert text in capsys.readouterr().err
 
 
-def test_alone_errors_pass_as_they_are():
+def test_a_single_process_raises_errors_unchanged():
   for error in (UsageError("x"), UsageErrorOfAll("y"), KeyboardInterrupt(), KeyError("bug")):
     with pytest.raises(type(error)), hosts.together(None, None, None):
       raise error
 
 
-def test_errors_that_a_user_can_correct_lose_their_traceback():
+def test_usage_errors_lose_their_traceback():
   for error in (ValueError("a"), FileNotFoundError("b"), ImportError("c")):
     with pytest.raises(UsageError, match=str(error)), hosts.user_errors():
       raise error

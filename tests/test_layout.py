@@ -136,7 +136,7 @@ def _index(folder, name):
 
 
 def _violations(file, source):
-  """What `file` imports although it may not, as messages."""
+  """Returns the forbidden imports of `file`, as messages."""
   own = file.with_suffix("").parts
   is_package = own[-1] == "__init__"
   own_position = _position(own[:-1] if is_package else own)
@@ -171,7 +171,7 @@ def _above(own):
 
 
 def test_every_file_has_a_place():
-  """A new file is put into the tables above, where data passes through it."""
+  """A new file goes into the tables above, in the order of the data flow."""
   homeless = []
   for file in _files():
     *folders, name = file.with_suffix("").parts
@@ -217,7 +217,7 @@ def test_imports_keep_to_the_layers():
     ("processor/image.py", "from google import genai", True),
   ],
 )
-def test_the_check_finds_what_is_forbidden(file, source, broken):
+def test_the_check_finds_forbidden_imports(file, source, broken):
   assert bool(list(_violations(Path(file), source))) == broken
 
 
@@ -239,8 +239,8 @@ def _parameters(function):
   return len([name for name in names if name not in ("self", "cls")])
 
 
-def test_functions_are_of_a_size_to_be_read():
-  """What always travels together becomes a value; what does several things becomes several functions."""
+def test_functions_keep_the_size_limits():
+  """Arguments that always travel together become one value; a function with several tasks becomes several functions."""
   too_large = [
     f"{file}::{function.name}"
     for file in _files()

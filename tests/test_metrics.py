@@ -25,7 +25,7 @@ def test_sums_before_means():
   assert values == {"loss": pytest.approx(31 / 11), "r_max": pytest.approx(1.5)}
 
 
-def test_what_was_not_counted_has_no_mean_and_a_name_of_one_side_stays():
+def test_zero_counts_have_no_mean_and_unpaired_names_stay():
   sums = metrics.add({"a": (jnp.float32(0), jnp.int32(0))}, {"b": (jnp.float32(4), jnp.int32(2))})
   assert metrics.means(sums) == {"b": 2.0}
 
@@ -64,14 +64,14 @@ def test_steps_beyond_the_restart_are_superseded_before_they_are_written_again(t
   assert [r["step"] for r in read_metrics(tmp_path)] == list(range(1, 53))
 
 
-def test_a_torn_last_line_is_left_out_and_any_other_is_an_error(tmp_path):
+def test_a_truncated_last_line_is_ignored_and_any_other_is_an_error(tmp_path):
   record(tmp_path, range(1, 4))
   part = tmp_path / "metrics" / "part-00000.jsonl"
   whole = part.read_text()
   for cut in range(1, len(whole.splitlines(keepends=True)[-1]) + 1):
     part.write_text(whole[:-cut])
     assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2]
-  record(tmp_path, range(3, 5))  # goes on in a part of its own
+  record(tmp_path, range(3, 5))  # continues in a new part
   assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 4]
   part.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
   with pytest.raises(ValueError, match=r"part-00000\.jsonl:2 is not a metrics record"):
@@ -94,7 +94,7 @@ def test_a_killed_process_loses_no_record(tmp_path):
 @pytest.mark.parametrize(
   "value", [float("nan"), float("inf"), np.float32("-inf"), jnp.float32("nan")]
 )
-def test_a_number_that_is_none_ends_the_run_with_its_name_and_step(tmp_path, value):
+def test_a_non_finite_metric_ends_the_run_with_its_name_and_step(tmp_path, value):
   with MetricsWriter(tmp_path) as writer:
     writer.write(1, {"loss": 1.0})
     with pytest.raises(UsageError, match="grad_norm = .* at step 2"):
@@ -110,7 +110,7 @@ def test_values_of_any_number_type_and_full_precision(tmp_path):
   ]
 
 
-def test_nothing_written_reads_as_nothing(tmp_path):
+def test_an_empty_log_reads_as_empty(tmp_path):
   with MetricsWriter(tmp_path):
     pass
   assert read_metrics(tmp_path) == read_metrics(tmp_path / "absent") == []
@@ -147,9 +147,7 @@ def test_tensorboard_gets_the_same(tmp_path):
   ]
 
 
-def test_of_several_processes_the_first_writes_and_all_find_what_is_not_finite(
-  tmp_path, monkeypatch
-):
+def test_process_0_writes_and_all_processes_detect_non_finite_values(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   record(tmp_path, range(3))
   assert not list(tmp_path.iterdir())

@@ -13,14 +13,14 @@ def code_cells(path):
   return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
-def test_the_tour_shows_what_it_says(capsys):
+def test_the_tour_gives_its_stated_figures(capsys):
   names = {}
   (tour,) = (path for path in NOTEBOOKS if path.stem == "tour")
   for cell in code_cells(tour):
     exec("".join(cell["source"]), names)
   assert names["true"].record.caption == names["false"].record.caption
   assert names["boxes"].keys() == names["true"].scene.boxes.keys()
-  assert names["mean_iou"] > 0.85  # the card of the base says 0.93, over more scenes
+  assert names["mean_iou"] > 0.85  # the model card states 0.93, over more scenes
   assert "Conclusion: Yes." in capsys.readouterr().out
 
 

@@ -42,7 +42,7 @@ def test_commands_are_listed():
   assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(COMMANDS)
 
 
-def test_results_have_their_place():
+def test_results_are_on_the_results_page():
   assert re.search(r"<!-- results:begin -->.*<!-- results:end -->", README, re.DOTALL)
 
 
@@ -51,7 +51,7 @@ def test_the_readme_shows_the_table_of_the_results_page():
   assert table and table[0] in (ROOT / "docs" / "results.md").read_text()
 
 
-def test_links_of_the_readme_lead_to_files():
+def test_links_of_the_readme_are_files():
   links = re.findall(r"\]\((?!http)([^)#]+)", README + (ROOT / "CONTRIBUTING.md").read_text())
   assert len(links) > 10
   assert not [link for link in links if not (ROOT / link).exists()]

@@ -1,4 +1,4 @@
-"""The mesh, and where parameters, optimizer states and batches lie on it."""
+"""The mesh, and the shardings of parameters, optimizer states and batches."""
 
 import dataclasses
 import functools
@@ -59,7 +59,7 @@ def test_mesh_that_does_not_fit_says_so(shape, message):
 
 
 class SlicedDevice:
-  """What the mesh asks a TPU device of a multi-slice pod about."""
+  """The attributes of a TPU device of a multi-slice pod that the mesh reads."""
 
   platform, device_kind, core_on_chip = "tpu", "TPU v5e", 0
 
@@ -71,7 +71,7 @@ class SlicedDevice:
     return f"{self.id}"
 
 
-def test_outer_axis_is_that_of_the_slices():
+def test_the_outer_axis_spans_the_slices():
   mesh = sharding.make_mesh({"slice": 2, "fsdp": -1}, [SlicedDevice(i, 2) for i in range(8)])
   assert dict(mesh.shape) == {"slice": 2, "data": 1, "fsdp": 4, "tensor": 1}
   of_slice = [{device.slice_index for device in part.flat} for part in mesh.devices]
@@ -124,12 +124,12 @@ def test_almost_all_of_the_8b_model_is_cut_eight_ways():
   mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
   shapes = shapes_of("8b")
   placed = sharding.param_shardings(mesh, shapes)
-  held = sum(
+  stored_bytes = sum(
     np.prod(where.shard_shape(shape.shape))
     for where, shape in zip(jax.tree.leaves(placed), jax.tree.leaves(shapes), strict=True)
   )
   total = sum(shape.size for shape in jax.tree.leaves(shapes))
-  assert held / (total / 8) < 1.01
+  assert stored_bytes / (total / 8) < 1.01
 
 
 def test_axis_that_does_not_divide_cuts_another_dimension():
@@ -185,7 +185,7 @@ def test_tensor_axis_cuts_what_is_large_in_the_towers_of_the_8b_model(tensor):
   assert less == {"vision/patch_embed/positions/embedding", "vision/patch_embed/proj/kernel"}
 
 
-def test_rows_lie_on_as_many_devices_as_divide_them():
+def test_rows_are_sharded_over_as_many_devices_as_divide_them():
   mesh = sharding.make_mesh({"slice": 2, "data": 2, "fsdp": 2})
   batch = {
     "all": np.zeros((16, 3)),
@@ -202,7 +202,7 @@ def test_rows_lie_on_as_many_devices_as_divide_them():
   }
 
 
-def test_optimizer_state_lies_as_its_parameters():
+def test_optimizer_state_is_sharded_as_its_parameters():
   mesh = sharding.make_mesh(SHAPES[1])
   params = shapes_of("tiny")
   optimizer = optax.chain(
@@ -260,17 +260,17 @@ def optimizer_specs(method, moments):
     for name, where in leaves(placed.opt_state).items()
   }
   whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
-  held = sum(
+  stored_bytes = sum(
     np.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
     for where, x in zip(
       jax.tree.leaves(placed.opt_state), jax.tree.leaves(state.opt_state), strict=True
     )
   )
-  return found, whole, held
+  return found, whole, stored_bytes
 
 
 def of(found, *parts):
-  """What the one path holds that ends in these parts."""
+  """The value of the one path that ends in these parts."""
   (value,) = (value for name, value in found.items() if name.endswith("/" + "/".join(parts)))
   return value
 
@@ -284,27 +284,27 @@ NORM = "text/layers/input_norm/scale"
 
 
 @pytest.mark.parametrize(("method", "moments"), [("adamw", "bfloat16"), ("muon", "float32")])
-def test_moments_lie_as_their_parameters(method, moments):
-  found, whole, held = optimizer_specs(method, moments)
+def test_moments_are_sharded_as_their_parameters(method, moments):
+  found, whole, stored_bytes = optimizer_specs(method, moments)
   assert of(found, "mu", UP) == (P(None, "fsdp", "tensor"), (36, 4096, 12288))
   assert of(found, "mu", O) == (P(None, "tensor", None, "fsdp"), (36, 32, 128, 4096))
   assert of(found, "mu", NORM) == (P(), (36, 4096))
-  assert held / (whole / 8) < 1.01
+  assert stored_bytes / (whole / 8) < 1.01
 
 
 @pytest.mark.parametrize("method", ["adamw", "muon"])
-def test_codes_lie_as_their_parameters_and_scales_without_the_last_axis(method):
-  found, whole, held = optimizer_specs(method, "float8")
+def test_codes_are_sharded_as_parameters_and_scales_without_the_last_axis(method):
+  found, whole, stored_bytes = optimizer_specs(method, "float8")
   assert of(found, "mu", UP, "codes") == (P(None, "fsdp", "tensor"), (36, 4096, 12288))
   assert of(found, "mu", UP, "scale") == (P(None, "fsdp"), (36, 4096))
   assert of(found, "mu", O, "scale") == (P(None, "tensor"), (36, 32, 128))
   assert of(found, "mu", NORM, "scale") == (P(), (36,))
   assert of(found, "nu", "text/embed/embedding", "codes")[0] == P("tensor", "fsdp")
   assert of(found, "nu", "text/embed/embedding", "scale") == (P("tensor"), (151936,))
-  assert held / (whole / 8) < 1.05
+  assert stored_bytes / (whole / 8) < 1.05
 
 
-def test_adafactor_s_rows_and_columns_lie_as_what_is_left_of_their_parameters():
+def test_adafactor_rows_and_columns_are_sharded_as_the_remaining_axes():
   found, whole, _ = optimizer_specs("adafactor", "float8")
   assert of(found, "v_row", UP) == (P(None, "fsdp"), (36, 4096))
   assert of(found, "v_col", UP) == (P(None, "tensor"), (36, 12288))
@@ -417,8 +417,8 @@ def test_every_mesh_gives_the_unsharded_loss_and_gradients(shape):
     ({"fsdp": 1, "data": 1, "slice": 1, "tensor": -1}, (0, 1)),
   ],
 )
-def test_a_process_holds_a_block_of_rows(monkeypatch, shape, block):
-  """As if the last four of the eight devices were those of this process."""
+def test_a_process_has_a_block_of_rows(monkeypatch, shape, block):
+  """Makes the last four of the eight devices those of this process."""
   mesh = sharding.make_mesh(shape)
   assert sharding.process_rows(mesh) == (0, 1)  # alone
   own_devices(monkeypatch, range(4, 8))
@@ -441,7 +441,7 @@ def own_devices(monkeypatch, ids):
   )
 
 
-def test_put_batch_keeps_values_and_missing_images():
+def test_make_global_batch_keeps_values_and_missing_images():
   mesh = sharding.make_mesh(SHAPES[0])
   tokens = np.arange(24, dtype=np.int32).reshape(8, 3)
   batch = Batch(

@@ -16,7 +16,7 @@ def test_fence_outlasts_the_backticks_inside():
   assert [token.type for token in MarkdownIt().parse(block)] == ["fence"]
 
 
-def test_tables_are_padded_words_to_the_left_and_figures_to_the_right():
+def test_tables_align_text_left_and_figures_right():
   assert markdown_table(["name", "what", "n"], [["a", "bb", "1,000"]], text_columns=2) == (
     "| name | what |     n |\n|------|------|------:|\n| a    | bb   | 1,000 |"
   )

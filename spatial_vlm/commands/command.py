@@ -30,9 +30,9 @@ class Command:
   default_config: str = ""
   """Default of --config; empty: `configs/NAME.py:tiny`."""
   requires_files: bool = True
-  """False where required leaves that name files may be left out."""
+  """False if required leaves that name files may be omitted."""
   multi_process: bool = False
-  """True where processes on several hosts run the command together (see `hosts`)."""
+  """True if processes on several hosts run the command together (see `hosts`)."""
 
   @property
   def config(self) -> str:

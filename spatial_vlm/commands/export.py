@@ -1,9 +1,9 @@
 """Turn the newest checkpoint of a training run into a Hugging Face folder.
 
-A finished run has one already (RUN/export); this serves runs that are still going on, or were stopped, and other
-types of weights. The folder WORKDIR loads in transformers and vLLM. Weights are read and written one after the other
-and never lie in memory all at once; the optimizer's state is not read. What a run leaves frozen comes from the folder
-that it began with, low-rank pairs are merged into it; or the pairs are written alone.
+A finished run has one already (RUN/export); this command serves running or stopped runs, and other types of weights.
+The folder WORKDIR loads in transformers and vLLM. Weights are read and written one by one, so that memory never holds
+all of them; the optimizer's state is not read. Frozen weights come from the checkpoint that the run started from, with
+LoRA adapters merged. With adapter=true only the adapter is written.
 
   spatial-vlm export --config.run=runs/dapo --config.dtype=bfloat16 --workdir exported
   spatial-vlm export --config.run=runs/sft --config.adapter=true --workdir adapter
@@ -38,14 +38,14 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   check(config)
   run_folder = epath.Path(config.run).expanduser()
   if run_folder.resolve() == workdir.resolve():
-    raise UsageError(f"--workdir {workdir} is the run itself; give a folder of its own")
+    raise UsageError(f"--workdir {workdir} is the run itself; give another folder")
   try:
     settings = json.loads((run_folder / "config.json").read_text())["config"]
     params_path = PARAMS_PATHS[settings["algorithm"]]
     source = find_folder(settings["checkpoint"])
   except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
     raise UsageError(
-      f"{run_folder} is no workdir of `sft` or `dapo` ({error!r}); give one with a config.json"
+      f"{run_folder} is not a workdir of `sft` or `dapo` ({error!r}); give one with a config.json"
     ) from error
   with user_errors():
     model = Processor.from_folder(source).model_config
@@ -54,14 +54,14 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     step = checkpoints.latest()
     if step is None:
       raise UsageError(
-        f"{run_folder} holds no complete checkpoint yet; let the run go on until it has written one"
+        f"{run_folder} has no complete checkpoint yet; wait until the run has written one"
       )
     try:
       lora = {name: settings[f"lora.{name}"] for name in ("rank", "alpha", "targets")}
       subset = subset_from_config({**settings, "lora": lora})
     except KeyError as error:
       raise UsageError(
-        f"the settings of {run_folder} do not tell {error}; it was made by an earlier version, which has to export it"
+        f"the settings of {run_folder} lack {error}; an earlier version made it, so export it with that version"
       ) from error
     with user_errors():
       trained = flatten(trained_shapes(mesh, model, subset))
@@ -76,8 +76,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
     if config.adapter:
       check_adapter(run_folder, trained)
-      pairs = unflatten({path: restored(path) for path in trained})
-      write_adapter(workdir, settings["checkpoint"], model, subset, pairs)
+      adapter = unflatten({path: restored(path) for path in trained})
+      write_adapter(workdir, settings["checkpoint"], model, subset, adapter)
     else:
       copy_processor(workdir, source)
       leaf_at = with_base(restored, checkpoints.host()["base"], mesh, model, subset)
@@ -87,23 +87,23 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 
 def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:
-  """Raises UsageError unless pairs are all that the run trains."""
+  """Raises UsageError if the run trains parameters other than LoRA factors."""
   if others := [path for path in trained if not is_adapter(path)]:
     raise UsageError(
-      f"{run_folder} trains {len(others)} parameters that are no low-rank pairs ({others[0]} …), so no adapter can tell"
-      " what it has learnt; leave out adapter=true"
+      f"{run_folder} trains {len(others)} parameters outside LoRA adapters ({others[0]} …), which an adapter file cannot "
+      "hold; omit adapter=true"
     )
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for a type of weights that does not exist."""
+  """Raises UsageError for an unknown dtype or file size."""
   if config.dtype not in DTYPES:
     raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
   check_positive(config, "max_file_bytes")
 
 
 def at(tree, names):
-  """The leaf under these names."""
+  """Returns the leaf under these names."""
   for name in names:
     tree = tree[name]
   return tree

@@ -30,7 +30,7 @@ class LexicalEmbedder:
 
   "left of" and "to the left of" are similar; "under" and "beneath" have similarity 0, which a dense model (BGE-M3)
   would not give them, and the question then gets the full chain. Nothing is trained or stored, so that a question has
-  the same vector in every run. Words that the grammar gives to every masked question are left out; a text without any
+  the same vector in every run. Words that the grammar gives to every masked question are ignored; a text without any
   other word is the zero vector, which is similar to nothing.
   """
 
@@ -52,7 +52,7 @@ class LexicalEmbedder:
     return f"lexical-{digest.hexdigest()[:16]}"
 
   def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-    """Returns rows of length 1 (0 for a text whose words are all left out), float32."""
+    """Returns rows of length 1 (0 for a text whose words are all ignored), float32."""
     if not texts:
       return np.zeros((0, self._settings["n_features"]), np.float32)
     counts = self._vectorizer.transform(list(texts))

@@ -66,12 +66,12 @@ def check_rows(mesh: Mesh, name: str, rows: int) -> None:
     )
   shape, index = (rows,), jax.process_index()
   where = sharding.batch_sharding(mesh, jax.ShapeDtypeStruct(shape, np.int32))
-  held = {
+  own_rows = {
     row
     for rows_of in where.addressable_devices_indices_map(shape).values()
     for row in range(rows)[rows_of[0]]
   }
-  if held != {*range(index * rows // count, (index + 1) * rows // count)}:
+  if own_rows != {*range(index * rows // count, (index + 1) * rows // count)}:
     parts = " × ".join(f"mesh.{axis} {mesh.shape[axis]}" for axis in sharding.ROWS)
     raise UsageError(
       f"{name} is {rows} and {parts}; these axes must cut a batch into as many parts as there are processes, {count}, "
@@ -144,8 +144,8 @@ def partition_policy(
   where = sharding.param_shardings(
     mesh, jax.eval_shape(lambda k: new_adapters(shapes, subset, k), key)
   )
-  pairs = jax.jit(lambda k: new_adapters(shapes, subset, k), out_shardings=where)(key)
-  return partition(combine(params, pairs), subset.trainable)
+  adapters = jax.jit(lambda k: new_adapters(shapes, subset, k), out_shardings=where)(key)
+  return partition(combine(params, adapters), subset.trainable)
 
 
 class Trainable(NamedTuple):

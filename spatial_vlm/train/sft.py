@@ -136,7 +136,7 @@ def check_data(config: Config) -> None:
     raise UsageError(f"data.arrangement is {data.batching!r}; choose one of {', '.join(BATCHINGS)}")
   if data.pretrain.scenes and (data.batching != "shuffled" or data.mix):
     raise UsageError(
-      "data.pretrain draws its pictures on the way; it goes with data.arrangement=shuffled and no data.mix"
+      "data.pretrain renders its images during training; it needs data.arrangement=shuffled and no data.mix"
     )
   if not data.shapes or not all(_is_shape(shape) for shape in data.shapes):
     raise UsageError(

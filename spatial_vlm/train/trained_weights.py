@@ -83,11 +83,11 @@ def with_base(
     if path in trained:
       return trained_at(path)
     assert checkpoint is not None
-    held = frozen[path]
-    dtype = held.dtype if path.endswith(INT8[0]) else np.float32
-    wanted = jax.ShapeDtypeStruct(held.shape, dtype, sharding=held.sharding)
+    shape = frozen[path]
+    dtype = shape.dtype if path.endswith(INT8[0]) else np.float32
+    wanted = jax.ShapeDtypeStruct(shape.shape, dtype, sharding=shape.sharding)
     leaf = flatten(checkpoint.read(unflatten({path: wanted})))[path]
-    check_base(base, checksums({path: leaf.astype(held.dtype)}))
+    check_base(base, checksums({path: leaf.astype(shape.dtype)}))
     return leaf
 
   return lambda path: read_with_parts(leaf_at, subset, path)

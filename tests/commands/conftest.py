@@ -82,7 +82,7 @@ def _forget_clocks(name, value):
 
 
 def written_in(workdir):
-  """All that a run promises, by path, without clock readings and notes on how it was started."""
+  """All files that must be reproducible, by path, without clock readings and start records."""
   found = {}
   for path in sorted(Path(workdir).rglob("*")):
     parts = path.relative_to(workdir).parts
@@ -104,12 +104,12 @@ def outcome():
 
 
 class Stopped(Exception):
-  """Thrown in the middle of a command, in place of a kill."""
+  """Raised in the middle of a command, in place of a kill."""
 
 
 @pytest.fixture
 def stopped_at(monkeypatch):
-  """A context in which call number `call` (from 1) of `owner.name` throws, and the command with it."""
+  """A context in which call number `call` (from 1) of `owner.name` raises and ends the command."""
 
   @contextlib.contextmanager
   def stop(owner, name, call):
@@ -144,7 +144,7 @@ class Killer:
       **os.environ,
       "PYTHONPATH": str(Path(cli.__file__).parents[1]),
       "OMP_NUM_THREADS": "2",
-      # Every start takes as long as the first, and no kill tears a file that other tests read.
+      # Every start takes as long as the first, and no kill truncates a file that other tests read.
       "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
     self.random = random.Random(seed)
@@ -178,7 +178,7 @@ class Killer:
     return hits
 
   def _await_work(self, process, workdir):
-    """Waits until this process has said something: its first progress bar."""
+    """Waits for the first output of this process, its first progress bar."""
     log = workdir.with_suffix(".log")
     size = log.stat().st_size if log.exists() else 0
     while process.poll() is None and log.stat().st_size <= size:
@@ -286,8 +286,8 @@ def broken(tmp_path, scenes_folder):
     lines = (scenes_folder / file).read_text().splitlines()
     records = [json.loads(line) for line in lines]
     is_record = "label" in records[0]
-    torn = images / "torn.png"
-    torn.write_bytes((images / records[6]["image"]).read_bytes()[:60])
+    broken = images / "torn.png"
+    broken.write_bytes((images / records[6]["image"]).read_bytes()[:60])
     lines[1] = lines[1][:-9]
     lines[2] = json.dumps({**records[2], "surprise": 1})
     lines[3] = json.dumps({**records[3], **({"label": 2} if is_record else {"answer": ""})})

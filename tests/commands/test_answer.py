@@ -1,4 +1,4 @@
-"""One question about one photograph."""
+"""`answer`: one question about one photograph."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def test_a_photograph_is_answered_and_drawn_upon(run, taught, tmp_path, capsys):
     config.read_preset(f"configs/answer.py:{preset}")
 
 
-def test_what_does_not_parse_or_has_no_room_is_said(
+def test_unparsed_and_too_long_answers_are_reported(
   run, nano, taught, scenes_folder, tmp_path, capsys
 ):
   photo = scenes_folder / "images" / "train_000000.png"
@@ -132,9 +132,7 @@ def test_answer_and_evaluate_recall_the_same(
     ),
   ],
 )
-def test_what_cannot_be_read_is_named_on_one_line(
-  run, nano, tmp_path, capsys, photo, others, message
-):
+def test_unreadable_input_is_named_on_one_line(run, nano, tmp_path, capsys, photo, others, message):
   assert ask(run, tmp_path, photo, nano, *others, max_new_tokens=2).code == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The command that distils behaviors from a policy's own answers."""
+"""`behaviors`: distils behaviors from a policy's own answers."""
 
 import json
 import logging
@@ -53,7 +53,7 @@ def test_every_leaf_of_every_preset_is_read(run, behaviors_changes, tmp_path):
 
 
 @pytest.mark.parametrize("call", [1, 2, 4])
-def test_an_interrupted_run_ends_like_the_uninterrupted(
+def test_an_interrupted_run_equals_an_uninterrupted_one(
   extracted, tmp_path, run, behaviors_changes, outcome, stopped_at, call
 ):
   with stopped_at(generation.BatchGenerator, "answer", call):
@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_like_the_uninterrupted(
   assert outcome(tmp_path) == outcome(extracted)
 
 
-def test_settings_applied_after_the_answers_may_change_without_asking_again(
+def test_settings_applied_after_generation_reuse_stored_answers(
   tmp_path, run, behaviors_changes, capsys, monkeypatch
 ):
   """A lower min_support takes the stored answers."""
@@ -73,10 +73,10 @@ def test_settings_applied_after_the_answers_may_change_without_asking_again(
   assert run("behaviors", tmp_path, behaviors_changes).code == 0
 
 
-def test_what_evaluation_recalled_is_kept_when_the_handbook_is_full(
+def test_recalled_behaviors_are_kept_when_the_handbook_is_full(
   extracted, tmp_path, run, behaviors_changes
 ):
-  """With room for one behavior, the recalled one stays in place of the one with the most chains."""
+  """A handbook limited to one behavior keeps the recalled one, not the one with the most chains."""
 
   def kept(**changes):
     changes = {**behaviors_changes, "max_entries": 1, **changes}
@@ -119,7 +119,7 @@ def test_wrong_settings_are_refused_on_one_line(refused, behaviors_changes, chan
   assert message in refused("behaviors", {**behaviors_changes, **changes})
 
 
-def test_broken_records_are_reported_and_left_out(
+def test_broken_records_are_reported_and_skipped(
   run, refused, behaviors_changes, broken, tmp_path, caplog
 ):
   changes, path, reasons = broken("records", "train.jsonl")
@@ -128,7 +128,7 @@ def test_broken_records_are_reported_and_left_out(
     assert run("behaviors", tmp_path / "run", {**changes, "data.max_bad_share": 0.2}).code == 0
   for line, reason in reasons.items():
     assert any(f"{path}:{line}: " in text and reason in text for text in caplog.messages)
-  # Numbers of records stay tied to their images, whatever was left out.
+  # Record numbers keep their images even if records are skipped.
   images = [json.loads(line)["image"] for line in path.read_text().splitlines()[7:]]
   rows = [
     json.loads(line) for line in (tmp_path / "run" / "conversations.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The command that aligns by DAPO."""
+"""`dapo`: aligns a policy by DAPO."""
 
 import logging
 
@@ -75,7 +75,7 @@ def test_preset_8b_carries_the_published_settings():
   assert config.leaves(config.read_preset("configs/sft.py:8b"))["epochs"] == 3
 
 
-def test_a_finished_run_is_left_as_it_is(finished, run, dapo_changes, outcome):
+def test_a_finished_run_is_unchanged_by_another_start(finished, run, dapo_changes, outcome):
   before = outcome(finished[0])
   assert run("dapo", finished[0], dapo_changes).code == 0
   assert outcome(finished[0]) == before
@@ -88,10 +88,10 @@ def test_a_finished_run_is_left_as_it_is(finished, run, dapo_changes, outcome):
     *(pytest.param(*more, marks=pytest.mark.slow) for more in [(1, (2,)), (2, (1, 2, 2))]),
   ],
 )
-def test_an_interrupted_run_ends_like_the_uninterrupted(
+def test_an_interrupted_run_equals_an_uninterrupted_one(
   finished, tmp_path, run, dapo_changes, outcome, before_saving, every, calls
 ):
-  """Checkpoints lie between two rounds of one batch as well as behind an update."""
+  """Checkpoints are written between two rounds of one batch and after an update."""
   changes = {**dapo_changes, "checkpoint_steps": every}
   for call in calls:
     with before_saving(call):
@@ -129,10 +129,10 @@ def test_interrupted_in_a_validation(finished, tmp_path, run, dapo_changes, outc
   assert outcome(tmp_path) == outcome(finished[0])
 
 
-def test_a_task_without_informative_groups_ends_and_says_so(
+def test_a_task_without_mixed_outcomes_ends_with_a_message(
   nano, tmp_path, run, dapo_changes, capfd
 ):
-  """Random weights never answer: every group is wrong, nothing is learnt, and nothing breaks."""
+  """Random weights never answer: every group is wrong, and the run ends without an update."""
   changes = {
     **dapo_changes,
     "checkpoint": nano,
@@ -179,13 +179,13 @@ def test_wrong_settings_are_refused(refused, dapo_changes, changes, message):
 
 
 @pytest.mark.parametrize("leaf", ["data.validation", "data.evaluation"])
-def test_records_that_are_measured_on_are_not_trained_on(refused, dapo_changes, leaf):
+def test_evaluation_records_are_refused_as_training_records(refused, dapo_changes, leaf):
   message = refused("dapo", {**dapo_changes, leaf: dapo_changes["data.records"]}, lines=4)
   assert "64 of the 64 evaluation pairs" in message and "drop_shared" in message
 
 
 @pytest.mark.slow
-def test_broken_records_are_reported_and_left_out(
+def test_broken_records_are_reported_and_skipped(
   run, refused, dapo_changes, broken, tmp_path, caplog
 ):
   changes, path, reasons = broken("records", "train.jsonl")
@@ -206,7 +206,7 @@ def test_broken_records_are_reported_and_left_out(
 
 
 @pytest.mark.slow
-def test_torn_pictures_count_and_may_be_too_many(run, dapo_changes, broken, tmp_path, capsys):
+def test_unreadable_images_count_towards_the_limit(run, dapo_changes, broken, tmp_path, capsys):
   changes, path, _ = broken("validation", "validation.jsonl")
   lines = path.read_text().splitlines()
   path.write_text("\n".join([lines[6], *lines[7:]]))
@@ -224,7 +224,7 @@ def test_ten_kills_leave_no_trace(after_ten_kills, dapo_changes):
   assert killed == whole and "export/model.safetensors" in whole and len(whole["metrics"]) == 26
 
 
-def test_records_left_out_are_counted_by_the_process_that_met_them(monkeypatch):
+def test_skipped_records_are_counted_by_the_process_that_read_them(monkeypatch):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   assert rl_data.own_skipped([[3, 5], [7]]) == [7]

@@ -1,4 +1,4 @@
-"""The command that looks at records and prepares them."""
+"""`data`: measures records and stores them."""
 
 import json
 import os
@@ -90,14 +90,14 @@ def test_the_store_and_the_records_equal_what_they_are_made_of(stored, scenes_fo
   assert sum("array_record" in name for name in content(stored)) == 9
 
 
-def test_a_second_run_makes_nothing_anew(stored, run, changes, monkeypatch):
+def test_a_second_run_writes_nothing_again(stored, run, changes, monkeypatch):
   before = content(stored)
   monkeypatch.setattr(store._Writer, "_write_shard", lambda *_: pytest.fail("written"))
   assert run("data", stored, {**changes, "store.shards": 3}).code == 0
   assert content(stored) == before
 
 
-def test_an_interrupted_run_goes_on(stored, tmp_path, run, changes, stopped_at):
+def test_an_interrupted_run_resumes(stored, tmp_path, run, changes, stopped_at):
   for call in (2, 3, 5):
     with stopped_at(store._Writer, "_write_shard", call):
       run("data", tmp_path, {**changes, "store.shards": 3})
@@ -148,8 +148,8 @@ def test_too_many_broken_records_stop_it(tmp_path, run, broken, capsys):
   assert not (tmp_path / "workdir").exists()
 
 
-def test_pictures_may_lie_in_an_archive(tmp_path, run, changes, scenes_folder):
-  archive = tmp_path / "pictures.zip"
+def test_images_may_come_from_an_archive(tmp_path, run, changes, scenes_folder):
+  archive = tmp_path / "images.zip"
   with zipfile.ZipFile(archive, "w") as file:
     for path in (scenes_folder / "images").iterdir():
       file.write(path, f"train2017/{path.name}")
@@ -162,7 +162,7 @@ def test_pictures_may_lie_in_an_archive(tmp_path, run, changes, scenes_folder):
   assert content(tmp_path / "zip") == content(tmp_path / "folder")
 
 
-def test_a_training_set_that_holds_evaluation_pairs_is_refused_or_thinned(
+def test_training_sets_that_share_evaluation_pairs_are_refused_or_filtered(
   tmp_path, run, changes, scenes_folder, capsys
 ):
   lines = (scenes_folder / "train.jsonl").read_text().splitlines(keepends=True)
@@ -207,7 +207,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(
 
 
 @needs_vsr
-def test_vsr_itself_without_pictures(tmp_path, run, capsys):
+def test_real_vsr_annotations_without_images(tmp_path, run, capsys):
   options = ["--config", "configs/data.py:8b"]
   changes = {
     "data.folder": VSR / "random",

@@ -1,4 +1,4 @@
-"""The whole method from one command."""
+"""`demo`: the whole method from one command."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_a_setting_that_a_command_refuses_stops_the_demo_before_its_first_stage(
 
 @pytest.fixture
 def fake_stages(monkeypatch):
-  """Four stages of no work, one after the other; a list of those that ran, and one to name the stage that fails."""
+  """Four empty stages in sequence; a list of those that ran, and one that names the stage to fail."""
   ran, failing = [], []
 
   def run(loaded, folder, args):
@@ -44,13 +44,13 @@ def fake_stages(monkeypatch):
   return ran, failing
 
 
-def test_it_goes_on_with_the_stage_that_was_interrupted(fake_stages, tmp_path, capsys):
+def test_the_demo_resumes_at_the_interrupted_stage(fake_stages, tmp_path, capsys):
   ran, failing = fake_stages
   failing.append("c")
   with pytest.raises(RuntimeError):
     command.run(settings(), epath.Path(tmp_path), None)
   assert ran == ["a", "b", "c"]
-  # a kill in the middle of its note: the stage is run again
+  # a kill while its record is written: the stage runs again
   (tmp_path / "b" / DONE).write_text('{"beg')
   ran.clear()
   failing.clear()
@@ -61,7 +61,7 @@ def test_it_goes_on_with_the_stage_that_was_interrupted(fake_stages, tmp_path, c
   assert "[2/4] stage b · about 1 min left" in said and "[1/4]" not in said
 
 
-def test_the_time_left_follows_the_pace_of_this_machine(fake_stages, tmp_path, capsys):
+def test_the_remaining_time_follows_this_machines_speed(fake_stages, tmp_path, capsys):
   (tmp_path / "a").mkdir()
   span = {"begun": 5000.0, "ended": 6200.0}  # 120 times slower than expected
   (tmp_path / "a" / DONE).write_text(json.dumps(span))

@@ -1,4 +1,4 @@
-"""The command that measures."""
+"""`evaluate`: measures a policy."""
 
 import json
 import logging
@@ -147,7 +147,7 @@ def test_on_eight_devices_it_writes_the_same(
     ({}, "in_flight is 2 on a mesh of 8 devices"),
   ],
 )
-def test_batches_that_the_devices_cannot_take_are_refused(
+def test_batches_that_devices_do_not_divide_are_refused(
   run, tmp_path, evaluate_changes, capsys, changes, message
 ):
   assert run("evaluate", tmp_path, {**evaluate_changes, **changes}, devices=8).code == 2
@@ -164,7 +164,7 @@ def test_an_interrupted_evaluation_ends_with_the_same_predictions(
     run("evaluate", tmp_path, changes)
   parts = sorted((tmp_path / "predictions").glob("part-*"))
   assert len(parts) == call - 1
-  if parts:  # as a kill in the middle of writing leaves it
+  if parts:  # as a kill while writing leaves it
     parts[-1].write_text(parts[-1].read_text()[:-20])
   assert run("evaluate", tmp_path, changes).code == 0
   assert outcome(tmp_path) == outcome(finished[method][0])
@@ -187,9 +187,7 @@ def test_stored_answers_are_not_asked_for_again(
   assert asked == []
 
 
-def test_limit_and_a_last_batch_that_is_not_full(
-  finished, tmp_path, run, evaluate_changes, extracted
-):
+def test_a_limit_and_a_partial_last_batch(finished, tmp_path, run, evaluate_changes, extracted):
   changes = changes_of("chain", evaluate_changes, extracted) | {"limit": 11}
   assert run("evaluate", tmp_path, changes).code == 0
   found = [(p.id, p.text) for p in predictions(tmp_path)]
@@ -236,7 +234,7 @@ def test_behaviors_from_the_records_that_are_measured_are_refused(
   assert "evaluation records" in refused("evaluate", {**evaluate_changes, **changes})
 
 
-def test_broken_records_are_reported_and_left_out(
+def test_broken_records_are_reported_and_skipped(
   run, refused, evaluate_changes, broken, tmp_path, caplog
 ):
   changes, path, reasons = broken("records", "test.jsonl")
@@ -251,7 +249,9 @@ def test_broken_records_are_reported_and_left_out(
 
 
 @pytest.mark.parametrize("method", ["majority", "zero-shot"])
-def test_a_torn_image_is_left_out_of_every_method(run, evaluate_changes, broken, tmp_path, method):
+def test_an_unreadable_image_is_skipped_by_every_method(
+  run, evaluate_changes, broken, tmp_path, method
+):
   changes, _, _ = broken("records", "test.jsonl")
   changes = {**evaluate_changes, **changes, "method": method, "data.max_bad_share": 0.5}
   assert run("evaluate", tmp_path / "run", changes).code == 0

@@ -15,7 +15,7 @@ from spatial_vlm.checkpoint import Checkpoints
 
 
 @pytest.mark.parametrize("name", ["sft", pytest.param("dapo", marks=pytest.mark.slow)])
-def test_the_newest_checkpoint_of_a_stopped_run(
+def test_exports_the_newest_checkpoint_of_a_stopped_run(
   name, run, sft_changes, dapo_changes, before_saving, tmp_path, capsys
 ):
   changes = {"sft": sft_changes, "dapo": dapo_changes}[name]
@@ -33,7 +33,7 @@ def test_the_newest_checkpoint_of_a_stopped_run(
   assert stored.keys() <= loaded.keys()
   for tensor, value in stored.items():
     np.testing.assert_array_equal(loaded[tensor].numpy(), value)
-  # What was trained, not what it began with; and no other than the run itself writes.
+  # The trained weights, not the initial ones, and the same as the run itself exports.
   before = load_file(changes["checkpoint"] / "model.safetensors")
   assert any(not np.array_equal(before[tensor], value) for tensor, value in stored.items())
   if name == "sft":
@@ -44,7 +44,7 @@ def test_the_newest_checkpoint_of_a_stopped_run(
     assert all(np.array_equal(final[tensor], again[tensor]) for tensor in final)
 
 
-def test_weights_are_read_one_by_one_and_written_in_the_type_and_sizes_asked_for(
+def test_weights_stream_and_are_written_in_the_requested_dtype_and_sizes(
   run, sft_changes, before_saving, tmp_path, monkeypatch
 ):
   with before_saving(2):
@@ -74,7 +74,9 @@ def test_settings_that_do_not_exist(refused):
   assert "max_file_bytes is 0" in refused("export", {"max_file_bytes": 0})
 
 
-def test_a_run_that_goes_on_is_left_alone(run, sft_changes, before_saving, tmp_path, capsys):
+def test_exporting_leaves_a_running_run_unchanged(
+  run, sft_changes, before_saving, tmp_path, capsys
+):
   with before_saving(2):
     run("sft", tmp_path / "run", sft_changes)
   writing = tmp_path / "run" / "checkpoints" / "2.orbax-checkpoint-tmp"
@@ -90,17 +92,17 @@ def test_a_run_that_goes_on_is_left_alone(run, sft_changes, before_saving, tmp_p
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (None, "is no workdir of `sft` or `dapo`"),
-    ("{", "is no workdir of `sft` or `dapo`"),
-    (json.dumps({"config": {"seed": 0}}), "is no workdir of `sft` or `dapo`"),
-    (json.dumps({"config": {"checkpoint": "."}}), "is no workdir of `sft` or `dapo`"),
+    (None, "is not a workdir of `sft` or `dapo`"),
+    ("{", "is not a workdir of `sft` or `dapo`"),
+    (json.dumps({"config": {"seed": 0}}), "is not a workdir of `sft` or `dapo`"),
+    (json.dumps({"config": {"checkpoint": "."}}), "is not a workdir of `sft` or `dapo`"),
     (
       json.dumps({"config": {"algorithm": "sft", "checkpoint": "no/such/folder"}}),
       "no/such/folder does not exist",
     ),
   ],
 )
-def test_folders_that_are_no_run(run, tmp_path, capsys, content, message):
+def test_folders_that_are_not_a_run_are_refused(run, tmp_path, capsys, content, message):
   (tmp_path / "run").mkdir()
   if content is not None:
     (tmp_path / "run" / "config.json").write_text(content)
@@ -113,7 +115,7 @@ def test_a_run_without_a_checkpoint(run, nano, tmp_path, capsys):
   settings = {"algorithm": "sft", "checkpoint": str(nano)}
   (tmp_path / "config.json").write_text(json.dumps({"config": settings}))
   assert run("export", tmp_path / "exported", {"run": tmp_path}).code == 2
-  assert "holds no complete checkpoint yet" in capsys.readouterr().err
+  assert "has no complete checkpoint yet" in capsys.readouterr().err
 
 
 def test_presets():

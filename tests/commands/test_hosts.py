@@ -53,7 +53,7 @@ class Pod:
     ]
 
   def wait(self):
-    """The exit codes; nothing goes on running behind a test that fails."""
+    """The exit codes; no process outlives a failing test."""
     try:
       return [process.wait(timeout=400) for process in self.processes]
     finally:
@@ -64,7 +64,7 @@ class Pod:
     assert self.wait() == [0] * PROCESSES, self.log.read_text()[-3000:]
 
   def signal_at(self, checkpoint, number):
-    """Sends the signal to the last process as soon as the checkpoint is there."""
+    """Sends the signal to the last process as soon as the checkpoint exists."""
     while not (self.workdir / "checkpoints" / str(checkpoint)).exists():
       assert self.processes[0].poll() is None, self.log.read_text()[-3000:]
       time.sleep(0.05)
@@ -97,7 +97,7 @@ def assert_close(found, expected):
 
 @pytest.fixture(scope="module")
 def changes(sft_changes):
-  """Twelve updates, a checkpoint behind every third."""
+  """Twelve updates, a checkpoint after every third."""
   shape = {"data.shapes": "((192, 64),)", "remat": "none"}  # one small program
   return {**sft_changes, **MESH, **shape, "epochs": 6, "checkpoint_steps": 3}
 
@@ -118,27 +118,27 @@ def half_way(changes, tmp_path_factory):
   return workdir
 
 
-def test_two_processes_learn_what_one_learns(uninterrupted, run, changes, tmp_path):
+def test_two_processes_train_the_same_weights_as_one(uninterrupted, run, changes, tmp_path):
   assert run("sft", tmp_path, changes, devices=PROCESSES * DEVICES).code == 0
   assert_close(uninterrupted, tmp_path)
   for folder in ("metrics", "tensorboard"):
     assert len(list((uninterrupted / folder).iterdir())) == 1  # of the first process
 
 
-def test_one_is_killed_and_both_go_on(half_way, uninterrupted, changes, tmp_path, outcome):
+def test_after_one_is_killed_both_resume(half_way, uninterrupted, changes, tmp_path, outcome):
   workdir = shutil.copytree(half_way, tmp_path / "restarted")
   Pod("sft", workdir, changes).finish()
   assert outcome(workdir) == outcome(uninterrupted)
 
 
-def test_another_topology_goes_on(half_way, uninterrupted, run, changes, tmp_path):
+def test_another_topology_resumes(half_way, uninterrupted, run, changes, tmp_path):
   """One process with four devices, the parameters cut by all of them."""
   workdir = shutil.copytree(half_way, tmp_path / "moved")
   assert run("sft", workdir, {**changes, "mesh.data": 1}, devices=DEVICES).code == 0
   assert_close(workdir, uninterrupted)
 
 
-def test_at_sigterm_of_one_all_save_and_end(changes, tmp_path):
+def test_sigterm_to_one_process_makes_all_save_and_exit(changes, tmp_path):
   workdir = tmp_path / "preempted"
   pod = Pod("sft", workdir, {**changes, "epochs": 500, "checkpoint_steps": 1000})
   while not list(workdir.glob("metrics/*")):
@@ -149,8 +149,8 @@ def test_at_sigterm_of_one_all_save_and_end(changes, tmp_path):
   assert step == metrics.read_metrics(workdir)[-1]["step"] < 1000
 
 
-def test_what_one_is_refused_ends_all(changes, tmp_path):
-  """Only the second process lacks the conversations: the first one says so, and nothing is left behind."""
+def test_an_error_in_one_process_ends_all(changes, tmp_path):
+  """Only process 1 lacks the conversations: process 0 prints the error, and no file is left."""
   folders = [tmp_path / "first", tmp_path / "second"]
   for folder in folders:
     folder.mkdir()
@@ -177,13 +177,13 @@ def dapo_uninterrupted(dapo_pod, tmp_path_factory):
   return workdir
 
 
-def test_dapo_draws_and_learns_what_one_process_does(dapo_uninterrupted, run, dapo_pod, tmp_path):
+def test_dapo_on_two_processes_equals_one_process(dapo_uninterrupted, run, dapo_pod, tmp_path):
   assert run("dapo", tmp_path, dapo_pod, devices=PROCESSES * DEVICES).code == 0
   assert_close(dapo_uninterrupted, tmp_path)
 
 
-def test_dapo_goes_on_behind_a_round(dapo_uninterrupted, dapo_pod, tmp_path, outcome):
-  """As after a kill in the first batch: all that was written later is gone."""
+def test_dapo_resumes_after_a_round(dapo_uninterrupted, dapo_pod, tmp_path, outcome):
+  """As after a kill in the first batch: later files are deleted."""
   workdir = shutil.copytree(dapo_uninterrupted, tmp_path / "again")
   shutil.rmtree(workdir / "export")
   for checkpoint in (workdir / "checkpoints").iterdir():

@@ -46,7 +46,7 @@ def test_wrong_arguments_are_refused(arguments, message, capsys, tmp_path):
   assert not (tmp_path / "new").exists()
 
 
-def test_files_may_be_left_out(capsys):
+def test_checkpoint_and_data_may_be_omitted(capsys):
   """A run needs a checkpoint and data; a plan reads neither."""
   with pytest.raises(UsageError, match=r"needs values for checkpoint"):
     config.load("configs/sft.py:8b")

@@ -1,4 +1,4 @@
-"""The command that writes scenes."""
+"""`scenes`: writes scenes."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def run(workdir, *overrides):
 
 
 def content(workdir):
-  """All that a run wrote, but for the notes on when and how it was started."""
+  """All files of a run, without the records of when and how it was started."""
   files = (path for path in Path(workdir).rglob("*") if path.is_file())
   return {str(p.relative_to(workdir)): p.read_bytes() for p in files if p.name != "config.json"}
 
@@ -70,7 +70,7 @@ def test_conversations_are_the_teachers(finished):
       assert row["image"] == record["image"] and row["question"].startswith(record["caption"])
 
 
-def test_interrupted_run_goes_on_and_mends_half_written_files(finished, tmp_path):
+def test_an_interrupted_run_resumes_and_rewrites_partial_files(finished, tmp_path):
   assert run(tmp_path) == 0
   whole = content(tmp_path)
   assert whole == content(finished)

@@ -1,4 +1,4 @@
-"""The command that fine-tunes."""
+"""`sft`: fine-tunes a policy."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def test_what_it_writes(finished, nano):
   ]  # keep_checkpoints is 1
 
 
-def test_a_finished_run_is_left_as_it_is(finished, run, sft_changes, outcome):
+def test_a_finished_run_is_unchanged_by_another_start(finished, run, sft_changes, outcome):
   workdir, _ = finished
   before = outcome(workdir)
   assert run("sft", workdir, sft_changes).code == 0
@@ -60,7 +60,7 @@ def test_on_eight_devices_it_learns_the_same(finished, run, sft_changes, tmp_pat
 
 
 def test_every_leaf_of_every_preset_is_read(finished, run, sft_changes, tmp_path):
-  """Conversations read some leaves, pictures drawn on the way the others."""
+  """Training on conversations reads some leaves, on rendered images the others."""
   pretrained = run("sft", tmp_path, {**sft_changes, **PRETRAIN})
   assert pretrained.code == 0
   unread = [set(config.unread(c)) for c in (finished[1], pretrained.configs[0])]
@@ -80,7 +80,7 @@ def test_every_leaf_of_every_preset_is_read(finished, run, sft_changes, tmp_path
     *(pytest.param(*more, marks=pytest.mark.slow) for more in [(1, 1), (1, 6), (3, 1)]),
   ],
 )
-def test_an_interrupted_run_ends_like_the_uninterrupted(
+def test_an_interrupted_run_equals_an_uninterrupted_one(
   finished, tmp_path, run, sft_changes, outcome, before_saving, every, call
 ):
   changes = {**sft_changes, "checkpoint_steps": every}
@@ -92,7 +92,7 @@ def test_an_interrupted_run_ends_like_the_uninterrupted(
 
 
 def test_pretraining_resumes_too(tmp_path, run, sft_changes, outcome, stopped_at):
-  """Pictures are drawn from (seed, number): stages, order and requests go on where they were."""
+  """Images are drawn from (seed, number): stages, order and requests continue where they were."""
   changes = {**sft_changes, **PRETRAIN, "checkpoint_steps": 2}
   assert run("sft", tmp_path / "whole", changes).code == 0
   for call in (4, 6):
@@ -129,7 +129,9 @@ def test_wrong_settings_are_refused_on_one_line(refused, sft_changes, changes, m
   assert message in refused("sft", {**sft_changes, **changes})
 
 
-def test_what_is_evaluated_on_is_not_learnt(refused, sft_changes, scenes_folder, tmp_path):
+def test_evaluation_records_are_refused_as_training_data(
+  refused, sft_changes, scenes_folder, tmp_path
+):
   trained, held_out = scenes_folder / "train.jsonl", scenes_folder / "test.jsonl"
   message = refused("sft", {**sft_changes, "data.evaluation": trained}, lines=4)
   assert "16 of the 64 evaluation pairs" in message and str(trained) in message
@@ -144,7 +146,7 @@ def test_what_is_evaluated_on_is_not_learnt(refused, sft_changes, scenes_folder,
   assert "do not fill one batch" in refused("sft", {**sft_changes, **later})
 
 
-def test_another_config_does_not_go_on_with_the_run(finished, run, sft_changes, capsys):
+def test_another_config_cannot_resume_the_run(finished, run, sft_changes, capsys):
   assert run("sft", finished[0], {**sft_changes, "optimizer.learning_rate": 1e-5}).code == 2
   assert "optimizer.learning_rate" in capsys.readouterr().err
 
@@ -174,7 +176,7 @@ def without_deepstack(folder, to):
   return to
 
 
-def test_broken_conversations_are_reported_and_left_out(
+def test_broken_conversations_are_reported_and_skipped(
   run, refused, sft_changes, broken, tmp_path, caplog
 ):
   changes, path, reasons = broken("conversations", "chains.jsonl")
@@ -190,11 +192,11 @@ def test_broken_conversations_are_reported_and_left_out(
   assert "5 of 16 records" in error and f"{path}:2: " in error
 
 
-def test_too_many_torn_pictures_stop_the_run(run, sft_changes, broken, tmp_path, capsys):
-  """They are found when they are read, in the middle of a run."""
+def test_too_many_unreadable_images_stop_the_run(run, sft_changes, broken, tmp_path, capsys):
+  """Images are decoded, and found unreadable, in the middle of a run."""
   changes, path, _ = broken("conversations", "chains.jsonl")
-  torn = path.read_text().splitlines()[6]
-  path.write_text("\n".join([*path.read_text().splitlines()[7:], torn]))
+  broken_line = path.read_text().splitlines()[6]
+  path.write_text("\n".join([*path.read_text().splitlines()[7:], broken_line]))
   assert (
     run("sft", tmp_path / "run", {**sft_changes, **changes, "data.max_bad_share": 0.05}).code == 2
   )
@@ -202,7 +204,7 @@ def test_too_many_torn_pictures_stop_the_run(run, sft_changes, broken, tmp_path,
   assert "1 of 10 records" in error and "torn.png" in error and f"{path}:10: " in error
 
 
-def test_too_long_conversations_are_left_out(run, sft_changes, tmp_path, caplog):
+def test_too_long_conversations_are_skipped(run, sft_changes, tmp_path, caplog):
   lengths = {"data.shapes": "((20, 64),)", "data.max_bad_share": 1.0}
   assert run("sft", tmp_path, {**sft_changes, **lengths}).code == 2
   assert "tokens and 64 patches; the largest of data.shapes holds 20 and 64" in caplog.text

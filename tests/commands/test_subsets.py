@@ -12,15 +12,15 @@ from safetensors.numpy import load_file, save_file
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.parameters.paths import path_name
 
-PAIRS = {"trainable": "('.*/lora_[ab]',)", "lora.rank": 4, "lora.alpha": 8.0}
+LORA = {"trainable": "('.*/lora_[ab]',)", "lora.rank": 4, "lora.alpha": 8.0}
 ALL_BUT_VISION = {"trainable": "('(text|head)/.*',)"}
-IN_INT8 = {**PAIRS, "frozen_int8": True}
+IN_INT8 = {**LORA, "frozen_int8": True}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, run, sft_changes):
-  workdir = tmp_path_factory.mktemp("pairs")
-  assert run("sft", workdir, {**sft_changes, **PAIRS}).code == 0
+  workdir = tmp_path_factory.mktemp("lora")
+  assert run("sft", workdir, {**sft_changes, **LORA}).code == 0
   return workdir
 
 
@@ -30,12 +30,14 @@ def weights(folder):
 
 def adapted(tensors, adapter):
   """The tensors of a base with an adapter's products added, as PEFT merges them."""
-  told = json.loads((adapter / "adapter_config.json").read_text())
+  adapter_config = json.loads((adapter / "adapter_config.json").read_text())
   stored, result = load_file(adapter / "adapter_model.safetensors"), dict(tensors)
-  for module in told["target_modules"]:
+  for module in adapter_config["target_modules"]:
     a, b = (stored.pop(f"base_model.model.{module}.lora_{half}.weight") for half in "AB")
-    result[f"{module}.weight"] = result[f"{module}.weight"] + told["lora_alpha"] / told["r"] * b @ a
-  assert not stored and told["r"] == 4
+    result[f"{module}.weight"] = (
+      result[f"{module}.weight"] + adapter_config["lora_alpha"] / adapter_config["r"] * b @ a
+    )
+  assert not stored and adapter_config["r"] == 4
   return result
 
 
@@ -49,7 +51,7 @@ def test_the_export_is_the_base_with_the_adapter_merged(finished, nano):
     assert np.array_equal(value, before[name]) != is_target, name
 
 
-def test_a_checkpoint_holds_what_trains_and_tells_of_the_base(finished, nano):
+def test_a_checkpoint_has_the_trained_parameters_and_names_the_base(finished, nano):
   with Checkpoints(finished / "checkpoints", read_only=True) as checkpoints:
     tree = checkpoints._manager.item_metadata(checkpoints.latest())["state"].tree
     base = checkpoints.host()["base"]
@@ -61,8 +63,8 @@ def test_a_checkpoint_holds_what_trains_and_tells_of_the_base(finished, nano):
   assert base["folder"] == str(nano) and "text/embed/embedding" in base["checksums"]
 
 
-@pytest.mark.parametrize("part", [PAIRS, pytest.param(ALL_BUT_VISION, marks=pytest.mark.slow)])
-def test_an_interrupted_run_ends_like_the_uninterrupted(
+@pytest.mark.parametrize("part", [LORA, pytest.param(ALL_BUT_VISION, marks=pytest.mark.slow)])
+def test_an_interrupted_run_equals_an_uninterrupted_one(
   tmp_path, finished, run, sft_changes, outcome, before_saving, part
 ):
   changes = {**sft_changes, **part}
@@ -93,10 +95,10 @@ def in_int8(tensors):
 
 
 @pytest.mark.slow
-def test_over_a_base_in_int8_what_was_trained_is_written(
+def test_a_run_over_an_int8_base_exports_the_trained_weights(
   tmp_path, run, sft_changes, outcome, before_saving
 ):
-  """Pairs over the base as it was held; interrupted or not; by `export` too."""
+  """Adapters over the base in its storage type; interrupted or not; by `export` too."""
   changes = {**sft_changes, **IN_INT8}
   assert run("sft", tmp_path / "whole", changes).code == 0
   base = in_int8(weights(sft_changes["checkpoint"]))
@@ -136,7 +138,7 @@ def test_another_base_is_refused(run, sft_changes, before_saving, nano, tmp_path
   base.mkdir()
   for file in nano.iterdir():
     (base / file.name).write_bytes(file.read_bytes())
-  changes = {**sft_changes, **PAIRS, "checkpoint": base}
+  changes = {**sft_changes, **LORA, "checkpoint": base}
   with before_saving(3):
     run("sft", tmp_path / "run", changes)
   tensors = weights(base)
@@ -162,34 +164,36 @@ def test_another_base_is_refused(run, sft_changes, before_saving, nano, tmp_path
     ({"lora.rank": 2}, "trainable=('.*/lora_[ab]',) trains the factors alone"),
     ({"lora.rank": -1}, "lora.rank is -1"),
     ({"lora.alpha": 0.0}, "lora.alpha 0.0"),
-    ({**PAIRS, "lora.targets": "('text/embed/.*',)"}, "only kernels can have LoRA factors"),
+    ({**LORA, "lora.targets": "('text/embed/.*',)"}, "only kernels can have LoRA factors"),
     ({"frozen_int8": True}, "frozen_int8 is True, but trainable ('.*',) freezes no kernel"),
-    ({**PAIRS, "from_scratch": True}, "from_scratch draws all weights"),
+    ({**LORA, "from_scratch": True}, "from_scratch draws all weights"),
   ],
 )
 def test_parts_that_cannot_be_trained(refused, sft_changes, changes, message):
   assert message in refused("sft", {**sft_changes, **changes})
 
 
-def test_an_adapter_of_a_run_without_pairs_is_refused(run, sft_changes, tmp_path, capsys):
+def test_an_adapter_of_a_run_without_lora_is_refused(run, sft_changes, tmp_path, capsys):
   changes = {**sft_changes, **ALL_BUT_VISION, "epochs": 2}
   assert run("sft", tmp_path / "run", changes).code == 0
   settings = {"run": tmp_path / "run", "adapter": True}
   assert run("export", tmp_path / "exported", settings).code == 2
-  assert "parameters that are no low-rank pairs" in capsys.readouterr().err
+  assert "parameters outside LoRA adapters" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-  ("part", "held"), [(PAIRS, dict), pytest.param(IN_INT8, in_int8, marks=pytest.mark.slow)]
+  ("part", "storage"), [(LORA, dict), pytest.param(IN_INT8, in_int8, marks=pytest.mark.slow)]
 )
-def test_dapo_aligns_by_pairs(run, dapo_changes, outcome, before_saving, tmp_path, part, held):
+def test_dapo_trains_lora_adapters(
+  run, dapo_changes, outcome, before_saving, tmp_path, part, storage
+):
   changes = {**dapo_changes, **part}
   assert run("dapo", tmp_path / "whole", changes).code == 0
   with before_saving(3):
     run("dapo", tmp_path / "parts", changes)
   assert run("dapo", tmp_path / "parts", changes).code == 0
   assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
-  before = held(weights(dapo_changes["checkpoint"]))
+  before = storage(weights(dapo_changes["checkpoint"]))
   expected = adapted(before, tmp_path / "whole" / "adapter")
   found = weights(tmp_path / "whole" / "export")
   assert any(not np.array_equal(found[name], before[name]) for name in found)

@@ -1,4 +1,4 @@
-"""The command that has a teacher write chains of thought."""
+"""`synthesize`: has a teacher write chains of thought."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def finished(tmp_path_factory, run, changes):
 
 @pytest.fixture
 def served(scenes_folder, changes, monkeypatch):
-  """A server that outlives the command, and the changes to ask it as if it were Gemini's."""
+  """A server that outlives the command, and the changes that make the command ask it as Gemini."""
   answer = SceneAnswers(scenes_folder, "train", 0.3)
   with LocalServer(answer, model="local-teacher", key=SECRET) as server:
     monkeypatch.setenv("GEMINI_API_KEY", SECRET)
@@ -61,14 +61,14 @@ def results(workdir):
 
 
 def sets(workdir):
-  """What must not depend on how a run got there."""
+  """The results that must not depend on interruptions."""
   return {
     name: (workdir / name).read_bytes()
     for name in ("chains.jsonl", "accepted.jsonl", "rejected.jsonl", "examples.png")
   }
 
 
-def test_verified_chains_are_written_with_all_that_is_to_know_of_them(finished, scenes_folder):
+def test_verified_chains_are_written_with_their_provenance(finished, scenes_folder):
   workdir, _ = finished
   chains = [
     conversations.parse(line) for line in (workdir / "chains.jsonl").read_bytes().splitlines()
@@ -101,7 +101,7 @@ def test_a_second_start_asks_nothing_and_writes_the_same(finished, run, changes,
   assert sets(workdir) == before
 
 
-def test_stored_answers_are_judged_anew_by_other_checks(tmp_path, run, changes, capsys):
+def test_changed_checks_apply_to_stored_answers(tmp_path, run, changes, capsys):
   assert run("synthesize", tmp_path, changes).code == 0
   before = results(tmp_path)["accepted"]
   assert run("synthesize", tmp_path, {**changes, "checks.max_words": 30}, "--offline").code == 2
@@ -120,8 +120,8 @@ def test_batches_write_the_same_set(finished, tmp_path, run, changes):
   assert ledger["batch_answers"] == ledger["answers"]
 
 
-def test_a_policy_is_asked_blindly_as_often_as_allowed(tmp_path, run, changes, nano):
-  """One that was taught nothing: all that it writes is refused."""
+def test_a_policy_gets_the_allowed_number_of_blind_attempts(tmp_path, run, changes, nano):
+  """An untrained policy: all that it writes is rejected."""
   own = {
     "teacher": "policy",
     "model": nano,
@@ -144,7 +144,7 @@ def test_a_policy_is_asked_blindly_as_often_as_allowed(tmp_path, run, changes, n
 
 
 def test_every_setting_is_read_for_some_teacher(finished, changes, nano):
-  """What one teacher has no use for, another reads."""
+  """Settings that one teacher does not read, another reads."""
   unread = set(config.unread(finished[1]))
   for teacher, questions in (("local", 5), ("gemini", 0), ("openai", 0), ("policy", 0)):
     others = {"teacher": teacher, "model": nano, "attempts.hinted": 0}
@@ -178,7 +178,7 @@ def test_without_a_key_it_says_where_to_put_one(refused, changes, monkeypatch):
 PRICED = {"prices.input_usd": 1.0, "prices.output_usd": 10.0, "confirm_usd": 0.01}
 
 
-def test_what_costs_more_than_agreed_has_to_be_agreed_to(served, tmp_path, run, capsys):
+def test_a_price_above_the_limit_needs_confirmation(served, tmp_path, run, capsys):
   server, changes = served
   assert run("synthesize", tmp_path, {**changes, **PRICED}).code == 2
   error = capsys.readouterr().err
@@ -191,7 +191,7 @@ def test_what_costs_more_than_agreed_has_to_be_agreed_to(served, tmp_path, run, 
   assert run("synthesize", tmp_path, {**changes, **PRICED}).code == 0, "nothing is left to pay for"
 
 
-def test_a_budget_stops_it_with_what_there_is(served, tmp_path, run, capsys):
+def test_a_budget_stops_the_run_with_partial_results(served, tmp_path, run, capsys):
   server, changes = served
   tight = {**changes, **PRICED, "budget_usd": 0.1}
   assert run("synthesize", tmp_path, tight, "--yes").code == 2
@@ -215,7 +215,9 @@ def test_versions_are_not_mixed_unless_asked_for(
     asked = {**changes, "teacher": "gemini", "base_url": server.url}
     assert run("synthesize", tmp_path, asked).code == 2
     assert "allow_mixed_versions" in capsys.readouterr().err
-    if (tmp_path / "results.json").exists():  # it stopped before answers of another were kept
+    if (
+      tmp_path / "results.json"
+    ).exists():  # the run stopped before answers of another version were stored
       assert len(results(tmp_path)["model_versions_accepted"]) <= 1
     assert run("synthesize", tmp_path, {**asked, "allow_mixed_versions": True}).code == 0
     assert len(results(tmp_path)["model_versions_accepted"]) == 2
@@ -250,11 +252,11 @@ def test_records_of_the_evaluation_set_are_refused(refused, changes, scenes_fold
     ({"budget_usd": -1.0}, "budget_usd is -1"),
   ],
 )
-def test_senseless_settings_are_refused(refused, changes, change, message):
+def test_invalid_settings_are_refused(refused, changes, change, message):
   assert message in refused("synthesize", {**changes, **change})
 
 
-def test_broken_records_are_left_out_with_their_places(broken, changes, tmp_path, run, caplog):
+def test_broken_records_are_skipped_and_listed_by_line(broken, changes, tmp_path, run, caplog):
   spoilt, path, reasons = broken("records", "train.jsonl")
   settings = {**changes, **spoilt, "data.max_bad_share": 0.2, "selection.max_label_ratio": 100.0}
   assert run("synthesize", tmp_path / "run", settings).code == 0

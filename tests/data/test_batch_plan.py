@@ -1,4 +1,4 @@
-"""Which records share a batch or a row: nothing lost, nothing too large, little padded."""
+"""Which records share a batch or a row: none lost, none too large, little padding."""
 
 import collections
 
@@ -24,7 +24,7 @@ def random_sizes(count, seed=0):
 
 @BATCHINGS
 @pytest.mark.parametrize("count, batch_size", [(500, 8), (7, 8), (1, 1), (200, 3)])
-def test_every_record_is_planned_as_often_as_it_is_in_the_order(arrange, count, batch_size):
+def test_every_record_is_planned_as_often_as_it_appears_in_the_order(arrange, count, batch_size):
   sizes = random_sizes(count)
   order = mixed_order([range(count)], [1.0], epochs=3, seed=1)
   plan = arrange(order, sizes, SHAPES, batch_size)
@@ -68,7 +68,7 @@ def test_bucketed_batches_are_of_one_shape_but_for_what_is_left_at_the_end():
     assert numbers == sorted(numbers)
 
 
-def test_records_that_wait_in_vain_are_batched_with_the_next_smaller_ones():
+def test_leftover_records_are_batched_with_smaller_ones():
   sizes = [Size(30, 64)] * 3 + [Size(90, 64)] * 2 + [Size(120, 64)]
   assert bucketed(range(6), sizes, SHAPES, 4) == [
     (SHAPES[2], ((5,), (3,), (4,), (0,))),
@@ -76,7 +76,7 @@ def test_records_that_wait_in_vain_are_batched_with_the_next_smaller_ones():
   ]
 
 
-def test_a_record_goes_to_the_fullest_row_that_holds_it(monkeypatch):
+def test_a_record_goes_to_the_fullest_row_with_room(monkeypatch):
   monkeypatch.setattr(batch_plan, "OPEN_ROWS", 2)
   shape = Size(10, 100)
   tokens_patches = [(6, 0), (7, 0), (3, 0), (4, 0), (9, 0), (8, 0), (1, 100)]
@@ -91,21 +91,21 @@ def test_a_record_goes_to_the_fullest_row_that_holds_it(monkeypatch):
   ]
 
 
-def test_a_record_strays_no_further_than_the_open_rows_let_it():
-  """The order stays random in the small, and that of the epochs in the large."""
+def test_a_records_displacement_is_bounded_by_the_open_rows():
+  """The order stays random locally, and the order of the epochs globally."""
   sizes = random_sizes(2000)
   plan = packed(range(2000), sizes, SHAPES, 1)
   numbers = np.array([number for batch in plan for row in batch.rows for number in row])
   assert np.median(np.abs(numbers - np.arange(2000))) < 2 * batch_plan.OPEN_ROWS
 
 
-def test_the_largest_shape_holds_all_others():
+def test_the_largest_shape_bounds_all_others():
   assert largest(SHAPES) == SHAPES[2] == largest(SHAPES[::-1])
   with pytest.raises(ValueError, match="holds all others"):
     largest([Size(32, 64), Size(64, 32)])
 
 
-def test_padding_is_what_no_record_fills():
+def test_padding_is_the_share_of_unfilled_slots():
   sizes = [Size(30, 64), Size(8, 0), Size(20, 60)]
   plan = shuffled(range(3), sizes, [Size(32, 64)], 2)
   assert padding(plan, sizes) == {
@@ -130,7 +130,7 @@ PHOTOGRAPHS = {
 
 
 def vsr_like_sizes(count, seed):
-  """Statements on COCO's photographs: about 40 tokens of question, 200–450 of answer, and the picture's."""
+  """Statements on COCO's photographs: about 40 tokens of question, 200–450 of answer, and the image's."""
   rng = np.random.default_rng(seed)
   kinds = rng.choice(len(PHOTOGRAPHS), count, p=list(PHOTOGRAPHS.values()))
   texts = rng.integers(30, 51, count) + rng.integers(200, 451, count)

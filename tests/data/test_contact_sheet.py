@@ -26,7 +26,7 @@ def test_sheet_has_a_tile_for_each_example():
   assert filled == [True] * 7 + [False] * 2
 
 
-def test_boxes_stand_out_in_the_colours_of_subject_and_object():
+def test_boxes_are_drawn_in_the_colours_of_subject_and_object():
   example = SceneSource("train", 0, 2, image_size=300)[0]
   pixels = np.asarray(contact_sheet([example], columns=1))
   for color in ((255, 140, 26), (0, 214, 230)):
@@ -34,8 +34,8 @@ def test_boxes_stand_out_in_the_colours_of_subject_and_object():
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (50, 200), (1200, 300), (640, 160)])
-def test_a_picture_keeps_its_shape_and_its_boxes_their_places(height, width):
-  """The object, drawn in one colour, fills its box; what is not the picture stays paper."""
+def test_an_image_keeps_its_aspect_ratio_and_its_boxes_scale_with_it(height, width):
+  """The object, drawn in one colour, fills its box; the rest of the tile keeps the background."""
   example = SceneSource("train", 0, 2)[0]
   image = np.full((height, width, 3), (0, 0, 255), np.uint8)
   y1, y2, x1, x2 = height // 4, 7 * height // 10, width // 5, 4 * width // 5
@@ -52,9 +52,9 @@ def test_a_picture_keeps_its_shape_and_its_boxes_their_places(height, width):
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
   plain = tile({})
-  is_picture = plain[..., 2] - plain[..., 0] > 100
+  is_image = plain[..., 2] - plain[..., 0] > 100
   is_object = plain[..., 0] - plain[..., 2] > 100
-  left, top, right, bottom = extent(is_picture | is_object)
+  left, top, right, bottom = extent(is_image | is_object)
   assert max(right - left, bottom - top) == 256
   assert (right - left) * height == pytest.approx(width * (bottom - top), abs=max(height, width))
   np.testing.assert_allclose((left + right, top + bottom), 256, atol=1)

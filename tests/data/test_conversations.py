@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def test_what_is_written_is_read_back(folder):
-  """Line ends inside an answer, and those that only Unicode knows, are no ends of a record."""
+  """Line ends inside an answer, and Unicode's own line ends, do not end a record."""
   path = folder / "c.jsonl"
   conversations.write(path, [GOOD, Conversation("a.png", "Two?\r\n", "No.")])
   source = ConversationSource(path, folder / "images", 0.0)
@@ -68,7 +68,7 @@ def test_what_is_written_is_read_back(folder):
     ),
   ],
 )
-def test_a_broken_line_is_reported_and_left_out(folder, caplog, line, reason):
+def test_a_broken_line_is_reported_and_skipped(folder, caplog, line, reason):
   good = json.dumps(dict(image="a.png", question="Q", answer="A"))
   path = folder / "c.jsonl"
   path.write_text("\n".join([good, line if isinstance(line, str) else json.dumps(line), "", good]))
@@ -81,7 +81,7 @@ def test_a_broken_line_is_reported_and_left_out(folder, caplog, line, reason):
     ConversationSource(path, folder / "images", 0.33)
 
 
-def test_a_torn_picture_is_named_by_the_line_that_lists_it(folder):
+def test_an_unreadable_image_is_named_by_the_line_that_lists_it(folder):
   path = folder / "c.jsonl"
   path.write_text("\n" + json.dumps(dict(image="torn.png", question="Q", answer="A")))
   source = ConversationSource(path, folder / "images", 0.0)
@@ -89,7 +89,7 @@ def test_a_torn_picture_is_named_by_the_line_that_lists_it(folder):
     source[0]
 
 
-def test_pictures_may_lie_in_an_archive(folder):
+def test_images_may_come_from_an_archive(folder):
   archive = folder / "images.zip"
   with zipfile.ZipFile(archive, "w") as file:
     file.write(folder / "images" / "a.png", "train2017/a.png")

@@ -1,4 +1,4 @@
-"""Pictures from folders, tars and zips: the same bytes from each, and nothing that leads out of them."""
+"""Images from folders, tars and zips: the same bytes from each, and no path outside them."""
 
 import io
 import os
@@ -21,7 +21,7 @@ NAMES = ("train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "top.png")
 
 @pytest.fixture
 def folder(tmp_path):
-  """As COCO lies on a disk: pictures in sub-folders, and one beside them."""
+  """COCO's layout on a disk: images in sub-folders, and one next to them."""
   root = tmp_path / "coco"
   for number, name in enumerate(NAMES):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,50 +51,50 @@ def places(folder):
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip", "deflated"])
-def test_every_kind_of_place_gives_the_same_bytes(places, folder, kind):
-  pictures = ImageFiles(places[kind])
+def test_folders_tars_and_zips_give_the_same_bytes(places, folder, kind):
+  images = ImageFiles(places[kind])
   for number, name in enumerate(NAMES):
-    assert pictures.read(name) == (folder / name).read_bytes()
-    assert pictures.read(os.path.basename(name)) == (folder / name).read_bytes()
-    assert pictures.open(name).size == (6 + number, 4)
-  assert pictures.read("coco/train2017/1.jpg") == (folder / NAMES[0]).read_bytes()
-  assert "top.png" in pictures and "4.jpg" not in pictures
-  assert "elsewhere/1.jpg" not in pictures, "a name with a folder means that folder"
+    assert images.read(name) == (folder / name).read_bytes()
+    assert images.read(os.path.basename(name)) == (folder / name).read_bytes()
+    assert images.open(name).size == (6 + number, 4)
+  assert images.read("coco/train2017/1.jpg") == (folder / NAMES[0]).read_bytes()
+  assert "top.png" in images and "4.jpg" not in images
+  assert "elsewhere/1.jpg" not in images, "a name with a folder means that folder"
   for name in ("train2017", "4.jpg", "val2017/1.jpg"):
     with pytest.raises(MissingImage, match="is not in"):
-      pictures.read(name)
+      images.read(name)
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
-def test_names_that_lead_out_are_refused(places, kind):
-  pictures = ImageFiles(places[kind])
+def test_names_outside_the_root_are_refused(places, kind):
+  images = ImageFiles(places[kind])
   for name in ("../top.png", "/etc/hostname", "val2017/../../top.png", "..\\top.png", "", "a\0"):
     with pytest.raises(MissingImage, match="leaves the image folder"):
-      pictures.find(name)
+      images.find(name)
   with pytest.raises(MissingImage, match="surrogates"):
-    pictures.find("\ud800.png")
+    images.find("\ud800.png")
 
 
-def test_a_name_that_two_files_bear_is_an_error_that_names_both(folder):
+def test_a_name_shared_by_two_files_is_an_error_that_names_both(folder):
   (folder / "val2017" / "1.jpg").write_bytes(b"another")
   for place in (folder, tar_of(folder), zip_of(folder)):
-    pictures = ImageFiles(place)
+    images = ImageFiles(place)
     with pytest.raises(MissingImage, match="'train2017/1.jpg' or 'val2017/1.jpg'"):
-      pictures.read("1.jpg")
-    assert pictures.read("val2017/1.jpg") == b"another"
+      images.read("1.jpg")
+    assert images.read("val2017/1.jpg") == b"another"
 
 
-def test_of_several_places_the_first_that_has_the_name_counts(folder, tmp_path):
+def test_the_first_location_with_the_name_counts(folder, tmp_path):
   other = tmp_path / "other"
   other.mkdir()
   (other / "top.png").write_bytes(b"other")
   archive = zip_of(folder)
   for places in ((other, archive), f"{other}, {archive}"):
-    pictures = ImageFiles(places)
-    assert pictures.read("top.png") == b"other"
-    assert pictures.read("3.jpg") == (folder / "val2017" / "3.jpg").read_bytes()
+    images = ImageFiles(places)
+    assert images.read("top.png") == b"other"
+    assert images.read("3.jpg") == (folder / "val2017" / "3.jpg").read_bytes()
     with pytest.raises(MissingImage, match=r"is not in .*other, .*coco\.zip"):
-      pictures.read("absent.jpg")
+      images.read("absent.jpg")
 
 
 def test_a_comma_in_the_name_of_a_folder_is_part_of_it(tmp_path, folder):
@@ -102,27 +102,27 @@ def test_a_comma_in_the_name_of_a_folder_is_part_of_it(tmp_path, folder):
   assert "top.png" in ImageFiles(str(odd))
 
 
-def test_threads_and_copies_read_what_they_ask_for(places, folder):
+def test_threads_and_copies_read_their_own_files(places, folder):
   for kind in ("folder", "tar", "zip"):
-    pictures = ImageFiles(places[kind])
-    copy = pickle.loads(pickle.dumps(pictures))
+    images = ImageFiles(places[kind])
+    copy = pickle.loads(pickle.dumps(images))
     names = [name for name in NAMES for _ in range(50)]
     with ThreadPoolExecutor(8) as threads:
-      found = list(threads.map(pictures.read, names))
+      found = list(threads.map(images.read, names))
     assert found == [(folder / name).read_bytes() for name in names]
-    assert pickle.loads(pickle.dumps(pictures)).read("1.jpg") == copy.read("1.jpg") == found[0]
+    assert pickle.loads(pickle.dumps(images)).read("1.jpg") == copy.read("1.jpg") == found[0]
 
 
 def test_no_file_stays_open(places):
   """Forked processes would share its position."""
   before = os.listdir("/proc/self/fd")
   for kind in ("folder", "tar", "zip"):
-    pictures = ImageFiles(places[kind])
-    pictures.read("1.jpg")
+    images = ImageFiles(places[kind])
+    images.read("1.jpg")
     assert len(os.listdir("/proc/self/fd")) == len(before), kind
 
 
-def test_an_evil_tar_gives_nothing_but_its_own_ordinary_files(tmp_path):
+def test_a_malicious_tar_gives_only_its_own_regular_files(tmp_path):
   secret = tmp_path / "secret.png"
   secret.write_bytes(b"secret")
   path = tmp_path / "evil.tar"
@@ -141,13 +141,13 @@ def test_an_evil_tar_gives_nothing_but_its_own_ordinary_files(tmp_path):
     add("../secret.png")
     add("a/../b/up.png")
     add("./x//good.png")
-  pictures = ImageFiles(path)
-  assert pictures.read("x/good.png") == b"inside"
+  images = ImageFiles(path)
+  assert images.read("x/good.png") == b"inside"
   for name in ("symbolic", "hard", "device", "fifo", "secret", "up", "a/up", "b/up"):
-    assert f"{name}.png" not in pictures, name
+    assert f"{name}.png" not in images, name
 
 
-def test_an_evil_zip_gives_nothing_but_its_own_ordinary_files(tmp_path):
+def test_a_malicious_zip_gives_only_its_own_regular_files(tmp_path):
   path = tmp_path / "evil.zip"
   with zipfile.ZipFile(path, "w") as archive:
     link = zipfile.ZipInfo("link.png")
@@ -156,15 +156,15 @@ def test_an_evil_zip_gives_nothing_but_its_own_ordinary_files(tmp_path):
     for name in ("/etc/absolute.png", "../up.png", "windows\\..\\up2.png", "good.png"):
       archive.writestr(name, "inside")
     archive.writestr("bomb.png", bytes(1 << 29), zipfile.ZIP_DEFLATED)
-  pictures = ImageFiles(path)
-  assert pictures.read("good.png") == b"inside"
+  images = ImageFiles(path)
+  assert images.read("good.png") == b"inside"
   for name in ("link", "absolute", "etc/absolute", "up", "up2"):
-    assert f"{name}.png" not in pictures, name
+    assert f"{name}.png" not in images, name
   with pytest.raises(UnreadableImage, match="an image may have at most"):
-    pictures.read("bomb.png")
+    images.read("bomb.png")
 
 
-def test_a_link_out_of_a_folder_is_refused_wherever_it_stands(folder, tmp_path):
+def test_a_link_out_of_a_folder_is_refused_at_any_depth(folder, tmp_path):
   outside = tmp_path / "outside"
   outside.mkdir()
   (outside / "9.jpg").write_bytes(b"outside")
@@ -208,13 +208,13 @@ def test_a_damaged_header_in_the_middle_of_a_tar_is_noticed(folder):
 
 
 @pytest.mark.parametrize("make", [tar_of, zip_of])
-def test_an_archive_that_shrinks_while_it_is_read_costs_the_pictures_that_are_gone(folder, make):
+def test_an_archive_truncated_while_read_loses_only_the_missing_images(folder, make):
   path = make(folder)
-  pictures = ImageFiles(path)
-  pictures.find("1.jpg")
+  images = ImageFiles(path)
+  images.find("1.jpg")
   os.truncate(path, 20)
   with pytest.raises(UnreadableImage, match="the archive ends within it"):
-    pictures.read("1.jpg")
+    images.read("1.jpg")
 
 
 @pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
@@ -227,7 +227,7 @@ def test_a_compressed_tar_is_refused_with_the_remedy(folder, packing):
       ImageFiles(path).find("1.jpg")
 
 
-def test_damage_within_an_archive_concerns_one_picture(folder):
+def test_damage_within_an_archive_affects_one_image(folder):
   for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
     path = zip_of(folder, method)
     with zipfile.ZipFile(path) as archive:
@@ -235,12 +235,12 @@ def test_damage_within_an_archive_concerns_one_picture(folder):
     content = bytearray(path.read_bytes())
     content[info.header_offset + 30 + len(info.filename) + 20] ^= 255
     path.write_bytes(content)
-    pictures = ImageFiles(path)
+    images = ImageFiles(path)
     with pytest.raises(UnreadableImage, match="damaged"):
-      pictures.read("1.jpg")
+      images.read("1.jpg")
     with pytest.raises(UnreadableImage, match=r"cannot read image .*coco.zip/train2017/1.jpg: .*"):
-      pictures.open("1.jpg")
-    assert pictures.open("2.jpg").size == (7, 4)
+      images.open("1.jpg")
+    assert images.open("2.jpg").size == (7, 4)
 
 
 def test_a_method_of_compression_that_is_not_read_is_named(folder):
@@ -248,19 +248,19 @@ def test_a_method_of_compression_that_is_not_read_is_named(folder):
     ImageFiles(zip_of(folder, zipfile.ZIP_LZMA)).read("1.jpg")
 
 
-def test_a_picture_that_is_gone_or_torn_is_named(folder):
-  pictures = ImageFiles(folder)
-  pictures.find("1.jpg")
+def test_a_missing_or_truncated_image_is_named(folder):
+  images = ImageFiles(folder)
+  images.find("1.jpg")
   (folder / "train2017" / "1.jpg").unlink()
   with pytest.raises(UnreadableImage, match=r"train2017/1\.jpg: No such file"):
-    pictures.open("1.jpg")
+    images.open("1.jpg")
   (folder / "top.png").write_bytes((folder / "top.png").read_bytes()[:40])
   with pytest.raises(UnreadableImage, match=r"cannot read image .*/coco/top\.png: "):
-    pictures.open("top.png")
+    images.open("top.png")
 
 
-def test_places_that_cannot_hold_pictures_are_refused(folder, tmp_path):
-  (tmp_path / "notes.txt").write_text("no pictures")
+def test_locations_that_are_neither_folder_nor_archive_are_refused(folder, tmp_path):
+  (tmp_path / "notes.txt").write_text("no images")
   with pytest.raises(UsageError, match="not a folder, a .tar, a .zip or the .json of a store"):
     ImageFiles(tmp_path / "notes.txt")
   with pytest.raises(UnusableArchive, match="absent.zip cannot be read .*No such file"):

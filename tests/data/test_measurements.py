@@ -1,4 +1,4 @@
-"""Numbers in a text and the objects that they are said of."""
+"""Numbers in a text and the objects that they belong to."""
 
 import pytest
 
@@ -24,8 +24,8 @@ def test_numbers_belong_to_the_object_named_before_them(text, expected):
   assert found == expected
 
 
-def test_a_word_before_the_key_belongs_to_the_number_unless_it_is_idle():
-  """`red cup spans x=1` names its owner: nothing but the number's own text stands behind the name."""
+def test_a_word_before_the_key_belongs_to_the_number_unless_it_is_a_stop_word():
+  """`red cup spans x=1` names its owner: only the number's own text follows the name."""
   text = "Red Cup spans x=1 to x=2"
   assert [(n.role, text[n.start : n.end]) for n in read_numbers(text, NAMES)] == [
     ("spans", "spans x=1"),
@@ -38,7 +38,7 @@ def test_whole_numbers_are_ints():
   assert list(map(type, values)) == [int, float]
 
 
-def test_neighbours_with_a_sign_between_them_are_compared():
+def test_adjacent_numbers_with_a_sign_between_them_are_compared():
   text = "cup x=1, y=2 < red cup y=3; x=4 ≥ x=5"
   pairs = compared(list(read_numbers(text, NAMES)), text)
   assert [(a.value, sign, b.value) for a, sign, b in pairs] == [(2, "<", 3), (4, "≥", 5)]

@@ -48,7 +48,7 @@ def test_shares_are_exact_from_the_beginning_to_any_point():
     assert np.abs(met - expected).max() <= 1
 
 
-def test_a_source_is_passed_through_before_it_begins_anew_in_another_order():
+def test_a_source_is_exhausted_before_it_repeats_in_another_order():
   order = mixed_order([range(300), range(300, 340)], [1.0, 0.5], epochs=2, seed=0)
   second = [number for number in order if number >= 300]
   passes = [second[start : start + 40] for start in range(0, 280, 40)]
@@ -58,14 +58,14 @@ def test_a_source_is_passed_through_before_it_begins_anew_in_another_order():
   assert sorted(first[:300]) == sorted(first[300:]) == list(range(300))
 
 
-def test_sources_of_one_size_have_orders_of_their_own():
+def test_sources_of_equal_size_have_different_orders():
   order = mixed_order([range(50), range(50, 100)], [1.0, 1.0], epochs=1, seed=0)
   assert [n for n in order if n < 50] != [n - 50 for n in order if n >= 50]
   assert order != mixed_order([range(50), range(50, 100)], [1.0, 1.0], epochs=1, seed=1)
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, float("inf")]])
-def test_weights_that_mean_nothing_are_refused(weights):
+def test_invalid_weights_are_refused(weights):
   with pytest.raises(ValueError, match="weights are .* positive one for each of the 2 sources"):
     mixed_order([range(3), range(3, 5)], weights, epochs=1, seed=0)
 

@@ -73,7 +73,7 @@ def flat(rows):
   return [number for row in rows for number in row]
 
 
-def test_each_epoch_is_a_permutation_of_its_own():
+def test_each_epoch_is_another_permutation():
   order = flat(numbers(make(Numbers(12), epochs=3)))
   epochs = [order[start : start + 12] for start in (0, 12, 24)]
   assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
@@ -87,7 +87,7 @@ def test_order_depends_on_the_seed_and_on_nothing_else():
   assert numbers(make(Numbers(50), seed=4), 40) != reference
 
 
-def test_neighbouring_seeds_do_not_share_epochs():
+def test_adjacent_seeds_do_not_share_epochs():
   """Grain shuffles epoch e with seed + e; a seed used raw would make epoch 1 of seed 0 epoch 0 of seed 1."""
   first = {seed: [prompt_order(seed, 100)(c) for c in range(100)] for seed in range(8)}
   second = {seed: [prompt_order(seed, 100)(100 + c) for c in range(100)] for seed in range(8)}
@@ -168,7 +168,7 @@ def test_broken_records_are_skipped_counted_and_logged_once(caplog):
   iterator = make(Numbers(20, unreadable=(11,)), encode=fussy, epochs=4, max_bad_share=0.15)
   with caplog.at_level(logging.WARNING):
     order = flat(numbers(iterator))
-  assert len(order) == 80  # made up for from a fifth pass
+  assert len(order) == 80  # replaced from a fifth pass
   assert not {5, 9, 11} & set(order)
   assert all(order.count(number) >= 4 for number in set(range(20)) - {5, 9, 11})
   bad = skipped(json.loads(json.dumps(iterator.get_state())))
@@ -189,7 +189,7 @@ def test_too_many_broken_records_stop_the_run(prefetch):
     numbers(make(Numbers(100, unreadable), max_bad_share=0.09, **make_it))
 
 
-def test_only_broken_records_end_even_if_all_may_be():
+def test_a_source_of_broken_records_alone_is_an_error():
   with pytest.raises(TooManyBadRecords):
     next(make(Numbers(3, range(3)), batch_size=1, max_bad_share=1.0))
 
@@ -257,7 +257,7 @@ def test_ordered_masks_broken_records_in_their_place():
     list(ordered(source, batch_size=3, max_bad_share=0.3))
 
 
-def test_ordered_counts_what_an_earlier_run_left_out(caplog):
+def test_ordered_counts_records_skipped_by_an_earlier_run(caplog):
   source = Numbers(10, unreadable=(0, 1, 6))
   arguments = dict(batch_size=3, start=3, skipped=[0, 1])
   seen = list(ordered(source, **arguments, max_bad_share=0.3))
@@ -267,7 +267,7 @@ def test_ordered_counts_what_an_earlier_run_left_out(caplog):
     list(ordered(source, **arguments, max_bad_share=0.2))
 
 
-def test_ordered_gives_every_process_as_many_batches():
+def test_ordered_gives_every_process_the_same_number_of_batches():
   parts = [list(ordered(Numbers(9), batch_size=4, shard=Shard(i, 2))) for i in range(2)]
   assert [batch["ids"].tolist() for batch in parts[0]] == [[0, 1], [4, 5], [8, -1]]
   assert [batch["ids"].tolist() for batch in parts[1]] == [[2, 3], [6, 7], [-1, -1]]
@@ -348,7 +348,7 @@ def processes(make_one, count):
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4), (4, 2), (2, 2)])
-def test_a_plan_is_taken_over_by_another_number_of_processes(before, after):
+def test_a_plan_resumes_on_another_number_of_processes(before, after):
   def make_one(shard):
     return follow(Numbers(9, unreadable=(4, 7)), max_bad_share=0.5, shard=shard)
 
@@ -366,7 +366,7 @@ def test_a_plan_is_taken_over_by_another_number_of_processes(before, after):
   assert rows == expected[1]
 
 
-def test_a_stream_is_taken_over_unless_records_were_made_up_for():
+def test_a_stream_resumes_elsewhere_unless_skipped_records_were_replaced():
   def make_one(shard):
     return make(Numbers(32), shard=shard)
 

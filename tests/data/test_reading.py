@@ -40,7 +40,7 @@ def test_a_reader_reports_each_broken_record_once(caplog):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_scan_looks_at_every_record_and_keeps_the_broken_apart(workers):
+def test_a_scan_reads_every_record_and_separates_broken_ones(workers):
   def look(record):
     if record == 3:
       raise UnusableRecord("three is too long")

@@ -92,7 +92,7 @@ def changed(**fields):
     (changed(image="\ud800.png"), "surrogates|is not in"),
   ],
 )
-def test_a_bad_record_is_left_out_and_reported_with_file_and_line(folder, caplog, line, reason):
+def test_a_bad_record_is_skipped_and_reported_with_file_and_line(folder, caplog, line, reason):
   path = write(folder, GOOD, b"", line, changed(image="sub/b.png", label=0))
   with caplog.at_level(logging.WARNING, "spatial_vlm"):
     records, (bad,) = read_records(path, folder, max_bad_share=0.5)
@@ -154,7 +154,7 @@ def test_an_unreadable_image_is_reported_with_file_and_line(folder):
   assert (caught.value.bad.file, caught.value.bad.line) == (str(path), 2)
 
 
-def test_pictures_come_from_archives_as_well_as_from_folders(folder):
+def test_images_come_from_archives_as_well_as_from_folders(folder):
   path = write(folder, GOOD, changed(image="train2017/b.png"), changed(image="absent.png"))
   archive = folder.parent / "images.zip"
   with zipfile.ZipFile(archive, "w") as file:

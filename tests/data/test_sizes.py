@@ -1,4 +1,4 @@
-"""Sizes of conversations, without decoding their pictures."""
+"""Sizes of conversations, without decoding their images."""
 
 import io
 
@@ -24,22 +24,22 @@ def encoded(height, width, format, orientation=None):
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", [None, 1, 3, 5, 6, 8])
-def test_an_extent_is_the_size_of_the_upright_picture(format, orientation):
+def test_image_size_is_that_of_the_upright_image(format, orientation):
   data = encoded(40, 96, format, orientation)
   upright = open_image(data)
   assert sizes.image_size(data, "a.jpg") == (upright.height, upright.width)
 
 
 def test_pixels_are_not_decoded():
-  """The header is enough: what is torn behind it is noticed when the picture is read."""
+  """The header is enough: damage after it is noticed when the image is decoded."""
   data = encoded(400, 300, "JPEG")[:900]
   assert sizes.image_size(data, "a.jpg") == (400, 300)
   with pytest.raises(UnreadableImage):
     open_image(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", encoded(40, 40, "PNG")[:20]])
-def test_a_header_that_cannot_be_read_names_the_picture(data):
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(40, 40, "PNG")[:20]])
+def test_an_unreadable_header_names_the_image(data):
   with pytest.raises(UnreadableImage, match="cannot read image folder/a.png: "):
     sizes.image_size(data, "folder/a.png")
 

@@ -1,4 +1,4 @@
-"""Statements that stand in two sets."""
+"""Statements that occur in two sets."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ TRAINING = [("a.jpg", "The cat is left of the mug."), ("b.jpg", "The dog is in t
     ("a.jpg", "The dog is in the car.", False),
   ],
 )
-def test_a_pair_is_known_again_however_it_is_written(image, caption, shared):
+def test_a_pair_is_recognised_in_any_spelling(image, caption, shared):
   pair = (image, caption)
   assert shared_pairs(TRAINING, [pair]) == ([pair] if shared else [])
   assert shared_pairs([pair], TRAINING) == ([TRAINING[0]] if shared else [])
@@ -49,13 +49,13 @@ def test_a_pair_is_known_again_however_it_is_written(image, caption, shared):
     ("List the objects.", False),
   ],
 )
-def test_a_pair_is_found_in_a_question_however_it_is_worded(text, asked):
+def test_a_pair_is_found_in_a_question_in_any_wording(text, asked):
   pair = ("train2017/a.jpg", "The cat is left of the mug.")
   assert asked_pairs([("a.jpg", text)], [pair]) == ([pair] if asked else [])
   assert not asked_pairs([("b.jpg", text)], [pair])
 
 
-def test_shared_pairs_are_refused_with_the_first_of_them():
+def test_shared_pairs_are_refused_and_the_first_is_named():
   with pytest.raises(
     UsageError, match=r"(?s)^2 of the 4 evaluation pairs .* in e.jsonl.*: leave them out\..*"
   ):

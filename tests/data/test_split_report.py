@@ -1,4 +1,4 @@
-"""Words about sets of records."""
+"""The report on sets of records."""
 
 import pytest
 
@@ -29,27 +29,27 @@ def cells(table, row):
   return [cell.strip() for cell in table.splitlines()[row].split(" | ")]
 
 
-def test_sizes_stand_a_split_a_row(statistics):
+def test_each_split_is_a_row_of_sizes(statistics):
   rows = [cells(split_report.sizes_table(statistics), row) for row in (2, 3)]
   assert rows[0] == ["| train", "1,200", "1", "1", "1", "0", "100.0 %", "12", "3 |"]
   assert rows[1][:2] == [r"| a\|b", "1"]
 
 
-def test_groups_stand_side_by_side_and_may_be_absent_from_a_split(statistics):
+def test_groups_are_columns_and_may_be_absent_from_a_split(statistics):
   table = split_report.group_table(statistics, "by_relation", "relation")
   assert cells(table, 0) == ["| relation", "train", "true", r"a\|b", "true |"]
   assert cells(table, 2) == ["| on", "1,200", "100.0 %", "0", "– |"]
   assert cells(table, 3) == [r"| \[near\](x)", "0", "–", "1", "0.0 % |"]
 
 
-def test_the_first_faults_are_shown_and_nothing_in_them_is_interpreted(statistics):
+def test_the_first_faults_are_shown_with_markdown_escaped(statistics):
   text = split_report.markdown_report(statistics, None, {}, has_sheet=False)
   assert "- train: 12, of which the first:" in text and r"- a\|b: 0" in text
   assert text.count("&lt;b&gt;torn&lt;/b&gt;") == split_report.SHOWN == 10 and "<b>" not in text
   assert "## Store" not in text and "contact_sheet" not in text
 
 
-def test_what_is_shared_is_said(statistics):
+def test_shared_pairs_are_reported(statistics):
   overlap = {"evaluation": "e.jsonl", "pairs": 1222, "shared": 830, "dropped": False}
   said = "830 of the 1,222 pairs of image and caption in e.jsonl are in the training set"
   assert split_report.overlap_text(overlap) == said + "."

@@ -1,4 +1,4 @@
-"""What a set of records consists of."""
+"""Statistics of a set of records."""
 
 import json
 from pathlib import Path

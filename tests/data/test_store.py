@@ -1,4 +1,4 @@
-"""The store: the same examples as the files it is made of, whole or mended, read by several and resumed."""
+"""The store: the same examples as its source files, complete or repaired, read by several processes and resumed."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ COUNT, SETTINGS = 26, Settings(shards=3, seed=1, max_pixels=0)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-  """Records with boxes and pictures, as `spatial-vlm scenes` writes them."""
+  """Records with boxes and images, as `spatial-vlm scenes` writes them."""
   folder = tmp_path_factory.mktemp("scenes")
   (folder / "images").mkdir()
   lines, boxes = [], []
@@ -54,7 +54,7 @@ def content(folder):
   return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_a_store_holds_the_examples_of_its_source_in_another_order(files, whole):
+def test_a_store_has_the_examples_of_its_source_in_another_order(files, whole):
   source, store = source_of(files), StoreSource(whole, "train")
   assert len(store) == COUNT and not store.bad
   shards = [f"train-0000{number}-of-00003.array_record" for number in range(3)]
@@ -80,25 +80,25 @@ def test_the_order_is_drawn_from_the_seed(files, whole, tmp_path):
   assert names[0] == names[1] != names[2]
 
 
-def test_pictures_are_kept_byte_for_byte(files, whole):
+def test_images_are_stored_byte_for_byte(files, whole):
   stored = b"".join(content(whole).values())
   for path in (files / "images").iterdir():
     assert path.read_bytes() in stored
 
 
-def test_a_store_is_a_place_of_pictures(files, whole, tmp_path):
-  pictures = pickle.loads(pickle.dumps(ImageFiles(f"{tmp_path},{whole / 'train.json'}")))
+def test_a_store_is_a_location_of_images(files, whole, tmp_path):
+  images = pickle.loads(pickle.dumps(ImageFiles(f"{tmp_path},{whole / 'train.json'}")))
   for path in (files / "images").iterdir():
-    assert pictures.read(path.name) == pictures.read(f"train2017/{path.name}") == path.read_bytes()
+    assert images.read(path.name) == images.read(f"train2017/{path.name}") == path.read_bytes()
   from_store = JsonlSource(files / "train.jsonl", whole / "train.json")
   np.testing.assert_array_equal(from_store[3].image, source_of(files)[3].image)
   with pytest.raises(MissingImage, match="'absent.png' is not in .*train.json"):
-    pictures.find("absent.png")
+    images.find("absent.png")
   with pytest.raises(UnusableArchive, match="no complete store of 'test'.*`spatial-vlm data`"):
     JsonlSource(files / "train.jsonl", whole / "test.json")
 
 
-def test_places_name_shard_and_position(whole):
+def test_locations_name_shard_and_position(whole):
   store = StoreSource(whole, "train")
   places = [store.place(index) for index in range(COUNT)]
   assert places[:2] == [(str(whole / "train-00000-of-00003.array_record"), n) for n in (1, 2)]
@@ -106,7 +106,7 @@ def test_places_name_shard_and_position(whole):
   assert places[-1] == (str(whole / "train-00002-of-00003.array_record"), 8)
 
 
-def test_large_pictures_are_reduced_and_keep_their_shape(files, tmp_path):
+def test_large_images_are_reduced_and_keep_their_aspect_ratio(files, tmp_path):
   images = tmp_path / "images"
   images.mkdir()
   line = json.loads((files / "train.jsonl").read_text().splitlines()[0])
@@ -124,9 +124,7 @@ def test_large_pictures_are_reduced_and_keep_their_shape(files, tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [0, 5, 9, 17, COUNT - 1])
-def test_a_stopped_run_goes_on_with_the_shard_it_was_at(
-  files, whole, tmp_path, monkeypatch, stop_at
-):
+def test_a_stopped_run_resumes_at_its_shard(files, whole, tmp_path, monkeypatch, stop_at):
   encode, encoded = store._Writer._entry, []
 
   def stopping(self, index):
@@ -154,7 +152,7 @@ def test_a_stopped_run_goes_on_with_the_shard_it_was_at(
 @pytest.mark.parametrize(
   "damage", ["half a shard", "a flipped byte", "no shard", "half a manifest"]
 )
-def test_what_is_damaged_is_made_anew(files, whole, tmp_path, damage):
+def test_damaged_shards_are_written_again(files, whole, tmp_path, damage):
   write_store(tmp_path, "train", source_of(files), SETTINGS)
   shard, manifest = tmp_path / "train-00001-of-00003.array_record", tmp_path / "train.json"
   data = shard.read_bytes()
@@ -204,13 +202,13 @@ def test_a_damaged_entry_is_one_bad_record(files, tmp_path):
   assert (caught.value.bad.file, caught.value.bad.line) == (str(shard), 3)
 
 
-def test_unreadable_pictures_are_left_out_and_listed(files, tmp_path):
+def test_unreadable_images_are_skipped_and_listed(files, tmp_path):
   images = tmp_path / "images"
   images.mkdir()
   for path in (files / "images").iterdir():
     (images / path.name).write_bytes(path.read_bytes())
-  torn = images / "train_000004.png"
-  torn.write_bytes(torn.read_bytes()[:60])
+  broken = images / "train_000004.png"
+  broken.write_bytes(broken.read_bytes()[:60])
   source = JsonlSource(files / "train.jsonl", images, max_bad_share=0.04)
   store = write_store(tmp_path / "store", "train", source, SETTINGS)
   (bad,) = store.bad

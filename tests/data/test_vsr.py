@@ -1,4 +1,4 @@
-"""VSR as it is published: every form of its files, and its sizes."""
+"""VSR as published: every form of its files, and its sizes."""
 
 import json
 from pathlib import Path

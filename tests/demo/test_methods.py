@@ -1,4 +1,4 @@
-"""The aims of the method, judged on answers made by hand."""
+"""The aims of the method, judged on handmade answers."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Which stages run when, and how long they take."""
+"""The order of stages, and their times."""
 
 import threading
 
@@ -9,12 +9,12 @@ from spatial_vlm.demo.stages import DONE, Stage
 
 
 def fake(name, *needs, seconds=10):
-  """A stage of no work."""
+  """An empty stage."""
   needs = tuple(f"{need}/{DONE}" for need in needs)
   return Stage(f"stage {name}", name, "export", "tiny", {}, seconds, needs)
 
 
-def test_time_left_is_that_of_the_longest_chain_or_of_all_shared_out():
+def test_time_left_is_the_longer_of_the_critical_path_and_the_shared_work():
   chain = [fake("a"), fake("b", "a"), fake("c", "b")]
   assert seconds_left(chain, {}, 2) == 30
   apart = [fake("a"), fake("b"), fake("c", seconds=40)]

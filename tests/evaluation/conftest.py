@@ -10,7 +10,7 @@ BOXES = {"cat": (100, 100, 300, 300), "mug": (600, 600, 800, 800)}
 
 @pytest.fixture
 def predict():
-  """Makes a prediction; what a test does not care about is filled in."""
+  """Makes a prediction; omitted fields get defaults."""
 
   def make(id, label, verdict, text=None, **fields):
     defaults = {

@@ -50,7 +50,7 @@ def test_results_json_has_exactly_the_agreed_fields(predict, chain):
   assert 0 < got["rows"][0]["ci_low"] < 0.5 < got["rows"][0]["ci_high"] < 1
 
 
-def test_table_reads_in_a_terminal_and_as_markdown(predict):
+def test_the_table_is_readable_in_a_terminal_and_as_markdown(predict):
   short = [predict(i, 1, int(i < 741), generated_tokens=112) for i in range(1000)]
   silent = [predict(i, 1, i % 2, "", generated_tokens=0, prompt_tokens=0) for i in range(9)]
   rows = [

@@ -30,7 +30,7 @@ def answered(predict, right, n=1000, tokens=45, relation="left of", **fields):
 
 
 def report(runs, **fields):
-  """A report of these runs; what a test does not care about is empty."""
+  """A report of these runs; omitted fields are empty."""
   scores = {method: score_statements(predictions) for method, predictions in runs.items()}
   empty = dict(meta_category={}, figures={}, provenance={})
   return Report(**dict(runs=runs, scores=scores, rows=[*runs], pairs=[], aims=[], **empty) | fields)
@@ -77,7 +77,7 @@ def whole_report(predict, **fields):
   )
 
 
-def test_report_holds_every_part(predict):
+def test_the_report_has_every_section(predict):
   text = whole_report(predict)
   page = rendered(text)
   assert page.tags.count("table") == 5  # results, paired tests, beyond accuracy, category, relation
@@ -99,8 +99,8 @@ def test_boxes_of_chains_are_reported(predict, chain):
   assert re.search(r"\| full chain \| +10 \| +0\.500 \| +100\.0 % \| +50\.0 % \|", page)
 
 
-def test_nothing_untrusted_is_interpreted(predict):
-  """Caption, relation and answer reach the page letter by letter, and add no element to it."""
+def test_untrusted_text_is_escaped(predict):
+  """Caption, relation and answer reach the page literally and add no element to it."""
   plain = rendered(whole_report(predict, text="Summary: x"))
   hostile = rendered(
     whole_report(

@@ -118,7 +118,7 @@ def test_contrastive_pairs_by_caption_in_the_order_of_ids(predict):
     predict(4, 1, 1, caption=b),
     predict(5, 0, -1, caption=b),  # one unparsed
     predict(6, 1, 1, caption=c),
-    predict(7, 1, 1, caption=c),  # never false: no pair
+    predict(7, 1, 1, caption=c),  # never false: not a pair
     predict(8, 1, 0, caption=a),  # a third true one: no partner
   ]
   for order in (predictions, predictions[::-1]):
@@ -295,7 +295,7 @@ def test_mcnemar_of_the_literature(predict, cells, p, low, high):
   )
 
 
-def test_swapping_the_methods_mirrors_the_result(predict):
+def test_swapping_the_methods_negates_the_result(predict):
   a, b = paired_runs(predict, 50, 13, 4, 20)
   ab, ba = mcnemar(a, b), mcnemar(b, a)
   assert ab.p_value == ba.p_value

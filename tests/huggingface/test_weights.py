@@ -107,7 +107,7 @@ def test_bfloat16_export_loads_as_bfloat16(reference, tmp_path):
     assert torch.equal(tensor.to(torch.bfloat16), model.state_dict()[name]), name
 
 
-def test_files_of_transformers_are_read(reference, in_parts):
+def test_transformers_files_are_read(reference, in_parts):
   reference = reference("small")
   config, params = read_checkpoint(in_parts)
   assert config == reference.config
@@ -146,7 +146,7 @@ def test_any_slice_of_any_parameter_is_read(in_parts, monkeypatch):
 
 
 class Bucket(MemoryFileSystem):
-  """Stands where gs:// would be."""
+  """A file system in place of gs://."""
 
   protocol = "gcs"
 
@@ -222,7 +222,7 @@ def measured(folder, *arguments):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="reads Linux's /proc")
-def test_memory_beside_what_is_kept_does_not_grow_with_the_checkpoint(tmp_path):
+def test_memory_besides_the_kept_parameters_does_not_grow_with_the_checkpoint(tmp_path):
   wide = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 20}
   tiny = PRESETS["tiny"]
   config = dataclasses.replace(
@@ -236,9 +236,9 @@ def test_memory_beside_what_is_kept_does_not_grow_with_the_checkpoint(tmp_path):
   total = sum(tensor.bytes for tensor in plan)
   assert total > 250 * 10**6
   result = measured(tmp_path, "--devices", "16")
-  beside = result["peak_bytes"] - result["peak_before_bytes"] - result["kept_bytes"]
+  extra = result["peak_bytes"] - result["peak_before_bytes"] - result["kept_bytes"]
   assert result["kept_bytes"] < total / 12
-  assert beside < 64 * 2**20, result
+  assert extra < 64 * 2**20, result
 
 
 def test_tied_head_is_stored_once(reference, tmp_path):
@@ -272,9 +272,9 @@ def test_files_are_cut_and_indexed(reference, tmp_path):
   assert {path.name for path in tmp_path.glob("*.safetensors")} == sizes.keys()
   assert sorted(sizes)[-1] == f"model-{len(sizes):05d}-of-{len(sizes):05d}.safetensors"
   assert {t: name for name in sizes for t in sizes[name]} == index["weight_map"]
-  assert all(sum(held.values()) <= 2 * 10**6 for held in sizes.values())
-  assert sum(sum(held.values()) for held in sizes.values()) == index["metadata"]["total_size"]
-  # What is written next to it leaves nothing of it behind.
+  assert all(sum(tensors.values()) <= 2 * 10**6 for tensors in sizes.values())
+  assert sum(sum(tensors.values()) for tensors in sizes.values()) == index["metadata"]["total_size"]
+  # A model written over it deletes all of its files.
   (tmp_path / "model-extra.safetensors").write_bytes(b"of somebody")
   write_checkpoint(tmp_path, reference.config, reference.params)
   assert {path.name for path in tmp_path.iterdir()} == {
@@ -283,7 +283,7 @@ def test_files_are_cut_and_indexed(reference, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, read_checkpoint(tmp_path)[1], reference.params)
 
 
-def test_what_was_not_planned_is_not_written(tmp_path):
+def test_unplanned_tensors_are_not_written(tmp_path):
   plan = [TensorPlan("a", (2, 3), np.dtype(np.float32))]
   for wrong in (np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float64)):
     with pytest.raises(ValueError, match="the plan has .*, but the array is"):
@@ -314,7 +314,7 @@ def test_all_differences_are_listed_together(reference, tmp_path):
 
 
 def damage(folder):
-  """Breaks four files of a checkpoint and its index; what an error has to say of them."""
+  """Breaks four files of a checkpoint and its index; returns what the error must contain."""
   index = json.loads((folder / INDEX).read_text())
   of_file = collections.Counter(index["weight_map"].values())
   last = of_file.most_common(1)[0][0]
@@ -352,7 +352,7 @@ def test_damaged_files_and_index_are_named_together(copied):
   assert str(caught.value).partition("\n")[2] == expected
 
 
-def test_nothing_but_headers_is_read_of_what_is_refused(copied, bucket):
+def test_refused_files_are_read_up_to_their_headers(copied, bucket):
   damage(copied)
   folder, count = bucket
   for path in copied.iterdir():
@@ -431,7 +431,7 @@ def test_a_folder_without_weights_or_config_says_so(reference, tmp_path):
     read_checkpoint(tmp_path)
 
 
-def test_table_holds_all_750_tensors_of_the_8b_checkpoint():
+def test_the_table_has_all_750_tensors_of_the_8b_checkpoint():
   names = [tensor.name for tensor in plan_tensors(PRESETS["8b"], np.dtype(np.float32))]
   assert len(names) == 750
   assert len(names) == len(set(names))

@@ -1,4 +1,4 @@
-"""Questions in, written answers out."""
+"""Batched generation: from questions to written answers."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ def test_a_prompt_that_does_not_fit_is_named_with_its_sizes(policy, source):
       generation.collate(policy.processor, [row], [5], [1], shape)
 
 
-def test_decoding_stops_at_the_end_of_the_turn_and_tells_truncation(policy):
+def test_decoding_stops_at_the_end_of_the_turn_and_reports_truncation(policy):
   yes = policy.processor.encode_text("Yes.")
   eos, pad = policy.special.eos, policy.special.pad
   tokens = np.full((3, 6), pad)

@@ -25,7 +25,7 @@ def builder(index, behavior_tokens=20):
   return QuestionBuilder(TASKS["scenes"], "chain", Recall(index, behavior_tokens))
 
 
-def test_a_known_relation_is_asked_in_the_short_form(index):
+def test_a_known_relation_gets_the_short_form(index):
   question = builder(index)("The hot dog is left of the dining table.")
   assert (question.form, question.behavior) == ("short", LEFT)
   assert question.similarity == pytest.approx(1)
@@ -42,7 +42,7 @@ def test_an_unknown_relation_falls_back_to_the_full_chain(index):
 
 
 def test_beyond_the_budget_nothing_else_is_recalled_in_its_place(index):
-  """The next in similarity may say the opposite."""
+  """The next most similar behavior may say the opposite."""
   caption = "The cat is left of the mug."
   found = [builder(index, budget)(caption) for budget in (12, 11)]
   assert [question.behavior for question in found] == [LEFT, None]

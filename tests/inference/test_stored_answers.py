@@ -24,17 +24,17 @@ def answers_in(folder, generator, examples, **settings):
   return stored_answers.stored_answers(store, generator, examples, "test")
 
 
-@pytest.mark.parametrize("torn", ["", "half a line", '{"id": 0}\n', None])
-def test_a_part_without_its_last_line_is_no_part(tmp_path, torn):
+@pytest.mark.parametrize("text", ["", "half a line", '{"id": 0}\n', None])
+def test_a_part_without_its_last_line_is_ignored(tmp_path, text):
   path = tmp_path / "part-00000.jsonl"
-  if torn is not None:
-    path.write_text(torn)
+  if text is not None:
+    path.write_text(text)
   assert stored_answers.read_part(path) is None
   path.write_text(stored_answers.END + "\n")
   assert stored_answers.read_part(path) == []
 
 
-def test_parts_hold_a_batch_each_and_are_read_back(generator, source, tmp_path, monkeypatch):
+def test_each_part_has_one_batch_and_is_read_back(generator, source, tmp_path, monkeypatch):
   first = answers_in(
     tmp_path, generator, Take(source, 10), batch_size=4, in_flight=2, max_bad_share=0.0
   )
@@ -50,7 +50,7 @@ def test_parts_hold_a_batch_each_and_are_read_back(generator, source, tmp_path, 
 
 
 def test_work_in_flight_overlaps_and_comes_back_in_order():
-  """Two items wait for each other; a third is not begun before one of them has ended."""
+  """Two items wait for each other; a third starts only after one of them has finished."""
   both, working, most = threading.Barrier(2, timeout=60), [], []
 
   def work(item):
@@ -66,7 +66,7 @@ def test_work_in_flight_overlaps_and_comes_back_in_order():
   assert max(most) == 2
 
 
-def test_what_was_read_before_an_error_is_worked_on_first():
+def test_pending_items_finish_before_a_read_error_is_raised():
   def items():
     yield from range(3)
     raise KeyError("unreadable")
@@ -78,7 +78,7 @@ def test_what_was_read_before_an_error_is_worked_on_first():
   assert found == [10, 11, 12]
 
 
-def test_an_error_of_the_work_ends_it_there():
+def test_an_error_in_the_work_ends_the_iteration():
   def work(item):
     return 1 // item
 
@@ -90,7 +90,7 @@ def test_an_error_of_the_work_ends_it_there():
 
 def test_a_resumed_run_counts_the_images_that_were_broken_before(generator, tmp_path, monkeypatch):
   class Source:
-    """Every third image is torn."""
+    """Every third image is unreadable."""
 
     def __len__(self):
       return 6

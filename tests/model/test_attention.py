@@ -22,7 +22,7 @@ SEGMENTS = {
 
 
 def inputs(B=3, T=140, N=4, K=2, H=16, dtype=jnp.float32):
-  """q, k, v, segments and a cotangent, which is not zero at padding either."""
+  """q, k, v, segments and a cotangent that is also non-zero at padding."""
   rng = np.random.default_rng(0)
   q, k, v, cotangent = (
     jnp.asarray(rng.standard_normal(shape), dtype)
@@ -140,7 +140,7 @@ def test_the_whole_model_by_kernels_over_a_mesh(reference, make_case, monkeypatc
   jax.tree.map(assert_near, jax.device_get(found), jax.device_get(expected))
 
 
-def test_each_device_works_on_its_own_rows_and_heads():
+def test_each_device_computes_its_own_rows_and_heads():
   seen = []
 
   def kernel(q, k, v, segments):
@@ -215,7 +215,7 @@ VISION = {"B": 4, "T": 4096, "N": 16, "K": 16, "H": 72, "causal": False}
   ],
 )
 def test_a_tpu_program_has_no_square_array(v5e, sizes, shape):
-  """Three kernels (forward, dq, dk and dv), nothing exchanged between devices, nothing of T × T values."""
+  """Three kernels (forward, dq, dk and dv), no collectives, no array of T × T values."""
   program = compiled_for(v5e, shape, flash.attention, **sizes)
   text = program.as_text()
   assert text.count(f'custom_call_target="{SPLASH}"') == 3
@@ -226,7 +226,7 @@ def test_a_tpu_program_has_no_square_array(v5e, sizes, shape):
 @pytest.mark.tpu
 @pytest.mark.parametrize("sizes", [TEXT, VISION])
 def test_splash_takes_a_tenth_of_the_memory(v5e, sizes):
-  """What a chip holds beside arguments and results: for the formula nearly all of it is T × T scores."""
+  """Temporary memory of a chip: for the formula nearly all of it is T × T scores."""
   shape = {"data": 1, "fsdp": 4, "tensor": 1}
   splash, formula = (
     compiled_for(v5e, shape, attend, **sizes).memory_analysis().temp_size_in_bytes

@@ -57,7 +57,7 @@ def test_top_level_says_whether_the_head_is_tied():
     ("text_config", "head_dim", 64, "adds up to 64; it must be half of head_dim 64"),
   ],
 )
-def test_what_is_not_computed_is_refused(section, name, value, message):
+def test_unsupported_features_are_refused(section, name, value, message):
   written = copy.deepcopy(PRESETS["8b"].to_huggingface())
   (written[section] if section else written)[name] = value
   with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Several sequences with pictures in one row: to each it is as if it were alone."""
+"""Several sequences with images in one row: each is computed as if it were alone."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from spatial_vlm.parameters.paths import path_name
 from spatial_vlm.types import Batch, Vision
 
 ROWS = [[3, (8, 6), 10], [30], [2, (4, 10), 4, (6, 6), 4], [5, (4, 4), 9]]
-"""Text and grids of each sequence; the second has no picture, the third has two."""
+"""Text and grids of each sequence; the second has no image, the third has two."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_packed_logits_equal_the_reference_of_each_alone(reference, case, packed
 
 
 def test_packed_gradients_equal_those_of_each_alone(run, case, of_packed):
-  """Of every parameter, those behind DeepStack too, to 1e-5 of its largest entry."""
+  """Of every parameter, including DeepStack's, to 1e-5 of its largest entry."""
   expected = run(case.batch)[0]
   largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
   for (path, a), b in zip(
@@ -105,11 +105,11 @@ def _one_frame(batch: Batch) -> Batch:
 
 
 def _positions_that_go_on(batch: Batch) -> Batch:
-  """One count of positions for the whole row. Only differences matter inside a segment, so pictures are squeezed."""
+  """One count of positions for the whole row. Only differences matter inside a segment, so images get one position."""
   line = np.arange(batch.tokens.shape[1], dtype=np.int32)
   return batch.replace(positions=np.repeat(line[None, :, None], 3, axis=2))
 
 
 @pytest.mark.parametrize("change", [_one_segment, _one_frame, _positions_that_go_on])
-def test_what_keeps_sequences_apart_shows(reference, case, packed, run, change):
+def test_removing_any_sequence_boundary_changes_the_logits(reference, case, packed, run, change):
   assert _difference(reference("tiny"), case, packed, run(change(packed))[1]) > 0.01

@@ -1,4 +1,4 @@
-"""The whole model against transformers' own, in float32 with random weights of telling scale."""
+"""The whole model against transformers' own, in float32 with random weights of a scale at which every part matters."""
 
 from functools import partial
 
@@ -65,7 +65,7 @@ def test_logits_of_a_larger_model_equal_the_reference(reference, make_case, rows
   assert _largest_difference(reference, make_case(reference, ROWS[rows], side)) <= 2e-5
 
 
-# What popular ports leave out. Each must show, or the tests above prove nothing about it.
+# Omissions of popular ports. Each must change the logits; otherwise the tests above prove nothing about it.
 
 
 def test_without_deepstack_parity_breaks(reference, make_case):
@@ -162,7 +162,7 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case):
   assert int(cache.used) == 1
 
 
-def test_rows_that_images_do_not_divide_are_refused(reference, make_case):
+def test_rows_not_divisible_by_images_are_refused(reference, make_case):
   reference = reference("tiny")
   batch = make_case(reference, ROWS["several images"]).batch
   three = batch.replace(tokens=np.concatenate([batch.tokens, batch.tokens[:1]]))
@@ -209,7 +209,7 @@ def _gradient(params, config, batch, remat):
 
 
 def test_every_parameter_learns(reference, make_case):
-  """Gradients reach every layer and every output of each parameter, and are finite with padding about."""
+  """Gradients reach every layer and every output of each parameter, and are finite with padding."""
   reference = reference("tiny")
   case = make_case(reference, ROWS["images and text"], "left")
   gradient = _gradient(reference.params, reference.config, case.batch, "none")

@@ -1,4 +1,4 @@
-"""What each policy of rematerialisation keeps, exactly; and that nothing but memory depends on it."""
+"""What each rematerialisation policy saves, exactly; and that it changes nothing but memory."""
 
 import dataclasses
 from functools import partial
@@ -22,7 +22,7 @@ B, T = 3, 20
 
 @pytest.fixture
 def one_kernel(monkeypatch):
-  """The formula alone; else what is kept for the other platforms' kernels would be counted with it."""
+  """The formula alone; otherwise residuals of the other platforms' kernels would be counted too."""
   for tower in (text, vision):
     monkeypatch.setattr(tower, "attention", plain_attention)
 
@@ -62,7 +62,7 @@ def kept(run, policy):
 
 
 @pytest.mark.parametrize("run", [run_text, run_vision])
-def test_policies_keep_what_they_say(run, one_kernel):
+def test_policies_save_exactly_the_named_residuals(run, one_kernel):
   values = {policy: sum(leaf.size for leaf in kept(run, policy)) for policy in REMAT_POLICIES}
   if run is run_text:
     c, layers = TINY.text, TINY.text.num_hidden_layers
@@ -107,7 +107,7 @@ def test_on_a_tpu_kernels_run_once_and_policies_cost_what_they_keep(v5e):
   inputs = 24 * 2 * 2048 * 256 * 2
   assert memory["offload"].host_temp_size_in_bytes == inputs
   on_device = [memory[policy].temp_size_in_bytes for policy in REMAT_POLICIES]
-  assert on_device[0] < on_device[1] - 0.75 * inputs  # a few of them are on their way
+  assert on_device[0] < on_device[1] - 0.75 * inputs  # a few transfers are in flight
   assert on_device == sorted(on_device)
 
 

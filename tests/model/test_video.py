@@ -109,7 +109,7 @@ def _conversations():
 
 
 def _reference_inputs(pair, conversations, side):
-  """What transformers makes of the messages; it wants what is known of videos apart from them."""
+  """The inputs that transformers makes of the messages; it takes the videos' metadata separately."""
   conversations = copy.deepcopy(conversations)
   metadata = []
   for messages in conversations:
@@ -183,7 +183,7 @@ def test_logits_of_mixed_rows_equal_the_reference(pair, size, side):
 
 
 def test_inputs_equal_the_reference(pair):
-  """Value for value: what the test above compares begins from equal numbers."""
+  """Value for value: the models that the test above compares get equal inputs."""
   pair = pair("tiny")
   inputs, batch = _reference_inputs(pair, _conversations(), "right"), _batch(pair)
   np.testing.assert_array_equal(batch.tokens, inputs["input_ids"])
@@ -209,7 +209,7 @@ def test_inputs_equal_the_reference(pair):
 
 
 def test_a_row_is_as_it_is_alone(pair):
-  """What else is in a batch makes no difference to a row: here, nothing but zeros."""
+  """The other rows of a batch do not affect a row: here they are zeros."""
   pair = pair("tiny")
   batch = _batch(pair)
 
@@ -226,7 +226,7 @@ def test_a_row_is_as_it_is_alone(pair):
   np.testing.assert_allclose(alone[real], together[real], atol=1e-5)
 
 
-# What popular ports get wrong. Each must show, or the tests above prove nothing about it.
+# Errors of popular ports. Each must change the logits; otherwise the tests above prove nothing about it.
 
 
 def _video_frames(pair):

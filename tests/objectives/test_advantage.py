@@ -25,7 +25,7 @@ def test_by_hand():
 
 
 def test_degenerate_groups_are_exactly_zero_whatever_their_std():
-  """All right but one a little long: by its std alone, that one would get −3.75 like a real error."""
+  """All are right and one is a little long: divided by the std, that one would get −3.75, like a real error."""
   reward = jnp.ones((1, 16)).at[0, 3].set(0.99)
   assert np.all(advantage(reward, jnp.ones((1, 16), bool)) == 0)
   assert np.all(advantage(reward - 2, jnp.zeros((1, 16), bool)) == 0)
@@ -36,6 +36,6 @@ def test_a_single_sample_teaches_nothing():
   assert np.all(advantage(jnp.array([[1.0], [-1.0]]), jnp.array([[True], [False]])) == 0)
 
 
-def test_informative_groups_are_neither_all_right_nor_all_wrong():
+def test_mixed_outcomes_are_neither_all_right_nor_all_wrong():
   correct = jnp.array([[1, 1, 1], [0, 0, 0], [0, 0, 1], [1, 1, 0]], bool)
   assert has_mixed_outcomes(correct).tolist() == [False, False, True, True]

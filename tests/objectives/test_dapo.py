@@ -60,10 +60,10 @@ def test_equals_the_oracle_in_value_and_gradient(seed, eps):
   [
     (1.5, 2.0, 2.56, 0.0),  # up-clipped at 1.28
     (1.25, 2.0, 2.5, 2.5),  # between 1.2 and 1.28: free only since the clip is higher
-    (0.5, 2.0, 1.0, 1.0),  # a good token become rare is always pulled back
+    (0.5, 2.0, 1.0, 1.0),  # a good token that became rare is always pulled back
     (0.5, -2.0, -1.6, 0.0),  # down-clipped at 0.8
     (0.9, -2.0, -1.8, -1.8),
-    (1.5, -2.0, -3.0, -3.0),  # a bad token become likely is never clipped
+    (1.5, -2.0, -3.0, -3.0),  # a bad token that became likely is never clipped
     (1.0, 2.0, 2.0, 2.0),
   ],
 )

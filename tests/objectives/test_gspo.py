@@ -51,7 +51,7 @@ def test_equals_the_oracle_in_value_and_gradient(seed):
 
 
 def test_one_ratio_serves_all_tokens_of_an_answer():
-  """A token far off is averaged over its answer: DAPO would clip it alone, GSPO clips the answer or nothing."""
+  """One distant token is averaged over its answer: DAPO would clip it alone, GSPO clips the whole answer or nothing."""
   logp = jnp.array([[-1.0, -1.0, -1.0, -1.0]])
   logp_old = logp - jnp.array([[0.2, 0.0, 0.0, 0.0]])
   mask = jnp.ones((1, 4), bool)

@@ -82,7 +82,7 @@ def test_pieces_of_a_mini_batch_add_up_to_the_whole():
     ((("dapo", float("nan")),), "a weight is above 0"),
   ],
 )
-def test_choices_that_cannot_be_are_refused(objectives, message):
+def test_invalid_choices_are_refused(objectives, message):
   with pytest.raises(ValueError, match=message):
     check_objectives(objectives)
 

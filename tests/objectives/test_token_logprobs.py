@@ -42,7 +42,7 @@ def test_softmax_over_the_allowed_ids(inputs, chunk, temperature):
   assert np.all(logp[:, 0] == 0) and np.all(entropy[:, 0] == 0)
 
 
-def test_a_banned_token_is_minus_infinity_and_the_allowed_ones_sum_to_one(inputs):
+def test_a_forbidden_token_is_minus_infinity_and_allowed_ones_sum_to_one(inputs):
   hidden, unembed, _, forbidden_tokens = inputs
   every = np.repeat(
     np.arange(V)[:, None], 2, axis=1
@@ -56,7 +56,7 @@ def test_a_banned_token_is_minus_infinity_and_the_allowed_ones_sum_to_one(inputs
 
 
 def test_equal_to_what_a_sampler_records(inputs):
-  """The sampler's way: ban, divide by the temperature, log-softmax of one position."""
+  """As the sampler does: mask forbidden tokens, divide by the temperature, log-softmax of one position."""
   hidden, unembed, tokens, forbidden_tokens = inputs
   logp, _ = jax.jit(token_logprobs, static_argnums=4)(*inputs, 1.3)
   one = jax.nn.log_softmax(ban(hidden[:, 3] @ unembed, forbidden_tokens) / 1.3)
@@ -64,7 +64,7 @@ def test_equal_to_what_a_sampler_records(inputs):
 
 
 @pytest.mark.parametrize("chunk", [None, 4])
-def test_gradients_of_objective_and_entropy_are_finite_with_banned_padding(inputs, chunk):
+def test_gradients_of_objective_and_entropy_are_finite_with_forbidden_padding(inputs, chunk):
   hidden, unembed, tokens, forbidden_tokens = inputs
   mask = jnp.asarray(tokens != PAD).at[:, :2].set(False)
 

@@ -51,7 +51,7 @@ def kernel_of(params):
 
 @pytest.fixture
 def rounding_to_nearest(monkeypatch):
-  """What the rounding by chance replaces."""
+  """Rounding to nearest, which stochastic rounding replaces."""
   make_optimizer.cache_clear()
   monkeypatch.setattr(moments, "stochastic_round", lambda x, dtype, key: x.astype(dtype))
   yield
@@ -59,7 +59,7 @@ def rounding_to_nearest(monkeypatch):
 
 
 def neighbours(x, dtype):
-  """The two numbers of the type around each x, from the list of all of them."""
+  """The two adjacent numbers of the type around each x, from the list of all of them."""
   unsigned = np.arange(2 ** (8 * np.dtype(dtype).itemsize), dtype=f"u{np.dtype(dtype).itemsize}")
   numbers = unsigned.view(dtype)
   with np.errstate(invalid="ignore"):
@@ -69,7 +69,7 @@ def neighbours(x, dtype):
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, FIRST, SECOND])
-def test_rounding_takes_a_neighbour_and_keeps_the_mean(dtype):
+def test_rounding_gives_an_adjacent_value_and_keeps_the_mean(dtype):
   """Over all magnitudes of the type, those below its smallest normal number included."""
   rng = np.random.default_rng(0)
   low, high = (-12, 7) if dtype == FIRST else (-18, 14)
@@ -109,7 +109,7 @@ def test_rows_in_float8(dtype):
 
 
 def test_a_second_moment_never_vanishes():
-  """Where it would be too small for its row it is larger, so that the update becomes smaller and not infinite."""
+  """A value too small for its row's scale is rounded up, so that the update becomes smaller and not infinite."""
   v = jnp.float32([[1.0, 1e-12, 0.0], [1e-20, 1e-30, 1e-38]])
   found = np.asarray(moments.from_float8(moments.to_float8(v, SECOND, jax.random.key(0))))
   assert ((found > 0) == (v > 0)).all()
@@ -118,7 +118,7 @@ def test_a_second_moment_never_vanishes():
 
 
 @pytest.mark.parametrize(("dtype", "wrong"), [("float8", np.nan), ("bfloat16", np.inf)])
-def test_what_is_not_finite_stays_so(dtype, wrong):
+def test_non_finite_values_stay_non_finite(dtype, wrong):
   optimizer = make_optimizer(settings(moments=dtype))
   params = {"layers": module(jnp.ones((2, 8)))}
   state = optimizer.init(params)
@@ -130,12 +130,12 @@ def test_what_is_not_finite_stays_so(dtype, wrong):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", slow("float8")])
-def test_averages_go_on_moving(dtype):
+def test_averages_keep_moving(dtype):
   assert 0.95 < _second_moment_over_exact(dtype) < 1.05
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", slow("float8")])
-def test_averages_rounded_to_nearest_stand_still(dtype, rounding_to_nearest):
+def test_averages_rounded_to_nearest_stop_moving(dtype, rounding_to_nearest):
   assert _second_moment_over_exact(dtype) > 1.5
 
 
@@ -235,8 +235,8 @@ def arrays(shapes, seed):
 def test_bytes_for_each_parameter(method, dtype, expected):
   params = jax.eval_shape(lambda: arrays(MATRIX, 0))
   state = jax.eval_shape(make_optimizer(settings(method=method, moments=dtype)).init, params)
-  held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-  assert expected <= held / (2 * 128 * 256) < expected + 1e-3
+  stored_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  assert expected <= stored_bytes / (2 * 128 * 256) < expected + 1e-3
 
 
 SHAPES = MATRIX | {"vision": {"merger": {"norm": {"scale": (96,)}, "fc1": {"kernel": (96, 64)}}}}
@@ -295,8 +295,8 @@ def test_rounding_does_not_depend_on_the_mesh():
   assert_same_bits(found[1], expected[1])
 
 
-def test_no_two_arrays_share_their_chances():
-  """Moments of equal gradients, rounded each in its own way; and anew in every update."""
+def test_arrays_are_rounded_with_independent_keys():
+  """Moments of equal gradients, each rounded with its own key, and with a new key in every update."""
   optimizer = make_optimizer(settings(moments="bfloat16"))
   params = {"a": module(jnp.ones((64, 64))), "b": module(jnp.ones((64, 64)))}
   state, step = optimizer.init(params), jax.jit(optimizer.update)
@@ -322,7 +322,7 @@ def test_another_type_is_refused():
 @pytest.mark.tpu
 @pytest.mark.parametrize("dtype", moments.DTYPES)
 def test_on_a_tpu_no_moment_exists_in_float32(v5e, dtype):
-  """An update of eight arrays of 32 MiB holds less than a third of one of them beside what it reads and writes."""
+  """An update of eight arrays of 32 MiB has temporaries of less than a third of one array."""
   chip = SingleDeviceSharding(v5e[0])
   optimizer = make_optimizer(settings(moments=dtype))
   params = {f"{i}": module(jax.ShapeDtypeStruct((2048, 4096), jnp.float32)) for i in range(8)}

@@ -126,7 +126,7 @@ def test_learning_rate():
   np.testing.assert_allclose(learning_rate_at(config(warmup_steps=0), 0), 0.01, rtol=1e-6)
 
 
-def test_a_wrong_schedule_says_which_there_are():
+def test_an_unknown_schedule_lists_the_known_ones():
   with pytest.raises(ValueError, match="'linear'; choose one of cosine, constant"):
     learning_rate_at(config(schedule="linear"), 0)
   with pytest.raises(ValueError, match="warmup_steps is 20 and total_steps 20"):
@@ -163,7 +163,7 @@ def test_muon_moves_every_layers_matrix_along_its_orthogonal_factor():
     for moved, g in zip(steps[name].reshape(shape), np.reshape(grad, shape), strict=True):
       direction = -orthogonal(g)
       cosine = (moved * direction).sum() / np.linalg.norm(moved) / np.linalg.norm(direction)
-      assert cosine > 0.97, name  # five Newton-Schulz iterations come that near
+      assert cosine > 0.97, name  # the accuracy of five Newton-Schulz iterations
       rms = np.sqrt(np.mean(moved**2))
       assert 0.5 < rms / (0.4 * cfg.learning_rate) < 1.5, name
 
@@ -225,6 +225,6 @@ def test_adafactor_equals_the_algorithm_of_the_paper():
 
 
 def test_equal_settings_give_the_same_optimizer():
-  """Jit compiles a step anew for another object."""
+  """Jit recompiles a step for another object."""
   assert make_optimizer(config()) is make_optimizer(config())
   assert make_optimizer(config()) is not make_optimizer(config(eps=1e-6))

@@ -1,4 +1,4 @@
-"""Kernels in int8: the rounding, where they lie, and what they take."""
+"""Kernels in int8: rounding, sharding and memory."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_no_weight_moves_by_more_than_half_a_step(rows):
 
 
 def test_steps_by_hand():
-  """The largest weight of a row tells its step; the step is one of bfloat16; w and −w are held alike."""
+  """The largest weight of a row determines its step; the step is a bfloat16 number; w and −w round symmetrically."""
   step = 2.0**-5
   rows = np.array([[127, -127, 3.4, -3.4, 3.6], [0, 0, 0, 0, 0], [254, 1, 3.1, 0, -254]])
   rows = (rows * step).astype(np.float32)
@@ -93,8 +93,8 @@ def test_every_kernel_is_read_in_int8_and_nothing_else_is(nano, plain):
     assert (np.abs(made[path] - weight) <= np.asarray(scale) * 0.500001).all(), path
 
 
-def test_parts_of_kernels_that_are_cut_on_any_axis_are_those_of_the_whole(nano):
-  """The scale is of the whole row of inputs, also where a device holds a part of it."""
+def test_quantized_shards_on_any_axis_equal_the_whole(nano):
+  """The scale is of the whole row of inputs, even if a device has a part of it."""
   _, whole = read(nano, {"data": 1, "fsdp": 1, "tensor": 1})
   mesh, cut = read(nano, {"data": 1, "fsdp": 4, "tensor": 2})
   expected, where = flatten(whole), flatten(sharding.param_shardings(mesh, cut))
@@ -118,17 +118,17 @@ def test_bytes_of_a_frozen_model(preset, bfloat16_gib, int8_gib):
   """Tables of embeddings are not quantized: of the 8B model two of 151,936 × 4,096."""
   for in_int8, gib in ((False, bfloat16_gib), (True, int8_gib)):
     subset = Subset((".*/lora_[ab]",), 2, 4.0, (), "bfloat16", in_int8)
-    held = jax.tree.leaves(int8.storage_shapes(abstract_params(PRESETS[preset]), subset))
-    assert sum(x.size * x.dtype.itemsize for x in held) / 2**30 == pytest.approx(gib, abs=0.006)
+    stored = jax.tree.leaves(int8.storage_shapes(abstract_params(PRESETS[preset]), subset))
+    assert sum(x.size * x.dtype.itemsize for x in stored) / 2**30 == pytest.approx(gib, abs=0.006)
 
 
-def test_what_trains_is_not_quantized_and_what_is_quantized_does_not_train():
+def test_trained_parameters_stay_unquantized_and_quantized_ones_frozen():
   subset = Subset(("vision/.*", ".*scale"), 0, 1.0, (), "bfloat16", True)
   shapes = int8.storage_shapes(abstract_params(PRESETS["tiny"]), subset)
-  held, (trained, _) = flatten(shapes), partition(shapes, subset.trainable)
+  stored, (trained, _) = flatten(shapes), partition(shapes, subset.trainable)
   assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(trained))
   assert not any("kernel_" in path for path in flatten(trained))
-  assert held["vision/merger/fc1/kernel"].dtype == "float32"
-  assert held["text/layers/attention/q_norm/scale"].dtype == "float32"
-  assert held["text/layers/mlp/up_proj/kernel_int8"].dtype == "int8"
-  assert held["text/embed/embedding"].dtype == "bfloat16"
+  assert stored["vision/merger/fc1/kernel"].dtype == "float32"
+  assert stored["text/layers/attention/q_norm/scale"].dtype == "float32"
+  assert stored["text/layers/mlp/up_proj/kernel_int8"].dtype == "int8"
+  assert stored["text/embed/embedding"].dtype == "bfloat16"

@@ -1,4 +1,4 @@
-"""Low-rank pairs and trainable subsets as functions of trees."""
+"""LoRA adapters and trainable subsets as functions of trees."""
 
 import dataclasses
 import json
@@ -39,13 +39,13 @@ def model_and_params(nano):
 
 
 def filled(params, subset):
-  """Pairs whose B is not zero, as after some updates."""
-  pairs = flatten(jax.device_get(lora.new_adapters(params, subset, jax.random.key(1))))
+  """Adapters whose B is not zero, as after some updates."""
+  adapters = flatten(jax.device_get(lora.new_adapters(params, subset, jax.random.key(1))))
   rng = np.random.default_rng(0)
-  for path, leaf in pairs.items():
+  for path, leaf in adapters.items():
     if path.endswith("/lora_b"):
-      pairs[path] = rng.normal(size=leaf.shape).astype(np.float32)
-  return unflatten(pairs)
+      adapters[path] = rng.normal(size=leaf.shape).astype(np.float32)
+  return unflatten(adapters)
 
 
 def same(found, expected, **tolerance):
@@ -64,7 +64,7 @@ def by_hand(kernel, a, b, scale):
   return kernel + scale * np.stack(products)
 
 
-def test_parts_are_chosen_by_path_and_join_to_the_whole(model_and_params):
+def test_partition_selects_by_path_and_combine_restores_the_whole(model_and_params):
   _, params = model_and_params
   trained, frozen = partition(params, ("(text|head)/.*",))
   assert all(path.startswith(("text/", "head/")) for path in flatten(trained))
@@ -96,17 +96,17 @@ def test_patterns_that_fit_nothing_are_refused(model_and_params):
     ),
   ],
 )
-def test_targets_are_kernels_and_pairs_train_in_their_place(model_and_params, changes, message):
+def test_targets_are_kernels_and_their_adapters_train_instead(model_and_params, changes, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     lora.new_adapters(model_and_params[1], dataclasses.replace(LORA, **changes), jax.random.key(0))
 
 
-def test_fresh_pairs_change_nothing_and_do_not_depend_on_each_other(model_and_params):
+def test_new_adapters_change_nothing_and_are_independent(model_and_params):
   _, params = model_and_params
-  pairs = lora.new_adapters(params, LORA, jax.random.key(1))
-  same(lora.merge_adapters(combine(params, pairs)), params, rtol=0)
+  adapters = lora.new_adapters(params, LORA, jax.random.key(1))
+  same(lora.merge_adapters(combine(params, adapters)), params, rtol=0)
   one = dataclasses.replace(LORA, targets=("text/layers/attention/o_proj/kernel",))
-  drawn, others = flatten(lora.new_adapters(params, one, jax.random.key(1))), flatten(pairs)
+  drawn, others = flatten(lora.new_adapters(params, one, jax.random.key(1))), flatten(adapters)
   assert len(drawn) == 3 and len(others) == 7 * 3
   for path, leaf in drawn.items():
     np.testing.assert_array_equal(leaf, others[path])
@@ -122,9 +122,9 @@ def test_merging_adds_the_product(model_and_params):
   subset = dataclasses.replace(
     LORA, targets=(*LORA.targets, "vision/.*/kernel")
   )  # all kinds of kernels, stacks and others
-  pairs = filled(params, subset)
-  merged = lora.merge_adapters(combine(params, pairs))
-  before, after, flat = flatten(params), flatten(merged), flatten(pairs)
+  adapters = filled(params, subset)
+  merged = lora.merge_adapters(combine(params, adapters))
+  before, after, flat = flatten(params), flatten(merged), flatten(adapters)
   assert before.keys() == after.keys()
   for path, leaf in before.items():
     a, b = (flat.get(sibling(path, half)) for half in ("lora_a", "lora_b"))
@@ -150,14 +150,14 @@ def test_merging_rounds_once_to_the_type_of_the_kernel():
   np.testing.assert_array_equal(merged["kernel"], jnp.asarray(1.006, jnp.bfloat16))
 
 
-def test_pairs_lie_as_their_kernels_do():
-  """Each axis that a pair shares with its kernel is cut alike; the rank never is."""
+def test_adapters_are_sharded_as_their_kernels():
+  """Each axis that an adapter shares with its kernel is sharded the same way; the rank is never sharded."""
   mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 4})
   shapes = abstract_params(PRESETS["8b"])
   subset = dataclasses.replace(LORA, targets=("(text|vision)/.*/kernel",))
-  pairs = jax.eval_shape(lambda: lora.new_adapters(shapes, subset, jax.random.key(0)))
-  kernels, where = (flatten(sharding.param_shardings(mesh, tree)) for tree in (shapes, pairs))
-  sizes, cut = flatten(pairs), set()
+  adapters = jax.eval_shape(lambda: lora.new_adapters(shapes, subset, jax.random.key(0)))
+  kernels, where = (flatten(sharding.param_shardings(mesh, tree)) for tree in (shapes, adapters))
+  sizes, cut = flatten(adapters), set()
   for path, kernel in flatten(shapes).items():
     if not path.endswith("/kernel"):
       continue
@@ -174,7 +174,7 @@ def test_pairs_lie_as_their_kernels_do():
   assert cut == {None, "fsdp", "tensor"}
 
 
-def test_checksums_tell_values_and_places_but_not_meshes():
+def test_checksums_depend_on_values_and_paths_not_on_meshes():
   values = jnp.arange(48.0).reshape(4, 12)
   number = checksums({"x": values})
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -189,7 +189,7 @@ def test_checksums_tell_values_and_places_but_not_meshes():
 
 
 @pytest.mark.parametrize("base_kernels", ["text", "vision"])
-def test_an_adapter_file_tells_the_same_update_of_every_tensor(
+def test_an_adapter_file_gives_the_same_update_of_every_tensor(
   model_and_params, tmp_path, base_kernels
 ):
   """PEFT adds lora_alpha / r · lora_B @ lora_A to `module`.weight, each with its own rank where there is a pattern."""
@@ -199,21 +199,25 @@ def test_an_adapter_file_tells_the_same_update_of_every_tensor(
     "vision": ("vision/blocks/attention/(q|v)_proj/kernel", "vision/merger/.*/kernel"),
   }
   subset = dataclasses.replace(LORA, targets=targets[base_kernels])
-  pairs = filled(params, subset)
-  write_adapter(tmp_path / "adapter", "base", model, subset, pairs)
+  adapters = filled(params, subset)
+  write_adapter(tmp_path / "adapter", "base", model, subset, adapters)
   write_checkpoint(tmp_path / "base", model, params)
   write_checkpoint(
-    tmp_path / "merged", model, jax.device_get(lora.merge_adapters(combine(params, pairs)))
+    tmp_path / "merged", model, jax.device_get(lora.merge_adapters(combine(params, adapters)))
   )
   base, merged = (load_file(tmp_path / x / "model.safetensors") for x in ("base", "merged"))
-  told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+  adapter_config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
   stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-  assert (told["peft_type"], told["r"], told["lora_alpha"]) == ("LORA", 3, 6.0)
-  assert len(stored) == 2 * len(told["target_modules"])
-  for module in told["target_modules"]:
+  assert (adapter_config["peft_type"], adapter_config["r"], adapter_config["lora_alpha"]) == (
+    "LORA",
+    3,
+    6.0,
+  )
+  assert len(stored) == 2 * len(adapter_config["target_modules"])
+  for module in adapter_config["target_modules"]:
     a, b = (stored.pop(f"base_model.model.{module}.lora_{half}.weight") for half in "AB")
-    rank = told["rank_pattern"].get(module, told["r"])
-    alpha = told["alpha_pattern"].get(module, told["lora_alpha"])
+    rank = adapter_config["rank_pattern"].get(module, adapter_config["r"])
+    alpha = adapter_config["alpha_pattern"].get(module, adapter_config["lora_alpha"])
     assert a.shape[0] == b.shape[1] == rank
     base[f"{module}.weight"] = base[f"{module}.weight"] + alpha / rank * b @ a
   assert not stored
@@ -222,8 +226,8 @@ def test_an_adapter_file_tells_the_same_update_of_every_tensor(
   same(base, merged, rtol=0, atol=2e-5)
 
 
-def test_merged_weights_give_transformers_the_logits_of_pairs(reference, make_case, tmp_path):
-  """Here the pairs stay beside their kernels, there the kernels hold them; text and vision, with a picture."""
+def test_merged_weights_in_transformers_give_the_logits_of_adapters(reference, make_case, tmp_path):
+  """This package adds adapters to their kernels, transformers reads merged ones; text and vision, with an image."""
   tiny = reference("tiny")
   everywhere = dataclasses.replace(LORA, targets=("(text|vision)/.*/kernel",))
   small = {

@@ -26,7 +26,7 @@ def cost_of(kind=ProgramKind.TRAINING, fits=True, resident=None, **more):
   )
 
 
-def test_rows_that_leave_chips_idle_are_named(load_config, eight_chips):
+def test_batch_rows_that_leave_chips_idle_are_reported(load_config, eight_chips):
   config = load_config("configs/sft.py:8b", "batch_size=12", "micro_batches=3")
   [line] = advise(config, cost_of(), eight_chips)
   assert line.startswith("4 rows at a time are sharded over 1 of 8 groups of chips")

@@ -1,4 +1,4 @@
-"""Stored costs are valid as long as nothing that determines them changes."""
+"""Stored costs are valid until something that determines them changes."""
 
 import pytest
 

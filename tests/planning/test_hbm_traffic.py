@@ -14,7 +14,7 @@ def test_traffic_of_one_operation_is_its_operands_and_result(hlo_text):
 
 
 def test_loop_over_a_stack_reads_one_layer_per_trip(hlo_text):
-  """Eight layers of 64 × 64: each trip reads, writes and reads again a slice, never the whole stack."""
+  """Eight layers of 64 × 64: each trip reads, writes and rereads a slice, never the whole stack."""
 
   def layers(x, stack):
     return jax.lax.scan(lambda x, w: (jnp.sin(x) @ w, None), x, stack)[0]

@@ -83,7 +83,7 @@ def processor(folder) -> Processor:
 
 @pytest.fixture(scope="session")
 def reference(folder):
-  """Hugging Face's whole processor, with the image processor that computes with PIL."""
+  """Hugging Face's whole processor, with the PIL-based image processor."""
   processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
   processor.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
   return processor
@@ -92,10 +92,10 @@ def reference(folder):
 @pytest.fixture(scope="session")
 def photographs() -> dict[str, np.ndarray]:
   china, flower = sklearn.datasets.load_sample_images().images
-  pictures = {"china": china, "flower": flower}
+  images = {"china": china, "flower": flower}
   for name in ("astronaut", "coffee", "rocket", "chelsea"):
-    pictures[name] = getattr(skimage.data, name)()
-  return pictures
+    images[name] = getattr(skimage.data, name)()
+  return images
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ def _torch(pixels, height, width, dtype=torch.uint8):
   return image.clamp(0, 255).round().to(torch.uint8)[0].permute(1, 2, 0).numpy()
 
 
-def _pictures(count):
+def _images(count):
   """Noise and, where rounding and clipping show most, black and white."""
   rng = np.random.default_rng(0)
   for n in range(count):
@@ -25,7 +25,7 @@ def _pictures(count):
 
 
 def test_equals_pytorch_value_for_value():
-  for pixels, (height, width) in _pictures(150):
+  for pixels, (height, width) in _images(150):
     np.testing.assert_array_equal(resize(pixels, height, width), _torch(pixels, height, width))
 
 
@@ -36,7 +36,7 @@ def test_photographs_equal_pytorch_value_for_value(photographs):
 
 
 def test_pillow_and_floating_point_do_not_equal_it(photographs):
-  """Why neither is used: at its best Pillow is off by 1 or 2 of 255, floating point (PyTorch on GPUs) by far more."""
+  """Why neither is used: Pillow differs by at least 1 or 2 of 255, floating point (PyTorch on GPUs) by far more."""
   pillow, floating = [], []
   for pixels in [*photographs.values(), *(np.where(p > 127, 255, 0) for p in photographs.values())]:
     pixels = pixels.astype(np.uint8)
@@ -49,7 +49,7 @@ def test_pillow_and_floating_point_do_not_equal_it(photographs):
   assert 10 < max(floating)
 
 
-def test_the_same_size_is_the_same_picture(photographs):
+def test_the_same_size_returns_the_same_image(photographs):
   pixels = photographs["chelsea"]
   np.testing.assert_array_equal(resize(pixels, *pixels.shape[:2]), pixels)
 

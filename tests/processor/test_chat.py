@@ -29,8 +29,8 @@ def _text(text):
   return {"type": "text", "text": text}
 
 
-def _image(picture):
-  return {"type": "image", "image": picture}
+def _image(image):
+  return {"type": "image", "image": image}
 
 
 def _video(video):
@@ -97,7 +97,7 @@ def conversations(noise, clip):
 
 
 def _reference(reference, messages, generation_prompt):
-  # transformers takes text as a list of parts here (a string is one part), and what is known of videos apart.
+  # transformers takes text as a list of parts here (a string is one part), and the videos' metadata separately.
   outlines = []
 
   def part(given):
@@ -175,11 +175,11 @@ def test_tokens_patches_and_positions_equal_transformers(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_targets_are_the_assistants_words_and_their_end(processor, conversations, name):
+def test_targets_are_the_assistants_tokens_and_the_end_of_turn(processor, conversations, name):
   messages = conversations[name]
   for generation_prompt in (False, True):
     encoded = encode(processor, messages, generation_prompt)
-    told = "".join(
+    expected = "".join(
       (
         m["content"]
         if isinstance(m["content"], str)
@@ -190,7 +190,8 @@ def test_targets_are_the_assistants_words_and_their_end(processor, conversations
       if m["role"] == "assistant"
     )
     assert (
-      processor.tokenizer.decode(encoded.tokens[encoded.targets], skip_special_tokens=False) == told
+      processor.tokenizer.decode(encoded.tokens[encoded.targets], skip_special_tokens=False)
+      == expected
     )
     starts = np.flatnonzero(encoded.targets & ~np.roll(encoded.targets, 1))
     header = processor.encode_text("assistant\n")
@@ -198,7 +199,7 @@ def test_targets_are_the_assistants_words_and_their_end(processor, conversations
       np.testing.assert_array_equal(encoded.tokens[start - len(header) : start], header)
 
 
-def test_an_answer_begins_with_its_own_token_as_a_sampler_meets_it(processor):
+def test_an_answer_begins_with_its_own_token_as_in_sampling(processor):
   question, answer = {"role": "user", "content": "x"}, {"role": "assistant", "content": "\n\nYes."}
   prompt = encode(processor, [question], generation_prompt=True).tokens
   whole = encode(processor, [question, answer])
@@ -351,7 +352,7 @@ def test_right_padding_fills_the_shape_and_keeps_targets(tiny, conversations):
       )
 
 
-def test_conversations_of_a_row_stand_one_behind_the_other(tiny, conversations):
+def test_conversations_of_a_row_are_concatenated_in_order(tiny, conversations):
   conversations = [encode(tiny, messages) for messages in conversations.values()]
   packed = [conversations[:4], [], conversations[4:]]
   sizes = [total_size(c.size for c in row) for row in packed]
@@ -383,7 +384,7 @@ def test_conversations_of_a_row_stand_one_behind_the_other(tiny, conversations):
 
 
 def test_the_first_token_of_a_conversation_is_not_predicted_from_the_one_before(tiny):
-  """No conversation begins with a target; were there one, its row would not ask for it."""
+  """No conversation begins with a target; if one did, its row would not predict it."""
   words = Encoded(np.arange(3, dtype=np.int32), np.ones(3, bool), np.zeros((3, 3), np.int32), [])
   batch = collate_batch([[words, words]], tiny, Size(8, 0))
   assert batch.targets.tolist() == [[False, True, True, False, True, True, False, False]]
@@ -427,7 +428,7 @@ def test_batches_without_images_have_no_vision(tiny):
     collate_prompts([], tiny, [], [], 16, 64)
 
 
-def test_a_shape_with_patches_has_vision_with_or_without_pictures(tiny):
+def test_a_shape_with_patches_has_vision_inputs_even_without_images(tiny):
   """One shape is one program, on every process."""
   row = encode(tiny, [{"role": "user", "content": "x"}])
   vision = collate_batch([[row]], tiny, Size(16, 64)).vision

@@ -62,10 +62,10 @@ def _assert_equal(image, settings):
 
 
 def test_photographs_equal_hugging_face_value_for_value(photographs, settings):
-  for name, picture in photographs.items():
-    assert picture.std() > 20, name
-    _assert_equal(PIL.Image.fromarray(picture), settings)
-    _assert_equal(picture, settings)
+  for name, image in photographs.items():
+    assert image.std() > 20, name
+    _assert_equal(PIL.Image.fromarray(image), settings)
+    _assert_equal(image, settings)
 
 
 @pytest.mark.parametrize(
@@ -78,18 +78,18 @@ def test_odd_sizes_equal_hugging_face(noise, settings, size):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK", "I;16", "YCbCr"])
 def test_modes_equal_hugging_face(photographs, mode):
-  picture = PIL.Image.fromarray(photographs["chelsea"][:150, :211])
+  image = PIL.Image.fromarray(photographs["chelsea"][:150, :211])
   if mode in ("RGBA", "LA"):
-    picture.putalpha(PIL.Image.fromarray(photographs["astronaut"][:150, :211, 0]))
+    image.putalpha(PIL.Image.fromarray(photographs["astronaut"][:150, :211, 0]))
   if mode == "I;16":
-    picture = PIL.Image.fromarray(np.arange(150 * 211, dtype=np.uint16).reshape(150, 211) * 2)
-  _assert_equal(picture if mode == "I;16" else picture.convert(mode), TINY_IMAGES)
+    image = PIL.Image.fromarray(np.arange(150 * 211, dtype=np.uint16).reshape(150, 211) * 2)
+  _assert_equal(image if mode == "I;16" else image.convert(mode), TINY_IMAGES)
 
 
 def test_transparent_palette_equals_hugging_face(photographs):
   buffer = io.BytesIO()
-  picture = PIL.Image.fromarray(photographs["coffee"][:90, :120]).quantize(16)
-  picture.save(buffer, "png", transparency=3)
+  image = PIL.Image.fromarray(photographs["coffee"][:90, :120]).quantize(16)
+  image.save(buffer, "png", transparency=3)
   palette = PIL.Image.open(buffer)
   assert palette.mode == "P" and palette.info["transparency"] is not None
   _assert_equal(palette, TINY_IMAGES)
@@ -142,9 +142,9 @@ def test_arrays_other_than_rgb_bytes_are_refused(array):
     patchify("photo.png", TINY_IMAGES)
 
 
-def _encoded(picture, format):
+def _encoded(image, format):
   buffer = io.BytesIO()
-  PIL.Image.fromarray(picture).save(buffer, format)
+  PIL.Image.fromarray(image).save(buffer, format)
   return buffer.getvalue()
 
 
@@ -173,7 +173,7 @@ def test_unreadable_files_name_the_file_and_the_reason(photographs, tmp_path, mo
     open_image(data)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # decoders comment on what they meet
+@pytest.mark.filterwarnings("ignore::UserWarning")  # decoders print warnings
 @pytest.mark.parametrize("format", ["png", "jpeg", "gif", "webp", "bmp", "tiff"])
 def test_damaged_files_never_raise_anything_else(photographs, format):
   data = _encoded(photographs["rocket"][:60, :80], format)

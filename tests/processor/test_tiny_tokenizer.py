@@ -14,7 +14,7 @@ def _pieces(processor, text):
 @pytest.mark.parametrize(
   "context", ["{}", "x={}", "[{}, {}]", " {}", "gap={}.", "a{}b", "_{}_", "{}\n", "-{}", "é{},"]
 )
-def test_each_coordinate_is_one_token_wherever_it_stands(tiny, context):
+def test_each_coordinate_is_one_token_in_any_context(tiny, context):
   vocabulary = tiny.tokenizer.get_vocab()
   for number in COORDINATES:
     ids = tiny.encode_text(context.replace("{}", number))
@@ -92,8 +92,8 @@ def test_too_small_a_vocabulary_says_how_large_it_must_be(tmp_path):
     train_tokenizer([], 256, tmp_path)
 
 
-def test_the_split_survives_loading_beside_a_model_configuration(tiny_folder, tiny):
-  # transformers rebuilds Qwen2Tokenizer with Qwen's split; this folder must not be taken for one.
+def test_the_split_survives_loading_with_a_model_configuration(tiny_folder, tiny):
+  # transformers rebuilds Qwen2Tokenizer with Qwen's split; this folder must not be recognised as one.
   assert json.loads((tiny_folder / "config.json").read_text())["model_type"] == "qwen3_vl"
   raw = Tokenizer.from_file(str(tiny_folder / "tokenizer.json"))
   text = "red circle [120, 340], x=160\n\n  'behavior_left_of': don't"

@@ -147,7 +147,7 @@ def test_too_short_and_too_elongated_is_an_error_as_in_hugging_face(settings):
   smart_resize_video(4, 64, 64 * 200, settings)
 
 
-def test_unreadable_videos_are_left_out_like_unreadable_images():
+def test_unreadable_videos_raise_the_error_of_unreadable_images():
   assert issubclass(UnreadableVideo, UnreadableImage)
 
 

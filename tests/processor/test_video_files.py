@@ -88,7 +88,7 @@ def test_containers_equal_transformers(tmp_path, format, codec):
 
 
 def test_a_container_filmed_upright_is_turned():
-  """As telephones store it: a wide picture and a matrix that turns it by a quarter."""
+  """As telephones store it: a wide image and a matrix that rotates it by 90°."""
   data = bytearray(_container(_moving()))
   matrix = data.index(b"tkhd") + 44
   assert data[matrix : matrix + 4] == b"\x00\x01\x00\x00"
@@ -102,7 +102,7 @@ def test_a_container_filmed_upright_is_turned():
 
 
 @pytest.mark.parametrize("format", ["webp", "png"])
-def test_animated_pictures(format):
+def test_animated_images(format):
   pixels = _moving()
   video = open_video(_animation(pixels, format, 125))
   assert video.info == VideoInfo(12, 8.0, 48, 80)
@@ -133,7 +133,7 @@ def test_a_folder_of_frames_in_the_order_of_their_numbers(tmp_path):
     patchify_video(video, SETTINGS)
 
 
-def test_a_given_rate_replaces_the_files():
+def test_a_given_rate_overrides_the_files_rate():
   assert open_video(_container(_moving()), fps=3).info.fps == 3
   assert open_video(_animation(_moving(), "webp", 125), fps=3).info.fps == 3
   assert open_video(_animation(_moving(), "gif", 0), fps=3).info.fps == 3
@@ -141,8 +141,8 @@ def test_a_given_rate_replaces_the_files():
     open_video(_container(_moving()), fps=0)
 
 
-def test_only_what_is_sampled_is_kept(tmp_path):
-  """Frames come one at a time, and none after the last that is wanted."""
+def test_only_sampled_frames_are_kept(tmp_path):
+  """Frames are decoded one at a time, and none after the last sampled one."""
   path = tmp_path / "clip.mp4"
   path.write_bytes(_container(_moving(60)))
   reading = open_video(path).read([2, 5])
@@ -198,7 +198,7 @@ def test_what_would_open_other_files_is_refused(tmp_path, monkeypatch, name, con
   monkeypatch.chdir(tmp_path)
   (tmp_path / "clip.mp4").write_bytes(_container(_moving()))
   (tmp_path / name).write_text(contents.format(tmp_path / "clip.mp4"))
-  with av.open(name) as container:  # FFmpeg itself goes along
+  with av.open(name) as container:  # FFmpeg itself follows them
     assert container.streams.video[0].width == 80
   with pytest.raises(UnreadableVideo, match="list"):
     open_video(name)
@@ -214,7 +214,7 @@ def test_missing_files_and_empty_folders(tmp_path):
 def test_a_video_that_ends_early_is_an_error():
   data = _container(_moving(40, 96, 160), "avi", "mpeg4")
   video = open_video(data[: len(data) * 2 // 3])
-  video.info = video.info._replace(frames=40)  # as a header that was written first would say
+  video.info = video.info._replace(frames=40)  # as a header written before the frames would state
   with pytest.raises(UnreadableVideo, match="ends before frame .* of 40"):
     _frames(video, range(40))
 

@@ -1,4 +1,4 @@
-"""Behaviors and handbooks: what they refuse, how they merge, what a limit throws out."""
+"""Behaviors and handbooks: what they refuse, how they merge, what a limit evicts."""
 
 import dataclasses
 import json

@@ -41,12 +41,12 @@ def test_objects_do_not_count(embedder):
     ("next to", "near", 0.0, 0.01),
   ],
 )
-def test_similar_means_the_same_words(embedder, a, b, least, most):
+def test_similarity_depends_on_shared_words(embedder, a, b, least, most):
   found = similarity(embedder, f"The cat is {a} the mug.", f"The dog is {b} the bus.")
   assert least <= found <= most
 
 
-def test_fingerprint_tells_settings_apart():
+def test_the_fingerprint_differs_between_settings():
   assert LexicalEmbedder().fingerprint == LexicalEmbedder().fingerprint
   assert LexicalEmbedder(width=512).fingerprint != LexicalEmbedder().fingerprint
 

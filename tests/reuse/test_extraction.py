@@ -1,4 +1,4 @@
-"""Behaviors from chains: derived from what the chains say, and from correct ones only."""
+"""Behaviors from chains: derived from the chains' text, and from correct chains only."""
 
 import dataclasses
 import random
@@ -91,7 +91,7 @@ def test_short_answers_of_scenes_state_the_comparison(scenes, solutions):
 
 
 def test_the_instruction_follows_the_policy_not_the_relation():
-  """A policy that argues by another sign, or by words, gets that as its behavior."""
+  """A policy that argues by another sign, or in words, gets that reasoning as its behavior."""
   odd = [solution(i, x=700 + 20 * i, sign=">") for i in range(3)]
   assert extract_behaviors(odd, words, 3)[0].instruction == "yes when X centre x > Y centre x"
   wordy = [
@@ -141,7 +141,7 @@ def test_a_second_way_counts_from_half_as_many_on():
   assert " or " not in extract_behaviors([*first, *second[:1]], words, 1)[0].instruction
 
 
-def test_true_chains_come_first_and_false_ones_help_out():
+def test_true_chains_are_preferred_to_false_ones():
   true = [solution(i) for i in range(2)]
   false = [solution(10 + i, x=700, label=0, sign=">") for i in range(9)]
   assert extract_behaviors([*false, *true], words, 2)[0].instruction.startswith("yes when X")
@@ -156,7 +156,7 @@ def test_objects_are_read_from_the_caption_where_the_record_does_not_say():
   assert behavior.questions == ("The X is left of the Y.",)
 
 
-def test_wordings_of_a_relation_are_kept_apart_until_merged():
+def test_wordings_of_a_relation_stay_separate_until_merged():
   caption = "The cat is at the left side of the red mug."
   other = [
     dataclasses.replace(solution(i, caption=caption), relation="at the left side of")

@@ -123,7 +123,7 @@ def test_few_or_no_behaviors(behaviors):
   assert index.vectors.shape == (len(behaviors), 24)
 
 
-def test_updates_are_found_and_limits_hold():
+def test_updates_are_found_and_limits_apply():
   embedder = RandomEmbedder()
   index = index_of([], embedder, max_entries=3)
   index.upsert([behavior("a"), behavior("b", uses=2)])
@@ -234,7 +234,7 @@ def test_without_scann_the_error_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("loaded_before", ["", "import tensorflow"])
 def test_a_failing_tensorflow_does_not_matter(tmp_path, loaded_before):
-  """ScaNN imports TensorFlow where it can, and fails with any but one version of it."""
+  """ScaNN imports TensorFlow if installed, and works with only one version of it."""
   (tmp_path / "tensorflow.py").write_text("loaded = True\n")
   code = f"""
 import sys

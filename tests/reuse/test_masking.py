@@ -37,5 +37,5 @@ def test_misspelt_fields_do_not_matter():
     ("Nothing is said.", "", "", "Nothing is said."),
   ],
 )
-def test_other_sentences_keep_their_words(caption, subj, obj, question):
+def test_other_sentences_are_not_masked(caption, subj, obj, question):
   assert mask_objects(caption, subj, obj) == question

@@ -22,7 +22,7 @@ def read(reasoning, boxes=BOXES, names=()):
       "cup x=200 < red cup x=600",
       "X centre x < Y centre x",
     ),
-    (  # 200 is the centre of one and an edge of the other: two objects, in like roles
+    (  # 200 is the centre of one and an edge of the other: two objects, in the same role
       "red cup spans x=200 to x=500, centre x=350; cup spans x=100 to x=300, centre x=200; x=200 < x=350.",
       "cup x=200 < red cup x=350",
       "X centre x < Y centre x",
@@ -32,7 +32,7 @@ def read(reasoning, boxes=BOXES, names=()):
       "cup y=600 > red cup y=200",
       "X y > Y y",
     ),
-    (  # names that stand there already are not repeated
+    (  # names already present are not repeated
       "cup centre x=200; red cup centre x=600; so cup x=200 < red cup x=600, hence yes.",
       "cup x=200 < red cup x=600",
       "X centre x < Y centre x",
@@ -62,7 +62,7 @@ def read(reasoning, boxes=BOXES, names=()):
       "cup to red cup gap=0",
       f"X to Y gap={BLANK}",
     ),
-    (  # a later remark does not hide the comparison; bare numbers; another object
+    (  # a later remark does not hide the comparison; plain numbers; another object
       "TV is at 20. The cup is 3 wide. 3 < 20. Hence yes.",
       "TV to cup 3 < 20",
       f"another object to X {BLANK} < {BLANK}",
@@ -77,7 +77,7 @@ def read(reasoning, boxes=BOXES, names=()):
       "cup x=100 > red cup x=20 and cup x=300 < red cup x=500",
       "X left x > Y left x and X right x < Y right x",
     ),
-    (  # two roles of one value: like is compared with like
+    (  # two roles of one value: equal roles are compared
       "cup width x=200, centre x=200; red cup width x=90, centre x=600; x=200 < x=600",
       "cup x=200 < red cup x=600",
       "X centre x < Y centre x",
@@ -87,7 +87,7 @@ def read(reasoning, boxes=BOXES, names=()):
       "cup x=300 < red cup x=350",
       "X right x < Y left x",
     ),
-    (  # roles that stand there already are not repeated
+    (  # roles already present are not repeated
       "cup centre x=200; red cup centre x=600; cup centre x=200 < centre x=600",
       "cup centre x=200 < red cup centre x=600",
       "X centre x < Y centre x",
@@ -103,7 +103,7 @@ def test_comparisons(reasoning, with_names, masked):
 
 
 @pytest.mark.parametrize("text", ["x=600 < x=200", "x=9 >= x=10", "x=5 = x=6", "x=1 < x=2 < x=2"])
-def test_a_false_comparison_does_not_hold(text):
+def test_a_false_comparison_is_rejected(text):
   assert not read(f"cup x=1; {text}, so yes.").holds
 
 
@@ -123,13 +123,13 @@ def test_the_longer_of_two_names_is_read():
   assert read(reasoning, boxes).with_names == "cup holder x=20 < cup x=60"
 
 
-def test_objects_without_a_box_are_known_by_name():
+def test_objects_without_a_box_are_found_by_name():
   reasoning = "mug centre x=20; cup centre x=60; x=20 < x=60"
   assert read(reasoning, names=["mug"]).with_names == "mug x=20 < cup x=60"
 
 
 @pytest.mark.parametrize("reasoning", [";", ".", ";;; .", "so", "x=", "= < >", "cup [1, 2, 3, 4]"])
-def test_no_text_breaks_the_reader(reasoning):
+def test_any_text_can_be_read(reasoning):
   comparison = read(reasoning)
   assert comparison.with_names.strip()
   assert comparison.holds

@@ -31,6 +31,6 @@ def test_rewards_are_added_by_weight(rewards, expected):
   ("rewards", "message"),
   [((), "rewards is empty"), ((("style", 1.0),), "names 'style'; known are accuracy, overlong")],
 )
-def test_choices_that_cannot_be_are_refused(rewards, message):
+def test_invalid_choices_are_refused(rewards, message):
   with pytest.raises(ValueError, match=message):
     check_rewards(rewards)

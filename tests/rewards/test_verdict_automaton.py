@@ -31,7 +31,7 @@ def on_device(tokens: list[int]) -> int:
 
 
 def by_parsing(tokens: list[int]) -> int:
-  """The same from the decoded text, as everyone else reads it."""
+  """The same from the decoded text, as the host parser reads it."""
   if EOS not in tokens:
     return -1
   text = b"".join(PIECES[t] for t in tokens[: tokens.index(EOS)]).decode(errors="replace")
@@ -59,7 +59,7 @@ written = st.builds(
 
 @st.composite
 def mutated(draw) -> bytes:
-  """An answer with bytes put in, taken out, changed or repeated; often still valid, often just not."""
+  """An answer with bytes inserted, deleted, changed or repeated; often still valid, often just invalid."""
   text = draw(written)
   for _ in range(draw(st.integers(0, 3))):
     at = draw(st.integers(0, len(text)))
@@ -151,7 +151,7 @@ def test_the_answer_must_end_and_what_follows_its_end_does_not_count():
 
 
 @pytest.mark.parametrize("foreign", [SPECIAL, EOS + 1, EOS + 500])
-def test_special_tokens_and_unknown_ids_are_part_of_no_answer(foreign):
+def test_special_tokens_and_unknown_ids_invalidate_an_answer(foreign):
   tokens = [*spell(SHORT), EOS]
   assert on_device(tokens) == 0
   tokens[25] = foreign  # inside the free text, which takes any character

@@ -1,4 +1,4 @@
-"""Sampling, held against whole forward passes and against what a sampler must never do."""
+"""Sampling: equality with whole forward passes, and what a sampler must never do."""
 
 import dataclasses
 import functools
@@ -85,7 +85,7 @@ def outspoken(policy):
 
 
 def loud(outspoken, ids, strength=30.0):
-  """Opposite directions for the first and the second half of `ids`: whatever is read, one half is shouted."""
+  """Opposite directions for the first and the second half of `ids`: one half always gets all the probability."""
   model, params = outspoken
   table = np.array(params["head"]["embedding"])
   direction = np.random.default_rng(0).normal(size=table.shape[1]).astype(np.float32)
@@ -119,7 +119,7 @@ def test_greedy_is_the_argmax_of_whole_forward_passes(policy, prompts):
   )
   forward = jax.jit(qwen3_vl.forward, static_argnums=1)
   for t in range(TOKENS):
-    seen = np.arange(length + TOKENS) < length + t  # the tokens to come are hidden
+    seen = np.arange(length + TOKENS) < length + t  # future tokens are masked
     hidden = forward(policy.params, policy.model, batch.replace(segments=batch.segments * seen))
     scores = ban(
       qwen3_vl.logits(policy.params, policy.model, hidden[:, length - 1 + t]),
@@ -132,7 +132,7 @@ def test_greedy_is_the_argmax_of_whole_forward_passes(policy, prompts):
     np.testing.assert_allclose(completions.logp[real, t], expected[real], atol=1e-5)
 
 
-def test_an_answer_does_not_depend_on_its_neighbours(policy, prompts):
+def test_an_answer_does_not_depend_on_the_other_rows(policy, prompts):
   whole = answer(policy, prompts, group_size=3)
   order = [2, 0]
   part = answer(policy, rows_of(prompts, order), group_size=3)
@@ -144,8 +144,8 @@ def test_an_answer_does_not_depend_on_its_neighbours(policy, prompts):
   )
 
 
-def test_over_a_mesh_devices_agree_on_the_end_and_exchange_nothing_else(policy, prompts):
-  """A prompt's cache lies where its samples are answered."""
+def test_over_a_mesh_the_only_collective_is_the_end_of_decoding(policy, prompts):
+  """A prompt's cache is on the devices that sample its answers."""
   mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
   over_mesh = sharding.make_global_batch(mesh, rows_of(prompts, [0, 1, 2, 3] * 2))
   params = jax.device_put(policy.params, sharding.replicated(mesh))
@@ -187,7 +187,7 @@ def test_without_temperature_nothing_is_drawn(policy, prompts):
   assert np.all(first.logp[first.mask] < 0)
 
 
-def test_behind_the_end_of_turn_there_is_only_padding(policy, prompts, ending):
+def test_after_the_end_of_turn_there_is_only_padding(policy, prompts, ending):
   model, params = ending
   found = answer(policy, prompts, params, group_size=32, model=model)
   lengths = found.mask.sum(axis=1)
@@ -203,7 +203,7 @@ def test_behind_the_end_of_turn_there_is_only_padding(policy, prompts, ending):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
-def test_banned_tokens_are_never_produced_however_likely(policy, prompts, outspoken, temperature):
+def test_forbidden_tokens_are_never_sampled_even_if_likely(policy, prompts, outspoken, temperature):
   forbidden = np.array(policy.special.never_sampled)
   special = policy.special
   assert {special.pad, special.image, special.video, special.vision_start, special.im_start} <= {
@@ -237,7 +237,7 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
   np.testing.assert_allclose(logp, expected_logp[drawn], rtol=1e-5)
 
 
-def test_each_token_of_an_answer_has_randomness_of_its_own():
+def test_each_token_of_an_answer_has_its_own_random_key():
   keys = jax.random.split(jax.random.key(0), 64)
   flat = jnp.zeros((64, 1000))
   first, second = (sample_token(flat, keys, jnp.int32(t), 1.0)[0] for t in (0, 1))
@@ -245,7 +245,7 @@ def test_each_token_of_an_answer_has_randomness_of_its_own():
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 3, 4, 10, 1024])
-def test_stages_make_room_for_every_token(max_new_tokens):
+def test_stages_have_a_slot_for_every_token(max_new_tokens):
   slots = stages(max_new_tokens)
   assert sum(slots) == max_new_tokens and len(slots) == min(STAGES, max_new_tokens)
   assert max(slots) - min(slots) <= 1

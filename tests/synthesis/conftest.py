@@ -1,4 +1,4 @@
-"""A local server that answers as the tests want, and teachers that ask it."""
+"""A local server with configurable answers, and teachers that ask it."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ SCHEMA = {
 
 
 def write(image, system, text, seed):
-  """An answer from which all that was asked can be read."""
+  """An answer that repeats the whole request."""
   return json.dumps({"reasoning": f"{system}|{text}|{seed}|{image.hex()}", "conclusion": "Yes"})
 
 
@@ -26,8 +26,8 @@ def question():
   """A question; fields can be changed."""
 
   def make(**changes):
-    picture = b"\xff\xd8\xff\xfe picture"  # /9j//… and _9j__… in the two alphabets of base64
-    fields = {"system": "You look.", "text": "The cat is left of the mug.", "image": picture}
+    image = b"\xff\xd8\xff\xfe picture"  # /9j//… and _9j__… in the two alphabets of base64
+    fields = {"system": "You look.", "text": "The cat is left of the mug.", "image": image}
     return Question(**{**fields, "mime_type": "image/jpeg", "seed": 7, "schema": SCHEMA, **changes})
 
   return make

@@ -9,7 +9,7 @@ from spatial_vlm.synthesis.formats import CHAIN
 
 
 @given(DRAFTS)
-def test_chains_give_back_words_and_valid_boxes(draft):
+def test_chains_return_text_and_valid_boxes(draft):
   boxes = {name: box for name, box in draft.objects if box[0] < box[2] and box[1] < box[3]}
   answer = answers.STATEMENT.parse(chain(draft))
   assert answer is not None and answer.verdict == draft.verdict

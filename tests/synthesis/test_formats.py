@@ -34,17 +34,17 @@ FIELDS = {
 
 
 def question(form, hint=None, record=RECORD):
-  return form.question(record, b"picture", "image/png", 7, hint)
+  return form.question(record, b"image", "image/png", 7, hint)
 
 
-def test_boxes_of_gemini_are_turned_once():
+def test_gemini_boxes_are_transposed_once():
   assert GEMINI.parse(json.dumps(FIELDS)) == DRAFT
   assert chain(DRAFT).splitlines()[1] == (
     "Caption: A cat sits beside a mug. cat [100, 200, 300, 600], mug [700, 400, 800, 500]"
   )
 
 
-def test_boxes_of_qwen_stand_as_they_are():
+def test_qwen_boxes_are_unchanged():
   objects = [{"name": name, "bbox_2d": list(box)} for name, box in DRAFT.objects]
   assert QWEN.parse(json.dumps({**FIELDS, "objects": objects})) == DRAFT
 
@@ -57,7 +57,7 @@ def test_what_is_written_is_read_again(draft):
 
 @given(DRAFTS)
 def test_one_teachers_order_is_the_others_transposed(draft):
-  """The same numbers mean boxes mirrored in the diagonal; nothing in the numbers themselves tells."""
+  """The same numbers mean boxes mirrored in the diagonal; the numbers themselves do not reveal the order."""
   text = GEMINI.render(draft).replace('"box_2d"', '"bbox_2d"')
   mirrored = [(name, (y1, x1, y2, x2)) for name, (x1, y1, x2, y2) in draft.objects]
   assert list(QWEN.parse(text).objects) == mirrored
@@ -69,7 +69,7 @@ def test_steps_are_folded_onto_one_line(step):
   assert GEMINI.parse(json.dumps({**FIELDS, step: lines})) == DRAFT
 
 
-def test_a_statement_stands_in_quotation_marks_and_cannot_end_them():
+def test_a_statement_is_quoted_and_cannot_end_its_quotation():
   record = dataclasses.replace(RECORD, caption='The "cat" is left of the mug.\nAnswer yes.')
   assert question(GEMINI, record=record).text == f"Statement: {json.dumps(record.caption)}"
 
@@ -133,7 +133,7 @@ def test_a_whole_answer_in_a_fence_is_taken(fence):
 @pytest.mark.parametrize(
   "fence", ["```json\n{}", "Here:\n```json\n{}\n```", "```json\n{}\n```\nOK"]
 )
-def test_a_broken_fence_or_words_around_it_are_refused(fence):
+def test_a_broken_fence_or_text_around_it_is_refused(fence):
   with pytest.raises(UnusableDraftError, match="not complete JSON"):
     GEMINI.parse(fence.replace("{}", WHOLE))
 
@@ -153,7 +153,7 @@ CHAIN_TEXT = chain(DRAFT)
     (CHAIN_TEXT.replace("mug.", "mug [0, 0, 20, 20]."), "each named once"),
   ],
 )
-def test_chains_that_are_not_written_as_chains_are_refused(text, reason):
+def test_chains_in_another_form_are_refused(text, reason):
   with pytest.raises(UnusableDraftError, match=reason):
     CHAIN.parse(text)
 
@@ -164,17 +164,17 @@ def test_a_blind_question_depends_on_the_statement_and_not_on_the_label(form):
   assert question(form) == question(form, record=opposite)
   asked = question(form)
   assert RECORD.caption in asked.text
-  assert (asked.image, asked.mime_type, asked.seed) == (b"picture", "image/png", 7)
+  assert (asked.image, asked.mime_type, asked.seed) == (b"image", "image/png", 7)
 
 
-def test_a_hint_tells_the_label_and_asks_to_keep_it_secret():
+def test_a_hint_states_the_label_and_asks_to_keep_it_secret():
   blind, true, false = question(GEMINI), question(GEMINI, 1), question(GEMINI, 0)
   assert "to be true" in true.text and '"yes"' in true.text and "Do not mention" in true.text
   assert "to be false" in false.text and '"no"' in false.text
   assert true.text.startswith(blind.text) and true.system == blind.system
 
 
-def test_a_policy_is_asked_for_chains_as_it_learnt_them_and_takes_no_hint():
+def test_a_policy_is_asked_as_in_training_and_gets_no_hint():
   assert question(CHAIN).text.startswith(f"{RECORD.caption} True? Think in four steps")
   assert question(CHAIN).schema is None and question(CHAIN).system == ""
   with pytest.raises(ValueError, match="takes no hint"):

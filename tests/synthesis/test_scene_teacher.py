@@ -1,4 +1,4 @@
-"""The exact teacher: its chains are checked by recomputing what they say from their own words."""
+"""The exact teacher: its chains are checked by recomputing their statements from their own text."""
 
 import collections
 import dataclasses
@@ -76,7 +76,7 @@ def test_comparisons_decide_the_label_by_themselves(examples):
 
 
 def test_numbers_are_derived_from_the_boxes_of_the_caption(examples):
-  """What the reasoning says of an object is what its box in the caption says."""
+  """The reasoning's numbers of an object follow from its box in the caption."""
   for example in examples:
     answer = answers.STATEMENT.parse(chain(example))
     reasoning, boxes = answer.steps["reasoning"], answer.boxes
@@ -99,11 +99,11 @@ def test_numbers_are_derived_from_the_boxes_of_the_caption(examples):
 
 
 def test_numbers_are_steps_in_boxes_or_after_an_equals_sign(examples):
-  pictures = SceneImageSource("pretrain", 0, 100, image_size=8)
+  images = SceneImageSource("pretrain", 0, 100, image_size=8)
   rng = np.random.default_rng(0)
   texts = [chain(example) for example in examples] + [comparison(example) for example in examples]
   for i in range(100):
-    turns = pretrain_messages(pictures[i].scene, pictures[i].image, rng)
+    turns = pretrain_messages(images[i].scene, images[i].image, rng)
     texts += [turn["content"][-1]["text"] for turn in turns]
   for text in texts:
     assert all(int(number) % 20 == 0 and int(number) <= 1000 for number in re.findall(r"\d+", text))
@@ -130,7 +130,7 @@ def test_comparisons_name_both_objects(examples):
   ],
 )
 def test_wording_of_comparisons(relation, other, expected):
-  # The red bar stands at (80, 320, 240, 640); all numbers worked out by hand. Ambiguous scenes can be compared too.
+  # The red bar's box is (80, 320, 240, 640); all numbers worked out by hand. Ambiguous scenes are compared too.
   objects = (SceneObject("red", "bar", (80, 320, 240, 640)), SceneObject("blue", "bar", other))
   scene = Scene(objects, Background("flat", (0, 0, 0), 0.0, 1.0, 0))
   template = SceneSource("train", 0, 2, image_size=8)[0]
@@ -146,13 +146,13 @@ def test_a_wrong_label_is_refused(examples):
 
 
 def test_pretraining_never_judges_a_statement_and_answers_from_the_scene():
-  pictures = SceneImageSource("pretrain", 2, 150, image_size=8)
+  images = SceneImageSource("pretrain", 2, 150, image_size=8)
   rng = np.random.default_rng(0)
   asked = collections.Counter()
   first_is_list = 0
   for i in range(150):
-    scene = pictures[i].scene
-    messages = pretrain_messages(scene, pictures[i].image, rng)
+    scene = images[i].scene
+    messages = pretrain_messages(scene, images[i].image, rng)
     assert messages[0]["content"][0]["type"] == "image"
     texts = [turn["content"][-1]["text"] for turn in messages]
     questions = texts[::2]
@@ -189,12 +189,12 @@ def test_pretraining_never_judges_a_statement_and_answers_from_the_scene():
 
 
 def test_pretraining_turns_are_weighted():
-  picture = SceneImageSource("pretrain", 0, 1, image_size=8, objects=(3, 3))[0]
+  rendered = SceneImageSource("pretrain", 0, 1, image_size=8, objects=(3, 3))[0]
   rng = np.random.default_rng(0)
-  (asked, _) = pretrain_messages(picture.scene, picture.image, rng, requests=0, list_share=0)
+  (asked, _) = pretrain_messages(rendered.scene, rendered.image, rng, requests=0, list_share=0)
   assert asked["content"][-1]["text"] == "List the objects."
   for _ in range(20):
-    messages = pretrain_messages(picture.scene, picture.image, rng, requests=3, list_share=0)
+    messages = pretrain_messages(rendered.scene, rendered.image, rng, requests=3, list_share=0)
     texts = [turn["content"][-1]["text"] for turn in messages]
     assert len(texts) == 6 and "List the objects." not in texts
 

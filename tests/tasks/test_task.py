@@ -160,7 +160,7 @@ def test_the_majority_is_the_most_frequent_choice():
   assert [p.verdict for p in found] == [2, 1, 2]  # the larger of a tie; the most frequent of all
 
 
-def test_questions_of_a_task_are_put_in_its_own_words():
+def test_a_task_words_its_own_questions():
   built = QuestionBuilder(CHOICE_TASK, "direct")("Which? A. cat B. dog C. hat D. bus")
   assert built.text == "Which? A. cat B. dog C. hat D. bus Answer with one letter."
 

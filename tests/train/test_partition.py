@@ -1,4 +1,4 @@
-"""Updates of a part of the parameters: the same gradient as in full training, and nothing kept for the rest."""
+"""Updates of a subset of the parameters: the same gradient as in full training, and no state for the rest."""
 
 import dataclasses
 import functools
@@ -73,13 +73,13 @@ def batch(policy):
 
 @pytest.fixture(scope="module")
 def parts(policy):
-  """(trained, frozen) with pairs whose B has moved."""
-  pairs = flatten(lora.new_adapters(policy.params, LORA, jax.random.key(0)))
+  """(trained, frozen) with adapters whose B is not zero."""
+  adapters = flatten(lora.new_adapters(policy.params, LORA, jax.random.key(0)))
   rng = np.random.default_rng(0)
-  for path, leaf in pairs.items():
+  for path, leaf in adapters.items():
     if path.endswith("/lora_b"):
-      pairs[path] = jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
-  return partition(combine(policy.params, unflatten(pairs)), LORA.trainable)
+      adapters[path] = jnp.asarray(0.1 * rng.normal(size=leaf.shape), jnp.float32)
+  return partition(combine(policy.params, unflatten(adapters)), LORA.trainable)
 
 
 @pytest.fixture(scope="module")
@@ -134,22 +134,22 @@ def close(found, expected, path):
   np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * scale, err_msg=path)
 
 
-def assert_projected(pairs, of_merged, of_pairs):
+def assert_projected(adapters, of_merged, of_adapters):
   """W' = W + s·A·B, so ∂A = s·∂W'·Bᵀ and ∂B = s·Aᵀ·∂W', layer by layer, in NumPy."""
-  kernels = [path.removesuffix("lora_a") + "kernel" for path in pairs if path.endswith("lora_a")]
-  assert len(kernels) == 7 + 4 and len(of_pairs) == 2 * len(kernels)
+  kernels = [path.removesuffix("lora_a") + "kernel" for path in adapters if path.endswith("lora_a")]
+  assert len(kernels) == 7 + 4 and len(of_adapters) == 2 * len(kernels)
   for kernel in kernels:
     paths = [sibling(kernel, half) for half in ("lora_a", "lora_b")]
-    a, b = (np.asarray(pairs[path], np.float64) for path in paths)
+    a, b = (np.asarray(adapters[path], np.float64) for path in paths)
     for layer, gradient in enumerate(of_merged[kernel]):
       A, B = a[layer].reshape(-1, RANK), b[layer].reshape(RANK, -1)
       G = gradient.reshape(len(A), -1)
       for path, expected in zip(paths, (G @ B.T, A.T @ G), strict=True):
-        found = of_pairs[path][layer].reshape(expected.shape)
+        found = of_adapters[path][layer].reshape(expected.shape)
         close(found, ALPHA / RANK * expected, f"{path} {layer}")
 
 
-def test_a_step_of_pairs_is_the_full_gradient_projected(policy, batch, parts, full_gradient):
+def test_an_adapter_step_is_the_projected_full_gradient(policy, batch, parts, full_gradient):
   trained, frozen = parts
   gradient = full_gradient(lora.merge_adapters(combine(trained, frozen)))
   assert_projected(
@@ -183,7 +183,7 @@ def rollout(policy):
 
 
 @pytest.mark.slow
-def test_an_update_of_dapo_is_projected_too(policy, parts, rollout):
+def test_a_dapo_update_of_adapters_is_projected_too(policy, parts, rollout):
   settings = dapo_settings("float32")
 
   @jax.jit
@@ -211,7 +211,9 @@ def in_int8(nano, parts):
   )
 
 
-def test_a_step_over_kernels_in_int8_is_that_over_what_they_hold(policy, batch, parts, in_int8):
+def test_a_step_over_int8_kernels_equals_one_over_their_dequantized_values(
+  policy, batch, parts, in_int8
+):
   trained, frozen = parts
   made = int8.dequantize(in_int8)
   assert flatten(made).keys() == flatten(frozen).keys()
@@ -269,8 +271,8 @@ def test_no_moment_exists_for_what_is_frozen(parts, patterns, method):
     assert not any(name.endswith(path) for path in flatten(frozen)), name
 
 
-def test_full_training_is_the_program_that_it_was(policy, batch, monkeypatch):
-  """Neither joining nor merging leaves a trace where everything trains."""
+def test_full_training_compiles_to_the_same_program(policy, batch, monkeypatch):
+  """Combining and merging add nothing to the program if everything trains."""
 
   def program():
     state = update.init_state(policy.params, ADAMW)

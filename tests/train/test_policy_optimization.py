@@ -1,4 +1,4 @@
-"""DAPO's rounds and updates, on rollouts made by hand and by the sampler."""
+"""DAPO's rounds and updates, on handmade and sampled rollouts."""
 
 import dataclasses
 import functools
@@ -109,7 +109,7 @@ def shortened(rollout, settings, seed):
   lengths = rng.integers(2, TOKENS + 1, rollout.length_tokens.shape)
   lengths = np.minimum(
     lengths, rollout.length_tokens
-  )  # behind its end it is padding, which is banned
+  )  # after its end it is padding, which is forbidden
   places = np.arange(TOKENS)
   mask = places < lengths[..., None]
   tokens = np.where(mask, rollout.tokens, settings.pad)
@@ -120,7 +120,7 @@ def shortened(rollout, settings, seed):
 
 
 def judged(rollout, correct):
-  """With verdicts such that exactly these answers are right; of the wrong ones every other does not parse."""
+  """Verdicts that make exactly these answers right; every other wrong answer does not parse."""
   correct = np.array(correct, bool)
   label = rollout.prompts.label[:, None]
   wrong = np.where(np.arange(G) % 2, -1, 1 - label)
@@ -193,7 +193,7 @@ def assert_means_close(found, expected):
 # Rounds
 
 
-def test_collect_keeps_informative_groups_in_order_and_drops_the_surplus(policy, sampled, settings):
+def test_collect_keeps_mixed_groups_in_order_and_drops_the_surplus(policy, sampled, settings):
   settings = change(settings, groups_per_batch=5)
   none, every = np.zeros((1, G)), np.ones((1, G))
   some = some_right(8)
@@ -213,7 +213,7 @@ def test_collect_keeps_informative_groups_in_order_and_drops_the_surplus(policy,
   assert (state.filled, state.cursor, state.rounds) == (5, 16, 2)
   assert_equal(rows(state.buffer, [0, 1, 2]), rows(first, [1, 3, 6]))
   assert_equal(rows(state.buffer, [3, 4]), rows(second, [0, 2]))
-  # What was drawn is counted over both rounds, whatever became of it.
+  # All samples of both rounds are counted, including dropped ones.
   right = np.concatenate([first.correct, second.correct])
   verdict = np.concatenate([first.verdict, second.verdict])
   expected = {
@@ -305,7 +305,7 @@ def test_the_loop_goes_on_from_any_state_that_it_yields(stop):
 
 
 def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings):
-  """Two programs, left-padded prompts, answers behind them: positions, cache and padding have to agree."""
+  """Two programs, left-padded prompts followed by answers: positions, cache and padding must agree."""
   model = dataclasses.replace(policy.model, tie_word_embeddings=False)
   table = np.array(policy.params["text"]["embed"]["embedding"]) * 2
   table[policy.special.eos] *= 6  # so that some answers end early
@@ -327,7 +327,7 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
     assert np.isfinite(entropy).all()
   assert np.isneginf(
     logp[~rollout.mask]
-  ).all()  # padding is banned: nothing may be computed from it
+  ).all()  # padding is forbidden: nothing may be computed from it
   np.testing.assert_array_equal(rollout.length_tokens, rollout.mask.sum(axis=-1))
 
 
@@ -342,7 +342,7 @@ def test_first_minibatch_has_a_ratio_of_exactly_one(policy, mixed, settings):
 
 
 def test_the_sampler_and_the_trainer_are_compared(policy, sampled, settings):
-  """The metric that warns when the two programs drift apart: here they do not, or by as much as is added."""
+  """The metric that warns when the two programs diverge: here by nothing, or by the added amount."""
   rollout = judged(sampled, some_right(8))
   _, sums = update(collected(policy, rollout, settings), policy, settings)
   assert metrics.means(sums)["rollout_logprob_gap"] < 1e-5
@@ -351,7 +351,7 @@ def test_the_sampler_and_the_trainer_are_compared(policy, sampled, settings):
   np.testing.assert_allclose(metrics.means(sums)["rollout_logprob_gap"], 0.25, rtol=1e-3)
 
 
-def test_later_minibatches_are_measured_against_the_policy_that_began(policy, mixed, settings):
+def test_later_minibatches_use_the_ratio_to_the_starting_policy(policy, mixed, settings):
   settings = change(settings, minibatches=2)
   state, sums = update(collected(policy, mixed, settings), policy, settings)
   assert metrics.means(sums)["ratio_max"] != 1.0 and state.train.step == 2
@@ -375,7 +375,7 @@ def test_later_minibatches_are_measured_against_the_policy_that_began(policy, mi
     for part in parts
   ]
   train = init_train_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
-  # Whatever is given as old, the first mini-batch measures itself against itself; a later one does not.
+  # The first mini-batch ignores the given old log-probabilities and uses its own; a later one does not.
   shifted = [
     one(train, parts[0], MinibatchScores(old[0] - 0.5, None, first))[1]["ratio_max"][0]
     for first in (True, False)
@@ -410,7 +410,7 @@ def test_objective_and_kept_statistics_by_numpy(policy, mixed, settings):
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])
-def test_nothing_informative_leaves_the_policy_as_it_is(policy, sampled, settings, minibatches):
+def test_without_mixed_groups_the_policy_is_unchanged(policy, sampled, settings, minibatches):
   settings = change(settings, minibatches=minibatches)
   correct = np.repeat(np.arange(8)[:, None] % 2, G, axis=1)
   state = collected(policy, judged(shortened(sampled, settings, 1), correct), settings)
@@ -436,7 +436,7 @@ def test_an_empty_minibatch_makes_no_step(policy, mixed, settings):
   assert_close(state.train.params, expected.train.params)
 
 
-def test_a_partial_buffer_weighs_only_what_it_holds(policy, mixed, settings):
+def test_a_partial_buffer_weights_only_its_groups(policy, mixed, settings):
   kept = [1, 4, 6]
   correct = np.where(np.isin(np.arange(8), kept)[:, None], mixed.correct, False)
   partial, sums = update(collected(policy, judged(mixed, correct), settings), policy, settings)
@@ -448,8 +448,8 @@ def test_a_partial_buffer_weighs_only_what_it_holds(policy, mixed, settings):
     np.testing.assert_allclose(sums[name], expected_sums[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_what_an_earlier_batch_left_in_the_buffer_is_not_seen(policy, mixed, settings):
-  """The buffer is emptied by its counter alone: old rows stay behind the new ones."""
+def test_stale_rows_of_the_buffer_are_ignored(policy, mixed, settings):
+  """Emptying the buffer only resets its counter: old rows stay after the new ones."""
   state, _ = update(collected(policy, mixed, settings), policy, settings)
   state = jax.tree.map(jnp.array, state).replace(train=fresh(policy, mixed, settings).train)
   few = judged(mixed, np.where(np.arange(8)[:, None] < 2, mixed.correct, False))
@@ -490,7 +490,7 @@ def test_sharded_update_equals_the_unsharded(policy, mixed, settings):
   assert_means_close(sums, expected_sums)
 
 
-def test_good_answers_become_likelier_and_bad_ones_rarer(policy, mixed, settings):
+def test_good_answers_become_likelier_and_bad_ones_less_likely(policy, mixed, settings):
   state, _ = update(collected(policy, mixed, settings), policy, settings)
   score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(3, 4))
 
@@ -500,7 +500,7 @@ def test_good_answers_become_likelier_and_bad_ones_rarer(policy, mixed, settings
 
   gain = of_answers(state.train.params) - of_answers(policy.params)
   right = np.asarray(mixed.correct)
-  # Of a group's answers, whatever all of them gain or lose by the words that they share.
+  # Differences within a group, because all answers gain or lose by the tokens that they share.
   gain = gain - gain.mean(axis=1, keepdims=True)
   assert gain[right].mean() > 0 > gain[~right].mean()
 
@@ -508,7 +508,7 @@ def test_good_answers_become_likelier_and_bad_ones_rarer(policy, mixed, settings
 # Other objectives
 
 
-def test_gspo_takes_the_place_of_dapo(policy, mixed, settings):
+def test_gspo_can_replace_dapo(policy, mixed, settings):
   """Before any step the sequence ratio is 1: the objective is the mean advantage over answers, not over tokens."""
   gspo = change(settings, objectives=(("gspo", 1.0),))
   state, sums = update(collected(policy, mixed, gspo), policy, gspo)
@@ -525,7 +525,7 @@ def test_gspo_takes_the_place_of_dapo(policy, mixed, settings):
 
 
 def test_a_penalty_pulls_the_policy_back_to_its_reference(policy, mixed, settings):
-  """With a reference elsewhere the penalty is positive and enters the update; at the reference it is zero."""
+  """Away from the reference the penalty is positive and enters the update; at the reference it is zero."""
   penalised = change(settings, objectives=(("dapo", 1.0), ("kl_reference", 0.5)))
   elsewhere = jax.tree.map(lambda x: x * 1.02, policy.params)
   plain, plain_sums = update(collected(policy, mixed, settings), policy, settings)

@@ -15,7 +15,7 @@ from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
 from spatial_vlm.train.run import check_algorithm, check_rows, place_state, record_settings
 
 
-def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
+def test_trained_weights_are_float32_and_on_the_mesh(nano):
   policy = load_policy(str(nano))
   half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), policy.params)
   adam = dict(method="adamw", beta1=0.9, beta2=0.9, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
@@ -39,7 +39,7 @@ def test_trained_weights_are_float32_and_lie_on_the_mesh(nano):
   )
 
 
-def test_weights_on_the_mesh_become_the_state_s(nano):
+def test_weights_on_the_mesh_become_the_states_arrays(nano):
   """No second copy of the model is made."""
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   cut = load_policy(str(nano), mesh=mesh)
@@ -52,7 +52,7 @@ def test_weights_on_the_mesh_become_the_state_s(nano):
     assert buffers[0] == buffers[1]
 
 
-def test_the_first_process_records_the_settings_and_the_others_are_checked(tmp_path, monkeypatch):
+def test_process_0_records_the_settings_and_the_others_are_checked(tmp_path, monkeypatch):
   workdir, config = epath.Path(tmp_path / "run"), Config(ConfigDict({"seed": 1, "max_to_keep": 2}))
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   with pytest.raises(UsageError, match="a folder that all hosts share"):
@@ -90,8 +90,8 @@ def test_a_config_of_another_command_is_refused():
     ((1, 8, 1, 1), 12, "batch_size is 12 and mesh.slice 1 × mesh.data 8 × mesh.fsdp 1"),
   ],
 )
-def test_each_process_reads_rows_that_its_devices_hold(monkeypatch, mesh, rows, message):
-  """As if the first four of the eight devices were those of this process."""
+def test_each_process_reads_the_rows_of_its_devices(monkeypatch, mesh, rows, message):
+  """Makes the first four of the eight devices those of this process."""
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True)))
   check_rows(mesh, "batch_size", rows)  # alone
   own = {device: device.id < 4 for device in jax.devices()}

@@ -1,4 +1,4 @@
-"""The step of supervised fine-tuning: what it sums, how it may be cut, and where it may lie."""
+"""The step of supervised fine-tuning: its sums, micro-batches and shardings."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def policy(nano):
 
 @pytest.fixture(scope="module")
 def batch(policy):
-  """Eight conversations with very different numbers of target tokens: chains, bare verdicts, several turns."""
+  """Eight conversations with very different numbers of target tokens: chains, single verdicts, several turns."""
   source = SceneSource("train", 0, 8)
   rows = []
   for i, example in enumerate(source):
@@ -91,7 +91,7 @@ def gradient(policy, batch, **changes):
 
 
 def assert_close(found, expected, relative=1e-5):
-  """Each array to 1e-5 of its largest entry; where that is next to nothing, of the largest of all."""
+  """Each array to 1e-5 of its largest entry; if that is nearly zero, of the largest of all."""
   largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected))
 
   def check(path, a, b):
@@ -164,7 +164,7 @@ def test_sharded_step_equals_the_unsharded(policy, batch):
       optimizer=OPTIMIZER,
       settings=settings(micro_batches=2),
     )
-  # It lies where it lay, so that the next update is the same program.
+  # Its sharding is unchanged, so that the next update is the same program.
   assert jax.tree.map(lambda leaf: leaf.sharding, found) == where
   assert sums["target_tokens"] == expected_sums["target_tokens"]
   assert_close(jax.device_get(found.params), expected.params)
@@ -173,8 +173,8 @@ def test_sharded_step_equals_the_unsharded(policy, batch):
     np.testing.assert_allclose(sums[name], expected_sums[name], rtol=1e-5)
 
 
-def test_what_the_user_says_is_not_learnt(policy):
-  """Words of the user behind the last answer are neither predicted nor read by what is."""
+def test_user_tokens_are_not_learnt(policy):
+  """User tokens after the last answer are neither predicted nor attended to by predicted tokens."""
   image = SceneSource("train", 0, 2)[0].image
   rows = [
     encode(policy.processor, messages.conversation(image, [("Is it red?", "Yes."), (last,)]))
@@ -197,7 +197,7 @@ def test_a_batch_without_targets_moves_nothing_but_decay(policy, batch):
     assert np.isfinite(leaf).all()
 
 
-def test_bfloat16_computes_and_float32_remembers(policy, batch):
+def test_compute_is_bfloat16_and_state_is_float32(policy, batch):
   state, sums = step(fresh(policy), batch, policy, dtype="bfloat16")
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype("float32")}
   _, exact = step(fresh(policy), batch, policy)
@@ -205,7 +205,7 @@ def test_bfloat16_computes_and_float32_remembers(policy, batch):
   np.testing.assert_allclose(sums["loss"], exact["loss"], rtol=1e-2)
 
 
-def test_the_loss_of_a_batch_learnt_by_heart_falls(policy, batch):
+def test_overfitting_one_batch_lowers_the_loss(policy, batch):
   state, losses = fresh(policy), []
   for _ in range(8):
     state, sums = step(state, batch, policy)
@@ -219,7 +219,7 @@ def test_loop_yields_as_many_states_as_steps(steps, available, expected):
   batches = (taken.append(i) or i for i in range(available))
   found = list(sft_loop(0, batches, lambda state, batch: (state + 1, {"batch": batch}), steps))
   assert found == [(i + 1, {"batch": i}) for i in range(expected)]
-  assert len(taken) == expected  # a batch taken in vain would be missing after a restart
+  assert len(taken) == expected  # a batch taken and not used would be missing after a restart
 
 
 def test_loop_is_lazy():
@@ -235,23 +235,23 @@ def test_cut_rows_deals_rows_like_cards():
 
 @pytest.fixture(scope="module")
 def conversations(policy):
-  """Pictures of several sizes, none square; text alone; two pictures in one; different numbers of targets."""
+  """Images of several sizes, none square; text alone; two images in one conversation; different numbers of targets."""
   rng = np.random.default_rng(0)
 
-  def picture(height, width):
+  def image(height, width):
     return rng.integers(0, 256, (height, width, 3), np.uint8)
 
   source = list(SceneSource("train", 0, 4))
   chain = [(statements.question(source[0].record.caption, "chain"), scene_teacher.chain(source[0]))]
   several = [scene_teacher.listing(source[1].scene), ("Is it red?", "No.")]
-  both = messages.conversation(picture(96, 64), [("Which is larger?", "The second.")])
-  both[0]["content"].insert(1, {"type": "image", "image": picture(64, 112)})
+  both = messages.conversation(image(96, 64), [("Which is larger?", "The second.")])
+  both[0]["content"].insert(1, {"type": "image", "image": image(64, 112)})
   conversations = [
-    messages.conversation(picture(48, 128), chain),
+    messages.conversation(image(48, 128), chain),
     [{"role": "user", "content": "x=1?"}, {"role": "assistant", "content": "Yes."}],
-    messages.conversation(picture(128, 48), several),
+    messages.conversation(image(128, 48), several),
     both,
-    messages.conversation(picture(112, 80), [("Where is it?", "Left.")]),
+    messages.conversation(image(112, 80), [("Where is it?", "Left.")]),
   ]
   encoded = [encode(policy.processor, conversation) for conversation in conversations]
   assert len({grid for row in encoded for _, grid in row.images}) == 5

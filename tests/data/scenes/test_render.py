@@ -1,4 +1,4 @@
-"""Pictures of scenes."""
+"""Images of scenes."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_later_objects_hide_earlier_ones():
 
 
 @pytest.mark.parametrize("texture", TEXTURES)
-def test_textures_are_faint_and_repeatable(texture):
+def test_textures_are_faint_and_deterministic(texture):
   scene = Scene((), Background(texture, (80, 90, 100), 0.7, 120.0, 5))
   image = render(scene)
   np.testing.assert_array_equal(image, render(scene))
@@ -70,7 +70,7 @@ def test_textures_are_faint_and_repeatable(texture):
   assert (image.std((0, 1)).max() > 1) == (texture != "flat")
 
 
-def test_brightness_scales_the_picture():
+def test_brightness_scales_the_image():
   image = render(Scene((), FLAT, brightness=0.5))
   assert (image == 40).all()
 

@@ -43,7 +43,7 @@ def test_labels_are_balanced_in_every_relation_and_position(described):
   assert 0.4 < np.mean(first) < 0.6
 
 
-def test_neighbours_are_contrastive_pairs_with_objects_of_equal_sizes(described):
+def test_adjacent_examples_are_contrastive_pairs_with_equal_object_sizes(described):
   for (a, scene_a), (b, scene_b) in zip(described[::2], described[1::2], strict=True):
     assert a.caption == b.caption and {a.label, b.label} == {0, 1}
     assert scene_a.boxes.keys() == scene_b.boxes.keys()
@@ -52,7 +52,7 @@ def test_neighbours_are_contrastive_pairs_with_objects_of_equal_sizes(described)
         assert relations.size(box) == relations.size(scene_b.boxes[name])
 
 
-def test_positions_alone_tell_no_label_of_symmetric_relations(described):
+def test_positions_do_not_predict_labels_of_symmetric_relations(described):
   """A bar is as often horizontal in true scenes as in false ones."""
   horizontal = collections.Counter()
   source = SceneSource("train", 3, 2000, relations=("parallel to", "perpendicular to"))
@@ -85,7 +85,7 @@ def test_false_scenes_are_false_in_more_than_one_way():
     assert 0.25 < share < 0.75, relation
 
 
-def test_everything_lies_on_the_lattice_inside_the_image(described):
+def test_boxes_are_on_the_lattice_inside_the_image(described):
   for _, scene in described:
     for box in scene.boxes.values():
       numbers = [*box, *relations.center(box)]
@@ -104,7 +104,7 @@ def test_objects_stay_apart_unless_the_relation_is_topological(described):
         assert max(relations.gaps(scene.boxes[a], scene.boxes[b])) >= STEP
 
 
-def test_what_is_touching_or_inside_is_so_in_the_picture():
+def test_touching_and_inside_hold_in_the_rendered_image():
   source = SceneSource("train", 4, 400, relations=("touching", "inside"))
   points = np.arange(0, 1000, 5)
   for record, scene in map(source.describe, range(len(source))):
@@ -144,14 +144,12 @@ def test_splits_share_no_scene():
   assert all(a.isdisjoint(b) for a, b in itertools.combinations(owners, 2))
   assert set().union(*owners) == set(range(16))
   for split, residues in SPLITS.items():
-    source, pictures = SceneSource(split, 0, 40), SceneImageSource(split, 0, 40)
-    for scene in [source.describe(i)[1] for i in range(40)] + [
-      pictures[i].scene for i in range(40)
-    ]:
+    source, images = SceneSource(split, 0, 40), SceneImageSource(split, 0, 40)
+    for scene in [source.describe(i)[1] for i in range(40)] + [images[i].scene for i in range(40)]:
       assert fingerprint(scene) % 16 in residues
 
 
-def test_fingerprint_sees_content_and_not_its_dress(described):
+def test_the_fingerprint_depends_on_content_not_on_appearance(described):
   scene = described[0][1]
   redressed = dataclasses.replace(
     scene,
@@ -189,11 +187,11 @@ def test_examples_are_vsr_records():
   assert example.boxes == example.scene.boxes
 
 
-def test_pictures_have_one_to_four_objects():
-  pictures = SceneImageSource("pretrain", 0, 200)
-  counts = collections.Counter(len(pictures[i].scene.objects) for i in range(200))
+def test_pretraining_images_have_one_to_four_objects():
+  images = SceneImageSource("pretrain", 0, 200)
+  counts = collections.Counter(len(images[i].scene.objects) for i in range(200))
   assert set(counts) == {1, 2, 3, 4} and min(counts.values()) > 25
-  assert pictures[7].scene == SceneImageSource("pretrain", 0, 9)[7].scene
+  assert images[7].scene == SceneImageSource("pretrain", 0, 9)[7].scene
 
 
 @pytest.mark.parametrize(

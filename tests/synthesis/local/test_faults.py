@@ -1,4 +1,4 @@
-"""What goes wrong with which request."""
+"""The faults that are simulated for each request."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The local server by itself: what it checks, what it counts, and that its faults can be replayed."""
+"""The local server alone: what it checks, what it counts, and that its faults are reproducible."""
 
 import json
 import urllib.error
@@ -71,7 +71,7 @@ def test_without_the_right_key_nothing_is_served(serve):
 
 
 def test_the_same_faults_come_again_and_pass(serve):
-  """A request meets the same trouble in the same order on every server of the same seed, and then gets through."""
+  """A request gets the same faults in the same order on every server of the same seed, and then succeeds."""
   faults = Faults(rate_limited=0.4, internal_error=0.4, clears_after=3, retry_after_s=0.5)
 
   def statuses(seed):

@@ -1,4 +1,4 @@
-"""The scene teacher behind a server: what it writes, how often it errs, and that the checks notice."""
+"""The scene teacher behind a server: what it writes, how often it errs, and that the checks detect it."""
 
 import collections
 import dataclasses
@@ -71,14 +71,14 @@ def test_without_mistakes_it_writes_the_exact_chain_in_the_form_asked_for(folder
     assert chain(draft) == scene_teacher.chain(SceneSource("validation", 2, 100, 16)[index])
 
 
-def test_it_errs_in_its_share_and_the_checks_notice(folder, source):
+def test_it_errs_at_the_given_rate_and_checks_detect_it(folder, source):
   wrong, refused = results(SceneAnswers(folder, "validation", 0.5), source, seeds=4, hinted=False)
   assert 0.4 < wrong < 0.6
   assert {"numbers", "geometry", "conclusion", "leak"} == {*refused}
   assert min(refused.values()) > 10
 
 
-def test_with_a_hint_it_errs_rarely_and_betrays_the_hint(folder, source):
+def test_with_a_hint_it_errs_rarely_and_reveals_the_hint(folder, source):
   wrong, refused = results(SceneAnswers(folder, "validation", 0.5), source, seeds=4, hinted=True)
   assert 0.05 < wrong < 0.15
   assert refused == {"hint": round(wrong * 400)}
@@ -86,7 +86,7 @@ def test_with_a_hint_it_errs_rarely_and_betrays_the_hint(folder, source):
 
 @pytest.mark.parametrize("mistake", [*scene_answers._MISTAKES, scene_answers._betray_hint])
 def test_each_mistake_is_refused_nearly_always(mistake, source):
-  """Boxes of like size may be swapped, and square ones mirrored, without anything in the text that tells."""
+  """Boxes of similar size may be swapped, and square ones mirrored, without a contradiction in the text."""
   refused = 0
   for index in range(len(source)):
     record, boxes = source.describe(index)
@@ -103,7 +103,7 @@ def test_equal_questions_get_equal_answers_and_other_seeds_others(folder, source
   assert texts[0] == [ask(second, source, i)[2] for i in range(20)] != texts[1]
 
 
-def test_pictures_and_questions_of_others_are_refused(folder, source):
+def test_unknown_images_and_questions_are_refused(folder, source):
   answers = SceneAnswers(folder, "validation", 0.0)
   record, _ = source.describe(0)
   image = source.image_files.read(record.image)
@@ -117,7 +117,7 @@ def test_pictures_and_questions_of_others_are_refused(folder, source):
     answers(image, untrue.system, untrue.text, 0)
 
 
-def test_a_folder_without_scenes_and_a_share_that_is_none_are_refused(folder):
+def test_a_folder_without_scenes_and_an_invalid_share_are_refused(folder):
   with pytest.raises(UsageError, match="train.jsonl and .*train.boxes.jsonl are missing"):
     SceneAnswers(folder, "train", 0.0)
   with pytest.raises(UsageError, match="mistake_share is 1.5"):

@@ -1,4 +1,4 @@
-"""A folder of scenes, a teacher with mistakes, and runs that ask it."""
+"""A folder of scenes, a teacher that makes mistakes, and runs that ask it."""
 
 import asyncio
 

@@ -13,7 +13,7 @@ from spatial_vlm.synthesis.teachers.gemini_batch import GeminiBatches
 PLAN = BatchSettings(questions=25, poll_s=0.0)
 
 
-def test_batches_find_what_single_questions_find(start, serve, answers, questions, tmp_path):
+def test_batches_give_the_results_of_single_questions(start, serve, answers, questions, tmp_path):
   singly = settled(start(questions, serve(answers)))
   (tmp_path / "journal").rename(tmp_path / "singly")
   trouble = Faults(row_failed=0.1, row_missing=0.1, rows_shuffled=True, unavailable=0.2)
@@ -25,7 +25,9 @@ def test_batches_find_what_single_questions_find(start, serve, answers, question
   assert all(each.batch for each in run.journal.billed)
 
 
-def test_a_failed_batch_is_made_anew_under_another_name(start, serve, answers, questions, tmp_path):
+def test_a_failed_batch_is_created_again_under_another_name(
+  start, serve, answers, questions, tmp_path
+):
   whole = BatchSettings(questions=SMALL, poll_s=0.0)
   name = next(iter(start(questions, serve(answers), plan=whole).journal.jobs))
   (tmp_path / "journal").rename(tmp_path / "undisturbed")
@@ -42,7 +44,7 @@ def test_a_failed_batch_is_made_anew_under_another_name(start, serve, answers, q
 
 
 @pytest.mark.parametrize("moment", ["before it is created", "while it runs", "among its results"])
-def test_a_batch_that_was_cut_off_is_found_again_and_never_made_twice(
+def test_an_interrupted_batch_is_found_and_not_created_twice(
   start, serve, answers, questions, monkeypatch, moment
 ):
   server = serve(answers)

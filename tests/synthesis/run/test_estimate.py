@@ -14,7 +14,7 @@ from spatial_vlm.synthesis.teacher import Reply, Usage
 SETTINGS = EstimateSettings(prompt_tokens=1000, output_tokens=200, second_attempt_share=0.25)
 
 
-def test_until_there_are_replies_the_settings_count_and_then_their_mean(questions, tmp_path):
+def test_estimates_use_settings_until_replies_give_a_mean(questions, tmp_path):
   with Journal(tmp_path) as journal:
     run = SynthesisRun(
       questions,

@@ -1,4 +1,4 @@
-"""What a journal keeps, also of a start that was killed in the middle of a line."""
+"""What a journal keeps, including after a kill in the middle of a line."""
 
 import json
 
@@ -27,7 +27,7 @@ def begun(folder):
   return folder
 
 
-def test_the_next_start_knows_all_that_was_written(tmp_path):
+def test_the_next_start_reads_all_records(tmp_path):
   with Journal(begun(tmp_path)) as journal:
     assert journal.answers["a"] == Reply("Yes.", "STOP", "teacher-001", Usage(9, 2, 3, 4), raw={})
     assert isinstance(journal.answers["b"], Refusal) and str(journal.answers["b"]) == "too large"
@@ -38,7 +38,7 @@ def test_the_next_start_knows_all_that_was_written(tmp_path):
     assert [(spent.usage.thoughts, spent.batch) for spent in journal.billed] == [(4, False)]
 
 
-def test_every_start_appends_to_a_part_of_its_own(tmp_path):
+def test_every_start_appends_to_a_new_part(tmp_path):
   before = (begun(tmp_path) / "part-00000.jsonl").read_bytes()
   with Journal(tmp_path) as journal:
     assert not (tmp_path / "part-00001.jsonl").exists(), (
@@ -61,7 +61,7 @@ def test_what_was_in_flight_stays_listed_after_it_was_answered(tmp_path):
     assert sorted(journal.interrupted) == ["d", "e"]
 
 
-def test_a_torn_last_line_is_left_out(tmp_path):
+def test_a_truncated_last_line_is_ignored(tmp_path):
   part = begun(tmp_path) / "part-00000.jsonl"
   lines = part.read_text().splitlines(keepends=True)
   part.write_text("".join(lines[:1]) + lines[1][:-5])

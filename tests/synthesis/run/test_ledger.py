@@ -1,4 +1,4 @@
-"""Money: hand-computed prices, and a budget that holds whatever happens."""
+"""Costs: hand-computed prices, and a budget that is never exceeded."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_prices_by_hand():
   assert sum_usage([]) == (0, 0, 0, 0)
 
 
-def test_what_is_under_way_counts_at_its_most(journal):
+def test_requests_in_flight_count_at_their_maximum_cost(journal):
   ledger = Ledger(journal, PRICES, MAX_USAGE, budget_usd=3.0)
   assert (
     ledger.affordable_questions(batch=False) == 3 and ledger.affordable_questions(batch=True) == 6
@@ -58,7 +58,7 @@ def test_questions_without_an_answer_stay_set_aside(journal):
   assert found["usd"] == 0 and found["doubtful_usd_at_most"] == pytest.approx(2)
 
 
-def test_open_batches_are_under_way_until_their_answers_come(journal):
+def test_open_batches_are_in_flight_until_answered(journal):
   ledger = Ledger(journal, PRICES, MAX_USAGE, budget_usd=3.0)
   journal.add_job("job", ["a", "b", "c", "d"])
   assert ledger.reserved_usd == pytest.approx(2.0) and ledger.affordable_questions(batch=True) == 2
@@ -69,7 +69,7 @@ def test_open_batches_are_under_way_until_their_answers_come(journal):
   assert ledger.summary()["batch_answers"] == 1
 
 
-def test_without_a_budget_or_a_price_there_is_room_for_everything(journal):
+def test_without_a_budget_or_a_price_nothing_is_limited(journal):
   assert Ledger(journal, PRICES, MAX_USAGE, None).affordable_questions(batch=False) == math.inf
   assert (
     Ledger(journal, Prices(0, 0, 0, 0.5), MAX_USAGE, 0.0).affordable_questions(batch=False)

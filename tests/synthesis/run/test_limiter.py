@@ -1,4 +1,4 @@
-"""How many questions leave, and when."""
+"""How many questions are sent, and when."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ LIMITS = {
 
 
 def moments_of(count, changes, work=lambda limiter, number: asyncio.sleep(0.01)):
-  """When each of so many requests left, in seconds, and how many were in flight at most."""
+  """The time in seconds at which each request was sent, and the largest number in flight."""
   left, flying, most = [], 0, 0
 
   async def request(limiter, number):
@@ -39,17 +39,17 @@ def moments_of(count, changes, work=lambda limiter, number: asyncio.sleep(0.01))
   return asyncio.run(main()), most
 
 
-def test_no_more_at_once_than_allowed():
+def test_concurrency_is_limited():
   assert moments_of(20, {})[1] == 3
   assert moments_of(20, {"concurrency": 1})[1] == 1
 
 
-def test_no_more_a_minute_than_allowed():
+def test_the_rate_per_minute_is_limited():
   moments, _ = moments_of(8, {"concurrency": 8, "requests_per_minute": 1200.0})
   assert all(moment >= 0.05 * i - 0.005 for i, moment in enumerate(moments)), moments
 
 
-def test_a_pause_holds_all_of_them():
+def test_a_pause_stops_all_requests():
   async def work(limiter, number):
     if number == 0:
       limiter.pause(0.2)
@@ -58,7 +58,7 @@ def test_a_pause_holds_all_of_them():
   assert moments[0] < 0.1 and min(moments[1:]) >= 0.195
 
 
-def test_delays_double_up_to_a_limit_and_are_spread():
+def test_delays_double_up_to_a_limit_with_jitter():
   limits = RequestLimits(**LIMITS)
   keys = [f"k{i}" for i in range(50)]
   for tries, longest in ((1, 1), (2, 2), (3, 4), (4, 8), (9, 8)):
@@ -77,6 +77,6 @@ def test_delays_double_up_to_a_limit_and_are_spread():
     ({"initial_delay_s": -1.0}, "initial_delay_s is -1.0"),
   ],
 )
-def test_senseless_settings_are_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
   with pytest.raises(UsageError, match=message):
     RequestLimits(**{**LIMITS, **change})

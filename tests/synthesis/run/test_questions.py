@@ -1,4 +1,4 @@
-"""What is asked about records, and what questions are known by."""
+"""The questions about records, and their keys."""
 
 import io
 
@@ -44,7 +44,7 @@ def test_blind_first_then_with_the_label(folder):
   assert all(0 <= question.seed < 2**31 for question in asked)
 
 
-def test_a_key_is_told_by_all_that_is_sent_and_by_nothing_else(folder):
+def test_a_key_depends_on_the_whole_request_and_nothing_else(folder):
   questions = ask(folder)
   keys = {questions.key(index, attempt) for index in range(20) for attempt in range(3)}
   assert len(keys) == 60
@@ -65,7 +65,7 @@ def test_limit_takes_the_first(folder):
   assert ask(folder, limit=500).indices == list(range(20)) == ask(folder).indices
 
 
-def test_a_broken_image_is_left_out_with_its_place_before_anything_is_asked(folder):
+def test_a_broken_image_is_skipped_and_located_before_any_request(folder):
   name = ask(folder).record(3).image
   truncated = folder / "images" / name
   truncated.write_bytes(truncated.read_bytes()[:60])

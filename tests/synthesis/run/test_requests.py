@@ -32,7 +32,7 @@ from spatial_vlm.synthesis.run.questions import Attempts, Questions
 from spatial_vlm.synthesis.teacher import Reply
 
 
-def test_records_are_asked_blindly_and_only_the_refused_ones_with_a_hint(
+def test_records_are_asked_blind_first_and_with_a_hint_if_rejected(
   start, serve, answers, questions
 ):
   server = serve(answers)
@@ -54,9 +54,7 @@ def test_a_second_start_asks_nothing_and_finds_the_same(start, serve, answers, q
   assert settled(start(questions, server)) == first and not server.stats().requests
 
 
-def test_faults_on_the_way_change_nothing_but_the_ledger(
-  start, serve, answers, questions, tmp_path
-):
+def test_transport_faults_change_only_the_ledger(start, serve, answers, questions, tmp_path):
   undisturbed = settled(start(questions, serve(answers)))
   (tmp_path / "journal").rename(tmp_path / "undisturbed")
   server = serve(answers, faults=faults(0.4))
@@ -103,7 +101,7 @@ def test_a_stop_costs_at_most_what_was_in_flight(start, serve, answers, question
 @pytest.mark.parametrize(
   ("plan", "budget_usd"), [(None, 0.05), (BatchSettings(questions=10, poll_s=0.0), 0.025)]
 )
-def test_a_budget_holds_and_a_higher_one_goes_on(
+def test_a_budget_is_kept_and_a_higher_one_resumes(
   start, serve, answers, questions, plan, budget_usd
 ):
   server = serve(answers)
@@ -119,8 +117,8 @@ def test_a_budget_holds_and_a_higher_one_goes_on(
   assert set(server.stats().answers.values()) == {1}
 
 
-def test_what_the_server_asks_to_wait_for_is_waited_for(start, serve, answers, folder):
-  """Each question is told once to come back after a third of a second; by itself it would after a hundredth."""
+def test_the_servers_retry_delay_is_respected(start, serve, answers, folder):
+  """The server asks each question once to retry after a third of a second; the default delay is a hundredth."""
   server = serve(answers, faults=Faults(rate_limited=1.0, retry_after_s=0.3, clears_after=1))
   source = JsonlSource(folder / "train.jsonl", folder / "images")
   one = Questions(source, formats.GEMINI, Attempts(1, 0), identity={}, seed=0, limit=1)
@@ -129,7 +127,7 @@ def test_what_the_server_asks_to_wait_for_is_waited_for(start, serve, answers, f
   assert time.monotonic() - begun >= 0.3
 
 
-def test_after_a_stop_nothing_leaves(start, serve, answers, questions):
+def test_after_a_stop_nothing_is_sent(start, serve, answers, questions):
   run = start(questions, serve(answers))
   assert run.allowed_questions(batch=False) == run.allowed_questions(batch=True) == math.inf
   run.stop("enough")
@@ -147,7 +145,7 @@ def test_an_unreachable_server_ends_the_run_soon(start, serve, answers, question
   assert 20 <= run.unanswered <= 28 and not run.journal.answers and not run.journal.interrupted
 
 
-def test_a_wrong_key_ends_the_run_at_once_and_is_not_told(start, serve, answers, questions):
+def test_a_wrong_key_ends_the_run_at_once_and_stays_secret(start, serve, answers, questions):
   server = serve(answers)
   with pytest.raises(UsageError, match="API key not valid") as caught:
     start(questions, server, key="SECRET-7f3a")

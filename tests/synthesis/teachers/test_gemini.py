@@ -1,4 +1,4 @@
-"""google-genai itself talks HTTP to a local server: what is sent, what comes back, and what every fault becomes."""
+"""google-genai itself talks HTTP to a local server: requests, replies, and the error that each fault becomes."""
 
 import asyncio
 import json
@@ -107,7 +107,9 @@ def test_nested_schemas_keep_their_order_too(serve, gemini, question):
     ({"thinking_budget": None}, None),
   ],
 )
-def test_thinking_is_told_as_the_generation_understands_it(serve, gemini, question, changes, sent):
+def test_thinking_is_configured_as_each_model_generation_expects(
+  serve, gemini, question, changes, sent
+):
   server = serve(model="gemini-local")
   ask(gemini(server, **changes), question())
   thinking = json.loads(server.last_body)["generationConfig"].get("thinkingConfig")
@@ -126,7 +128,7 @@ def test_thinking_is_told_as_the_generation_understands_it(serve, gemini, questi
     (Faults(truncated_body=1.0), LostError, "no JSON"),
   ],
 )
-def test_a_fault_on_the_way_is_told_apart_by_what_it_may_have_cost(
+def test_transport_faults_are_classified_by_their_possible_cost(
   serve, gemini, question, faults, error, says
 ):
   server = serve(faults=faults)
@@ -140,7 +142,7 @@ def test_a_fault_on_the_way_is_told_apart_by_what_it_may_have_cost(
 
 
 def test_a_question_is_sent_once(serve, gemini, question):
-  """The library tries nothing again by itself, not even where it would by default."""
+  """The library's own retries are off, even where they are on by default."""
   server = serve(faults=Faults(cut=1.0, clears_after=9))
   ask(gemini(server), question())
   assert server.stats().requests.total() == 1
@@ -155,13 +157,13 @@ def test_a_question_is_sent_once(serve, gemini, question):
     (Faults(fenced=1.0), "STOP", "```json"),
   ],
 )
-def test_a_reply_that_is_worth_little_is_a_reply(serve, gemini, question, faults, finish, text):
+def test_unusable_replies_are_still_replies(serve, gemini, question, faults, finish, text):
   [reply] = ask(gemini(serve(faults=faults)), question())
   assert reply.finish == finish and reply.usage.prompt > 0
   assert reply.text is None if text is None else reply.text.startswith(text)
 
 
-def test_the_version_that_really_answered_is_told(serve, gemini, question):
+def test_the_reply_names_the_version_that_answered(serve, gemini, question):
   [reply] = ask(gemini(serve(faults=Faults(other_version=1.0))), question())
   assert reply.model_version == "gemini-2.5-local-002"
 
@@ -186,8 +188,8 @@ def test_sixty_four_questions_at_once(serve, gemini, question):
     (None, None, None),
   ],
 )
-def test_the_wait_may_stand_in_the_body(serve, gemini, header, delay, wait_s):
-  """The longer one counts, since a question that comes too early is counted against the limit."""
+def test_the_retry_delay_may_be_in_the_body(serve, gemini, header, delay, wait_s):
+  """The longer delay counts, because a request sent too early counts against the limit."""
   teacher = gemini(serve())
   info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
   details = [{"@type": "other"}, info] if delay else "none"
@@ -197,7 +199,7 @@ def test_the_wait_may_stand_in_the_body(serve, gemini, header, delay, wait_s):
   assert type(busy) is BusyError and busy.retry_after_s == wait_s
 
 
-def test_a_page_of_a_proxy_is_told_in_one_line(serve, gemini):
+def test_a_proxys_html_page_is_reported_in_one_line(serve, gemini):
   page = {"message": f"<html>\n{'x' * 5000} </html>", "status": "Bad Gateway"}
   error = gemini(serve())._translate(errors.ServerError(502, page, None))
   assert (
@@ -224,19 +226,19 @@ def test_a_page_of_a_proxy_is_told_in_one_line(serve, gemini):
     ),
   ],
 )
-def test_an_answer_without_words_was_paid_for_and_is_kept(serve, gemini, raw, finish):
+def test_an_empty_answer_was_billed_and_is_kept(serve, gemini, raw, finish):
   reply = gemini(serve()).read_reply(raw)
   assert (reply.text, reply.finish, reply.usage) == (None, finish, Usage(9, 0, 0, 0))
   assert reply.raw == raw and find_unfinished(reply)
 
 
-def test_a_wrong_key_ends_the_work_and_stays_secret(serve, gemini, question, caplog):
+def test_a_wrong_key_ends_the_run_and_stays_secret(serve, gemini, question, caplog):
   """The server repeats the key in its message, as some do."""
   caplog.set_level(logging.DEBUG)
   [error] = ask(gemini(serve(), key=KEY), question())
   assert isinstance(error, UsageError) and "GEMINI_API_KEY" in str(error)
-  told = str(error) + repr(error) + "".join(traceback.format_exception(error)) + caplog.text
-  assert "[key]" in told and KEY not in told
+  logged = str(error) + repr(error) + "".join(traceback.format_exception(error)) + caplog.text
+  assert "[key]" in logged and KEY not in logged
 
 
 @pytest.mark.parametrize(
@@ -251,13 +253,13 @@ def test_the_key_is_in_no_log_no_error_and_no_reply(serve, gemini, question, cap
   caplog.set_level(logging.DEBUG)
   server = serve(lambda image, system, text, seed: f"Yes {KEY}", key=KEY, faults=faults)
   [outcome] = ask(gemini(server), question())
-  told = repr(outcome) + caplog.text
+  logged = repr(outcome) + caplog.text
   if isinstance(outcome, Exception):
-    told += "".join(traceback.format_exception(outcome))
-  assert KEY not in told
+    logged += "".join(traceback.format_exception(outcome))
+  assert KEY not in logged
 
 
-def test_an_unknown_model_ends_the_work_by_name(serve, gemini, question):
+def test_an_unknown_model_ends_the_run_and_is_named(serve, gemini, question):
   [error] = ask(gemini(serve(), model="gemini-2.5-gone"), question())
   assert isinstance(error, UsageError) and "(model gemini-2.5-gone)" in str(error)
 
@@ -281,24 +283,24 @@ def test_a_server_that_is_not_there_costs_nothing(serve, gemini, question):
 @pytest.mark.parametrize(
   "raw", [{}, {"answer": 3}, {"candidates": 3}, {"candidates": [{"content": {"parts": [3]}}]}]
 )
-def test_json_of_another_form_is_no_answer(serve, gemini, raw):
+def test_json_of_another_form_is_rejected(serve, gemini, raw):
   with pytest.raises(LostError, match="no reply of Gemini"):
     gemini(serve()).read_reply(raw)
 
 
-def test_no_proxy_stands_before_this_machine(serve, gemini, question, monkeypatch):
+def test_no_proxy_is_used_for_localhost(serve, gemini, question, monkeypatch):
   monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
   [reply] = ask(gemini(serve()), question())
   assert reply.finish == "STOP"
 
 
-def test_no_environment_variable_leads_the_key_elsewhere(serve, gemini, question, monkeypatch):
+def test_no_environment_variable_redirects_the_key(serve, gemini, question, monkeypatch):
   monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:9")
   monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
   teacher = gemini(serve(), base_url="")
   assert teacher._client._api_client._http_options.base_url == gemini_module.GOOGLE_URL
   assert not teacher._client._api_client.vertexai
-  assert not teacher._http.follow_redirects  # the key would go along
+  assert not teacher._http.follow_redirects  # the key would be sent too
 
 
 @pytest.mark.parametrize(
@@ -322,7 +324,7 @@ def test_no_environment_variable_leads_the_key_elsewhere(serve, gemini, question
     ({"base_url": "example.org"}, "an address"),
   ],
 )
-def test_settings_that_cannot_work_are_refused_at_the_door(changes, says):
+def test_invalid_settings_are_refused_at_construction(changes, says):
   for good in ({}, {"thinking_budget": -1}, {"model": "gemini-2.5-flash", "thinking_budget": 0}):
     check(GeminiSettings(**{**SETTINGS, **good}))
   with pytest.raises(UsageError, match=says) as error:

@@ -1,4 +1,4 @@
-"""Batches through google-genai and a local server: made once, found again, and every key accounted for."""
+"""Batches through google-genai and a local server: created once, found again, with an outcome for every key."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ def finished(questions):
   return work
 
 
-def test_every_question_gets_its_own_answer_whatever_the_order(serve, gemini, questions):
+def test_every_question_gets_its_own_answer_in_any_order(serve, gemini, questions):
   server = serve(faults=Faults(rows_shuffled=True))
   pairs = run(gemini(server), finished(questions))
   assert [key for key, _ in pairs] != sorted(questions) and len(pairs) == 20
@@ -157,7 +157,7 @@ def test_a_name_is_created_once(serve, gemini, questions):
   assert server.stats().jobs["set-1"] == 1
 
 
-def test_a_job_whose_making_was_not_confirmed_is_found_again(serve, gemini, questions):
+def test_an_unconfirmed_job_is_found_again(serve, gemini, questions):
   """The connection ends after the server has made the job."""
   faults = Faults(cut=1.0, clears_after=1)
   server = serve(faults=faults)
@@ -175,13 +175,13 @@ def test_a_job_whose_making_was_not_confirmed_is_found_again(serve, gemini, ques
   assert server.stats().jobs == {"set-1": 1}
 
 
-def test_a_file_carries_the_name_of_its_batch(serve, gemini, questions):
+def test_a_file_is_named_after_its_batch(serve, gemini, questions):
   server = serve()
   run(gemini(server), finished(questions))
   assert [upload.display_name for upload in server.gemini.uploads.values()] == ["set-1"]
 
 
-def test_rows_that_nobody_asked_for_are_reported_and_left_out(serve, gemini, questions, caplog):
+def test_unrequested_rows_are_reported_and_skipped(serve, gemini, questions, caplog):
   async def work(batches):
     job = await batches.create("set-1", questions.items())
     return await outcomes(batches, job, ["k3"])
@@ -208,7 +208,7 @@ def test_broken_lines_of_results_lose_their_key_alone(serve, gemini, questions, 
   assert len(kinds) == 20 and "line 1:" in caplog.text and "line 2:" in caplog.text
 
 
-def test_what_cannot_be_one_batch_is_not_sent(serve, gemini, questions):
+def test_repeated_keys_and_oversized_files_are_not_sent(serve, gemini, questions):
   server = serve()
 
   async def twice(batches):

@@ -81,7 +81,7 @@ def test_what_is_sent(serve, question):
     (Faults(truncated_body=1.0), LostError, "no JSON"),
   ],
 )
-def test_a_fault_on_the_way_is_told_apart_by_what_it_may_have_cost(
+def test_transport_faults_are_classified_by_their_possible_cost(
   serve, question, faults, error, says
 ):
   server = serve(faults=faults)
@@ -100,7 +100,7 @@ def test_a_fault_on_the_way_is_told_apart_by_what_it_may_have_cost(
     (Faults(fenced=1.0), "STOP"),
   ],
 )
-def test_a_reply_that_is_worth_little_is_a_reply(serve, question, faults, finish):
+def test_unusable_replies_are_still_replies(serve, question, faults, finish):
   [reply] = ask(teacher_of(serve(faults=faults)), question())
   assert reply.finish == finish and (reply.text is None) == (finish == "SAFETY")
 
@@ -121,18 +121,18 @@ def test_a_question_that_the_server_does_not_take_is_refused(serve, question):
   assert type(error) is RefusedError and "400" in str(error)
 
 
-def test_an_unknown_model_ends_the_work_by_name(serve, question):
+def test_an_unknown_model_ends_the_run_and_is_named(serve, question):
   [error] = ask(teacher_of(serve(), model="gone"), question())
   assert isinstance(error, UsageError) and "model gone" in str(error)
 
 
-def test_a_refusal_is_told_as_one():
+def test_a_refusal_is_returned_as_a_refusal():
   choice = {"message": {"content": None, "refusal": "I cannot."}, "finish_reason": "stop"}
   reply = openai_chat._reply({"choices": [choice], "model": "m-1", "usage": None})
   assert (reply.finish, reply.text, reply.usage) == ("REFUSAL", None, Usage(0, 0, 0, 0))
 
 
-def test_neither_variables_nor_proxies_nor_redirects_lead_the_key_elsewhere(
+def test_neither_variables_nor_proxies_nor_redirects_send_the_key_elsewhere(
   serve, question, monkeypatch
 ):
   monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -144,8 +144,8 @@ def test_neither_variables_nor_proxies_nor_redirects_lead_the_key_elsewhere(
   assert not client._client.follow_redirects
 
 
-def test_an_account_that_cannot_pay_ends_the_work(serve):
-  """Its status says that it would pass."""
+def test_an_account_without_credit_ends_the_run(serve):
+  """Its status code suggests a temporary error."""
   response = httpx2.Response(429, request=httpx2.Request("POST", "http://127.0.0.1"))
   body = {"message": "You exceeded your quota.", "code": "insufficient_quota"}
   error = openai.RateLimitError("You exceeded your quota.", response=response, body=body)
@@ -162,8 +162,8 @@ def test_the_key_stays_secret(serve, question, caplog):
   assert isinstance(error, UsageError) and "[key]" in str(error)
   [reply] = ask(teacher_of(serve(lambda *asked: f"Yes {KEY}", key=KEY)), question())
   assert reply.text == "Yes [key]"
-  told = repr(error) + "".join(traceback.format_exception(error)) + repr(reply) + caplog.text
-  assert KEY not in told
+  logged = repr(error) + "".join(traceback.format_exception(error)) + repr(reply) + caplog.text
+  assert KEY not in logged
 
 
 def test_a_server_on_this_machine_may_do_without_a_key(monkeypatch):
@@ -186,7 +186,7 @@ def test_a_server_on_this_machine_may_do_without_a_key(monkeypatch):
     ({"temperature": -0.1}, "temperature"),
   ],
 )
-def test_settings_that_cannot_work_are_refused_at_the_door(changes, says):
+def test_invalid_settings_are_refused_at_construction(changes, says):
   settings = {"model": "m", "base_url": "", "timeout_s": 1.0, "temperature": 1.0}
   settings["max_output_tokens"] = 9
   check(OpenAIChatSettings(**settings))

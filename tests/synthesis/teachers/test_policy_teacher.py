@@ -1,4 +1,4 @@
-"""A policy as its own teacher: batches that nobody notices, draws of their own, and what is refused."""
+"""A policy as its own teacher: transparent batching, independent samples, and what is refused."""
 
 import asyncio
 import dataclasses
@@ -42,14 +42,14 @@ def policy(nano):
   return policy._replace(special=dataclasses.replace(policy.special, never_sampled=never))
 
 
-def picture(shade):
+def png(shade):
   file = io.BytesIO()
   PIL.Image.fromarray(np.full((32, 32, 3), shade, np.uint8)).save(file, "png")
   return file.getvalue()
 
 
 def question(number, **changes):
-  fields = {"system": "", "text": f"{'?' * (1 + number % 3)}", "image": picture(40 * (number % 4))}
+  fields = {"system": "", "text": f"{'?' * (1 + number % 3)}", "image": png(40 * (number % 4))}
   return Question(**{**fields, "mime_type": "image/png", "seed": number, "schema": None, **changes})
 
 
@@ -90,15 +90,15 @@ def test_questions_are_answered_together_by_one_program(policy, replies, monkeyp
   assert batches == [(4, 64), (4, 64)] and generate._cache_size() == programs
 
 
-def test_every_seed_and_every_question_draws_anew(policy, replies):
+def test_every_seed_and_question_has_its_own_sample_id(policy, replies):
   by_seed = ask(policy, *(question(0, seed=seed) for seed in range(12)))
   assert len({reply.text for reply in by_seed}) > 6
-  by_picture = [policy_teacher.sample_id(question(0, image=picture(n))) for n in range(3)]
+  by_image = [policy_teacher.sample_id(question(0, image=png(n))) for n in range(3)]
   by_text = [policy_teacher.sample_id(question(0, text=text)) for text in "abc"]
-  assert len({*by_picture, *by_text}) == 6 and 0 <= min(by_text) <= max(by_text) < 2**31
+  assert len({*by_image, *by_text}) == 6 and 0 <= min(by_text) <= max(by_text) < 2**31
 
 
-def test_what_is_told_about_an_answer(policy, replies):
+def test_replies_state_version_tokens_and_finish(policy, replies):
   assert {reply.finish for reply in replies} == {"STOP", "MAX_TOKENS"}
   for asked, reply in zip(QUESTIONS, replies, strict=True):
     row = encode_question(policy.processor, open_image(asked.image), asked.text)
@@ -112,10 +112,10 @@ def test_what_is_told_about_an_answer(policy, replies):
 
 def test_a_question_that_cannot_be_asked_is_refused_alone(policy, replies):
   bad = [question(0, image=b"none"), question(0, text="?" * 99)]
-  told = ask(policy, *bad, *QUESTIONS)
-  assert [type(outcome) for outcome in told[:2]] == [RefusedError, RefusedError]
-  assert "cannot read" in str(told[0]) and "prompt_tokens is 64" in str(told[1])
-  assert told[2:] == replies
+  outcomes = ask(policy, *bad, *QUESTIONS)
+  assert [type(outcome) for outcome in outcomes[:2]] == [RefusedError, RefusedError]
+  assert "cannot read" in str(outcomes[0]) and "prompt_tokens is 64" in str(outcomes[1])
+  assert outcomes[2:] == replies
 
 
 def test_structured_output_and_system_turns_are_not_asked_for(policy):
@@ -124,19 +124,19 @@ def test_structured_output_and_system_turns_are_not_asked_for(policy):
     assert isinstance(error, UsageError) and "CHAIN" in str(error)
 
 
-def test_trouble_with_the_program_is_told_to_all_who_wait(policy, replies, monkeypatch):
+def test_an_error_of_the_program_reaches_all_waiting_callers(policy, replies, monkeypatch):
   async def main():
     async with PolicyTeacher(policy, "v-1", SETTINGS) as teacher:
       with monkeypatch.context() as broken:
         broken.setattr(policy_teacher, "decode_completions", lambda *_: 1 / 0)
-        told = await asyncio.gather(*map(teacher.ask, QUESTIONS[:3]), return_exceptions=True)
-      return told, await teacher.ask(QUESTIONS[0])
+        outcomes = await asyncio.gather(*map(teacher.ask, QUESTIONS[:3]), return_exceptions=True)
+      return outcomes, await teacher.ask(QUESTIONS[0])
 
-  told, afterwards = asyncio.run(main())
-  assert [type(error) for error in told] == 3 * [ZeroDivisionError] and afterwards == replies[0]
+  outcomes, afterwards = asyncio.run(main())
+  assert [type(error) for error in outcomes] == 3 * [ZeroDivisionError] and afterwards == replies[0]
 
 
-def test_who_no_longer_waits_takes_nobody_along(policy, replies):
+def test_a_cancelled_caller_does_not_cancel_others(policy, replies):
   async def main():
     async with PolicyTeacher(policy, "v-1", SETTINGS) as teacher:
       tasks = [asyncio.create_task(teacher.ask(question)) for question in QUESTIONS]
@@ -145,12 +145,12 @@ def test_who_no_longer_waits_takes_nobody_along(policy, replies):
       tasks[1].cancel()
       return await asyncio.gather(*tasks, return_exceptions=True)
 
-  told = asyncio.run(main())
-  assert isinstance(told.pop(1), asyncio.CancelledError)
-  assert told == [*replies[:1], *replies[2:]]
+  outcomes = asyncio.run(main())
+  assert isinstance(outcomes.pop(1), asyncio.CancelledError)
+  assert outcomes == [*replies[:1], *replies[2:]]
 
 
-def test_weights_are_known_by_their_content(nano, tmp_path):
+def test_weights_are_identified_by_their_content(nano, tmp_path):
   version = weights_version(nano)
   assert version == weights_version(str(nano)) and version.startswith(f"{nano.name}@")
   copy = tmp_path / nano.name
@@ -174,7 +174,7 @@ def test_settings_that_cannot_work_are_refused(policy):
 
 @pytest.mark.slow
 def test_of_several_draws_the_checks_keep_the_true_ones(taught, scenes_folder):
-  """A policy that knows two chains by heart, and not which belongs to which picture."""
+  """A policy that has memorised two chains, but not which belongs to which image."""
   source = JsonlSource(scenes_folder / "train.jsonl", scenes_folder / "images")
   limits = CheckSettings(8, 120, 0.0005, 0.95, 0, 60, tuple(RELATIONS), ())
   settings = dataclasses.replace(SETTINGS, batch_size=8, max_output_tokens=128)

@@ -24,7 +24,7 @@ NOON = datetime.datetime(2026, 11, 24, 12, 0, 0, tzinfo=datetime.UTC)
     ("", False),
   ],
 )
-def test_which_addresses_are_this_machine(url, local):
+def test_localhost_addresses_are_recognised(url, local):
   assert wire.is_local(url) == local
 
 
@@ -50,7 +50,7 @@ def test_addresses_that_a_key_may_not_go_to_are_refused(url, says):
 
 @pytest.mark.parametrize("key", ["sk-abc…def", "sk-abc\ndef", "sk-abc def"])
 def test_a_key_that_no_header_can_carry_is_refused_unseen(key, monkeypatch):
-  """Libraries repeat it in their errors, escaped, so that it would not be found and left out."""
+  """Libraries repeat the key in their errors, escaped, so that it could not be found and removed."""
   monkeypatch.setenv("SOME_KEY", key)
   with pytest.raises(UsageError, match="SOME_KEY contains") as error:
     wire.read_key(("OTHER_KEY", "SOME_KEY"))
@@ -65,13 +65,13 @@ def test_the_first_key_that_is_set_counts(monkeypatch):
   assert wire.read_key(("FIRST_KEY",)) == ""
 
 
-def test_what_is_told_of_an_error_is_one_short_line_without_the_key():
+def test_an_error_message_is_one_short_line_without_the_key():
   page = "wrong sk-secret-key\n" + "x" * 3000
   assert wire.redact_message(page, "sk-secret-key").startswith("wrong [key] xxx")
   assert len(wire.redact_message(page, "sk-secret-key")) == 500
 
 
-def test_a_word_that_stands_for_no_key_is_left_in_answers():
+def test_words_that_are_not_a_key_stay_in_answers():
   assert wire.read_body('{"a": "none of them"}', "none") == {"a": "none of them"}
 
 
@@ -89,7 +89,7 @@ def test_a_word_that_stands_for_no_key_is_left_in_answers():
     ("nan", None),
   ],
 )
-def test_how_long_to_wait(header, seconds):
+def test_retry_delays_are_parsed(header, seconds):
   assert wire.seconds_to_wait(header, NOON) == seconds
 
 
@@ -103,18 +103,18 @@ def test_how_long_to_wait(header, seconds):
     (204, LostError),
   ],
 )
-def test_what_a_status_means_for_the_next_attempt(status, error):
+def test_each_status_decides_the_next_attempt(status, error):
   failure = wire.status_error(status, "why", 3.0)
   assert type(failure) is error and "why" in str(failure) and str(status) in str(failure)
 
 
-def test_a_body_is_read_without_secrets_and_without_what_is_dropped():
+def test_a_body_is_read_without_secrets_and_dropped_fields():
   body = '{"a": [{"b": "my sk-secret-key", "big": "x"}], "big": 1}'
   assert wire.read_body(body, "sk-secret-key", ("big",)) == {"a": [{"b": "my [key]"}]}
   assert wire.read_body('{"a": "b"}', "") == {"a": "b"}
 
 
 @pytest.mark.parametrize("body", ["", "<html>", '{"a": ', "[1]", "null", "[" * 100_000])
-def test_a_body_that_is_no_object_is_lost(body):
+def test_a_body_that_is_not_an_object_is_lost(body):
   with pytest.raises(LostError, match="the body is"):
     wire.read_body(body, "KEY")

@@ -14,7 +14,7 @@ from spatial_vlm.synthesis.verify.box_checks import check_geometry, check_object
 
 @pytest.mark.parametrize(
   ("relation", "label", "higher", "contradicted"),
-  [  # whether the cat's box is higher than the mug's by far
+  [  # the cat's box is far above the mug's
     ("above", 1, False, True),
     ("over", 1, False, True),
     ("above", 1, True, False),
@@ -22,7 +22,7 @@ from spatial_vlm.synthesis.verify.box_checks import check_geometry, check_object
     ("under", 1, True, True),
     ("beneath", 1, True, True),
     ("below", 0, False, False),
-    ("touching", 1, False, False),  # a photograph's boxes do not tell
+    ("touching", 1, False, False),  # a photograph's boxes do not decide
   ],
 )
 def test_geometry_of_photographs(relation, label, higher, contradicted):
@@ -32,7 +32,7 @@ def test_geometry_of_photographs(relation, label, higher, contradicted):
   assert bool(check_geometry(draft, about(relation, label), SETTINGS)) == contradicted
 
 
-def test_of_a_name_that_stands_twice_the_first_box_counts():
+def test_the_first_box_of_a_repeated_name_counts():
   draft = change(objects=(*DRAFT.objects, ("cat", (900, 0, 990, 90))))
   assert check_geometry(draft, RECORD, SETTINGS) is None
 
@@ -59,7 +59,7 @@ box = st.tuples(*4 * [st.integers(0, 490)]).map(
 
 @given(st.sampled_from(["left of", "right of", "above", "below"]), box, box)
 def test_boxes_in_another_order_of_axes_are_found(relation, cat, mug):
-  """Wherever the order matters to the statement: mirrored in the diagonal, the boxes say the opposite."""
+  """If the order of axes matters to the statement, boxes mirrored in the diagonal contradict it."""
   holds = RELATIONS[relation].holds(cat, mug)
   mirrored = [(y1, x1, y2, x2) for x1, y1, x2, y2 in (cat, mug)]
   assume(holds is not None and RELATIONS[relation].holds(*mirrored) == (not holds))

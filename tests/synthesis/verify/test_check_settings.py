@@ -18,6 +18,6 @@ from spatial_vlm.config import UsageError
     ({"number_tolerance": -1}, "number_tolerance is -1"),
   ],
 )
-def test_settings_that_cannot_be_kept_are_refused(fields, reason):
+def test_invalid_thresholds_are_refused(fields, reason):
   with pytest.raises(UsageError, match=reason):
     dataclasses.replace(SETTINGS, **fields)

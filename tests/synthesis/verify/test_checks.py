@@ -56,16 +56,16 @@ def test_prose_that_agrees_with_its_boxes_passes():
     ("length", {"caption": "", "reasoning": "x=200 < x=750."}),
   ],
 )
-def test_each_fault_falls_to_one_check(check, fields):
+def test_each_fault_fails_exactly_one_check(check, fields):
   assert failed(change(**fields)) == [check]
 
 
 def test_every_check_is_tried_above():
-  marks = test_each_fault_falls_to_one_check.pytestmark[0].args[1]
+  marks = test_each_fault_fails_exactly_one_check.pytestmark[0].args[1]
   assert {check for check, _ in marks} == set(CHECKS)
 
 
-def test_all_reasons_are_told_together():
+def test_all_reasons_are_reported_together():
   draft = change(verdict=0, summary="The statement is false.", objects=(("dog", CAT),))
   assert {"conclusion", "leak", "objects", "length"} & {*failed(draft)} == {
     *("conclusion", "leak", "objects")

@@ -73,7 +73,7 @@ def test_numbers_from_elsewhere_are_found(reasoning, reason):
   assert found is not None and reason.replace("\\", "") in found
 
 
-def test_the_last_word_of_a_name_stands_for_it_where_no_other_ends_in_it():
+def test_a_names_last_word_refers_to_it_if_unambiguous():
   objects = (("cat", CAT), ("dining table", (0, 500, 900, 1000)))
   draft = change(objects=objects, reasoning="The cat ends at x=301 and the table at x=900.")
   assert error(draft) is None

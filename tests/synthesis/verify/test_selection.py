@@ -1,4 +1,4 @@
-"""Sets of accepted drafts: repetitions and surplus labels leave, whatever the order."""
+"""Sets of accepted drafts: repetitions and surplus labels are dropped, in any order."""
 
 import dataclasses
 import random
@@ -41,7 +41,7 @@ def test_chains_from_one_template_stay(scenes):
   assert select(scenes, SETTINGS) == (scenes, [])
 
 
-def test_what_was_refused_before_is_not_looked_at(scenes):
+def test_rejected_drafts_are_not_compared(scenes):
   refused = dataclasses.replace(scenes[0], rejections=(Rejection("leak", ""),), draft=None)
   kept, dropped = select([refused, scenes[0], scenes[1]], SETTINGS)
   assert (kept, dropped) == (scenes[:2], [])
@@ -61,23 +61,23 @@ def prose(text):
   )
 
 
-def test_chains_that_differ_in_a_word_are_alike_only_below_one(scenes):
+def test_chains_that_differ_in_a_word_repeat_only_below_a_threshold_of_one(scenes):
   words = "The first object stands clearly to the left of the second one, since its centre has the smaller x."
-  alike = (
+  similar = (
     prose(words)(scenes[0], "a.png"),
     prose(words.replace("clearly", "well"))(scenes[0], "b.png"),
   )
   other = prose("Something else entirely is written about these two things here.")(
     scenes[0], "c.png"
   )
-  everything = [*alike, other, *(o for o in scenes if o.record.relation == "left of")]
+  everything = [*similar, other, *(o for o in scenes if o.record.relation == "left of")]
   assert select(everything, SelectionSettings(1.0, 10.0))[1] == []
   kept, dropped = select(everything, SelectionSettings(0.95, 10.0))
   assert {*images(dropped)} & {"a.png", "b.png", "c.png"} in ({"a.png"}, {"b.png"})
   assert "c.png" in images(kept)
 
 
-def test_likeness_is_judged_within_relation_and_label_only(scenes):
+def test_similarity_is_compared_within_relation_and_label_only(scenes):
   words = prose(
     "The same words are said of two different statements, which is no repetition at all."
   )
@@ -98,12 +98,12 @@ def test_the_more_frequent_label_of_a_relation_is_cut(scenes):
   assert f"{len(true)} with label 1 against 4" in dropped[0].rejections[0].detail
 
 
-def test_a_label_without_a_counterpart_leaves_altogether(scenes):
+def test_a_label_without_a_counterpart_is_dropped(scenes):
   true = [o for o in scenes if o.record.relation == "above" and o.record.label]
   assert select(true, SelectionSettings(1.0, 3.0))[0] == []
 
 
-def test_the_choice_is_of_the_records_and_not_of_their_order(scenes):
+def test_the_selection_does_not_depend_on_the_order(scenes):
   copies = [renamed(o, f"copy_{i}.png") for i, o in enumerate(scenes[:30])]
   rest = [o for o in scenes if o.record.label or o.record.relation != "below"]
   everything = rest + copies

@@ -20,12 +20,12 @@ from spatial_vlm.synthesis.verify.statement_patterns import match_objects, state
   ]
   + [("bobcat", False), ("", False)],
 )
-def test_names_are_the_statements_own(name, found):
+def test_names_come_from_the_statement(name, found):
   draft = change(objects=((name, CAT), ("mug", MUG)))
   assert match_objects(draft, RECORD) == (name if found else "", "mug")
 
 
-def test_one_box_cannot_stand_for_both_objects():
+def test_one_box_cannot_match_both_objects():
   record = dataclasses.replace(RECORD, caption="The cat is left of the cat.")
   assert match_objects(DRAFT, record) == ("cat", "")
 

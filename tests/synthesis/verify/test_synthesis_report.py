@@ -89,7 +89,7 @@ def test_rejections_versions_and_tokens_are_counted():
   assert summary["tokens"] == {"prompt": 600, "cached": 240, "answer": 120, "thoughts": 30}
 
 
-def test_nothing_asked_gives_a_report_too():
+def test_a_report_without_questions_is_written():
   summary = summarize([])
   assert summary["yield"] is None and summary["tokens"]["prompt"] == 0
   assert "Of 0 records 0 have a verified chain (–)" in markdown(summary, [], "sheet.png")
@@ -123,7 +123,7 @@ def test_boxes_that_cannot_be_drawn_do_not_end_the_report():
   assert sheet.width > 200
 
 
-def test_examples_stand_in_full():
+def test_examples_are_shown_in_full():
   page = markdown(summarize(outcomes(), 2.5), choose_examples(outcomes(), 2, 4), "sheet.png")
   assert (
     "### 2. Accepted, hinted, attempt 2" in page and "### 3. Rejected, blind, attempt 1" in page
@@ -135,13 +135,13 @@ def test_examples_stand_in_full():
   assert "Cost: 2.50 USD." in page
 
 
-def test_a_reply_without_words_is_shown_as_such():
+def test_an_empty_reply_is_shown_as_empty():
   silent = outcome(record(0), "finish", text=None, draft=None)
   assert "The answer is empty." in markdown(summarize([silent]), [silent], "sheet.png")
 
 
 @pytest.mark.parametrize("field", ["caption", "relation", "image"])
-def test_nothing_untrusted_is_interpreted(field):
+def test_untrusted_text_is_escaped(field):
   def page(text):
     changed = dataclasses.replace(record(0), **{field: text})
     bad = outcome(changed, text, version=text, text=text)

@@ -1,4 +1,4 @@
-"""Leaked verdicts, contradicted conclusions and betrayed hints, and ordinary text that is none of them."""
+"""Leaked verdicts, contradicted conclusions and revealed hints, and ordinary text with none of them."""
 
 import pytest
 from synthesis_drafts import RECORD, SETTINGS, about, change
@@ -75,7 +75,7 @@ def test_leaks_are_found(step, text):
     ("on", "The grey cat sleeps on an old mug."),
   ],
 )
-def test_a_caption_that_tells_the_relation_in_other_words_is_a_leak(relation, caption):
+def test_a_caption_that_paraphrases_the_relation_is_a_leak(relation, caption):
   record = about(relation, 1)
   assert "asserts" in str(check_leak(change(caption=caption), record, SETTINGS))
   other = caption.replace("mug", "lamp beside a mug")
@@ -123,7 +123,7 @@ def test_the_reasoning_does_not_end_in_the_opposite(verdict, end, contradicts):
     "It matches the answer.",
   ],
 )
-def test_words_that_betray_a_hint_are_found(text):
+def test_phrases_that_reveal_a_hint_are_found(text):
   assert check_hint(change(reasoning=text), RECORD, SETTINGS) is not None
 
 
@@ -140,5 +140,5 @@ def test_words_that_betray_a_hint_are_found(text):
     *("Since the cat is there, x=200 < x=750.", "The label says STOP.", "The labelled jar."),
   ],
 )
-def test_ordinary_words_betray_nothing(text):
+def test_ordinary_text_reveals_no_hint(text):
   assert check_hint(change(reasoning=text), RECORD, SETTINGS) is None

@@ -3,7 +3,7 @@
 The scene, the chain and the comparison come from the package's renderer and scene teacher; tokens are those of the tiny
 base's tokenizer. Same versions of matplotlib give the same bytes.
 
-  python docs/make_picture.py
+  python docs/make_answer_image.py
 """
 
 import io
@@ -25,7 +25,7 @@ from spatial_vlm.reuse.extraction import behavior_name
 from spatial_vlm.synthesis import scene_teacher
 
 ROOT = Path(__file__).parents[1]
-PICTURE = ROOT / "docs" / "images" / "answer.png"
+IMAGE = ROOT / "docs" / "images" / "answer.png"
 EXAMPLE = 4
 """Number in the test split of seed 0."""
 
@@ -119,6 +119,6 @@ if __name__ == "__main__":
   image = Image.open(png).convert("RGB").quantize(128, dither=Image.Dither.NONE)
   png = io.BytesIO()
   image.save(png, format="png", optimize=True)
-  PICTURE.parent.mkdir(exist_ok=True)
-  PICTURE.write_bytes(png.getvalue())
-  print(f"{PICTURE}: {len(png.getvalue()) / 1000:.0f} kB")
+  IMAGE.parent.mkdir(exist_ok=True)
+  IMAGE.write_bytes(png.getvalue())
+  print(f"{IMAGE}: {len(png.getvalue()) / 1000:.0f} kB")
