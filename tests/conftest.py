@@ -164,8 +164,9 @@ def taught(shared_folder, nano, scenes_folder, on_devices):
     "checkpoint": nano,
     "data.conversations": workdir / "conversations.jsonl",
     "data.images": scenes_folder / "images",
-    "epochs": 15,
-    "batch_size": 16,
+    "data.shapes": "((192, 64),)",  # one program
+    "epochs": 7,
+    "batch_size": 8,
     "optimizer.learning_rate": 1e-2,
     "checkpoint_steps": 1000,
   }

@@ -12,7 +12,7 @@ from spatial_vlm.commands import sft as command
 
 PRETRAIN = {
   "from_scratch": True,
-  "data.pretrain.scenes": "(16, 16)",
+  "data.pretrain.scenes": "(8, 8)",
   "data.pretrain.objects": "(1, 2)",
 }
 
