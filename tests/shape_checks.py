@@ -1,4 +1,4 @@
-"""Checks arrays' shapes and types, where annotations name them, while tests run: jaxtyping's import hook and beartype."""
+"""Checks the arrays that annotations name while tests run: shapes and types, by jaxtyping's import hook and beartype."""
 
 import functools
 import operator
