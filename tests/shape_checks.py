@@ -1,4 +1,4 @@
-"""Checks the arrays that annotations name while tests run: shapes and types, by jaxtyping's import hook and beartype."""
+"""Checks shapes and types of arrays that annotations name, while tests run: jaxtyping's import hook and beartype."""
 
 import functools
 import operator
@@ -25,7 +25,10 @@ def _only_with_arrays(jaxtyped: Callable, *, typechecker: Callable) -> Callable:
 
   def decorate(definition):
     annotations = getattr(definition, "__annotations__", {}).values()
-    may_name_arrays = any(isinstance(a, str) or _names_an_array(a) for a in annotations)
+    # Annotations in quotes are read by jaxtyping; without brackets they name a class.
+    may_name_arrays = any(
+      _names_an_array(a) or (isinstance(a, str) and "[" in a) for a in annotations
+    )
     if isinstance(definition, type) or not may_name_arrays:
       return definition
     return jaxtyped(definition, typechecker=typechecker)
