@@ -31,6 +31,7 @@ COMMANDS = {
   "answer": "spatial_vlm.commands.answer",
   "export": "spatial_vlm.commands.export",
   "plan": "spatial_vlm.commands.plan",
+  "bench": "spatial_vlm.commands.bench",
 }
 
 USAGE = """\

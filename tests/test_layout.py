@@ -17,7 +17,7 @@ LAYERS = (
   ),
   (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
-    *("synthesis", "train", "planning"),
+    *("synthesis", "train", "planning", "benchmark"),
   ),
   ("demo", "commands", "cli"),
 )
@@ -80,6 +80,11 @@ FOLDERS = {
     *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
     *("programs", "batch_rows", "target", "cache", "search", "advice", "plan_report"),
   ),
+  "benchmark": (
+    *("row", "measure", "limits", "inputs", "weights", "subject", "correctness"),
+    *("inference_rows", "training_rows", "dapo_rows", "against_transformers"),
+    *("measurements", "results"),
+  ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
@@ -96,7 +101,7 @@ RESERVED = {
   "pyarrow": {"data/vsr.py"},
   "tensorflow": {"reuse/embedder.py"},
   "tensorflow_text": {"reuse/embedder.py"},
-  "torch": set(),
+  "torch": {"benchmark/against_transformers.py"},
   "torchvision": set(),
 }
 """Heavy or remote libraries and the files that may import them."""

@@ -113,22 +113,28 @@ def fit(
   with progress("dapo", int(state.batches), config.steps) as bar:
     if files.is_new:
       files.metrics.write(0, {"validation/accuracy": validate(state.train.params)})
-    started = time.perf_counter()
+    started = phase_started = time.perf_counter()
+    sampling_s = 0.0
     for state, sums in updates(state):  # noqa: B020 (each turn yields the next state)
-      batch = int(state.batches)
-      if sums is not None:
-        values = metrics.means(sums) | {"time/step_s": time.perf_counter() - started}
+      batch = int(state.batches)  # waits for the round or the update
+      now = time.perf_counter()
+      if sums is None:
+        sampling_s += now - phase_started
+      else:
+        times = {"step_s": now - started, "sampling_s": sampling_s, "update_s": now - phase_started}
+        values = metrics.means(sums) | {f"time/{name}": value for name, value in times.items()}
         if batch % config.validate_steps == 0 or batch == config.steps:
           values["validation/accuracy"] = validate(state.train.params)
         files.metrics.write(batch, values)
         show_progress(config, batch, values, bar)
-        started = time.perf_counter()
+        started, sampling_s = time.perf_counter(), 0.0
       event = int(state.cursor) // config.rollout_batch_size + batch
       preempted = hosts.preempted(event)
       if preempted or event % config.checkpoint_steps == 0 or batch == config.steps:
         files.save(event, state, host_state())
       if preempted:
         raise hosts.Preempted
+      phase_started = time.perf_counter()
   return state
 
 

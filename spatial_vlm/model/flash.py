@@ -54,9 +54,9 @@ def attention(
   N is a multiple of K; each key-value head serves N / K query heads. Segment 0 is padding: no real token attends to it,
   and its own rows are finite.
   """
-  kernels: dict[str, Callable[..., Array]] = {"tpu": splash_attention}
-  if q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= LANES and _cudnn_is_installed():
-    kernels["cuda"] = cudnn_attention
+  kernels = dict(KERNELS)
+  if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > LANES or not _cudnn_is_installed():
+    kernels.pop("cuda", None)
   # All branches are traced and one is compiled; residuals of the others for the backward pass are dead code.
   return jax.lax.platform_dependent(
     q,
@@ -151,6 +151,10 @@ def _cudnn_is_installed() -> bool:
   """Returns whether JAX's CUDA plugin is installed; without it a call of cuDNN cannot be traced."""
   plugins = importlib.metadata.entry_points(group="jax_plugins")
   return any(plugin.name.startswith("xla_cuda") for plugin in plugins)
+
+
+KERNELS: dict[str, Callable[..., Array]] = {"tpu": splash_attention, "cuda": cudnn_attention}
+"""Platform → its kernel; a platform without one computes the formula."""
 
 
 def shard_mapped(

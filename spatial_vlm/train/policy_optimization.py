@@ -136,6 +136,23 @@ def answer_logprobs(
   return logp[:, 1:], entropy[:, 1:]
 
 
+def piecewise_logprobs(
+  params: Params,
+  pieces: Rollout,
+  constants: Constants,
+  model: ModelConfig,
+  settings: RlSettings,
+) -> Float[Array, "n B G T"]:
+  """Returns log π_θ of every answer token of n pieces of a batch, one piece after the other."""
+  every = combine(params, constants.frozen)
+
+  def score(piece: Rollout) -> Float[Array, "B G T"]:
+    logp, _ = answer_logprobs(every, piece, constants.forbidden_tokens, model, settings)
+    return logp.reshape(piece.logp.shape)
+
+  return jax.lax.map(score, pieces)
+
+
 def shaped_reward(rollout: Rollout, settings: RlSettings) -> Float[Array, "B G"]:
   """Returns the weighted sum of the rewards that the config chooses."""
   terms = RewardTerms(
@@ -222,13 +239,8 @@ def update_policy(
   pieces = cut_rows(rollout, settings.minibatches * settings.micro_batches)
 
   def scored_by(params: Params) -> Float[Array, "n B G T"]:
-    every = combine(params, constants.frozen)
-
-    def score(piece: Rollout) -> Float[Array, "B G T"]:
-      logp, _ = answer_logprobs(every, piece, constants.forbidden_tokens, model, settings)
-      return logp.reshape(piece.logp.shape)
-
-    return cut_rows(join_rows(jax.lax.map(score, pieces)), settings.minibatches)
+    logp = piecewise_logprobs(params, pieces, constants, model, settings)
+    return cut_rows(join_rows(logp), settings.minibatches)
 
   logp_old = scored_by(state.train.params)
   has_reference = reads_reference(settings.objectives)

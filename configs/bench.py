@@ -1,0 +1,146 @@
+"""Speed on this machine, with random weights.
+
+tiny   the shape of the shipped base, float32; minutes on two cores
+small  a model of 58 M parameters, float32; for CPUs
+2b     Qwen3-VL-2B in bfloat16 on an accelerator: LoRA, beside transformers
+2b_full  the full fine-tune of Qwen3-VL-2B and a DAPO step of it
+8b     Qwen3-VL-8B in bfloat16 on an accelerator of 80 GB: decoding, and LoRA on packed rows
+"""
+
+from ml_collections import ConfigDict
+
+from .common import choose, data_parallel_mesh, training
+
+
+def get_config(preset: str) -> ConfigDict:
+  return choose(
+    preset,
+    {
+      "tiny": tiny,
+      "small": small,
+      "2b": qwen3_vl_2b,
+      "2b_full": qwen3_vl_2b_full,
+      "8b": qwen3_vl_8b,
+    },
+  )
+
+
+def tiny() -> ConfigDict:
+  return ConfigDict(
+    dict(
+      seed=0,
+      model="tiny",  # name in benchmark.subject.MODELS
+      dtype="float32",  # of weights and computation in `forward` and `decode`
+      # Names in benchmark.measurements.MEASUREMENTS, in order.
+      measurements=("attention", "parity", "forward", "decode", "sft", "dapo"),
+      rounds=7,  # in each of them ours and transformers have their turns
+      round_s=0.3,  # least time of a turn: short programs run several times
+      time_limit_s=1800,  # a measurement that would start later is left out
+      mesh=data_parallel_mesh(),
+      decode=dict(
+        batch_sizes=(1, 8, 64),
+        new_tokens=64,
+        tokens=64,  # of a prompt
+        images=1,
+        grid=(8, 8),  # rows and columns of an image's patches
+      ),
+      sft=step() | dict(batch_size=8, tokens=176, images=1, grid=(8, 8)),
+      dapo=step()
+      | dict(
+        task="scenes",
+        rounds=2,  # a step takes long
+        tokens=64,
+        images=1,
+        grid=(8, 8),
+        groups_per_batch=32,
+        group_size=8,
+        rollout_batch_size=32,
+        max_rollout_rounds=1,
+        minibatches=4,
+        objectives=(("dapo", 1.0),),
+        rewards=(("accuracy", 1.0), ("overlong", 1.0)),
+        eps_low=0.2,
+        eps_high=0.28,
+        max_new_tokens=128,
+        overlong_cache_tokens=8,
+        temperature=1.0,
+      ),
+    )
+  )
+
+
+def step() -> dict:
+  """Returns the leaves of a training step; seed and mesh are those of the whole."""
+  leaves = training()
+  for name in ("seed", "mesh", "max_to_keep"):
+    del leaves[name]
+  return leaves
+
+
+def small() -> ConfigDict:
+  config = tiny()
+  config.model = "small"
+  config.measurements = ("forward", "decode", "sft")
+  config.rounds = 5
+  config.decode.batch_sizes = (1, 8)
+  config.sft.batch_size = 4
+  return config
+
+
+def on_accelerator() -> ConfigDict:
+  """Returns what the presets for accelerators share: photographs of 640×480, and bfloat16."""
+  config = tiny()
+  config.dtype = "bfloat16"
+  config.rounds = 3
+  config.decode.tokens = 384
+  for group in (config.decode, config.sft, config.dapo):
+    group.grid = (30, 40)
+  for group in (config.sft, config.dapo):
+    group.dtype = "bfloat16"
+    group.remat = "full"
+  config.sft.tokens = 512
+  config.sft.chunk_tokens = 1024
+  config.dapo.tokens = 384
+  config.dapo.groups_per_batch = 16
+  config.dapo.rollout_batch_size = 16
+  config.dapo.chunk_tokens = 64
+  return config
+
+
+def with_lora(group: ConfigDict) -> None:
+  group.trainable = (".*/lora_[ab]",)
+  group.lora.rank = 16
+
+
+def with_packed_rows(group: ConfigDict) -> None:
+  group.batch_size = 4
+  group.images = 3
+  group.tokens = 2048
+
+
+def qwen3_vl_2b() -> ConfigDict:
+  config = on_accelerator()
+  config.model = "2b"
+  config.measurements = ("forward", "decode", "sft")
+  config.decode.batch_sizes = (1, 64)
+  with_lora(config.sft)
+  return config
+
+
+def qwen3_vl_2b_full() -> ConfigDict:
+  config = on_accelerator()
+  config.model = "2b"
+  config.measurements = ("sft", "dapo")
+  with_packed_rows(config.sft)
+  with_lora(config.dapo)
+  return config
+
+
+def qwen3_vl_8b() -> ConfigDict:
+  config = on_accelerator()
+  config.model = "8b"
+  config.measurements = ("attention", "parity", "decode", "sft")
+  config.decode.batch_sizes = (1, 64, 8)  # the ends first, in case that time runs out
+  with_lora(config.sft)
+  with_packed_rows(config.sft)
+  return config
