@@ -37,6 +37,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     if keep < 1:
       raise ValueError(f"keep is {keep}; a run needs at least 1 checkpoint to resume.")
     self.folder = epath.Path(folder)
+    self._signatures: dict[int, dict[str, str]] = {}
     logging.getLogger("absl").addFilter(_is_no_orbax_progress)
     self._manager = ocp.CheckpointManager(
       self.folder.resolve() if "://" not in str(folder) else self.folder,
@@ -131,8 +132,15 @@ class Checkpoints(contextlib.AbstractContextManager):
     arguments = ocp.args.Composite(**{_HOST: ocp.args.JsonRestore()})
     return self._manager.restore(self.latest(), args=arguments)[_HOST]
 
+  def _signature_of(self, step: int) -> dict[str, str]:
+    """Returns path of every array of checkpoint `step` -> "dtype[shape]"."""
+    # Orbax opens every array for this. `export` restores them one by one, and asks only once.
+    if step not in self._signatures:
+      self._signatures[step] = _signature(self._manager.item_metadata(step)[_STATE].tree)
+    return self._signatures[step]
+
   def _check(self, step: int, abstract_state: Any, partial: bool) -> None:
-    written = _signature(self._manager.item_metadata(step)[_STATE].tree)
+    written = self._signature_of(step)
     expected = _signature(abstract_state)
     differences = [
       f"{name}: written {written.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"

@@ -34,8 +34,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import filelock  # noqa: E402
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
-import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+import shape_checks  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
@@ -51,7 +51,7 @@ CHECKED = (
   *("huggingface", "model", "objectives", "optim", "parameters", "processor"),
   *("reuse", "rewards", "rollout", "train"),
 )
-jaxtyping.install_import_hook([f"spatial_vlm.{name}" for name in CHECKED], "shape_checks.checked")
+shape_checks.install([f"spatial_vlm.{name}" for name in CHECKED])
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -164,8 +164,9 @@ def taught(shared_folder, nano, scenes_folder, on_devices):
     "checkpoint": nano,
     "data.conversations": workdir / "conversations.jsonl",
     "data.images": scenes_folder / "images",
-    "epochs": 15,
-    "batch_size": 16,
+    "data.shapes": "((192, 64),)",  # one program
+    "epochs": 7,
+    "batch_size": 8,
     "optimizer.learning_rate": 1e-2,
     "checkpoint_steps": 1000,
   }

@@ -87,16 +87,14 @@ def _byte_automaton(grammar: Grammar) -> tuple[np.ndarray, np.ndarray]:
   states = [machine.initial, *sorted(machine.states - {machine.initial})]
   number = {state: START + i for i, state in enumerate(states)}
 
-  def after(state: int, character: str) -> int | None:
-    return machine.map.get(state, {}).get(machine.alphabet[character])
-
+  symbols = [machine.alphabet[chr(byte)] for byte in range(256)]
   table = np.full((START + len(states), 256), DEAD, np.min_scalar_type(len(states)))
   verdict = np.full(START + len(states), -1, np.int32)
   for state in states:
-    row = [number.get(after(state, chr(byte)), DEAD) for byte in range(256)]
-    table[number[state]] = row
+    after = machine.map.get(state, {})
+    table[number[state]] = [number.get(after.get(symbol), DEAD) for symbol in symbols]
     for value, mark in marks.items():
-      if after(state, mark) in machine.finals:
+      if after.get(machine.alphabet[mark]) in machine.finals:
         verdict[number[state]] = value
   return table, verdict
 

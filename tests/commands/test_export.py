@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import transformers
 from checkpoint_folders import read_checkpoint
+from orbax.checkpoint import CheckpointManager
 from safetensors.numpy import load_file
 
 from spatial_vlm import config
@@ -55,10 +56,18 @@ def test_weights_stream_and_are_written_in_the_requested_dtype_and_sizes(
     read.append([leaf.shape for leaf in jax.tree.leaves(state)])
     return restore(self, state, partial)
 
+  asked, item_metadata = [], CheckpointManager.item_metadata
+
+  def metadata(self, step):
+    asked.append(step)
+    return item_metadata(self, step)
+
   monkeypatch.setattr(Checkpoints, "restore", counted)
+  monkeypatch.setattr(CheckpointManager, "item_metadata", metadata)
   half = {"run": tmp_path / "run", "dtype": "bfloat16", "max_file_bytes": 50_000}
   assert run("export", tmp_path / "half", half, devices=8).code == 0
   assert {len(shapes) for shapes in read} == {1}
+  assert asked == [1]  # for the shapes, which opens every array
   config_half, params = read_checkpoint(tmp_path / "half")
   assert len(read) == len(jax.tree.leaves(params))
   assert len(list((tmp_path / "half").glob("model-*.safetensors"))) > 1

@@ -12,7 +12,7 @@ from spatial_vlm.commands import sft as command
 
 PRETRAIN = {
   "from_scratch": True,
-  "data.pretrain.scenes": "(16, 16)",
+  "data.pretrain.scenes": "(8, 8)",
   "data.pretrain.objects": "(1, 2)",
 }
 
@@ -95,7 +95,7 @@ def test_pretraining_resumes_too(tmp_path, run, sft_changes, outcome, stopped_at
   """Images are drawn from (seed, number): stages, order and requests continue where they were."""
   changes = {**sft_changes, **PRETRAIN, "checkpoint_steps": 2}
   assert run("sft", tmp_path / "whole", changes).code == 0
-  for call in (4, 6):
+  for call in (4, 3):
     with stopped_at(command, "sft_step", call):
       run("sft", tmp_path / "parts", changes)
   assert run("sft", tmp_path / "parts", changes).code == 0

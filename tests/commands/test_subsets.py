@@ -187,7 +187,7 @@ def test_an_adapter_of_a_run_without_lora_is_refused(run, sft_changes, tmp_path,
 def test_dapo_trains_lora_adapters(
   run, dapo_changes, outcome, before_saving, tmp_path, part, storage
 ):
-  changes = {**dapo_changes, **part}
+  changes = {**dapo_changes, **part, "steps": 2}
   assert run("dapo", tmp_path / "whole", changes).code == 0
   with before_saving(3):
     run("dapo", tmp_path / "parts", changes)

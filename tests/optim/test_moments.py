@@ -132,24 +132,29 @@ def test_averages_rounded_to_nearest_stop_moving(dtype, rounding_to_nearest):
 
 def _second_moment_over_exact(dtype):
   """Mean second moment over that in float32: 1,500 updates after the gradients have become ten times smaller."""
-  params = {"layers": module(jnp.zeros((64, 64)))}
+  return _mean_second_moment(dtype) / _exact_second_moment()
 
-  def second_moment(dtype):
-    optimizer = make_optimizer(settings(moments=dtype))
 
-    def step(state, number):
-      key = jax.random.fold_in(jax.random.key(0), number)
-      size = jnp.where(number < 50, 1.0, 0.1)
-      gradient = {"layers": module(size * jax.random.normal(key, (64, 64)))}
-      return optimizer.update(gradient, state, params)[1], None
+@functools.cache
+def _exact_second_moment():
+  return _mean_second_moment("float32")
 
-    def run():
-      return jax.lax.scan(step, optimizer.init(params), jnp.arange(1550))[0]
 
-    nu = optax.tree.get(moments._decode(jax.jit(run)()), "nu")
-    return float(kernel_of(nu["layers"]).mean())
+def _mean_second_moment(dtype):
+  params = {"layers": module(jnp.zeros((32, 32)))}
+  optimizer = make_optimizer(settings(moments=dtype))
 
-  return second_moment(dtype) / second_moment("float32")
+  def step(state, number):
+    key = jax.random.fold_in(jax.random.key(0), number)
+    size = jnp.where(number < 50, 1.0, 0.1)
+    gradient = {"layers": module(size * jax.random.normal(key, (32, 32)))}
+    return optimizer.update(gradient, state, params)[1], None
+
+  def run():
+    return jax.lax.scan(step, optimizer.init(params), jnp.arange(1550))[0]
+
+  nu = optax.tree.get(moments._decode(jax.jit(run)()), "nu")
+  return float(kernel_of(nu["layers"]).mean())
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,8 @@ def full_gradient(policy, batch):
     total, count = sft_loss(params, batch, policy.model, settings)
     return total / count
 
-  return lambda params: flatten(jax.device_get(jax.jit(jax.grad(mean_loss))(params)))
+  gradient = jax.jit(jax.grad(mean_loss))
+  return lambda params: flatten(jax.device_get(gradient(params)))
 
 
 def sft_update(policy, batch, state, frozen):

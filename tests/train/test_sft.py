@@ -1,5 +1,6 @@
 """The step of supervised fine-tuning: its sums, micro-batches and shardings."""
 
+import functools
 import itertools
 
 import jax
@@ -59,16 +60,21 @@ def step(state, batch, policy, **changes):
   return jax.device_get(state), jax.device_get(sums)
 
 
+@functools.partial(
+  jax.jit, static_argnums=(2, 3)
+)  # compiled once for all tests that take the same settings
+def summed_gradient(params, batch, model, chosen):
+  def loss(params, rows):
+    total, count = sft_loss(params, rows, model, chosen)
+    return total, {"loss": (total, count)}
+
+  return update.accumulate(loss, params, batch, chosen.micro_batches)
+
+
 def gradient(policy, batch, **changes):
   chosen = settings(**changes)
 
-  def loss(params, rows):
-    total, count = sft_loss(params, rows, policy.model, chosen)
-    return total, {"loss": (total, count)}
-
-  grads, sums = jax.jit(lambda p: update.accumulate(loss, p, batch, chosen.micro_batches))(
-    policy.params
-  )
+  grads, sums = summed_gradient(policy.params, batch, policy.model, chosen)
   return jax.device_get(update.mean_gradient(grads, sums["loss"][1])), jax.device_get(sums["loss"])
 
 
