@@ -59,7 +59,7 @@ class PhaseClock:
   """Adds up the seconds of named phases until they are read.
 
   clock = PhaseClock()
-  with clock.phase("sampling"):
+  with clock.phase("time/sampling_s"):
     …  # ends with results that are ready: work on devices is asynchronous
   clock.read()  # {"time/sampling_s": 1.2}
   """
@@ -69,7 +69,7 @@ class PhaseClock:
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
-    """Adds the time that its block takes to the phase."""
+    """Adds the time that its block takes to the phase; `name` is that of the metric."""
     start = time.perf_counter()
     yield
     self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
@@ -77,7 +77,7 @@ class PhaseClock:
   def read(self) -> dict[str, float]:
     """Returns the seconds of each phase since the last call, as metrics."""
     seconds, self._seconds = self._seconds, {}
-    return {f"{CLOCK_PREFIX}{name}_s": value for name, value in seconds.items()}
+    return seconds
 
 
 class MetricsWriter:

@@ -100,7 +100,7 @@ def fit(
       if sums is not None:
         values = metrics.means(sums) | {"time/step_s": time.perf_counter() - started}
         if batch % config.validate_steps == 0 or batch == config.steps:
-          with clock.phase("validation"):
+          with clock.phase("time/validation_s"):
             values["validation/accuracy"] = data.validate(state.train.params)
         files.metrics.write(batch, values | clock.read())
         show_progress(config, batch, values, bar)

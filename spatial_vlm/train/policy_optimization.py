@@ -295,7 +295,7 @@ def update_policy(
     clock: measures the phases.
   """
   minibatches = settings.minibatches
-  with clock.phase("old_logprobs"):
+  with clock.phase("time/old_logprobs_s"):
     batch = policy_batch(state, settings=settings)
     numbers, longest = jax.device_get((batch.numbers, batch.longest))
     pieces = [
@@ -313,7 +313,7 @@ def update_policy(
     if reads_reference(settings.objectives):
       reference = [score(constants.reference, piece, constants)[0] for piece in pieces]
     jax.block_until_ready((old, reference))
-  with clock.phase("update"):
+  with clock.phase("time/update_s"):
     train, sums = state.train, batch.sums
     for i, piece in enumerate(pieces):
       scores = MinibatchScores(old[i][0], reference[i], np.bool_(i == 0))

@@ -72,7 +72,7 @@ def group_sampler(
   to_train = jax.jit(lambda x: x, out_shardings=sharding.batch_sharding(meshes.training, groups))
 
   def sample(params: Params, cursor: int) -> Rollout:
-    with clock.phase("sampling"), jax.set_mesh(meshes.sampling):
+    with clock.phase("time/sampling_s"), jax.set_mesh(meshes.sampling):
       numbers = range(cursor, cursor + settings.rollout_batch_size)
       requests = requests_of(meshes.sampling, numbers)
       engine.publish(params)
