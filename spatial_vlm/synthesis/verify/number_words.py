@@ -37,7 +37,9 @@ def with_digits(text: str) -> str:
   'two cats, about 605 units apart, 2 times as wide'
   """
   text = re.sub(r"\btwice (?=as|the)", "2 times ", text, flags=re.IGNORECASE)
-  text = re.sub(r"\b(\d{1,3}),(\d{3})\b(?![,\d])", r"\1\2", text)  # 1,000, but not 100,201,301
+  text = re.sub(
+    r"(?<![\d,])(\d{1,3}),(\d{3})\b(?![,\d])", r"\1\2", text
+  )  # 1,000, but not 100,201,301
   return _NUMBER.sub(lambda match: _digits(match, text), text)
 
 

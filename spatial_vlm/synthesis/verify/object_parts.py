@@ -50,8 +50,8 @@ _BOX_WORDS = frozenset(
 )
 """Words for the box itself; its edges and its centre are exact."""
 _LINKS = (
-  r"(?:is|are|lies|lie|sits|sit|stands|ends|begins|starts|reaches|points|appears|rests|hangs|extends|spans|located"
-  r"|visible|seen|found|at|near|around|from)"
+  r"(?:is|are|lies|lie|sits|sit|stands|ends|begins|starts|reaches|appears|rests|hangs|extends|spans|located"
+  r"|visible|seen|found|holds|grips|touches|meets|crosses|covers|points|at|near|around|from)"
 )
 _PART = r"(?P<part>(?:[a-z-]+,? ){1,3}?)"
 _REST = rf"{_LINKS} (?:[a-z≈~]+ )*\(?$"

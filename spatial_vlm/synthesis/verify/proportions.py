@@ -35,6 +35,10 @@ _AXES = (
   re.compile(r"\b(?:width|wide[r]?|horizontal\w*)\b", re.IGNORECASE),
   re.compile(r"\b(?:height|high(?:er)?|tall(?:er)?|vertical\w*)\b", re.IGNORECASE),
 )
+_OWN_SIDES = re.compile(
+  r"\b(?:it is|they are|as (?:wide|high|tall|long) as (?:wide|high|tall|long))\b"
+)
+"""Words that compare an object's width with its own height."""
 _ANGLE = re.compile(r"\b(\d+(?:\.\d+)?)(?:[- ]?degrees?\b|[- ]degree\b| ?°)")
 _ANGLES = (
   (re.compile(r"\bperpendicular|\bright[- ]angle|\borthogonal", re.IGNORECASE), (90.0, 270.0)),
@@ -115,20 +119,21 @@ def _check_multiples(clause: str, boxes: Mapping[str, Box]) -> tuple[str, list[s
     claim = read_claim(clause[: match.start()], float(match[1]), 0)
     slack = (_MULTIPLE_TOLERANCE if claim.is_exact else _MULTIPLE_TOLERANCE / 2) * float(match[1])
     claim = Claim(claim.low - slack, claim.high + slack, claim.is_exact)
-    if not any(claim.allows(ratio) for ratio in _ratios(boxes.values(), axis)):
+    own = axis is None or _OWN_SIDES.search(after)
+    if not any(claim.allows(ratio) for ratio in _ratios(boxes.values(), axis, bool(own))):
       errors.append(f"{match[0]} {after} matches no ratio of boxes")
   return pattern.sub("", clause), errors
 
 
-def _ratios(boxes: Iterable[Box], axis: int | None) -> Iterator[float]:
-  """Yields the ratios of sizes of each two boxes, and of each box's sides."""
+def _ratios(boxes: Iterable[Box], axis: int | None, own: bool) -> Iterator[float]:
+  """Yields the ratios of sizes of each two boxes and, if `own`, of each box's sides."""
   boxes = list(dict.fromkeys(boxes))
   for a, b in itertools.permutations(boxes, 2):
     for i in (0, 1) if axis is None else (axis,):
       yield size(a)[i] / max(size(b)[i], 1)
     if axis is None:
       yield _area(a) / max(_area(b), 1)
-  for box in boxes:
+  for box in boxes if own else ():
     width, height = size(box)
     yield from (width / max(height, 1), height / max(width, 1))
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from spatial_vlm.answers import Box
 from spatial_vlm.data.measurements import HOLDS, Number, any_of, compared, read_numbers
-from spatial_vlm.data.relations import NEAR_DISTANCE, gaps, offsets, overhangs
+from spatial_vlm.data.relations import NEAR_DISTANCE, gaps, offsets, overhangs, size
 from spatial_vlm.synthesis.verify.number_words import with_digits
 from spatial_vlm.synthesis.verify.object_parts import part_owner
 from spatial_vlm.synthesis.verify.proportions import check_proportions
@@ -53,6 +53,9 @@ _DIRECTED = re.compile(
   r"|(?:higher|lower|above|below|beneath|under)\b)"
 )
 """Words after a number that make it a difference of edges or centres: "30 units to the right of"."""
+_SIZE_AFTER = re.compile(r"(?: units?| points?)? (?:wide|tall|high|long|broad)\b")
+_VERSUS = re.compile(r" (?:vs\.?|versus|against) ")
+"""Words between two numbers that are compared without a sign."""
 _CLAUSE = re.compile(r"(?:[^;.]|\.(?!\s|$))+")
 _LENGTHS = re.compile(
   r"\b(?:apart|away|between|by|differ\w*|distan\w*|gaps?|long|offsets?|outside|over(?:hang|lap)\w*|separat\w*|units"
@@ -141,6 +144,12 @@ def _clause_errors(
       if (sign != "=" or (left.key and right.key)) and not HOLDS[sign](left.value, right.value):
         yield f"{_text(left)} {sign} {_text(right)} does not hold"
     sides = {number.start for left, _, right in comparisons for number in (left, right)}
+    sides |= {
+      number.start
+      for left, right in itertools.pairwise(numbers)
+      if _VERSUS.match(clause, left.end)
+      for number in (left, right)
+    }
     for number in numbers:
       owner = _owner(number, clause, boxes, number.start in sides)
       if unit := not number.key and _WORLD_UNIT.match(clause, number.end):
@@ -216,17 +225,17 @@ def _claimed(
   kinds = _kinds(number, clause, is_exact)
   if number.value == _FRAME_SIZE and not number.key:
     yield _FRAME_SIZE
-  if not number.key and (way := _DIRECTED.match(clause, number.end)):
-    for a, b in itertools.combinations(dict.fromkeys(boxes.values()), 2):
-      i = 0 if way["along_x"] else 1
-      yield offsets(a, b)[i]
-      yield from (abs(a[j] - b[k]) for j in (i, i + 2) for k in (i, i + 2))
-  elif kinds:
+  if kinds:
     for a, b in itertools.combinations(dict.fromkeys(boxes.values()), 2):
       for kind in kinds:
         yield from kind(a, b) if axis is None else (kind(a, b)[axis],)
         if axis is None:
           yield math.hypot(*kind(a, b))
+  elif not number.key and _SIZE_AFTER.match(clause, number.end):
+    for box in [boxes[number.owner.casefold()]] if number.owner else boxes.values():
+      yield from size(box) if axis is None else (size(box)[axis],)
+  elif not number.key and (way := _DIRECTED.match(clause, number.end)):
+    yield from _directed_lengths(number, clause, boxes, 0 if way["along_x"] else 1)
   elif number.key or (axis is None and is_exact):
     yield from _possible(number.key.lower(), clause, boxes, owner)
   else:
@@ -236,6 +245,24 @@ def _claimed(
       yield from _lengths(every, i)
       yield from _sizes(every, i)
       yield from _positions(every, i)
+
+
+def _directed_lengths(
+  number: Number, clause: str, boxes: Mapping[str, Box], axis: int
+) -> Iterator[float]:
+  """Yields the lengths that "N units above" may have.
+
+  Of "y=880, 60 units above the lower edge y=940", only the difference of the coordinates around the number.
+  """
+  coordinate = rf"\b{'xy'[axis]}=(\d+(?:\.\d+)?)\b"
+  before = re.findall(coordinate, _before(number, clause), re.IGNORECASE)
+  after = re.match(rf"[^=<>]*?{coordinate}", clause[number.end :], re.IGNORECASE)
+  if before and after:
+    yield from (abs(float(value) - float(after[1])) for value in before)
+    return
+  for a, b in itertools.combinations(dict.fromkeys(boxes.values()), 2):
+    yield offsets(a, b)[axis]
+    yield from (abs(a[i] - b[j]) for i in (axis, axis + 2) for j in (axis, axis + 2))
 
 
 def _kinds(
