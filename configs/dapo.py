@@ -94,7 +94,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.optimizer.beta2 = 0.95
   config.optimizer.weight_decay = 0.1
   config.validate_prompts = 1024
-  config.validate_batch = 512
+  config.validate_batch = 128
   config.checkpoint_steps = 0  # a checkpoint of all weights and moments is 98 GB
   config.checkpoint_minutes = 60.0
   config.max_to_keep = 2

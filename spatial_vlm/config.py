@@ -222,6 +222,20 @@ def settings_from(settings: type, config: Config, **known: object) -> Any:
   return settings(**{name: config[name] for name in names}, **known)
 
 
+def check_algorithm(config: Config, command: str) -> None:
+  """Raises UsageError unless the config belongs to this command."""
+  algorithm = config.get("algorithm")
+  if algorithm is None:
+    raise UsageError(
+      f"the config has no leaf algorithm; give `spatial-vlm {command}` a preset of configs/{command}.py"
+    )
+  if algorithm != command:
+    raise UsageError(
+      f"the config is for {algorithm!r}: run `spatial-vlm {algorithm}`, or give `spatial-vlm {command}` a preset of "
+      f"configs/{command}.py"
+    )
+
+
 def check_positive(config: Config, *names: str) -> None:
   """Raises UsageError unless each of these leaves is at least 1."""
   for name in names:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from etils import epath
+from ml_collections import config_dict
 
 from spatial_vlm import config as config_lib
 
@@ -308,3 +309,16 @@ def test_an_old_leaf_names_the_new_one():
       config_lib.load(spec, [f"{old}=3"])
   with pytest.raises(config_lib.UsageError, match="no leaf samples; there are"):
     config_lib.load(f"{FOLDER}/export.py:tiny", ["samples=3"])
+
+
+def test_a_config_of_another_command_is_refused():
+  loaded = config_lib.Config(config_dict.ConfigDict({"algorithm": "dapo"}))
+  config_lib.check_algorithm(loaded, "dapo")
+  with pytest.raises(
+    config_lib.UsageError, match="is for 'dapo': run `spatial-vlm dapo`, or give `spatial-vl"
+  ):
+    config_lib.check_algorithm(loaded, "sft")
+  with pytest.raises(
+    config_lib.UsageError, match=r"no leaf algorithm; give .* a preset of configs/sft\.py"
+  ):
+    config_lib.check_algorithm(config_lib.Config(config_dict.ConfigDict({})), "sft")

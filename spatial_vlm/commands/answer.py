@@ -13,7 +13,7 @@ from etils import epath
 
 from spatial_vlm import answers, sharding
 from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, check_positive
+from spatial_vlm.config import Config, check_algorithm, check_positive
 from spatial_vlm.evaluation.box_drawing import draw_boxes
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import inference_engine, parsed_verdict
@@ -80,7 +80,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for settings out of their range."""
+  """Raises UsageError for a config of another command, and for settings out of their range."""
+  check_algorithm(config, "answer")
   find_task(config.task)
   check_positive(config, "max_new_tokens", "max_patches", "behavior_tokens")
 

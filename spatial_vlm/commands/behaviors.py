@@ -12,7 +12,7 @@ from etils import epath
 
 from spatial_vlm import sharding
 from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, UsageError, check_positive, snapshot
+from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation.results import read_recalls
@@ -88,7 +88,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for settings out of their range."""
+  """Raises UsageError for a config of another command, and for settings out of their range."""
+  check_algorithm(config, "behaviors")
   find_task(config.task)
   check_positive(config, "batch_size", "in_flight", "max_new_tokens", "min_support")
   if epath.Path(config.data.records).stem in HELD_OUT:

@@ -15,7 +15,7 @@ from etils import epath
 
 from spatial_vlm import sharding
 from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, UsageError, check_positive, snapshot
+from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation import results
@@ -63,7 +63,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for settings out of their range."""
+  """Raises UsageError for a config of another command, and for settings out of their range."""
+  check_algorithm(config, "evaluate")
   find_task(config.task)
   if config.method not in METHODS:
     raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")

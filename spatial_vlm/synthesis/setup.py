@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Callable
 
-from spatial_vlm.config import Config, UsageError, settings_from
+from spatial_vlm.config import Config, UsageError, check_algorithm, settings_from
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.synthesis.run.batch_requests import BatchSettings, send_in_batches
 from spatial_vlm.synthesis.run.journal import Journal
@@ -23,6 +23,7 @@ from spatial_vlm.synthesis.verify.selection import SelectionSettings
 
 def check(config: Config) -> None:
   """Raises UsageError for settings that cannot work, alone or together."""
+  check_algorithm(config, "synthesize")
   teacher = find_teacher(config.teacher)
   teacher.check(config)
   settings_from(CheckSettings, config.checks)

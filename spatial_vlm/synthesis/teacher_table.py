@@ -130,6 +130,11 @@ async def _open_local(config: Config, key: str) -> AsyncIterator[Teacher]:
       yield teacher
 
 
+def _check_policy(config: Config) -> None:
+  policy_teacher.check(_policy_settings(config))
+  sharding.make_mesh(config.policy.mesh)
+
+
 @contextlib.asynccontextmanager
 async def _open_policy(config: Config, key: str) -> AsyncIterator[Teacher]:
   """Loads a checkpoint folder of this project."""
@@ -165,7 +170,7 @@ TEACHERS = {
   ),
   "policy": TeacherSetup(
     CHAIN,
-    lambda config: policy_teacher.check(_policy_settings(config)),
+    _check_policy,
     _no_key,
     _open_policy,
     model_identity=_policy_version,

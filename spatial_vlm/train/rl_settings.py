@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from spatial_vlm.config import Config, UsageError, check_names, check_positive
+from spatial_vlm.config import Config, UsageError, check_algorithm, check_names, check_positive
 from spatial_vlm.objectives.policy_objectives import check_objectives
 from spatial_vlm.rewards.table import REWARDS
 from spatial_vlm.rollout.sampler import SamplingSettings
-from spatial_vlm.train.run import check_algorithm, check_training
+from spatial_vlm.train.run import check_training
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,20 +36,6 @@ HARMLESS = ("log_*", "checkpoint_*", "max_to_keep", "*.workers", "mesh.*", "samp
 DTYPES = ("float32", "bfloat16")
 
 
-def check_algorithm(config: Config, command: str) -> None:
-  """Raises UsageError unless the config belongs to this command."""
-  algorithm = config.get("algorithm")
-  if algorithm is None:
-    raise UsageError(
-      f"the config has no leaf algorithm; give `spatial-vlm {command}` a preset of configs/{command}.py"
-    )
-  if algorithm != command:
-    raise UsageError(
-      f"the config is for {algorithm!r}: run `spatial-vlm {algorithm}`, or give `spatial-vlm {command}` a preset of "
-      f"configs/{command}.py"
-    )
-
-
 def check_training(config: Config) -> None:
   """Raises UsageError for an unknown `remat` or `dtype`, and for checkpoints that are never due."""
   if config.remat not in REMAT_POLICIES:

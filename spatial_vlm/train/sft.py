@@ -17,14 +17,14 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from spatial_vlm import sharding
-from spatial_vlm.config import Config, UsageError, check_positive
+from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive
 from spatial_vlm.data.batch_plan import BATCHINGS
 from spatial_vlm.metrics import Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.cross_entropy import token_cross_entropy
 from spatial_vlm.parameters.partition import NOTHING, combine
-from spatial_vlm.train.run import check_algorithm, check_training
+from spatial_vlm.train.run import check_training
 from spatial_vlm.train.update import (
   accumulate,
   apply_gradient,

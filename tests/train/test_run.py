@@ -14,7 +14,7 @@ from spatial_vlm.config import Config, UsageError
 from spatial_vlm.inference.loading import load_policy, load_policy_for_training
 from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.train import run
-from spatial_vlm.train.run import check_algorithm, place_state, record_settings
+from spatial_vlm.train.run import place_state, record_settings
 
 
 def test_trained_weights_are_float32_and_on_the_mesh(nano):
@@ -64,17 +64,6 @@ def test_process_0_records_the_settings_and_the_others_are_checked(tmp_path, mon
   with pytest.raises(UsageError, match="seed: 1 → 2"):
     record_settings(Config(ConfigDict({"seed": 2, "max_to_keep": 2})), workdir)
   assert (workdir / "config.json").read_text() == before
-
-
-def test_a_config_of_another_command_is_refused():
-  config = Config(ConfigDict({"algorithm": "dapo"}))
-  check_algorithm(config, "dapo")
-  with pytest.raises(
-    UsageError, match="is for 'dapo': run `spatial-vlm dapo`, or give `spatial-vl"
-  ):
-    check_algorithm(config, "sft")
-  with pytest.raises(UsageError, match=r"no leaf algorithm; give .* a preset of configs/sft\.py"):
-    check_algorithm(Config(ConfigDict({})), "sft")
 
 
 def test_checkpoints_are_due_by_steps_and_by_minutes(monkeypatch):
