@@ -610,3 +610,51 @@ def test_the_phases_of_an_update_are_timed(policy, mixed, settings, prompts):
   found = clock.read()
   assert found.keys() == {"time/old_logprobs_s", "time/update_s"} and min(found.values()) > 0
   assert clock.read() == {}
+
+
+def wider(prompts, settings, tokens=16, patches=32):
+  """The same prompts in a larger padded size, as another bucket has."""
+
+  def left(x, value=0):
+    return np.pad(x, [(0, 0), (tokens, 0)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+
+  def right(x):
+    return np.pad(x, [(0, 0), (0, patches)] + [(0, 0)] * (x.ndim - 2))
+
+  return prompts.replace(
+    tokens=left(prompts.tokens, settings.pad),
+    segments=left(prompts.segments),
+    positions=left(prompts.positions),
+    vision=jax.tree.map(right, prompts.vision),
+  )
+
+
+def test_sampling_and_scores_do_not_depend_on_the_padded_size_of_prompts(policy, prompts, settings):
+  padded = wider(prompts, settings)
+  found = [
+    generate(
+      policy.params,
+      asked,
+      jax.random.key(5),
+      policy.forbidden_tokens,
+      model=policy.model,
+      sampling=settings.sampling,
+    )
+    for asked in (prompts, padded)
+  ]
+  np.testing.assert_array_equal(found[1].tokens, found[0].tokens)
+  np.testing.assert_allclose(found[1].logp, found[0].logp, atol=1e-5)
+  automaton = compile_automaton(
+    STATEMENT, token_bytes(policy.processor.tokenizer), policy.special.eos
+  )
+  rollout = rollout_buffer.judge_groups(prompts, found[0], automaton, group_size=G)
+  score = functools.partial(
+    policy_optimization.score_minibatch, model=policy.model, settings=settings
+  )
+  constants = Constants(policy.forbidden_tokens)
+  scores = [
+    np.asarray(score(policy.params, Minibatch(asked, rollout), constants)[0])
+    for asked in (prompts, padded)
+  ]
+  mask = np.asarray(rollout.mask)
+  np.testing.assert_allclose(scores[1][mask], scores[0][mask], atol=1e-5)
