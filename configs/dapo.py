@@ -72,7 +72,9 @@ def qwen3_vl_8b() -> ConfigDict:
   for leaf in ("records", "images", "validation", "evaluation"):
     config.data[leaf] = config_dict.required_placeholder(str)
   config.data.prompt_shapes = photograph_shapes()
-  config.steps = 60  # 8 passes over VSR's 7,680 training records if half of the groups have mixed outcomes
+  config.steps = (
+    60  # 8 passes over VSR's 7,680 training records if half of the groups have mixed outcomes
+  )
   config.groups_per_batch = 512
   config.group_size = 16
   config.rollout_batch_size = 64  # as many as fit on 32 chips of v5e besides the training state

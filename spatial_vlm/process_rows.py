@@ -76,11 +76,11 @@ def make_global_batch(mesh: Mesh, batch: Any) -> Any:
     rows = len(leaf) * shard.count // len(shard.parts)
     own = shard.rows(rows)
     shape = jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
-    return jax.make_array_from_callback(
-      shape.shape,
-      sharding.batch_sharding(mesh, shape),
-      lambda index: leaf[local_rows(own, index[0], rows)],
-    )
+
+    def read(index: Any) -> np.ndarray:
+      return leaf[local_rows(own, index[0], rows)]
+
+    return jax.make_array_from_callback(shape.shape, sharding.batch_sharding(mesh, shape), read)
 
   return jax.tree.map(put, batch)
 

@@ -59,7 +59,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   jax.config.update("jax_platforms", "cpu")  # only compiles, so an accelerator stays free
   with user_errors():
     algorithm_of(config)
-    model = choose_model(args.model, config.get("checkpoint", ""))
+    model = choose_model(args.model, str(config.get("checkpoint") or ""))
     target = make_target(model, args.topology, args.slices)
   print(f"{args.config} on {len(target.devices)} chips ({args.slices} × {args.topology})\n")
   costs_of = functools.partial(program_costs, target=target, folder=workdir / "programs")

@@ -1,7 +1,8 @@
 """Advice on a plan, in terms of the config's leaves: what to change if a program does not fit or wastes chips."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from spatial_vlm import sharding
@@ -76,24 +77,34 @@ def shrink_training(config: Config, target: Target) -> list[str]:
   return lines
 
 
+class SamplingLeaves(NamedTuple):
+  """Leaves of a command's config that its sampling depends on."""
+
+  mesh: str
+  size: tuple[str, ...]
+  """Those that make it smaller."""
+
+
+SAMPLING: Mapping[str, SamplingLeaves] = {
+  "dapo": SamplingLeaves(
+    "sampling_mesh", ("rollout_batch_size", "validate_batch", "group_size", "max_new_tokens")
+  ),
+  "evaluate": SamplingLeaves("mesh", ("batch_size", "max_new_tokens")),
+  "behaviors": SamplingLeaves("mesh", ("batch_size", "max_new_tokens")),
+  "answer": SamplingLeaves("mesh", ("max_patches", "max_new_tokens")),
+  "synthesize": SamplingLeaves("policy.mesh", ("policy.batch_size", "max_output_tokens")),
+}
+"""Command → what its sampling depends on."""
+
+
 def shrink_sampling(config: Config, target: Target) -> list[str]:
   """Returns the settings that make sampling or generation smaller."""
+  leaves = SAMPLING[algorithm_of(config)]
+  tensor = operator.attrgetter(f"{leaves.mesh}.tensor")(config)
   heads = target.model.text.num_key_value_heads
-  mesh = "sampling_mesh" if "sampling_mesh" in config else "mesh"
-  tensor = config.get(mesh, {}).get("tensor", 1)
   return [
-    f"raise {mesh}.tensor (now {tensor}, up to {heads}); lower {' or '.join(SAMPLED_ROWS[algorithm_of(config)])}"
+    f"raise {leaves.mesh}.tensor (now {tensor}, up to {heads}); lower {' or '.join(leaves.size)}"
   ]
-
-
-SAMPLED_ROWS: Mapping[str, Sequence[str]] = {
-  "dapo": ("rollout_batch_size", "validate_batch", "group_size", "max_new_tokens"),
-  "evaluate": ("batch_size", "max_new_tokens"),
-  "behaviors": ("batch_size", "max_new_tokens"),
-  "answer": ("max_patches", "max_new_tokens"),
-  "synthesize": ("policy.batch_size", "max_output_tokens"),
-}
-"""Command → leaves that make its sampling smaller."""
 
 
 REMEDIES: Mapping[ProgramKind, Callable[[Config, Target], list[str]]] = {

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from spatial_vlm import sharding
@@ -19,7 +19,7 @@ def batch_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size, dtype: s
   batch = Batch(
     tokens=_ints(*tokens),
     segments=_ints(*tokens),
-    targets=_shape(tokens, jnp.bool_),
+    targets=abstract_array(tokens, jnp.bool_),
     positions=_ints(*tokens, 3),
     vision=_vision(model, rows, size.patches, dtype),
   )
@@ -44,18 +44,20 @@ def _vision(model: ModelConfig, rows: int, patches: int, dtype: str) -> Vision |
   if not patches:
     return None
   return Vision(
-    patches=_shape((rows, patches, model.vision.patch_dim), jnp.dtype(dtype)),
+    patches=abstract_array((rows, patches, model.vision.patch_dim), jnp.dtype(dtype)),
     segments=_ints(rows, patches),
     coords=_ints(rows, patches, 2),
     pos_index=_ints(rows, patches, 4),
-    pos_weight=_shape((rows, patches, 4), jnp.float32),
+    pos_weight=abstract_array((rows, patches, 4), jnp.float32),
   )
 
 
 def _ints(*shape: int) -> Any:
-  return _shape(shape, jnp.int32)
+  return abstract_array(shape, jnp.int32)
 
 
-def _shape(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+def abstract_array(
+  shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding | None = None
+) -> Any:
   """Returns a `jax.ShapeDtypeStruct`; typed as Any because it stands in for an array of a pytree."""
-  return jax.ShapeDtypeStruct(shape, dtype)
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -21,7 +21,7 @@ from spatial_vlm.planning.compiled import (
   trace_program,
 )
 from spatial_vlm.planning.generation_programs import Generation, answers_program, greedy
-from spatial_vlm.planning.inputs import prompt_shapes
+from spatial_vlm.planning.inputs import abstract_array, prompt_shapes
 from spatial_vlm.planning.training_programs import (
   TrainingShapes,
   export_program,
@@ -56,7 +56,7 @@ class RlRun(NamedTuple):
     """The arrays that updates read and never change."""
     vocabulary = (self.model.text.vocab_size,)
     where = sharding.replicated(self.meshes.training)
-    forbidden = jax.ShapeDtypeStruct(vocabulary, jnp.bool_, sharding=where)
+    forbidden = abstract_array(vocabulary, jnp.bool_, where)
     return Constants(forbidden, self.training.frozen, self.training.reference)
 
   @property
@@ -147,7 +147,7 @@ def judging_program(config: Config, run: RlRun) -> Program:
   prompts = prompt_shapes(mesh, model, rows, run.prompt_size, config.dtype)
   shape = (rows * settings.group_size, settings.max_new_tokens)
   completions = Completions(
-    *(jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.bool_, jnp.float32))
+    *(abstract_array(shape, dtype) for dtype in (jnp.int32, jnp.bool_, jnp.float32))
   )
   completions = sharding.with_shardings(completions, sharding.batch_sharding(mesh, completions))
   grammar = find_task(config.task).grammar
@@ -213,7 +213,7 @@ def update_program(config: Config, run: RlRun) -> Program:
   minibatch = largest_minibatch(run)
   logp = minibatch.rollout.logp
   reference = logp if run.training.reference else None
-  scores = MinibatchScores(logp, reference, jax.ShapeDtypeStruct((), jnp.bool_))
+  scores = MinibatchScores(logp, reference, abstract_array((), jnp.bool_))
   trace = functools.partial(
     policy_optimization.step_on_minibatch.trace,
     run.training.state,

@@ -69,7 +69,7 @@ class MinibatchScores(NamedTuple):
 
   logp_old: Float[Array, "B G T"]
   logp_reference: Float[Array, "B G T"] | None
-  is_first: Bool[Array, ""]
+  is_first: Bool[Array | np.ndarray, ""]
   """Whether no update has been made on this policy batch."""
 
 
@@ -316,7 +316,7 @@ def update_policy(
   with clock.phase("time/update_s"):
     train, sums = state.train, batch.sums
     for i, piece in enumerate(pieces):
-      scores = MinibatchScores(old[i][0], reference[i], np.bool_(i == 0))
+      scores = MinibatchScores(old[i][0], reference[i], np.array(i == 0))
       train, of_minibatch = step_on_minibatch(
         train, piece, scores, constants, model=model, optimizer=optimizer, settings=settings
       )

@@ -102,8 +102,11 @@ def collect(state: RlState, rollout: Rollout, *, settings: RlSettings) -> RlStat
   return constrain_state(state, state_shardings)
 
 
-def init_state(train: TrainState | None, settings: RlSettings) -> RlState:
-  """Returns the state of a run that has drawn nothing: its buffer has no mask and no advantage."""
+def init_state(train: Any, settings: RlSettings) -> RlState:
+  """Returns the state of a run that has drawn nothing: its buffer has no mask and no advantage.
+
+  `train` is the train state, its shapes, or None while the rest of the state is made.
+  """
   buffer = rollout_shapes(settings.groups_per_batch, settings)
 
   def zero() -> Array:

@@ -1,6 +1,6 @@
 """Advice in terms of the config's leaves."""
 
-from spatial_vlm.planning.advice import REMEDIES, SAMPLED_ROWS, advise
+from spatial_vlm.planning.advice import REMEDIES, SAMPLING, advise
 from spatial_vlm.planning.chips import GIB
 from spatial_vlm.planning.compiled import ProgramCost, ProgramKind
 from spatial_vlm.planning.programs import PROGRAMS
@@ -63,4 +63,4 @@ def test_generation_is_made_smaller_by_the_settings_of_its_command(load_config, 
 
 def test_every_kind_of_program_and_every_command_has_advice():
   assert REMEDIES.keys() == {*ProgramKind}
-  assert SAMPLED_ROWS.keys() == PROGRAMS.keys() - {"sft"}
+  assert SAMPLING.keys() == PROGRAMS.keys() - {"sft"}

@@ -142,6 +142,7 @@ class PolicyTeacher:
   def _answers(self, batch: Sequence["_PendingQuestion"]) -> list[Generation]:
     """Answers a batch; pads a partial one with its last question."""
     policy, settings = self._policy, self.settings
+    assert settings.temperature is not None  # see `check`
     full = [*batch, *[batch[-1]] * (settings.batch_size - len(batch))]
     requests = make_requests(
       policy,
