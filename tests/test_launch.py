@@ -1,9 +1,10 @@
-"""The commands that the cloud scripts of launch/ would run, and their course on hosts that are folders of this machine."""
+"""The commands that the cloud scripts of launch/ would run, and what they do on hosts that are folders."""
 
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_the_last_commit_is_copied_and_installed():
   assert done.returncode == 0 and not done.stderr
   lines = done.stdout
   assert lines.index(" archive ") < lines.index(" scp ") < lines.index(" ssh ")
-  assert lines.count("--worker=all") == 2 and ".[tpu]" in lines
+  assert lines.count("--worker=all") == 2 and "tpu_host\\ install" in lines
 
 
 @pytest.mark.parametrize(
@@ -274,8 +275,8 @@ def test_stop_now_kills_all_of_the_run(installed):
 
 def test_stop_waits_no_longer_than_it_says(installed):
   installed("start", "sft")
-  binary = installed.hosts[0] / "spatial_vlm_run" / "pid"
-  os.kill(int(binary.read_text()), 19)  # SIGSTOP: as if it took long to save
+  process = installed.hosts[0] / "spatial_vlm_run" / "pid"
+  os.kill(int(process.read_text()), signal.SIGSTOP)  # as if it took long to save
   assert "stop again, or stop --now" in installed("stop", status=1, STOP_SECONDS="1")
 
 
