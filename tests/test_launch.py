@@ -271,6 +271,8 @@ def test_stop_lets_the_run_save(installed):
 
 def test_stop_now_kills_all_of_the_run(installed):
   installed("start", "sft")
+  installed("stop")
+  installed("start", "sft")  # what is known of the first run must not describe the second
   run = installed.hosts[0] / "spatial_vlm_run"
   processes = [Path("/proc", (run / name).read_text().strip()) for name in ("group", "pid")]
   assert all((process / "exe").exists() for process in processes)
