@@ -60,7 +60,7 @@ trap 'echo saved; exit 143' TERM
 printf '<%s>' "$PWD" "$@"
 echo
 [[ $1 == sft ]] || exit 3
-for ((i = 0; i < 300; i++)); do sleep 0.1; done
+for ((i = 0; i < 3000; i++)); do sleep 0.1; done
 TEXT
 chmod +x "$bin/spatial-vlm"
 """
