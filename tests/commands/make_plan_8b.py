@@ -1,6 +1,6 @@
 """Records the cost of the 8B programs per chip of v5e:4x8, for the gate in `test_plan.py`.
 
-python tests/commands/make_plan_8b.py    # four minutes on two cores; needs libtpu
+python tests/commands/make_plan_8b.py    # two minutes on two cores; needs libtpu
 """
 
 import importlib.metadata
