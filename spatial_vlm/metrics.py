@@ -13,6 +13,7 @@ from tensorboardX import SummaryWriter
 
 from spatial_vlm.config import UsageErrorOfAll
 from spatial_vlm.jsonl import next_part, parts
+from spatial_vlm.remote import is_remote
 
 Sums = dict[str, tuple[Array, Array]]
 """Name -> (sum, count); a name that ends in `_max` has (maximum, count)."""
@@ -57,8 +58,9 @@ class MetricsWriter:
   """Writes the metrics of one start of a run: metrics/part-NNNNN.jsonl and TensorBoard events.
 
   Every start creates its own part with its first record, and changes no other; `read_metrics` joins the parts. All
-  processes have the same values, and process 0 writes. Each record is flushed, so a killed process loses none. Write a
-  step before saving its checkpoint: a run that resumes from there does not write the step again.
+  processes have the same values, and process 0 writes. Each record is flushed, so on a disk a kill loses none.
+  Write a step and call `commit` before saving its checkpoint: a run that resumes from there does not write the step
+  again.
 
     with MetricsWriter(workdir) as writer:
       writer.write(step, {"loss": 0.7, "time/step_s": 0.3})
@@ -100,13 +102,20 @@ class MetricsWriter:
     part.flush()
     for name, value in values.items():
       events.add_scalar(name, value, step)
-    events.flush()
+    if not is_remote(self._workdir):  # there, a flush uploads the whole file again
+      events.flush()
+
+  def commit(self) -> None:
+    """Makes all records durable, so that no kill loses them.
+
+    On an object store a file appears only once it is closed, so this closes the part there. On a disk, `write` has done
+    it.
+    """
+    if is_remote(self._workdir):
+      self.close()
 
   def close(self) -> None:
-    """Closes the part; a later record starts another one.
-
-    On an object store a file appears only once it is closed: there, call this before each checkpoint.
-    """
+    """Closes the part; a later record starts another one."""
     if self._outputs is not None:
       part, events = self._outputs
       part.close()
