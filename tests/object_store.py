@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import fsspec
+import gcs_emulator
 from etils.epath import backend
 from gcsfs.core import GCSFileSystem  # gcsfs's own asks Google for the type of a bucket
 
@@ -65,8 +66,7 @@ def running(log):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  argv = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1", "-M", "-q"]
-  argv += ["--port", str(port), "--default-bucket", "bucket"]
+  argv = [sys.executable, gcs_emulator.__file__, str(port)]
   with log.open("wb") as output:
     process = subprocess.Popen(argv, stdout=output, stderr=output)
     try:
