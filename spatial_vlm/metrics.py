@@ -2,7 +2,10 @@
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any, Self, SupportsFloat
 
 import jax
@@ -102,8 +105,7 @@ class MetricsWriter:
     part.flush()
     for name, value in values.items():
       events.add_scalar(name, value, step)
-    if not is_remote(self._workdir):  # there, a flush uploads the whole file again
-      events.flush()
+    events.flush()
 
   def commit(self) -> None:
     """Makes all records durable, so that no kill loses them.
@@ -121,13 +123,27 @@ class MetricsWriter:
       part.close()
       events.close()
       self._outputs = None
+      if is_remote(self._workdir):
+        _move(Path(events.logdir), self._workdir / "tensorboard")
 
   def _open(self, step: int) -> tuple[IO[str], SummaryWriter]:
     folder = self._workdir / "metrics"
     folder.mkdir(parents=True, exist_ok=True)
-    part = next_part(folder).open("w")
+    path = next_part(folder)
+    # tensorboardX uploads the whole file at each flush, and again when the interpreter ends.
+    is_local = not is_remote(self._workdir)
+    events = str(self._workdir / "tensorboard") if is_local else tempfile.mkdtemp()
     # purge_step makes TensorBoard discard an interrupted start's events from this step on.
-    return part, SummaryWriter(str(self._workdir / "tensorboard"), purge_step=int(step))
+    # The suffix keeps the names of parts apart that begin within one second.
+    writer = SummaryWriter(events, purge_step=int(step), filename_suffix=f".{path.stem}")
+    return path.open("w"), writer
+
+
+def _move(source: Path, target: epath.Path) -> None:
+  target.mkdir(parents=True, exist_ok=True)
+  for file in source.iterdir():
+    (target / file.name).write_bytes(file.read_bytes())
+  shutil.rmtree(source)
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ CACHE_VARIABLE = "SPATIAL_VLM_CACHE"
 
 _GCS = "gs://"
 _LIBRARIES = ("gcsfs", "google.cloud.storage")
-"""What gs:// needs: etils and fsspec use the first one, Orbax and tensorboardX the second one."""
+"""What gs:// needs: etils and fsspec use the first one, Orbax the second one."""
 
 
 def is_remote(path: epath.PathLike) -> bool:

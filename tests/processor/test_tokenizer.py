@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import (
   SpecialIds,
   byte_characters,
@@ -86,3 +87,19 @@ def test_fit_config_takes_sizes_and_ids_from_the_tokenizer(processor):
   assert config.text.vocab_size == len(processor.tokenizer)
   assert config.vision_end_token_id == processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
   SpecialIds.of(processor.tokenizer, config)
+
+
+def test_a_remote_folder_gives_the_same_processor(nano, gcs_folder):
+  address, store = gcs_folder
+  local, remote = Processor.from_folder(nano), Processor.from_folder(store.upload(nano, address))
+  assert (remote.image_settings, remote.video_settings) == (
+    local.image_settings,
+    local.video_settings,
+  )
+  assert remote.model_config == local.model_config
+  assert remote.tokenizer.get_vocab() == local.tokenizer.get_vocab()
+  assert remote.tokenizer.chat_template == local.tokenizer.chat_template
+  for text in HARD_TEXTS:
+    assert remote.encode_text(text) == local.encode_text(text)
+  with pytest.raises(FileNotFoundError, match=r"gs://.*none.*tokenizer\.json"):
+    load_tokenizer(f"{address}/none")
