@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from etils import epath
 
-from spatial_vlm import __version__
+from spatial_vlm import __version__, remote
 from spatial_vlm import config as config_lib
 from spatial_vlm.commands.command import Command
 
@@ -91,6 +91,9 @@ def _dispatch(argv: list[str]) -> None:
     raise config_lib.UsageError(_unknown(unknown[0], parser, args.config))
   config = config_lib.load(args.config, overrides, complete=command.requires_files)
   workdir = epath.Path(args.workdir).expanduser()
+  remote.check_installed([workdir, *config_lib.leaves(config).values()])
+  remote.see_files_of_others()
+  remote.check_folder(workdir)
   if workdir.exists() and not workdir.is_dir():
     raise config_lib.UsageError(f"--workdir {workdir} is a file; give a folder")
   from spatial_vlm import hosts  # with jax, which the help does without

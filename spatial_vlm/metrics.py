@@ -3,8 +3,11 @@
 import contextlib
 import json
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any, Self, SupportsFloat
 
 import jax
@@ -15,6 +18,7 @@ from tensorboardX import SummaryWriter
 
 from spatial_vlm.config import UsageErrorOfAll
 from spatial_vlm.jsonl import next_part, parts
+from spatial_vlm.remote import is_remote
 
 Sums = dict[str, tuple[Array, Array]]
 """Name -> (sum, count); a name that ends in `_max` has (maximum, count)."""
@@ -84,8 +88,9 @@ class MetricsWriter:
   """Writes the metrics of one start of a run: metrics/part-NNNNN.jsonl and TensorBoard events.
 
   Every start creates its own part with its first record, and changes no other; `read_metrics` joins the parts. All
-  processes have the same values, and process 0 writes. Each record is flushed, so a killed process loses none. Write a
-  step before saving its checkpoint: a run that resumes from there does not write the step again.
+  processes have the same values, and process 0 writes. Each record is flushed, so on a disk a kill loses none.
+  Write a step and call `commit` before saving its checkpoint: a run that resumes from there does not write the step
+  again.
 
     with MetricsWriter(workdir) as writer:
       writer.write(step, {"loss": 0.7, "time/step_s": 0.3})
@@ -129,23 +134,43 @@ class MetricsWriter:
       events.add_scalar(name, value, step)
     events.flush()
 
-  def close(self) -> None:
-    """Closes the part; a later record starts another one.
+  def commit(self) -> None:
+    """Makes all records durable, so that no kill loses them.
 
-    On an object store a file appears only once it is closed: there, call this before each checkpoint.
+    On an object store a file appears only once it is closed, so this closes the part there. On a disk, `write` has done
+    it.
     """
+    if is_remote(self._workdir):
+      self.close()
+
+  def close(self) -> None:
+    """Closes the part; a later record starts another one."""
     if self._outputs is not None:
       part, events = self._outputs
       part.close()
       events.close()
       self._outputs = None
+      if is_remote(self._workdir):
+        _move(Path(events.logdir), self._workdir / "tensorboard")
 
   def _open(self, step: int) -> tuple[IO[str], SummaryWriter]:
     folder = self._workdir / "metrics"
     folder.mkdir(parents=True, exist_ok=True)
-    part = next_part(folder).open("w")
+    path = next_part(folder)
+    # tensorboardX uploads the whole file at each flush, and again when the interpreter ends.
+    is_local = not is_remote(self._workdir)
+    events = str(self._workdir / "tensorboard") if is_local else tempfile.mkdtemp()
     # purge_step makes TensorBoard discard an interrupted start's events from this step on.
-    return part, SummaryWriter(str(self._workdir / "tensorboard"), purge_step=int(step))
+    # The suffix keeps the names of parts apart that begin within one second.
+    writer = SummaryWriter(events, purge_step=int(step), filename_suffix=f".{path.stem}")
+    return path.open("w"), writer
+
+
+def _move(source: Path, target: epath.Path) -> None:
+  target.mkdir(parents=True, exist_ok=True)
+  for file in source.iterdir():
+    (target / file.name).write_bytes(file.read_bytes())
+  shutil.rmtree(source)
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:

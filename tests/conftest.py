@@ -137,6 +137,24 @@ def shared_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def object_store(tmp_path_factory):
+  """An emulator of Google Cloud Storage with the bucket `bucket`."""
+  import object_store
+
+  with object_store.running(tmp_path_factory.mktemp("object_store") / "log") as store:
+    yield store
+
+
+@pytest.fixture
+def gcs_folder(object_store, tmp_path):
+  """An empty folder on gs://, and the emulator; this process finds it there."""
+  from object_store import in_this_process
+
+  with in_this_process(object_store):
+    yield f"gs://bucket/{tmp_path.parent.name}/{tmp_path.name}", object_store
+
+
+@pytest.fixture(scope="session")
 def taught(shared_folder, nano, scenes_folder, on_devices):
   """The nano model after `sft` on two chains of the teacher, one true and one false, both of them for every record.
 

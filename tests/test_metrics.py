@@ -153,3 +153,29 @@ def test_process_0_writes_and_all_processes_detect_non_finite_values(tmp_path, m
   assert not list(tmp_path.iterdir())
   with MetricsWriter(tmp_path) as writer, pytest.raises(UsageErrorOfAll, match="loss = nan"):
     writer.write(1, {"loss": float("nan")})
+
+
+def test_on_an_object_store_a_kill_loses_nothing_that_was_committed(gcs_folder, tmp_path):
+  address, store = gcs_folder
+  writer = MetricsWriter(address)
+  for step in range(1, 6):
+    writer.write(step, {"loss": 1 / step})
+    if step in (2, 4):
+      writer.commit()
+  # A killed process closes nothing.
+  folder = store.download(address, tmp_path / "killed")
+  assert [record["step"] for record in read_metrics(folder)] == [1, 2, 3, 4]
+  assert len(os.listdir(folder / "metrics")) == 2
+  record(address, range(5, 8))  # resumes from the checkpoint at 4
+  assert [record["step"] for record in read_metrics(address)] == list(range(1, 8))
+  writer.close()
+  events = store.download(f"{address}/tensorboard", tmp_path / "events")
+  assert len(os.listdir(events)) >= 3
+
+
+def test_on_a_disk_committing_opens_no_further_part(tmp_path):
+  with MetricsWriter(tmp_path) as writer:
+    for step in (1, 2):
+      writer.write(step, {"loss": 1.0})
+      writer.commit()
+  assert os.listdir(tmp_path / "metrics") == ["part-00000.jsonl"]

@@ -33,12 +33,16 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.processor.image import png
 
 TRAIN, TEST = "train", "test"
+STORE = "store"
+"""Subfolder of the workdir."""
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   data = config.data
   with user_errors():
     check(config)
+    if config.store.shards:
+      store.check_folder(workdir / STORE)
     splits = read_splits(data.folder, data.splits, data.images, data.published, data.allow_subset)
     overlap = find_overlap(config, splits)
   if overlap and config.drop_shared:
@@ -105,7 +109,7 @@ def prepare(config: Config, workdir: epath.Path) -> dict[str, Any]:
       (workdir / "contact_sheet.png").write_bytes(png(contact_sheet(examples)))
     if config.store.shards:
       with tqdm(total=len(source), desc=f"{name} store", dynamic_ncols=True) as bar:
-        folder, settings = workdir / "store", store_settings(config)
+        folder, settings = workdir / STORE, store_settings(config)
         written = store.write_store(folder, name, source, settings, bar.update)
       bad = [dataclasses.asdict(bad) for bad in written.bad]
       notes[name] = {"records": len(written), "skipped": bad}

@@ -58,6 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   with user_errors():
     check(config)
+    journal = Journal(workdir / "journal")
     source = JsonlSource(
       config.data.records, config.data.images, max_bad_share=config.data.max_bad_share
     )
@@ -65,7 +66,6 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     refuse_shared_records(source.pairs, [config.evaluation], remedy)
     key = "" if args.offline else find_teacher(config.teacher).read_key(config)
     questions = build_questions(config, source)
-    journal = Journal(workdir / "journal")
     snapshot(config, workdir, HARMLESS)
   with journal:
     started = start_run(config, questions, journal)

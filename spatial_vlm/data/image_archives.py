@@ -1,5 +1,7 @@
 """Tar and zip archives of images: members are listed once and read at their offsets; nothing is unpacked.
 
+A remote archive is copied to this machine once (see `remote.local_copies`).
+
 Only regular files are read. Links, devices, absolute paths and paths with ".." are never followed.
 """
 
@@ -13,8 +15,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from etils import epath
+
 from spatial_vlm.data.image_locations import Listed, UnusableArchive
 from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.remote import is_remote, local_copies
 
 TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -47,6 +52,11 @@ class _Archive(Listed):
   """
 
   @functools.cached_property
+  def _file(self) -> str:
+    """Path on this machine."""
+    return str(local_copies([epath.Path(self.path)])[0]) if is_remote(self.path) else self.path
+
+  @functools.cached_property
   def _members(self) -> dict[str, _Member]:
     """Regular files by path; of two entries with one path the last counts, as for tar and unzip."""
     try:
@@ -62,7 +72,7 @@ class _Archive(Listed):
 
   def _bytes_at(self, offset: int, size: int) -> bytes:
     try:
-      with open(self.path, "rb", buffering=0) as file:
+      with open(self._file, "rb", buffering=0) as file:
         if offset + size > os.fstat(file.fileno()).st_size:
           raise UnreadableImage("the archive ends within it; copy it again")
         return os.pread(file.fileno(), size, offset)
@@ -78,7 +88,7 @@ class Tar(_Archive):
     return self._bytes_at(offset, size)
 
   def _index(self) -> Iterator[tuple[str, _Member]]:
-    with open(self.path, "rb") as file:
+    with open(self._file, "rb") as file:
       start = file.read(6)
       if packing := next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), ""):
         raise UnusableArchive(
@@ -125,7 +135,7 @@ class Zip(_Archive):
     return data
 
   def _index(self) -> Iterator[tuple[str, _Member]]:
-    with zipfile.ZipFile(self.path) as archive:
+    with zipfile.ZipFile(self._file) as archive:
       for info in archive.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)
         if not info.is_dir() and kind in (0, stat.S_IFREG):

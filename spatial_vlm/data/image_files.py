@@ -3,6 +3,8 @@
   coco                 a folder, flat or with subfolders such as train2017/ and val2017/
   train2017.zip        an archive; nothing is unpacked
   store/train.json     the images of a store that `spatial-vlm data` wrote
+  gs://bucket/coco     a remote folder: listed once, each image is read by one request
+  gs://bucket/a.zip    a remote archive or store: copied to this machine once, see `remote.local_copies`
   train2017.zip,val    several locations; the first that has the name wins
 
 Only regular files are read. Links, devices, absolute paths and paths with ".." are never followed.
@@ -16,8 +18,15 @@ from etils import epath
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.image_archives import TAR_SUFFIXES, Tar, Zip
-from spatial_vlm.data.image_locations import Folder, ImageLocation, MissingImage, Store
+from spatial_vlm.data.image_locations import (
+  Folder,
+  ImageLocation,
+  MissingImage,
+  RemoteFolder,
+  Store,
+)
 from spatial_vlm.processor.image import UnreadableImage, open_image
+from spatial_vlm.remote import is_remote
 
 ImageLocations = epath.PathLike | Sequence[epath.PathLike]
 """A folder or archive, several of them, or several in one string with commas between them."""
@@ -87,13 +96,11 @@ def open_location(location: epath.PathLike) -> ImageLocation:
   kinds = {".zip": Zip, ".json": Store} | dict.fromkeys(TAR_SUFFIXES, Tar)
   kind = next((kind for suffix, kind in kinds.items() if name.lower().endswith(suffix)), None)
   if path.is_dir() or (kind is None and not path.exists()):
-    return Folder(path)
+    return RemoteFolder(name) if is_remote(path) else Folder(path)
   if kind is None:
     raise UsageError(
       f"{name} is given for images, but it is not a folder, a .tar, a .zip or the .json of a store"
     )
-  if "://" in name:
-    raise UsageError(f"{name} is a remote archive; copy it to a local disk")
   return kind(name)
 
 

@@ -1,10 +1,11 @@
-"""Locations of images, read by name: folders and stores (`image_archives` has tars and zips).
+"""Locations of images, read by name: folders, local and remote, and stores (`image_archives` has tars and zips).
 
 Only regular files are read. Links, devices, absolute paths and paths with ".." are never followed.
 """
 
 import dataclasses
 import functools
+import logging
 import os
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from etils import epath
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.shards import Shards
 from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.remote import list_files, read_file
+
+log = logging.getLogger(__name__)
 
 
 class UnusableArchive(UsageError):
@@ -39,7 +43,7 @@ class ImageLocation(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-  """A folder of files, local or remote."""
+  """A folder of files on a disk."""
 
   path: epath.Path
 
@@ -64,13 +68,9 @@ class Folder:
   def _holds(self, name: str) -> bool:
     """Returns whether the file exists; MissingImage if it is outside the folder, symbolic links resolved."""
     path = self.path / name
-    if self._is_local and not _inside(os.path.realpath(path), self._real_path):
+    if not _inside(os.path.realpath(path), self._real_path):
       raise MissingImage(f"image {name!r} leaves the image folder through a link")
     return path.exists() and not path.is_dir()
-
-  @property
-  def _is_local(self) -> bool:
-    return "://" not in str(self)
 
   @functools.cached_property
   def _real_path(self) -> str:
@@ -78,8 +78,8 @@ class Folder:
 
   @functools.cached_property
   def _subfolders(self) -> tuple[str, ...]:
-    """Names of subfolders; none for a remote folder, where a request for each of 100,000 entries takes hours."""
-    if not (self._is_local and self.path.is_dir()):
+    """Names of subfolders."""
+    if not self.path.is_dir():
       return ()
     with os.scandir(self.path) as entries:
       return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
@@ -110,6 +110,21 @@ class Listed:
     for name in self._members:
       found.setdefault(posixpath.basename(name), []).append(name)
     return found
+
+
+class RemoteFolder(Listed):
+  """A folder of files on an object store. It is listed once: a request for each of 100,000 names would take hours."""
+
+  @functools.cached_property
+  def _members(self) -> dict[str, str]:
+    log.info("listing %s", self)
+    return list_files(self.path)
+
+  def read(self, member: str) -> bytes:
+    try:
+      return read_file(self._members[member])
+    except OSError as error:
+      raise UnreadableImage(error.strerror or str(error)) from error
 
 
 class Store(Listed):

@@ -19,6 +19,7 @@ from array_record.python import array_record_data_source
 from etils import epath
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.remote import is_remote, local_copies
 
 FORMAT = 1
 _LENGTH = struct.Struct("<I")
@@ -41,7 +42,8 @@ def pack(header: Mapping[str, Any], image: bytes) -> bytes:
 class Shards:
   """Random access to the entries of a store; safe for threads, can be pickled.
 
-  Raises UsageError when the store is incomplete.
+  The shards of a remote store are copied to this machine once (see `remote.local_copies`). Raises UsageError when the
+  store is incomplete.
   """
 
   def __init__(self, manifest: epath.PathLike):
@@ -60,6 +62,8 @@ class Shards:
           f"{file} is missing, or its size is not the one in {path.name}; copy it again, or delete {path.name} and run "
           "`spatial-vlm data` again"
         )
+    if is_remote(path):
+      self._files = local_copies(self._files)
     counts = [len(shard["images"]) for shard in shards]
     self._ends = list(itertools.accumulate(counts))
     self._entries = array_record_data_source.ArrayRecordDataSource(

@@ -34,6 +34,7 @@ from spatial_vlm.data.records import (
   named_boxes,
 )
 from spatial_vlm.processor.image import UnreadableImage, open_image
+from spatial_vlm.remote import is_remote
 
 _OPTIONS = "group_size:1,uncompressed"
 """One record a chunk, for random reads; images are already compressed."""
@@ -56,6 +57,15 @@ class Settings(NamedTuple):
         f"the store has shards {self.shards}, seed {self.seed} and max_pixels {self.max_pixels}; give 1 to 99999 "
         "shards, and at least 0 for the others"
       )
+
+
+def check_folder(folder: epath.PathLike) -> None:
+  """Raises UsageError for a remote folder: shards are written on a local disk."""
+  if is_remote(folder):
+    raise UsageError(
+      f"a store is written to a local disk, not to {os.fspath(folder)}; give a local folder and copy it there "
+      "afterwards, e.g. by gcloud storage cp -r: other commands read it from gs://"
+    )
 
 
 def write_store(
@@ -81,10 +91,7 @@ def write_store(
     TooManyBadRecords: too many images are unreadable.
   """
   settings.check()
-  if "://" in os.fspath(folder):
-    raise UsageError(
-      f"a store is written to a local disk, not to {folder}; copy it there afterwards"
-    )
+  check_folder(folder)
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   writer = _Writer(folder, split, source, settings, _digest(source, settings))

@@ -2,10 +2,12 @@
 
 import fnmatch
 import json
+from collections.abc import Sequence
 
 import jax
 from etils import epath
 
+from spatial_vlm import remote
 from spatial_vlm.config import PACKAGE_FOLDER, UsageError
 from spatial_vlm.model.config import ModelConfig
 
@@ -16,8 +18,9 @@ def find_folder(folder: str) -> epath.Path:
   """Returns a checkpoint folder: `folder` itself, or relative to the project (for the shipped base).
 
   Raises:
-    UsageError: neither exists.
+    UsageError: neither exists, or `folder` is on gs:// without the extra `gcs`.
   """
+  remote.check_installed([folder])
   path = epath.Path(folder).expanduser()
   for candidate in (path, epath.Path(PACKAGE_FOLDER.parent) / folder):
     if candidate.is_dir():
@@ -51,9 +54,13 @@ PROCESSOR_FILES = (
 
 def copy_processor(folder: epath.Path, source: epath.Path) -> None:
   """Copies PROCESSOR_FILES of `source` into `folder`; process 0 does it."""
-  if jax.process_index() > 0:
-    return
+  if jax.process_index() == 0:
+    copy_files(folder, source, PROCESSOR_FILES)
+
+
+def copy_files(folder: epath.Path, source: epath.Path, patterns: Sequence[str]) -> None:
+  """Copies the files of `source` whose names match one of the patterns into `folder`; both may be remote."""
   folder.mkdir(parents=True, exist_ok=True)
   for file in sorted(source.iterdir()):
-    if any(fnmatch.fnmatch(file.name, pattern) for pattern in PROCESSOR_FILES):
+    if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns):
       (folder / file.name).write_bytes(file.read_bytes())

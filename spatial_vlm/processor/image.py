@@ -11,7 +11,6 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,9 +58,11 @@ class ImageSettings:
     return cls(**common_settings(path, config))
 
 
-def read_settings(folder: epath.PathLike, own: str, section: str) -> tuple[Path, dict[str, Any]]:
+def read_settings(
+  folder: epath.PathLike, own: str, section: str
+) -> tuple[epath.Path, dict[str, Any]]:
   """Returns a file's path and its settings: the file `own`, or a section of the newer `processor_config.json`."""
-  files = [Path(folder) / name for name in (own, "processor_config.json")]
+  files = [epath.Path(folder) / name for name in (own, "processor_config.json")]
   path = next((path for path in files if path.is_file()), files[0])
   if not path.is_file():
     raise FileNotFoundError(
@@ -71,7 +72,7 @@ def read_settings(folder: epath.PathLike, own: str, section: str) -> tuple[Path,
   return path, config.get(section, config)
 
 
-def common_settings(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+def common_settings(path: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
   """Returns the fields of `ImageSettings`; ValueError for an unsupported step or a missing setting."""
   for name, (done, allowed) in _SUPPORTED.items():
     if config.get(name, done) not in allowed:

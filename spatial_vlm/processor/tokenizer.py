@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
-from pathlib import Path
+import tempfile
 
 from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from spatial_vlm.huggingface.folder import CONFIG_FILE, PROCESSOR_FILES, copy_files
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.remote import is_remote
 
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -20,25 +22,33 @@ VISUAL_TOKENS = {
 
 
 def load_tokenizer(folder: epath.PathLike) -> PreTrainedTokenizerFast:
-  """Loads the tokenizer of a local Hugging Face folder without downloading anything.
+  """Loads the tokenizer of a Hugging Face folder, local or remote (gs://), without the Hugging Face Hub.
 
   Raises:
     FileNotFoundError: the folder, `tokenizer.json` or `tokenizer_config.json` is missing.
     ValueError: it belongs to a Thinking model.
   """
-  folder = Path(folder)
+  folder = epath.Path(folder)
   missing = [f for f in ("tokenizer.json", "tokenizer_config.json") if not (folder / f).is_file()]
   if missing:
     raise FileNotFoundError(
       f"no tokenizer in {folder}: {', '.join(missing)} missing; give the folder of a Hugging Face "
       "Qwen3-VL checkpoint with its tokenizer files"
     )
-  tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+  tokenizer = _read_tokenizer(folder)
   _check_template(tokenizer, folder)
   return tokenizer
 
 
-def _check_template(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _read_tokenizer(folder: epath.Path) -> PreTrainedTokenizerFast:
+  if not is_remote(folder):
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+  with tempfile.TemporaryDirectory() as local:
+    copy_files(epath.Path(local), folder, (*PROCESSOR_FILES, CONFIG_FILE))
+    return AutoTokenizer.from_pretrained(local, local_files_only=True)
+
+
+def _check_template(tokenizer: PreTrainedTokenizerFast, folder: epath.Path) -> None:
   """Raises ValueError for the chat template of a Thinking model, whose answers open with `<think>`."""
   templates = tokenizer.chat_template or ""
   text = templates if isinstance(templates, str) else " ".join(templates.values())

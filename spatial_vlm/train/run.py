@@ -198,6 +198,7 @@ class RunFiles:
     All processes call it. `host_state` is called only for a checkpoint, since it may gather from all processes.
     """
     if is_due or ends_early:
+      self.metrics.commit()
       self.checkpoints.save(number, state, host_state() | {"base": self.base})
     if ends_early:
       raise hosts.Preempted

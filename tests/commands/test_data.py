@@ -269,3 +269,21 @@ def test_ten_kills_leave_no_trace(tmp_path):
   assert kills == 10
   assert start(tmp_path / "killed").wait() == 0
   assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_on_gcs_it_writes_the_same_and_refuses_a_store_before_reading(
+  gcs_folder, tmp_path, run, changes, scenes_folder, capsys
+):
+  address, store = gcs_folder
+  absent = {**changes, "data.folder": "nowhere", "store.shards": 2}
+  assert run("data", f"{address}/refused", absent).code == 2
+  error = capsys.readouterr().err
+  assert "written to a local disk" in error and error.count("\n") == 1
+  assert not store.files.exists(f"{address}/refused")
+
+  assert run("data", tmp_path / "local", changes).code == 0
+  there = store.upload(scenes_folder, f"{address}/scenes")
+  moved = {**changes, "data.folder": there, "data.images": f"{there}/images"}
+  assert run("data", f"{address}/run", moved).code == 0
+  found = content(store.download(f"{address}/run", tmp_path / "found"))
+  assert found == content(tmp_path / "local")

@@ -305,3 +305,10 @@ def test_ten_kills_cost_at_most_what_was_in_flight(tmp_path, scenes_folder, chan
 
 def size(workdir):
   return sum(path.stat().st_size for path in workdir.glob("journal/part-*"))
+
+
+def test_a_remote_workdir_is_refused_before_anything_is_read(gcs_folder, run, changes, capsys):
+  absent = {**changes, "data.records": "nowhere.jsonl"}
+  assert run("synthesize", f"{gcs_folder[0]}/run", absent).code == 2
+  error = capsys.readouterr().err
+  assert "is remote" in error and "give a local --workdir" in error and error.count("\n") == 1

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.data import image_locations
 from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.data.image_locations import MissingImage, UnusableArchive
 from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.remote import CACHE_VARIABLE
 
 NAMES = ("train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "top.png")
 
@@ -267,3 +269,44 @@ def test_locations_that_are_neither_folder_nor_archive_are_refused(folder, tmp_p
     ImageFiles(tmp_path / "absent.zip").find("1.jpg")
   with pytest.raises(MissingImage, match="'1.jpg' is not in .*/nowhere"):
     ImageFiles(tmp_path / "nowhere").find("1.jpg")
+
+
+@pytest.fixture
+def remote_places(places, gcs_folder, tmp_path, monkeypatch):
+  monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+  address, store = gcs_folder
+  names = {kind: f"{address}/{path.name}" for kind, path in places.items()}
+  return {kind: store.upload(path, names[kind]) for kind, path in places.items()}
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip", "deflated"])
+def test_remote_folders_tars_and_zips_give_the_same_bytes(remote_places, folder, kind, tmp_path):
+  images = pickle.loads(pickle.dumps(ImageFiles(remote_places[kind])))
+  for number, name in enumerate(NAMES):
+    assert images.read(name) == (folder / name).read_bytes()
+    assert images.read(os.path.basename(name)) == (folder / name).read_bytes()
+    assert images.open(name).size == (6 + number, 4)
+  for name in ("train2017", "4.jpg", "val2017/1.jpg"):
+    with pytest.raises(MissingImage, match="is not in gs://"):
+      images.read(name)
+  assert (tmp_path / "cache").exists() == (kind != "folder"), "images of folders are streamed"
+
+
+def test_a_remote_folder_is_listed_once(remote_places, monkeypatch):
+  calls, listed = [], image_locations.list_files
+  monkeypatch.setattr(
+    image_locations, "list_files", lambda folder: calls.append(folder) or listed(folder)
+  )
+  images = ImageFiles(remote_places["folder"])
+  assert all(name in images for name in NAMES) and "4.jpg" not in images
+  assert calls == [remote_places["folder"]]
+
+
+def test_a_missing_remote_image_or_archive_is_named(remote_places, gcs_folder):
+  images = ImageFiles(remote_places["folder"])
+  images.find("top.png")
+  gcs_folder[1].files.rm(f"{remote_places['folder']}/top.png")
+  with pytest.raises(UnreadableImage, match=r"gs://.*top\.png"):
+    images.read("top.png")
+  with pytest.raises(UnusableArchive, match=r"none\.zip cannot be read"):
+    ImageFiles(f"{gcs_folder[0]}/none.zip").find("top.png")

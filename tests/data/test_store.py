@@ -18,6 +18,7 @@ from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.data.store import Settings, StoreSource, write_store
 from spatial_vlm.process_rows import Shard
 from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.remote import CACHE_VARIABLE
 
 COUNT, SETTINGS = 26, Settings(shards=3, seed=1, max_pixels=0)
 
@@ -273,3 +274,21 @@ def test_reading_a_store_resumes_exactly(whole, workers):
     resumed = stream(StoreSource(whole, "train"), **options)
     resumed.set_state(states[position])
     assert list(resumed) == expected[position:]
+
+
+def test_a_remote_store_is_copied_once_and_reads_the_same(
+  whole, gcs_folder, tmp_path, monkeypatch, capfd
+):
+  monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+  address = gcs_folder[1].upload(whole, gcs_folder[0])
+  local, remote = StoreSource(whole, "train"), StoreSource(address, "train")
+  assert "copying train-00002-of-00003.array_record: 100%" in capfd.readouterr().err
+  for expected, found in zip(local, remote, strict=True):
+    assert found.record == expected.record and found.boxes == expected.boxes
+    np.testing.assert_array_equal(found.image, expected.image)
+  images, name = ImageFiles(f"{address}/train.json"), local.image_name(5)
+  assert images.read(name) == ImageFiles(whole / "train.json").read(name)
+  assert "copying" not in capfd.readouterr().err
+  gcs_folder[1].files.rm(f"{address}/train-00001-of-00003.array_record")
+  with pytest.raises(UsageError, match="train-00001-of-00003.array_record is missing"):
+    StoreSource(address, "train")

@@ -28,3 +28,16 @@ def test_files_next_to_the_weights_are_copied(nano, tmp_path):
   copied = {path.name for path in export.iterdir()}
   assert copied == {path.name for path in nano.iterdir()} - {"config.json", "model.safetensors"}
   assert all((export / name).read_bytes() == (nano / name).read_bytes() for name in copied)
+
+
+def test_a_remote_folder_is_copied_from_and_found(nano, gcs_folder, tmp_path):
+  address, store = gcs_folder
+  store.upload(nano, f"{address}/model")
+  source = find_folder(f"{address}/model")
+  copy_processor(epath.Path(address) / "export", source)
+  copied = store.download(f"{address}/export", tmp_path / "copied")
+  names = {path.name for path in copied.iterdir()}
+  assert names == {path.name for path in nano.iterdir()} - {"config.json", "model.safetensors"}
+  assert all((copied / name).read_bytes() == (nano / name).read_bytes() for name in names)
+  with pytest.raises(UsageError, match="gs://.*/none does not exist"):
+    find_folder(f"{address}/none")

@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from spatial_vlm.config import PACKAGE_FOLDER
+from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import (
   SpecialIds,
   byte_characters,
@@ -100,3 +101,19 @@ def test_a_thinking_model_is_named_in_one_line(tmp_path):
   with pytest.raises(ValueError, match="is a Thinking model: .*give the Instruct model") as error:
     load_tokenizer(folder)
   assert "\n" not in str(error.value)
+
+
+def test_a_remote_folder_gives_the_same_processor(nano, gcs_folder):
+  address, store = gcs_folder
+  local, remote = Processor.from_folder(nano), Processor.from_folder(store.upload(nano, address))
+  assert (remote.image_settings, remote.video_settings) == (
+    local.image_settings,
+    local.video_settings,
+  )
+  assert remote.model_config == local.model_config
+  assert remote.tokenizer.get_vocab() == local.tokenizer.get_vocab()
+  assert remote.tokenizer.chat_template == local.tokenizer.chat_template
+  for text in HARD_TEXTS:
+    assert remote.encode_text(text) == local.encode_text(text)
+  with pytest.raises(FileNotFoundError, match=r"gs://.*none.*tokenizer\.json"):
+    load_tokenizer(f"{address}/none")
