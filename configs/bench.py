@@ -62,6 +62,7 @@ def tiny() -> ConfigDict:
         eps_low=0.2,
         eps_high=0.28,
         max_new_tokens=128,
+        answer_lengths=(),
         overlong_cache_tokens=8,
         temperature=1.0,
       ),
@@ -72,7 +73,7 @@ def tiny() -> ConfigDict:
 def step() -> dict:
   """Returns the leaves of a training step; seed and mesh are those of the whole."""
   leaves = training()
-  for name in ("seed", "mesh", "max_to_keep"):
+  for name in ("seed", "mesh", "checkpoint_minutes", "max_to_keep"):
     del leaves[name]
   return leaves
 

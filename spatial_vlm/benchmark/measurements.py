@@ -16,7 +16,7 @@ from spatial_vlm.benchmark.row import Row
 from spatial_vlm.benchmark.subject import MODELS, Subject, row_shape
 from spatial_vlm.benchmark.training_rows import sft_rows
 from spatial_vlm.config import Config, UsageError, check_positive
-from spatial_vlm.train.run import DTYPES, check_training
+from spatial_vlm.train.run import DTYPES, check_computation
 
 MEASUREMENTS: Mapping[str, Callable[[Subject], Iterator[Row]]] = {
   "attention": attention_rows,
@@ -91,7 +91,7 @@ def check(config: Config) -> None:
   for name in ("decode", "sft", "dapo"):
     _check_rows(config, name)
   for name in ("sft", "dapo"):
-    check_training(config[name])
+    check_computation(config[name])
     if config[name].frozen_int8:
       raise UsageError(
         f"{name}.frozen_int8 is True; the bench has random weights in {DTYPES} alone"
