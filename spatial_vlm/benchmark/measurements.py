@@ -56,9 +56,7 @@ def measure(subject: Subject) -> Iterator[Progress]:
       with jax.set_mesh(subject.mesh):  # the kernels read the mesh
         for row in MEASUREMENTS[name](subject):
           yield Progress(with_limits(row, subject), name)
-    except (
-      Exception
-    ) as error:  # out of memory, or a kernel that is missing: other rows do not suffer
+    except Exception as error:  # e.g. out of memory: other measurements go on
       log.info("%s", traceback.format_exc())
       yield Progress(Row(subject.name, name, error=_in_short(error)), name)
     yield Progress(None, "")
