@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from spatial_vlm.benchmark.row import Row, Spread
 from spatial_vlm.benchmark.subject import MODELS, Subject, row_shape
 from spatial_vlm.model import flash, qwen3_vl
 from spatial_vlm.model.attention import plain_attention
+from spatial_vlm.types import Device
 
 ROWS = 2
 SLACK = 3.0
@@ -72,7 +73,7 @@ def _attention_row(
 
 
 @contextlib.contextmanager
-def _on_cpu() -> Iterator[jax.Device]:
+def _on_cpu() -> Iterator[Device]:
   """Yields the CPU, on which programs of its arrays run whatever mesh is set outside."""
   cpu = jax.devices("cpu")[0]
   with jax.set_mesh(sharding.make_mesh({}, [cpu])), jax.default_matmul_precision("highest"):
@@ -112,7 +113,7 @@ def _errors(found, reference) -> np.ndarray:
   return np.array([np.abs(np.asarray(a, np.float32) - b).max() for a, b in pairs])
 
 
-def _figures(errors: Sequence[float]) -> str:
+def _figures(errors: np.ndarray) -> str:
   return ", ".join(f"{label} {error:.1e}" for label, error in zip(OUTPUTS, errors, strict=True))
 
 

@@ -136,7 +136,7 @@ class _Run:
     )
     minibatch = Minibatch(prompts_of_minibatch, groups)
     reference = groups.logp if self._constants.reference else None
-    scores = MinibatchScores(groups.logp, reference, jax.ShapeDtypeStruct((), jnp.bool_))
+    scores = MinibatchScores(groups.logp, reference, jnp.zeros((), bool))
     static = dict(model=self._model, settings=settings)
     forbidden = self._constants.forbidden_tokens
     sampled = (self._weights, prompts_of_round, jax.random.key(0), forbidden)
