@@ -1,10 +1,10 @@
 """Speed on this machine, with random weights.
 
-tiny   the shape of the shipped base, float32; minutes on two cores
-small  a model of 58 M parameters, float32; for CPUs
-2b     Qwen3-VL-2B in bfloat16 on an accelerator: LoRA, beside transformers
-2b_full  the full fine-tune of Qwen3-VL-2B and a DAPO step of it
-8b     Qwen3-VL-8B in bfloat16 on an accelerator of 80 GB: decoding, and LoRA on packed rows
+tiny     the shape of the shipped base, float32; minutes on two cores
+small    a model of 58 M parameters, float32; for CPUs
+2b       Qwen3-VL-2B in bfloat16 on an accelerator: forward pass, decoding, a step on LoRA factors
+2b_full  the same model: the full fine-tune on packed rows, a DAPO step on LoRA factors
+8b       Qwen3-VL-8B in bfloat16 on an accelerator of 80 GB: decoding, a step on LoRA factors and packed rows
 """
 
 from ml_collections import ConfigDict
@@ -29,39 +29,37 @@ def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
       seed=0,
-      model="tiny",  # name in benchmark.subject.MODELS
-      dtype="float32",  # of weights and computation in `forward` and `decode`
-      # Names in benchmark.measurements.MEASUREMENTS, in order.
-      measurements=("attention", "parity", "forward", "decode", "sft", "dapo"),
-      rounds=7,  # in each of them ours and transformers have their turns
-      round_s=0.3,  # least time of a turn: short programs run several times
-      time_limit_s=1800,  # a measurement that would start later is left out
+      model="tiny",  # tiny | small (58 M parameters) | 2b | 4b | 8b
+      dtype="float32",  # type of the computation, in `forward` and `decode` of the weights too
+      # What is measured, in this order: parity (a small model here and on the CPU), attention (the kernel and the
+      # formula), forward, decode, sft, dapo.
+      measurements=("parity", "attention", "forward", "decode", "sft", "dapo"),
+      rounds=7,  # turns of each program; dapo: steps
+      round_s=0.3,  # least seconds of a turn: short programs run several times
+      time_limit_s=1800,  # seconds after which no further measurement starts
       mesh=data_parallel_mesh(),
-      decode=dict(
-        batch_sizes=(1, 8, 64),
-        new_tokens=64,
-        tokens=64,  # of a prompt
-        images=1,
-        grid=(8, 8),  # rows and columns of an image's patches
-      ),
-      sft=step() | dict(batch_size=8, tokens=176, images=1, grid=(8, 8)),
-      dapo=step()
+      decode=row(tokens=64)
       | dict(
-        task="scenes",
-        rounds=2,  # a step takes long
-        tokens=64,
-        images=1,
-        grid=(8, 8),
-        groups_per_batch=32,
-        group_size=8,
-        rollout_batch_size=32,
-        max_rollout_rounds=1,
-        minibatches=4,
-        objectives=(("dapo", 1.0),),
-        rewards=(("accuracy", 1.0), ("overlong", 1.0)),
+        batch_sizes=(1, 8, 64),  # each has a row for prefill and one for decoding
+        new_tokens=64,  # length of every answer
+      ),
+      sft=step() | row(tokens=176) | dict(batch_size=8),
+      dapo=step()
+      | row(tokens=64)
+      | dict(
+        task="scenes",  # gives the grammar of verdicts
+        rounds=2,
+        groups_per_batch=32,  # groups of a policy batch
+        group_size=8,  # G, answers to each prompt
+        rollout_batch_size=32,  # prompts of a round of sampling
+        max_rollout_rounds=1,  # rounds after which the update takes the groups that it has
+        minibatches=4,  # updates of a step
+        objectives=(("dapo", 1.0),),  # as in configs/dapo.py
+        rewards=(("accuracy", 1.0), ("overlong", 1.0)),  # as in configs/dapo.py
         eps_low=0.2,
         eps_high=0.28,
         max_new_tokens=128,
+        answer_lengths=(),  # as in configs/dapo.py; here every answer has max_new_tokens
         overlong_cache_tokens=8,
         temperature=1.0,
       ),
@@ -69,10 +67,19 @@ def tiny() -> ConfigDict:
   )
 
 
+def row(tokens: int) -> dict:
+  """Returns the leaves of a row of conversations or of a prompt."""
+  return dict(
+    tokens=tokens,  # length of a row (sft) or of a prompt (decode, dapo), image tokens included
+    images=1,  # images of a row, each in a conversation of its own
+    grid=(8, 8),  # rows and columns of an image's patches
+  )
+
+
 def step() -> dict:
   """Returns the leaves of a training step; seed and mesh are those of the whole."""
   leaves = training()
-  for name in ("seed", "mesh", "max_to_keep"):
+  for name in ("seed", "mesh", "checkpoint_minutes", "max_to_keep"):
     del leaves[name]
   return leaves
 
@@ -123,6 +130,7 @@ def qwen3_vl_2b() -> ConfigDict:
   config.model = "2b"
   config.measurements = ("forward", "decode", "sft")
   config.decode.batch_sizes = (1, 64)
+  config.decode.new_tokens = 32  # transformers takes about 32 ms for each
   with_lora(config.sft)
   return config
 
@@ -139,8 +147,8 @@ def qwen3_vl_2b_full() -> ConfigDict:
 def qwen3_vl_8b() -> ConfigDict:
   config = on_accelerator()
   config.model = "8b"
-  config.measurements = ("attention", "parity", "decode", "sft")
-  config.decode.batch_sizes = (1, 64, 8)  # the ends first, in case that time runs out
+  config.measurements = ("parity", "attention", "decode", "sft")
+  config.decode.batch_sizes = (1, 64, 8)  # the extremes first, in case time runs out
   with_lora(config.sft)
   with_packed_rows(config.sft)
   return config

@@ -339,3 +339,49 @@ def test_ci_runs_every_part_and_fails_if_one_does(tmp_path, failing, status):
     assert f"part {part}\n" in done.stdout
   assert "  slow tests: 0m0s" in done.stdout
   assert (".ci/run: failed: " in done.stdout) == (status == 1)
+
+
+FAKE_BENCH = """#!/usr/bin/env bash
+while (($#)); do
+  [[ $1 == --workdir ]] && workdir=$2
+  arguments+=" $1"
+  shift
+done
+echo "table" >"$workdir/results.md"
+echo "12:00:00 8b, decode:$arguments"
+[[ $arguments != *8b*sft* ]] || { echo "no memory" >&2; exit 3; }
+"""
+
+
+@pytest.fixture
+def bench_gpu(tmp_path):
+  """Runs launch/bench_gpu with a program in Python's place and without a GPU."""
+  fake = tmp_path / "python"
+  fake.write_text(FAKE_BENCH)
+  fake.chmod(0o755)
+  script = TPU_VM.with_name("bench_gpu")
+
+  def call(*parts, seconds=530):
+    environment = os.environ | {"PYTHON": str(fake), "SECONDS_IN_ALL": str(seconds)}
+    command = [script, tmp_path / "run", *parts]
+    return subprocess.run(command, capture_output=True, text=True, env=environment).stdout
+
+  return call
+
+
+def test_a_failed_part_of_the_gpu_bench_does_not_stop_the_others(bench_gpu, tmp_path):
+  said = bench_gpu()
+  parts = [line.split()[1].rstrip(":") for line in said.splitlines() if "at most" in line]
+  assert parts == ["correct", "8b_decode", "8b_lora", "2b_peer", "2b_full", "2b_dapo", "tiny"]
+  assert "== 8b_lora: exit status 3" in said and "\nno memory\n" in said
+  assert said.endswith("\n\ntable\n")
+  assert "--against transformers" in (tmp_path / "run" / "2b_peer.out").read_text()
+
+
+def test_parts_of_the_gpu_bench_can_be_chosen_and_end_in_time(bench_gpu):
+  said = bench_gpu("tiny", "correct", seconds=40)
+  assert [line for line in said.splitlines() if line.startswith("==")] == [
+    "== correct: at most 40 s",
+    "== tiny: at most 40 s",
+  ]
+  assert "== tiny: left out, no time" in bench_gpu("tiny", seconds=5)

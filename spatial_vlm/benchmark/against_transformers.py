@@ -1,6 +1,7 @@
 """The same model in transformers with torch: same weights, same inputs, on the same device."""
 
-import importlib
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from spatial_vlm.parameters.partition import flatten
 from spatial_vlm.types import Batch, Params, Prompts
 
 LORA_MODULES = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+"""Names of the modules that get LoRA factors: those of `lora.targets` in configs/common.py."""
 
 RECOMPUTED = ("offload", "full", "context")
 """Policies that recompute most of a layer, next to which torch checkpoints its layers."""
@@ -79,13 +81,15 @@ class Peer:
     return call
 
   def train_step(self, batch: Batch, config: Config) -> Callable[[], Any]:
-    """Returns a call that makes a step as ours does: AdamW on all parameters in float32, or on LoRA factors (PEFT)."""
+    """Returns a call that makes a step as ours does: AdamW on all parameters in float32, or on LoRA factors.
+
+    Call it last: it changes the model.
+    """
     torch, model = self._torch, self._model
     if config.lora.rank:
-      model = self._with_lora(config)
+      trained = self._add_lora(config.lora)
     else:
-      model = model.float()
-    trained = [p for p in model.parameters() if p.requires_grad]
+      trained = [*model.float().parameters()]
     optimizer = torch.optim.AdamW(
       trained, lr=config.optimizer.learning_rate, fused=self._device == "cuda"
     )
@@ -109,14 +113,19 @@ class Peer:
 
     return call
 
-  def _with_lora(self, config: Config) -> Any:
-    peft = importlib.import_module("peft")
-    settings = peft.LoraConfig(
-      r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=LORA_MODULES
-    )
-    model = peft.get_peft_model(self._model, settings)
-    model.enable_input_require_grads()
-    return model
+  def _add_lora(self, lora: Config) -> list[Any]:
+    """Adds y += α/r · B A x to the decoder's projections as PEFT does, and returns the factors, in float32."""
+    self._model.requires_grad_(False)
+    factors = []
+    for name, module in self._model.named_modules():
+      if re.fullmatch(LORA_MODULES, name):
+        outputs, inputs = module.weight.shape
+        down = self._torch.randn(lora.rank, inputs, device=self._device) * inputs**-0.5
+        up = self._torch.zeros(outputs, lora.rank, device=self._device)
+        module.lora_a, module.lora_b = map(self._torch.nn.Parameter, (down, up))
+        module.register_forward_hook(functools.partial(_add_product, lora.alpha / lora.rank))
+        factors += [module.lora_a, module.lora_b]
+    return factors
 
   def _inputs(self, rows: Batch | Prompts) -> dict[str, Any]:
     """Returns the keyword arguments of the model for rows of one image each, without padding."""
@@ -138,6 +147,11 @@ class Peer:
     if self._device == "cuda":
       self._torch.cuda.synchronize()
     return result
+
+
+def _add_product(scale: float, module: Any, inputs: tuple[Any], output: Any) -> Any:
+  """Returns what a module gives with its LoRA factors; a forward hook."""
+  return output + inputs[0] @ module.lora_a.T @ module.lora_b.T * scale
 
 
 def _grid(vision: Any) -> np.ndarray:

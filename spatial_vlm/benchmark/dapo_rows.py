@@ -1,150 +1,196 @@
-"""One DAPO step and its phases: sampling, old log-probabilities, update."""
+"""DAPO steps by the loop of training, and their phases: sampling, old log-probabilities, update."""
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from spatial_vlm import sharding
 from spatial_vlm.benchmark.inference_rows import END, never_ending
 from spatial_vlm.benchmark.inputs import random_prompts
-from spatial_vlm.benchmark.measure import build, flops_of, seconds_of
+from spatial_vlm.benchmark.measure import build, flops_of
 from spatial_vlm.benchmark.row import Row, Spread
 from spatial_vlm.benchmark.subject import Subject, row_shape
 from spatial_vlm.benchmark.training_rows import fresh_state
 from spatial_vlm.config import settings_from
+from spatial_vlm.metrics import CLOCK_PREFIX, PhaseClock
+from spatial_vlm.process_rows import make_global_batch
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
+from spatial_vlm.rollout.engine import CompiledEngine, Requests
 from spatial_vlm.rollout.sampler import generate, stages
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train import policy_optimization, rollout_buffer
+from spatial_vlm.train.policy_optimization import (
+  Constants,
+  Minibatch,
+  MinibatchScores,
+  score_minibatch,
+  step_on_minibatch,
+)
+from spatial_vlm.train.rl_engine import TrainingMeshes, group_sampler
 from spatial_vlm.train.rl_settings import RlSettings
-from spatial_vlm.train.update import cut_rows
-from spatial_vlm.types import Params, RlState, Rollout
+from spatial_vlm.types import Params, Rollout
+
+PHASES = {
+  "sampling": "DAPO sampling",
+  "old_logprobs": "DAPO old log-probabilities",
+  "update": "DAPO update",
+}
+"""Phase of the training's clock → name of its row."""
 
 
 def dapo_rows(subject: Subject) -> Iterator[Row]:
   """Yields the time of a step on full answers of random verdicts, and of its phases.
 
-  One round of sampling fills the policy batch. The update's program computes the old log-probabilities too: their own
-  program is timed alone, and the row of the update has the rest.
+  The steps are those of `dapo`, timed by its clock, without reading and encoding of photographs.
   """
   config = subject.config.dapo
-  round_of = _Round(subject)
-  phases = [round_of.run() for _ in range(config.rounds)]
-  times = {name: [phase[name] for phase in phases] for name in phases[0]}
-  answers = config.groups_per_batch * config.group_size
-  answer_tokens = answers * config.max_new_tokens
-  rows_text = (
-    f"{config.groups_per_batch} groups of {config.group_size} answers of {config.max_new_tokens} tokens to prompts of "
-    f"{config.tokens} tokens, {config.images * config.grid[0] * config.grid[1]} patches; "
-    f"{config.minibatches} minibatches"
-  )
+  run = _Run(subject)
+  built = {phase: build(trace) for phase, trace in run.traces(run.settings).items()}
+  flops = run.flops()
+  times = run.phase_seconds(config.rounds)
+  shape = row_shape(config)
 
   def row(name: str, seconds: list[float], flops: float, **others) -> Row:
-    return Row(subject.name, name, Spread.of(seconds), tokens=answer_tokens, flops=flops, **others)
+    tokens = config.groups_per_batch * config.group_size * config.max_new_tokens
+    return Row(subject.name, name, Spread.of(seconds), tokens=tokens, flops=flops, **others)
 
-  old, update = times["old"], times["update"]
-  flops = round_of.flops
   yield row(
     "DAPO step",
-    [a + b for a, b in zip(times["sampling"], update, strict=True)],
-    flops["sampling"] + flops["update"],
-    note=rows_text,
+    [sum(phases) for phases in zip(*times.values(), strict=True)],
+    sum(flops.values()),
+    note=f"{config.groups_per_batch} groups of {config.group_size} answers of {config.max_new_tokens} tokens to "
+    f"prompts of {shape.tokens} tokens, {shape.patches} patches; {config.minibatches} minibatches",
   )
-  sampling, updating = round_of.built_generate, round_of.built_update
-  yield row(
-    "DAPO sampling",
-    times["sampling"],
-    flops["sampling"],
-    compile_s=sampling.seconds,
-    peak_bytes=sampling.peak_bytes,
-  )
-  yield row("DAPO old log-probabilities", old, flops["old"])
-  yield row(
-    "DAPO update",
-    [max(a - b, 1e-9) for a, b in zip(update, old, strict=True)],
-    flops["update"] - flops["old"],
-    compile_s=updating.seconds,
-    peak_bytes=updating.peak_bytes,
-  )
+  for phase, name in PHASES.items():
+    of_program = {"compile_s": built[phase].seconds, "peak_bytes": built[phase].peak_bytes}
+    yield row(name, times[phase], flops[phase], **of_program)
 
 
-class _Round:
-  """One DAPO step after another, on the same prompts."""
+class _Run:
+  """A run of DAPO on random weights and prompts, where half of the answers of each group count as right."""
 
   def __init__(self, subject: Subject):
-    config, self._model = subject.config.dapo, subject.model
-    self._settings = settings = settings_from(RlSettings, config, eos=END, pad=END)
-    train, frozen, optimizer = fresh_state(subject, config)
-    host = random_prompts(
-      self._model, config.groups_per_batch, row_shape(config), subject.config.seed
+    config, self._model, self._mesh = subject.config.dapo, subject.model, subject.mesh
+    self.settings = settings_from(RlSettings, config, eos=END, pad=END)
+    self._seed = subject.config.seed
+    self._prompts = random_prompts(
+      self._model, config.groups_per_batch, row_shape(config), self._seed
     )
-    self._prompts = sharding.make_global_batch(subject.mesh, host)
-    self._constants = policy_optimization.Constants(never_ending(self._model), frozen)
+    train, frozen, self._optimizer = fresh_state(subject, config)
+    reference = policy_optimization.reference_policy(self._mesh, train.params, self.settings)
+    self._constants = Constants(never_ending(self._model), frozen, reference)
+    self._state = rollout_buffer.place_state(self._mesh, train, self.settings)
+    self._task = find_task(config.task)
     convert = functools.partial(policy_optimization.rollout_weights, dtype=config.dtype)
     shapes = jax.eval_shape(convert, train.params, frozen)
-    where = sharding.param_shardings(subject.mesh, shapes)
-    self._rollout_weights = jax.jit(convert, out_shardings=where)
-    grammar = find_task(config.task).grammar
-    self._automaton = compile_automaton(grammar, [b""] * self._model.text.vocab_size, END)
-    groups = rollout_buffer.rollout_shapes(self._prompts, self._automaton, settings)
-    self._state = rollout_buffer.place_state(subject.mesh, train, groups, settings)
-    weights = sharding.with_shardings(shapes, where)
-    self._key = jax.random.key(subject.config.seed)
-    trace_generate = functools.partial(
-      generate.trace,
-      *(weights, self._prompts, self._key, self._constants.forbidden_tokens),
-      model=self._model,
-      sampling=settings.sampling,
+    where = sharding.param_shardings(self._mesh, shapes)
+    self._weights = sharding.with_shardings(shapes, where)
+    place = jax.jit(convert, out_shardings=where)
+    self._engine = CompiledEngine(
+      self._model,
+      self._constants.forbidden_tokens,
+      self._mesh,
+      lambda params: place(params, frozen),
     )
-    self.built_generate = build(trace_generate)
+
+  def phase_seconds(self, steps: int) -> dict[str, list[float]]:
+    """Makes so many steps after one that is not counted; returns the seconds of each phase."""
+    clock, settings = PhaseClock(), self.settings
     update = functools.partial(
-      policy_optimization.update_policy.trace, self._state, self._constants
+      policy_optimization.update_policy,
+      prompts_of=lambda numbers: self._requests_of(self._mesh, numbers).prompts,
+      constants=self._constants,
+      model=self._model,
+      optimizer=self._optimizer,
+      settings=settings,
+      clock=clock,
     )
-    static = dict(model=self._model, optimizer=optimizer)
-    self.built_update = build(functools.partial(update, **static, settings=settings))
-    self._score = jax.jit(self._old_logprobs)
-    whole = dataclasses.replace(settings, remat="none", chunk_tokens=config.max_new_tokens + 1)
-    trip_count = config.max_new_tokens // len(stages(config.max_new_tokens))
-    self.flops = {
-      "sampling": flops_of(trace_generate(), trip_count),
-      "old": flops_of(self._score.trace(self._state.train.params, self._state.buffer)),
-      "update": flops_of(update(**static, settings=whole)),
-    }
-    self.run()  # compiles the small programs
-
-  def run(self) -> dict[str, float]:
-    """Makes one step; returns the seconds of its phases."""
+    loop = policy_optimization.rl_loop(
+      self._state,
+      self._sampler(clock),
+      functools.partial(rollout_buffer.collect, settings=settings),
+      update,
+      settings,
+      steps + 1,
+    )
+    del self._state  # the loop overwrites it
+    readings = [clock.read() for _, sums in loop if sums is not None]
     return {
-      "sampling": seconds_of(self._sample),
-      "old": seconds_of(lambda: self._score(self._state.train.params, self._state.buffer)),
-      "update": seconds_of(self._update),
+      phase: [reading[f"{CLOCK_PREFIX}{phase}_s"] for reading in readings[1:]] for phase in PHASES
     }
 
-  def _sample(self) -> RlState:
-    weights = self._rollout_weights(self._state.train.params, self._constants.frozen)
-    completions = self.built_generate.call(
-      weights, self._prompts, self._key, self._constants.forbidden_tokens
+  def traces(self, settings: RlSettings) -> dict[str, Callable[[], jax.stages.Traced]]:
+    """Returns what traces the largest program of each phase."""
+    train, rows = self._state.train, settings.groups_per_batch // settings.minibatches
+    groups = rollout_buffer.rollout_shapes(rows, settings)
+    groups = sharding.with_shardings(groups, sharding.batch_sharding(self._mesh, groups))
+    prompts_of_round, prompts_of_minibatch = (
+      self._requests_of(self._mesh, range(count)).prompts
+      for count in (settings.rollout_batch_size, rows)
     )
-    groups = rollout_buffer.judge_groups(
-      self._prompts, completions, self._automaton, group_size=self._settings.group_size
-    )
-    # Random weights answer nothing right; half of each group counts as right, so that every group is kept.
-    right = jnp.broadcast_to(jnp.arange(self._settings.group_size) % 2 == 0, groups.correct.shape)
-    self._state = rollout_buffer.collect(
-      self._state, groups.replace(correct=right), settings=self._settings
-    )
-    return self._state
+    minibatch = Minibatch(prompts_of_minibatch, groups)
+    reference = groups.logp if self._constants.reference else None
+    scores = MinibatchScores(groups.logp, reference, jnp.zeros((), bool))
+    static = dict(model=self._model, settings=settings)
+    forbidden = self._constants.forbidden_tokens
+    sampled = (self._weights, prompts_of_round, jax.random.key(0), forbidden)
+    learnt = (train, minibatch, scores, self._constants)
+    return {
+      "sampling": functools.partial(
+        generate.trace, *sampled, model=self._model, sampling=settings.sampling
+      ),
+      "old_logprobs": functools.partial(
+        score_minibatch.trace, train.params, minibatch, self._constants, **static
+      ),
+      "update": functools.partial(
+        step_on_minibatch.trace, *learnt, optimizer=self._optimizer, **static
+      ),
+    }
 
-  def _update(self) -> RlState:
-    self._state, _ = self.built_update.call(self._state, self._constants)
-    return self._state
+  def flops(self) -> dict[str, float]:
+    """Returns the operations of each phase of a step, without recomputation in the backward pass."""
+    tokens = self.settings.max_new_tokens
+    whole = dataclasses.replace(self.settings, remat="none", chunk_tokens=tokens + 1)
+    of = {
+      phase: flops_of(trace(), trip_count=tokens // len(stages(tokens)))
+      for phase, trace in self.traces(whole).items()
+    }
+    rounds = math.ceil(whole.groups_per_batch / whole.rollout_batch_size)
+    scorings = whole.minibatches * (2 if self._constants.reference else 1)
+    return {
+      "sampling": rounds * of["sampling"],
+      "old_logprobs": scorings * of["old_logprobs"],
+      "update": whole.minibatches * of["update"],
+    }
 
-  def _old_logprobs(self, params: Params, rollout: Rollout) -> jax.Array:
-    settings = self._settings
-    pieces = cut_rows(rollout, settings.minibatches * settings.micro_batches)
-    return policy_optimization.piecewise_logprobs(
-      params, pieces, self._constants, self._model, settings
+  def _sampler(self, clock: PhaseClock) -> Callable[[Params, int], Rollout]:
+    """Returns the sampler of `dapo`; half of each group counts as right, so that every group is kept."""
+    vocabulary = [b""] * self._model.text.vocab_size
+    sample = group_sampler(
+      self._engine,
+      self._requests_of,
+      compile_automaton(self._task.grammar, vocabulary, END),
+      TrainingMeshes(self._mesh, self._mesh),
+      self.settings,
+      self._seed,
+      clock,
     )
+
+    def half_right(params: Params, cursor: int) -> Rollout:
+      rollout = sample(params, cursor)
+      right = jnp.arange(self.settings.group_size) % 2 == 0
+      return rollout.replace(correct=jnp.broadcast_to(right, rollout.correct.shape))
+
+    return half_right
+
+  def _requests_of(self, mesh: Mesh, numbers: Sequence[int]) -> Requests:
+    """Returns prompts over the mesh; there are as many different ones as groups in a batch."""
+    rows = np.asarray(numbers) % len(self._prompts.ids)
+    prompts = jax.tree.map(lambda x: x[rows], self._prompts)
+    return Requests(make_global_batch(mesh, prompts), texts=(), images=())

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatial_vlm import sharding
 from spatial_vlm.benchmark.inputs import RowShape, random_batch, random_prompts, text_ids
 from spatial_vlm.benchmark.measure import alternate, build, flops_of, ratios
 from spatial_vlm.benchmark.row import Row, Spread
 from spatial_vlm.benchmark.subject import Subject, row_shape
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.process_rows import make_global_batch
 from spatial_vlm.rollout.sampler import SamplingSettings, generate, stages
 from spatial_vlm.types import Batch, Params, Prompts
 
@@ -31,7 +31,7 @@ def forward_rows(subject: Subject) -> Iterator[Row]:
   config, model = subject.config.sft, subject.model
   shape = row_shape(config)
   host = random_batch(model, config.batch_size, shape, subject.config.seed)
-  batch = sharding.make_global_batch(subject.mesh, host)
+  batch = make_global_batch(subject.mesh, host)
   trace = functools.partial(forward_last.trace, subject.params, batch, model=model)
   built = build(trace)
   calls = {"ours": functools.partial(built.call, subject.params, batch)}
@@ -72,7 +72,7 @@ def _decode_rows(subject: Subject, batch_size: int) -> Iterator[Row]:
   config, model, params = subject.config.decode, subject.model, subject.params
   shape = row_shape(config)
   host = random_prompts(model, batch_size, shape, subject.config.seed)
-  prompts = sharding.make_global_batch(subject.mesh, host)
+  prompts = make_global_batch(subject.mesh, host)
   steps = config.new_tokens
   trace_prefill = functools.partial(prefill.trace, params, prompts, model=model)
   arguments = (params, prompts, jax.random.key(0), never_ending(model))

@@ -16,7 +16,7 @@ from spatial_vlm.benchmark.row import Row
 from spatial_vlm.benchmark.subject import MODELS, Subject, row_shape
 from spatial_vlm.benchmark.training_rows import sft_rows
 from spatial_vlm.config import Config, UsageError, check_positive
-from spatial_vlm.train.run import DTYPES, check_training
+from spatial_vlm.train.run import DTYPES, check_computation
 
 MEASUREMENTS: Mapping[str, Callable[[Subject], Iterator[Row]]] = {
   "attention": attention_rows,
@@ -56,9 +56,7 @@ def measure(subject: Subject) -> Iterator[Progress]:
       with jax.set_mesh(subject.mesh):  # the kernels read the mesh
         for row in MEASUREMENTS[name](subject):
           yield Progress(with_limits(row, subject), name)
-    except (
-      Exception
-    ) as error:  # out of memory, or a kernel that is missing: other rows do not suffer
+    except Exception as error:  # e.g. out of memory: other measurements go on
       log.info("%s", traceback.format_exc())
       yield Progress(Row(subject.name, name, error=_in_short(error)), name)
     yield Progress(None, "")
@@ -91,7 +89,7 @@ def check(config: Config) -> None:
   for name in ("decode", "sft", "dapo"):
     _check_rows(config, name)
   for name in ("sft", "dapo"):
-    check_training(config[name])
+    check_computation(config[name])
     if config[name].frozen_int8:
       raise UsageError(
         f"{name}.frozen_int8 is True; the bench has random weights in {DTYPES} alone"

@@ -16,6 +16,7 @@ from spatial_vlm.benchmark.weights import random_params
 from spatial_vlm.config import Config, settings_from
 from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.parameters.partition import subset_from_config
+from spatial_vlm.process_rows import make_global_batch
 from spatial_vlm.train.run import partition_policy, place_state
 from spatial_vlm.train.sft import SftSettings, sft_step
 from spatial_vlm.types import Params, TrainState
@@ -52,7 +53,7 @@ def sft_rows(subject: Subject) -> Iterator[Row]:
   state, frozen, optimizer = fresh_state(subject, config)
   shape = row_shape(config)
   host = random_batch(model, config.batch_size, shape, subject.config.seed)
-  batch = sharding.make_global_batch(subject.mesh, host)
+  batch = make_global_batch(subject.mesh, host)
   settings = settings_from(SftSettings, config)
   shapes = jax.eval_shape(lambda s: s, (state, batch, frozen))
   shapes = sharding.with_shardings(

@@ -63,7 +63,11 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   for row, running in measure(subject):
     results.add(row, (config.model, running) if running else None)
     if row:
-      print(f"{time.strftime('%H:%M:%S')} {row.model}, {row.name}: {row.summary}", flush=True)
+      said = f"{row.model}, {row.name}: {row.summary}"
+    else:
+      said = f"{config.model}, {running}: begins"
+    if row or running:
+      print(f"{time.strftime('%H:%M:%S')} {said}", flush=True)
   print(f"\n{(workdir / TABLE).read_text()}")
 
 

@@ -36,12 +36,17 @@ HARMLESS = ("log_*", "checkpoint_*", "max_to_keep", "*.workers", "mesh.*", "samp
 DTYPES = ("float32", "bfloat16")
 
 
-def check_training(config: Config) -> None:
-  """Raises UsageError for an unknown `remat` or `dtype`, and for checkpoints that are never due."""
+def check_computation(config: Config) -> None:
+  """Raises UsageError for an unknown `remat` or `dtype`."""
   if config.remat not in REMAT_POLICIES:
     raise UsageError(f"remat is {config.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
   if config.dtype not in DTYPES:
     raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
+
+
+def check_training(config: Config) -> None:
+  """Raises UsageError as `check_computation` does, and for checkpoints that are never due."""
+  check_computation(config)
   cadence = (config.checkpoint_steps, config.checkpoint_minutes)
   if min(cadence) < 0 or max(cadence) == 0:
     raise UsageError(

@@ -7,6 +7,7 @@ from spatial_vlm import config, sharding
 from spatial_vlm.benchmark.limits import Limits
 from spatial_vlm.benchmark.measure import Rounds
 from spatial_vlm.benchmark.subject import MODELS, Subject
+from spatial_vlm.config import Config
 
 SHORT = (
   *("decode.tokens=32", "decode.batch_sizes=(2,)", "decode.new_tokens=4"),
@@ -17,12 +18,22 @@ SHORT = (
 
 
 @pytest.fixture(scope="session")
-def make_subject():
-  """Returns a subject of configs/bench.py:tiny with overrides of the form leaf=value."""
+def short_config():
+  """Returns configs/bench.py:tiny, short, with overrides of the form leaf=value."""
+
+  def load(*overrides: str) -> Config:
+    settings = [f"--config.{override}" for override in (*SHORT, *overrides)]
+    return config.load("configs/bench.py:tiny", settings)
+
+  return load
+
+
+@pytest.fixture(scope="session")
+def make_subject(short_config):
+  """Returns a subject of the short config with overrides."""
 
   def make(*overrides: str) -> Subject:
-    spec = "configs/bench.py:tiny"
-    loaded = config.load(spec, [f"--config.{override}" for override in (*SHORT, *overrides)])
+    loaded = short_config(*overrides)
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     return Subject(loaded, MODELS[loaded.model], mesh, Limits(1e11, 1e10), Rounds(2, 0.0))
 
