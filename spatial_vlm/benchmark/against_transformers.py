@@ -29,16 +29,14 @@ class Peer:
   """
 
   def __init__(self, model: ModelConfig, params: Params, dtype: str, folder: epath.Path):
-    torch, transformers = _libraries()
+    torch, qwen3_vl = _libraries()
     flat = flatten(params)
     stream_checkpoint(folder, model, flat.__getitem__, dtype)
     self._torch = torch
     self._device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     self._dtype = getattr(torch, dtype)
     self._config = model
-    loaded = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
-      folder, dtype=self._dtype, attn_implementation="sdpa"
-    )
+    loaded = qwen3_vl.from_pretrained(folder, dtype=self._dtype, attn_implementation="sdpa")
     self._model = loaded.to(self._device).eval()
     self._model.generation_config.eos_token_id = None
 
@@ -160,11 +158,13 @@ def _grid(vision: Any) -> np.ndarray:
 
 
 def _libraries() -> tuple[Any, Any]:
+  """Returns torch and the class of the model."""
   try:
     import torch
-    import transformers
+    from transformers import Qwen3VLForConditionalGeneration
   except ImportError as error:
     raise UsageError(
-      "--against=transformers needs torch, which the package does not bring: pip install torch"
+      f"--against=transformers cannot load Qwen3-VL in transformers ({error}). It needs torch, which the package does "
+      "not bring: pip install torch. A torchvision of another build than torch must go: pip uninstall torchvision"
     ) from error
-  return torch, transformers
+  return torch, Qwen3VLForConditionalGeneration

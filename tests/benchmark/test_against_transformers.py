@@ -90,7 +90,8 @@ def test_a_step_on_lora_factors_trains_these_alone(make_subject, subject, peer):
   assert moved == factors and len(factors) == 2 * 7 * subject.model.text.num_hidden_layers
 
 
-def test_missing_torch_is_named(monkeypatch, subject, tmp_path):
-  monkeypatch.setitem(sys.modules, "torch", None)
-  with pytest.raises(UsageError, match="pip install torch"):
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_a_missing_library_is_an_error_that_names_it(monkeypatch, subject, tmp_path, library):
+  monkeypatch.setitem(sys.modules, library, None)
+  with pytest.raises(UsageError, match=f"import of {library} halted.* pip install torch"):
     Peer(subject.model, subject.params, "float32", epath.Path(tmp_path))
