@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from spatial_vlm import cli
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
