@@ -157,7 +157,7 @@ class MetricsWriter:
     folder = self._workdir / "metrics"
     folder.mkdir(parents=True, exist_ok=True)
     path = next_part(folder)
-    # tensorboardX uploads the whole file at each flush, and again when the interpreter ends.
+    # On gs://, tensorboardX would upload the whole file at each flush. Events are written here, and `close` moves them.
     is_local = not is_remote(self._workdir)
     events = str(self._workdir / "tensorboard") if is_local else tempfile.mkdtemp()
     # purge_step makes TensorBoard discard an interrupted start's events from this step on.

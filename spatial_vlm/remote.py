@@ -11,6 +11,7 @@ from pathlib import Path
 import fsspec
 from etils import epath
 from fsspec.callbacks import TqdmCallback
+from fsspec.config import conf
 
 from spatial_vlm.config import UsageError
 
@@ -42,7 +43,7 @@ def see_files_of_others() -> None:
   The cache never expires. A process with a cached listing would not see the files that process 0 or TensorStore writes.
   """
   for protocol in ("gs", "gcs"):
-    fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
+    conf.setdefault(protocol, {})["use_listings_cache"] = False
 
 
 def check_folder(folder: epath.Path) -> None:

@@ -170,7 +170,8 @@ def test_on_an_object_store_a_kill_loses_nothing_that_was_committed(gcs_folder, 
   assert [record["step"] for record in read_metrics(address)] == list(range(1, 8))
   writer.close()
   events = store.download(f"{address}/tensorboard", tmp_path / "events")
-  assert len(os.listdir(events)) >= 3
+  names = os.listdir(events)
+  assert len(names) >= 3 and all(".part-0000" in name for name in names)
 
 
 def test_on_a_disk_committing_opens_no_further_part(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,14 +15,14 @@ from safetensors.numpy import load_file
 
 from spatial_vlm import cli
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
 def start(object_store, tmp_path):
-  """Starts a command in a process of its own, with one CPU device."""
+  """Starts a command in a process of its own."""
 
-  def start(name, workdir, changes):
+  def start(name, workdir, changes, *others):
     settings = [f"--config.{leaf}={value}" for leaf, value in changes.items()]
     environment = {
       **os.environ,
@@ -31,7 +32,7 @@ def start(object_store, tmp_path):
       ),
       "SPATIAL_VLM_CACHE": str(tmp_path / "cache"),
     }
-    argv = [sys.executable, "-m", "spatial_vlm.cli", name, "--workdir", workdir, *settings]
+    argv = [sys.executable, "-m", "spatial_vlm.cli", name, "--workdir", workdir, *settings, *others]
     log = (tmp_path / f"{name}.log").open("ab")
     return subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
 
@@ -76,7 +77,7 @@ def kill_after(process, store, address):
 
 
 def test_sft_killed_and_resumed_then_dapo_evaluate_and_export(
-  object_store, start, run_there, tmp_path, nano, scenes_folder, sft_changes, run, outcome, request
+  object_store, start, run_there, tmp_path, nano, scenes_folder, sft_changes, outcome, request
 ):
   bucket = f"gs://bucket/{tmp_path.name}"
   model = object_store.upload(nano, f"{bucket}/model")
@@ -114,3 +115,27 @@ def test_sft_killed_and_resumed_then_dapo_evaluate_and_export(
   )
   for name, array in load_file(resumed / "export" / "model.safetensors").items():
     np.testing.assert_array_equal(exported[name], array, err_msg=name)
+
+
+def test_two_processes_write_one_run(
+  object_store, start, tmp_path, nano, scenes_folder, sft_changes, outcome
+):
+  """Process 1 sees the files that process 0 writes, and waits for none in vain."""
+  bucket = f"gs://bucket/{tmp_path.name}"
+  moved = (nano, f"{bucket}/model"), (scenes_folder, f"{bucket}/scenes")
+  for folder, address in moved:
+    object_store.upload(folder, address)
+  changes = {**relocated(sft_changes, *moved), "epochs": 2, "mesh.data": 2, "mesh.fsdp": -1}
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    pod = "--coordinator", f"localhost:{probe.getsockname()[1]}", "--processes", "2", "--process"
+  processes = [start("sft", f"{bucket}/run", changes, *pod, str(number)) for number in range(2)]
+  try:
+    statuses = [process.wait(timeout=300) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert statuses == [0, 0], (tmp_path / "sft.log").read_text()[-3000:]
+  written = outcome(object_store.download(f"{bucket}/run", tmp_path / "run"))
+  assert [record["step"] for record in written["metrics"]] == [1, 2, 3, 4]
+  assert "export/model.safetensors" in written
