@@ -66,8 +66,8 @@ def test_checkpoint_and_data_may_be_omitted(capsys):
 COMMANDS = (
   "sft.py:tiny",
   "dapo.py:tiny",
-  "evaluate.py:tiny --config.method=zero-shot",
-  "behaviors.py:tiny",
+  "evaluate.py:tiny --config.method=zero-shot --config.in_flight=1",
+  "behaviors.py:tiny --config.in_flight=1",
   "answer.py:tiny",
   "synthesize.py:self",
 )
@@ -95,6 +95,7 @@ def test_every_program_of_every_command_compiles_for_a_slice_of_two_hosts(spec, 
 def test_programs_are_compiled_once(tmp_path, capsys, monkeypatch):
   pytest.importorskip("libtpu")
   arguments = ["plan", "--config", "configs/behaviors.py:tiny", "--topology", "v5e:2x2"]
+  arguments += ["--config.in_flight=1"]
   arguments += ["--model", "tiny", "--workdir", str(tmp_path)]
   assert cli.main(arguments) == 0
   first = capsys.readouterr().out

@@ -19,13 +19,13 @@ NAMES = {
     "DAPO update",
     "writing weights",
   ],
-  "configs/evaluate.py:tiny": ["answers", "a single answer"],
-  "configs/evaluate.py:tiny,method=zero-shot": [
+  "configs/evaluate.py:tiny,in_flight=1": ["answers", "a single answer"],
+  "configs/evaluate.py:tiny,in_flight=1,method=zero-shot": [
     "answers",
     "a single answer",
     "logits of the first token",
   ],
-  "configs/behaviors.py:tiny": ["answers"],
+  "configs/behaviors.py:tiny,in_flight=1": ["answers"],
   "configs/answer.py:tiny": ["answer"],
   "configs/synthesize.py:self": ["sampled answers"],
 }
@@ -56,6 +56,17 @@ def test_programs_of_every_command(load_config, eight_chips, spec):
   config = load_config(*spec.split(","))
   programs = trace_programs(config, PRESETS["tiny"], eight_chips.devices)
   assert [program.name for program in programs] == NAMES[spec]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "behaviors"])
+def test_batches_that_the_command_refuses_are_not_planned(load_config, eight_chips, command):
+  for changes, message in (
+    (["in_flight=1", "batch_size=12"], "batch_size is 12; it must be a multiple"),
+    (["in_flight=2"], "in_flight is 2 on a mesh of 8 devices"),
+  ):
+    with pytest.raises(UsageError, match=message):
+      config = load_config(f"configs/{command}.py:tiny", *changes)
+      trace_programs(config, PRESETS["tiny"], eight_chips.devices)
 
 
 def test_the_checks_of_the_command_are_made_for_the_hosts_of_the_slice(load_config):
