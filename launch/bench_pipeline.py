@@ -18,14 +18,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import DataLoader
+from etils import epath
+from torch.utils.data import DataLoader, Dataset
 
-from spatial_vlm.config import read_preset
+from spatial_vlm.config import load
 from spatial_vlm.data import batch_plan, conversations, messages, pipeline, store
 from spatial_vlm.data.batch_plan import BATCHINGS, padding
 from spatial_vlm.data.conversations import Conversation, ConversationSource
@@ -76,7 +78,7 @@ def write(folder: Path, count: int) -> None:
   for number, (size, record, _) in enumerate(drawn):
     (folder / "images" / record["image"]).write_bytes(photograph(size, number))
   (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for _, r, _ in drawn))
-  conversations.write(folder / "chains.jsonl", (chain for _, _, chain in drawn))
+  conversations.write(epath.Path(folder) / "chains.jsonl", (chain for _, _, chain in drawn))
   records = JsonlSource(folder / "train.jsonl", folder / "images")
   store.write_store(folder / "store", "train", records, store.Settings(4, 0, 0))
 
@@ -137,7 +139,7 @@ def readers(folder: Path, processor: Processor) -> dict[str, Callable[[], Iterab
   for workers in (0, 2):
     context = {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
     loader = DataLoader(
-      rows, BATCH, sampler=order, num_workers=workers, collate_fn=tensors, **context
+      cast(Dataset, rows), BATCH, sampler=order, num_workers=workers, collate_fn=tensors, **context
     )
     found[f"torch DataLoader, folder, {workers} processes"] = functools.partial(iter, loader)
   return found
@@ -177,7 +179,7 @@ def padding_table(processor: Processor, count: int) -> str:
   sizes = [
     measure(processor, messages.messages(size, c.question, c.answer)) for size, _, c in drawn
   ]
-  (packed,) = [Size(*shape) for shape in read_preset("configs/sft.py:8b").data.shapes]
+  (packed,) = [Size(*shape) for shape in load("configs/sft.py:8b", complete=False).data.shapes]
   rows = []
   for name, shapes in (("shuffled", [ROW]), ("bucketed", BUCKETS), ("packed", [packed])):
     plan = BATCHINGS[name](range(count), sizes, shapes, 32)

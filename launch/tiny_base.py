@@ -10,24 +10,27 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
 from spatial_vlm.data.scenes.source import SceneImage, SceneImageSource
 from spatial_vlm.evaluation.boxes import iou, nearest_object
-from spatial_vlm.inference.generation import greedy
+from spatial_vlm.inference.generation import inference_engine
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import (
   Policy,
-  PromptShape,
-  collate,
   decode_completions,
   encode_question,
+  make_requests,
+  prompt_format,
 )
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.processor.tiny_tokenizer import train_tokenizer
 from spatial_vlm.processor.tokenizer import fit_config, load_tokenizer
+from spatial_vlm.sharding import make_mesh
 from spatial_vlm.synthesis.scene_teacher import vocabulary_texts, where
 from spatial_vlm.tasks.statements import LIST_OBJECTS
 
@@ -44,13 +47,16 @@ def files(folder: Path) -> None:
 
 def score(folder: Path) -> None:
   """Prints the mean IoU of boxes in lists and answers to "where", and the share of boxes nearer to another object."""
-  policy = load_policy(str(folder))
+  mesh = make_mesh({"data": -1})
+  policy = load_policy(str(folder), mesh)
   source = SceneImageSource("validation", 0, SCENES, objects=(2, 3))
   images = [source[i] for i in range(SCENES)]
   names = [list(p.scene.boxes)[i % len(p.scene.boxes)] for i, p in enumerate(images)]
-  listed = [answers.parse_boxes(text) for text in ask(policy, images, [LIST_OBJECTS] * SCENES)]
+  listed = [
+    answers.parse_boxes(text) for text in ask(policy, mesh, images, [LIST_OBJECTS] * SCENES)
+  ]
   questions = [where(p.scene, name)[0] for p, name in zip(images, names, strict=True)]
-  asked = [answers.parse_boxes(text) for text in ask(policy, images, questions)]
+  asked = [answers.parse_boxes(text) for text in ask(policy, mesh, images, questions)]
   everything = [list(p.scene.boxes) for p in images]
   result = {
     "scenes": SCENES,
@@ -63,18 +69,20 @@ def score(folder: Path) -> None:
   print(json.dumps(result, indent=2))
 
 
-def ask(policy: Policy, images: Sequence[SceneImage], questions: Sequence[str]) -> list[str]:
-  rows = [
-    encode_question(policy.processor, p.image, q) for p, q in zip(images, questions, strict=True)
+def ask(
+  policy: Policy, mesh: Mesh, images: Sequence[SceneImage], questions: Sequence[str]
+) -> list[str]:
+  asked = [
+    (question, image.image, encode_question(policy.processor, image.image, question))
+    for image, question in zip(images, questions, strict=True)
   ]
+  engine, greedy = inference_engine(policy, mesh), policy.sampling(64)
+  format, key = prompt_format([(48, 64)], policy.dtype), jax.random.key(0)
   texts = []
-  for start in range(0, len(rows), BATCH):
-    ids = range(start, start + BATCH)
-    prompts = collate(
-      policy.processor, rows[start : start + BATCH], ids, [-1] * BATCH, PromptShape(48, 64)
-    )
-    completions = greedy(policy, policy.params, prompts, 64)
-    texts += [answer.text for answer in decode_completions(policy, completions)]
+  for start in range(0, len(asked), BATCH):
+    rows, ids = asked[start : start + BATCH], range(start, start + BATCH)
+    requests = make_requests(policy, mesh, rows, ids, [-1] * BATCH, format)
+    texts += [a.text for a in decode_completions(policy, engine.generate(requests, key, greedy))]
   return texts
 
 
