@@ -101,6 +101,7 @@ def dapo_settings(dtype):
     eps_low=0.2,
     eps_high=0.28,
     max_new_tokens=4,
+    answer_lengths=(),
     overlong_cache_tokens=1,
     temperature=1.0,
     chunk_tokens=4096,
