@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -239,7 +239,7 @@ def update_program(config: Config, run: RlRun) -> Program:
   )
 
 
-def resident_of_update(run: RlRun, inputs: Sequence[str] | dict[str, Any]) -> dict[str, Any]:
+def resident_of_update(run: RlRun, inputs: Collection[str]) -> dict[str, Any]:
   """Returns what lies on the chips besides a program's inputs: the other mini-batches and the buffer too."""
   others = [largest_minibatch(run)] * (run.settings.minibatches - 1)
   policy_batch = sharded_groups(run, run.settings.groups_per_batch)
