@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
+from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
@@ -58,6 +59,8 @@ def test_a_prompt_is_a_function_of_its_number(config, policy, mesh):
   read = rl_data.question_reader(config, policy.processor, source)
   requests_of = rl_data.training_requests(config, policy, read)
   first = requests_of(mesh, range(70, 78))  # beyond the first pass over 64 records
+  order = prompt_order(config.seed, len(read))
+  assert first.texts == [read(order(number))[1].text for number in range(70, 78)]
   again = requests_of(sharding.make_mesh({"fsdp": 2}, jax.devices()[:2]), [77, 70, 73, 70])
   for row, number in enumerate([77, 70, 73, 70]):
     of_first, of_again = (
