@@ -50,9 +50,9 @@ def process_shard(mesh: Mesh, process: int | None = None) -> Shard:
     if device.process_index == process
     for part in range(count)[rows]
   }
-  for size in range(count, 1, -1):
+  for size in (size for size in range(count, 1, -1) if count % size == 0):
     starts = [part for part in sorted(parts) if part % size == 0]
-    if count % size == 0 and parts == {start + i for start in starts for i in range(size)}:
+    if parts == {start + i for start in starts for i in range(size)}:
       return Shard(tuple(start // size for start in starts), count // size)
   return Shard(tuple(sorted(parts)), count)
 

@@ -237,6 +237,11 @@ def divisible_axes(axes: tuple[str, ...], mesh: Mesh | AbstractMesh, size: int) 
   return axes
 
 
+def with_row_shardings(mesh: Mesh, shapes: Any) -> Any:
+  """Returns shapes of a batch, prompts or rollout with their rows sharded over the mesh."""
+  return with_shardings(shapes, batch_sharding(mesh, shapes))
+
+
 def with_param_shardings(mesh: Mesh, shapes: Params) -> Params:
   """Returns shapes of parameters with their shardings over the mesh."""
   return with_shardings(shapes, param_shardings(mesh, shapes))

@@ -87,11 +87,9 @@ class _Run:
     self._constants = Constants(never_ending(self._model), frozen, reference)
     self._state = rollout_buffer.place_state(self._mesh, train, self.settings)
     self._task = find_task(config.task)
-    convert = functools.partial(policy_optimization.rollout_weights, dtype=config.dtype)
-    shapes = jax.eval_shape(convert, train.params, frozen)
-    where = sharding.param_shardings(self._mesh, shapes)
-    self._weights = sharding.with_shardings(shapes, where)
-    place = jax.jit(convert, out_shardings=where)
+    weights = (self._mesh, train.params, frozen, config.dtype)
+    self._weights = policy_optimization.rollout_weight_shapes(*weights)
+    place = policy_optimization.rollout_weight_placer(*weights)
     self._engine = CompiledEngine(
       self._model,
       self._constants.forbidden_tokens,
@@ -128,8 +126,7 @@ class _Run:
   def traces(self, settings: RlSettings) -> dict[str, Callable[[], jax.stages.Traced]]:
     """Returns what traces the largest program of each phase."""
     train, rows = self._state.train, settings.groups_per_batch // settings.minibatches
-    groups = rollout_buffer.rollout_shapes(rows, settings)
-    groups = sharding.with_shardings(groups, sharding.batch_sharding(self._mesh, groups))
+    groups = sharding.with_row_shardings(self._mesh, rollout_buffer.rollout_shapes(rows, settings))
     prompts_of_round, prompts_of_minibatch = (
       self._requests_of(self._mesh, range(count)).prompts
       for count in (settings.rollout_batch_size, rows)

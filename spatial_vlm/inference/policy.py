@@ -67,12 +67,17 @@ class PromptFormat(NamedTuple):
 
   sizes: tuple[Size, ...]
   """Padded sizes; each is a program of its own. A batch takes the smallest that holds all its prompts."""
-  dtype: DTypeLike = "float32"
+  dtype: DTypeLike
   """Type of the patches: that of the computation."""
+
+  @property
+  def limit(self) -> Size:
+    """The size that holds all others; ValueError if there is none."""
+    return largest(self.sizes)
 
   def check(self, row: Encoded) -> None:
     """Raises UnusableRecord for a prompt that does not fit."""
-    limit = largest(self.sizes)
+    limit = self.limit
     if not limit.holds(row.size):
       raise UnusableRecord(
         f"the prompt has {len(row.tokens)} tokens and {row.patches} patches; the largest of prompt_shapes holds "
@@ -88,7 +93,7 @@ class PromptFormat(NamedTuple):
 def prompt_format(shapes: Sequence[tuple[int, int]], dtype: DTypeLike) -> PromptFormat:
   """Returns the format of a config's padded (tokens, patches); raises ValueError if none holds all others."""
   sizes = tuple(Size(*shape) for shape in shapes)
-  largest(sizes)
+  largest(sizes)  # raises at the start of a run rather than at its first prompt
   return PromptFormat(sizes, dtype)
 
 

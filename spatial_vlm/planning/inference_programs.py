@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
-from spatial_vlm.data import batch_plan
 from spatial_vlm.huggingface.weights import abstract_params
 from spatial_vlm.inference.generation import check_batch
+from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.planning.compiled import Program
 from spatial_vlm.planning.generation_programs import (
@@ -32,7 +32,7 @@ ANSWER_TEXT_TOKENS = 192
 def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) -> list[Program]:
   """Traces the answers to a batch and to one question, and the scoring of `zero-shot`."""
   check_batch(config, sharding.make_mesh(config.mesh, devices))
-  size = batch_plan.largest([Size(*shape) for shape in config.prompt_shapes])
+  size = prompt_format(config.prompt_shapes, DTYPE).limit
   sampling = greedy(config.max_new_tokens)
   batch, single = (
     policy_generation(model, config.mesh, devices, rows, size, sampling)
@@ -47,7 +47,7 @@ def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]
 def behaviors_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) -> list[Program]:
   """Traces the answers to a batch."""
   check_batch(config, sharding.make_mesh(config.mesh, devices))
-  size = batch_plan.largest([Size(*shape) for shape in config.prompt_shapes])
+  size = prompt_format(config.prompt_shapes, DTYPE).limit
   sampling = greedy(config.max_new_tokens)
   batch = policy_generation(model, config.mesh, devices, config.batch_size, size, sampling)
   return [answers_program("answers", batch)]

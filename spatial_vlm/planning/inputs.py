@@ -23,7 +23,7 @@ def batch_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size, dtype: s
     positions=_ints(*tokens, 3),
     vision=_vision(model, rows, size.patches, dtype),
   )
-  return sharding.with_shardings(batch, sharding.batch_sharding(mesh, batch))
+  return sharding.with_row_shardings(mesh, batch)
 
 
 def prompt_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size, dtype: str) -> Prompts:
@@ -37,7 +37,7 @@ def prompt_shapes(mesh: Mesh, model: ModelConfig, rows: int, size: Size, dtype: 
     vision=_vision(model, rows, size.patches, dtype),
     label=_ints(rows),
   )
-  return sharding.with_shardings(prompts, sharding.batch_sharding(mesh, prompts))
+  return sharding.with_row_shardings(mesh, prompts)
 
 
 def _vision(model: ModelConfig, rows: int, patches: int, dtype: str) -> Vision | None:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, settings_from
-from spatial_vlm.data import batch_plan
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.policy_objectives import reads_reference
 from spatial_vlm.planning.compiled import (
@@ -31,10 +30,10 @@ from spatial_vlm.planning.training_programs import (
 from spatial_vlm.processor.chat import Size
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.rollout.sampler import Completions
-from spatial_vlm.sharding import with_param_shardings
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train import policy_optimization, rl_settings, rollout_buffer
 from spatial_vlm.train.policy_optimization import Constants, Minibatch, MinibatchScores
+from spatial_vlm.train.rl_data import rl_format
 from spatial_vlm.train.rl_engine import TrainingMeshes, check_batches
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.types import Params, RlState, Rollout
@@ -92,10 +91,8 @@ def rl_run(config: Config, model: ModelConfig, devices: Sequence[Any]) -> RlRun:
   if reads_reference(config.objectives):
     training = training._replace(reference=training.state.params)
   state = jax.eval_shape(lambda train: rollout_buffer.init_state(train, settings), training.state)
-  weights = jax.eval_shape(
-    functools.partial(policy_optimization.rollout_weights, dtype=config.dtype),
-    training.state.params,
-    training.frozen,
+  weights = policy_optimization.rollout_weight_shapes(
+    meshes.sampling, training.state.params, training.frozen, config.dtype
   )
   return RlRun(
     model,
@@ -103,8 +100,8 @@ def rl_run(config: Config, model: ModelConfig, devices: Sequence[Any]) -> RlRun:
     meshes,
     training,
     sharding.with_shardings(state, rollout_buffer.state_shardings(mesh, state)),
-    with_param_shardings(meshes.sampling, weights),
-    batch_plan.largest([Size(*shape) for shape in config.data.prompt_shapes]),
+    weights,
+    rl_format(config).limit,
   )
 
 
@@ -123,10 +120,10 @@ def generation(config: Config, run: RlRun, rows: int, is_greedy: bool = False) -
 
 def publish_program(run: RlRun) -> Program:
   """Traces the copy of the weights to the sampling mesh."""
-  where = jax.tree.map(lambda leaf: leaf.sharding, run.rollout_weights)
-  convert = functools.partial(policy_optimization.rollout_weights, dtype=run.settings.dtype)
-  place = jax.jit(convert, out_shardings=where)
   params, frozen = run.training.state.params, run.training.frozen
+  place = policy_optimization.rollout_weight_placer(
+    run.meshes.sampling, params, frozen, run.settings.dtype
+  )
   return Program(
     "publishing weights",
     ProgramKind.OTHER,
@@ -149,7 +146,7 @@ def judging_program(config: Config, run: RlRun) -> Program:
   completions = Completions(
     *(abstract_array(shape, dtype) for dtype in (jnp.int32, jnp.bool_, jnp.float32))
   )
-  completions = sharding.with_shardings(completions, sharding.batch_sharding(mesh, completions))
+  completions = sharding.with_row_shardings(mesh, completions)
   grammar = find_task(config.task).grammar
   automaton = jax.eval_shape(
     lambda: compile_automaton(grammar, [b""] * model.text.vocab_size, eos_id=settings.eos)
@@ -258,4 +255,4 @@ def largest_minibatch(run: RlRun) -> Minibatch:
 def sharded_groups(run: RlRun, groups: int) -> Rollout:
   """Returns the shapes of so many groups over the training mesh."""
   shapes = rollout_buffer.rollout_shapes(groups, run.settings)
-  return sharding.with_shardings(shapes, sharding.batch_sharding(run.meshes.training, shapes))
+  return sharding.with_row_shardings(run.meshes.training, shapes)

@@ -82,6 +82,25 @@ def rollout_weights(params: Params, frozen: Params, dtype: str) -> Params:
   return merge_adapters(computed_in(dtype, combine(params, frozen)))
 
 
+def rollout_weight_shapes(mesh: Mesh, trained: Params, frozen: Params, dtype: str) -> Params:
+  """Returns the shapes of the rollout weights, sharded over the sampling mesh.
+
+  They are sharded by heads and hidden units there. Sharded by width, as for training, every token of an answer would
+  gather the whole model.
+  """
+  convert = functools.partial(rollout_weights, dtype=dtype)
+  return sharding.with_param_shardings(mesh, jax.eval_shape(convert, trained, frozen))
+
+
+def rollout_weight_placer(
+  mesh: Mesh, trained: Params, frozen: Params, dtype: str
+) -> jax.stages.Wrapped:
+  """Returns the program (trained, frozen) -> rollout weights over the sampling mesh, for weights of these shapes."""
+  shapes = rollout_weight_shapes(mesh, trained, frozen, dtype)
+  where = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+  return jax.jit(functools.partial(rollout_weights, dtype=dtype), out_shardings=where)
+
+
 def reference_policy(mesh: Mesh, trained: Params, settings: RlSettings) -> Params:
   """Returns a copy of the trainable parameters in the computation's type, where an objective reads a reference policy.
 

@@ -40,15 +40,9 @@ def check_batches(config: Config, meshes: TrainingMeshes) -> None:
 
 
 def compiled_engine(trainable: Trainable, mesh: Mesh, dtype: str) -> CompiledEngine:
-  """Returns an engine over the sampling mesh.
-
-  Weights are sharded by heads and hidden units there. Sharded by width, as for training, every token of an answer would
-  gather the whole model.
-  """
-  convert = functools.partial(policy_optimization.rollout_weights, dtype=dtype)
-  shapes = jax.eval_shape(convert, trainable.trained, trainable.frozen)
-  place = jax.jit(convert, out_shardings=sharding.param_shardings(mesh, shapes))
+  """Returns an engine over the sampling mesh."""
   policy, frozen = trainable.policy, trainable.frozen
+  place = policy_optimization.rollout_weight_placer(mesh, trainable.trained, frozen, dtype)
   return CompiledEngine(
     policy.model, policy.forbidden_tokens, mesh, lambda trained: place(trained, frozen)
   )
