@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from spatial_vlm.planning.chips import GIB, Chip
-from spatial_vlm.planning.compiled import ProgramCost
+from spatial_vlm.planning.compiled import ProgramCost, ProgramKind
 from spatial_vlm.planning.search import Trial
 from spatial_vlm.text import markdown_table
 
@@ -43,7 +43,7 @@ def collectives_table(cost: ProgramCost) -> str:
 
 
 def time_table(cost: ProgramCost, chip: Chip) -> str:
-  """Returns the lower bound of the time by resource, the bounds of the total, and the MFU."""
+  """Returns the lower bound of the time by resource, the bounds of the total, and the MFU of a computation."""
   rows = [
     (
       "compute",
@@ -65,10 +65,12 @@ def time_table(cost: ProgramCost, chip: Chip) -> str:
     ("time with full overlap", "", "", _ms(cost.fastest_s)),
     ("time without overlap", "", "", _ms(cost.slowest_s)),
   ]
+  table = markdown_table(("roofline of a chip", "amount", "peak rate", "ms"), rows)
+  if cost.kind == ProgramKind.OTHER:  # they move arrays and compute next to nothing
+    return table
   low, high = (cost.mfu(s, chip.peak_flops) for s in (cost.slowest_s, cost.fastest_s))
   return (
-    markdown_table(("roofline of a chip", "amount", "peak rate", "ms"), rows)
-    + f"\n\nMFU {low:.0%} to {high:.0%}: estimates at peak rates, which no program reaches."
+    f"{table}\n\nMFU {low:.0%} to {high:.0%}: estimates at peak rates, which no program reaches."
   )
 
 

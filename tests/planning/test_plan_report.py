@@ -64,6 +64,11 @@ def test_traffic_and_bounds(cost):
   assert "MFU 6% to 12%" in shown  # 1e12 of 4 chips × 1e12 × 4 s, or × 2 s
 
 
+def test_a_program_that_moves_arrays_has_no_utilisation(cost):
+  shown = tables(dataclasses.replace(cost, kind=ProgramKind.OTHER), CHIP)
+  assert "MFU" not in shown and cells(shown, "time with full overlap")[-1] == "2000.0"
+
+
 def test_verdict(cost):
   assert verdict(cost, CHIP) == "sampling fits, with 6.00 GiB of 16.00 to spare."
   large = dataclasses.replace(cost, fits=False, peak_bytes=20 * GIB)
