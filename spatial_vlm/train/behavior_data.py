@@ -30,5 +30,5 @@ def training_examples(
       rows.append(Conversation(image, text, solution.text))
     else:
       short = short_from_chain(question.behavior, answer, solution.names)
-      rows.append(Conversation(image, question.text, short))
+      rows.append(Conversation(image, question.text, short, system=question.system))
   return rows
