@@ -54,7 +54,10 @@ FOLDERS = {
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
   "rollout": ("sampler", "engine"),
-  "reuse": ("behaviors", "masking", "solutions", "reasoning", "extraction", "embedder", "index"),
+  "reuse": (
+    *("behaviors", "masking", "solutions", "comparison", "box_values", "reasoning_patterns"),
+    *("reasoning", "relation_verdict", "chain_check", "extraction", "embedder", "index"),
+  ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),

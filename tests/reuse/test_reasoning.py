@@ -3,7 +3,8 @@
 import pytest
 
 from spatial_vlm import answers
-from spatial_vlm.reuse.reasoning import BLANK, read_comparison
+from spatial_vlm.reuse.comparison import BLANK
+from spatial_vlm.reuse.reasoning import read_comparison
 
 BOXES = [("cup", (100, 100, 300, 300)), ("red cup", (500, 100, 700, 300)), ("tv", (0, 0, 20, 20))]
 LETTERS = {"cup": "X", "red cup": "Y"}
