@@ -54,7 +54,10 @@ FOLDERS = {
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
   "rollout": ("sampler", "engine"),
-  "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index"),
+  "reuse": (
+    *("behaviors", "masking", "reasoning", "extraction", "embedder"),
+    *("searchers", "vector_files", "vector_index", "index"),
+  ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
@@ -104,7 +107,7 @@ CALLERS = ("demo",)
 
 RESERVED = {
   "av": {"processor/video_files.py"},
-  "scann": {"reuse/index.py"},
+  "scann": {"reuse/searchers.py"},
   "google": {"synthesis/teachers/gemini.py"},
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
@@ -227,7 +230,7 @@ def test_imports_keep_to_the_layers():
     ("synthesis/run/requests.py", "from spatial_vlm.synthesis.teachers import gemini", False),
     ("synthesis/teachers/gemini.py", "from spatial_vlm.synthesis.run import requests", True),
     ("synthesis/run/journal.py", "from spatial_vlm.synthesis.run.ledger import Ledger", True),
-    ("reuse/index.py", "import scann", False),
+    ("reuse/searchers.py", "import scann", False),
     ("inference/questions.py", "from scann import scann_ops_pybind", True),
     ("processor/image.py", "from google import genai", True),
   ],
