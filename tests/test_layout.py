@@ -55,7 +55,7 @@ FOLDERS = {
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
   "rollout": ("sampler", "engine"),
   "reuse": (
-    *("behaviors", "masking", "reasoning", "extraction", "embedder"),
+    *("behaviors", "masking", "solutions", "reasoning", "extraction", "embedder"),
     *("searchers", "vector_files", "vector_index", "index"),
   ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),

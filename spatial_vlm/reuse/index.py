@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
+from spatial_vlm.evaluation.results import RecallCount
 from spatial_vlm.reuse.behaviors import Behavior, Handbook, HandbookError
 from spatial_vlm.reuse.embedder import Embedder
 from spatial_vlm.reuse.vector_index import VectorIndex
@@ -60,7 +61,7 @@ class BehaviorIndex:
     return np.stack(rows) if rows else np.zeros((0, self._vectors.width), np.float32)
 
   def upsert(
-    self, behaviors: Iterable[Behavior], recalls: Mapping[str, int] = MappingProxyType({})
+    self, behaviors: Iterable[Behavior], recalls: Mapping[str, RecallCount] = MappingProxyType({})
   ) -> None:
     """Adds or merges behaviors (see `Handbook.upsert`); nothing changes when one cannot be embedded."""
     with self._lock:
