@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -140,9 +141,19 @@ def test_the_tree_is_used_from_its_size_on(monkeypatch):
   assert len(large.search(unit(1), 60)[0]) == 60
 
 
-@pytest.mark.parametrize("name", searchers.SEARCHERS)
+class SlowSearcher(searchers.ExactSearcher):
+  """Lets other threads run in the middle of an update."""
+
+  def upsert(self, ids, vectors):
+    super().upsert(ids[:2], vectors[:2])
+    time.sleep(1e-3)
+    super().upsert(ids[2:], vectors[2:])
+
+
+@pytest.mark.parametrize("name", [*searchers.SEARCHERS, "slow"])
 def test_threads_search_while_others_update(name, monkeypatch):
-  """Every result is of one state: all of a round's ids or none."""
+  """Every result is of one state: all ids of an update or none."""
+  monkeypatch.setattr(vector_index, "SEARCHERS", {**searchers.SEARCHERS, "slow": SlowSearcher})
   monkeypatch.setattr(vector_index, "choose_searcher", lambda size: name)
   index, errors = index_of(50), []
   fixed = set(index.ids)
@@ -236,7 +247,8 @@ def test_another_content_of_the_folder_is_replaced(tmp_path):
   other.save(tmp_path)
   assert contents(VectorIndex.load(tmp_path)) == contents(other)
   loaded = VectorIndex.load(tmp_path)
-  index_of(7).save(tmp_path)  # another process wrote since
+  for count in (6, 7):  # another process wrote since
+    index_of(count).save(tmp_path)
   loaded.upsert(["x"], unit(1))
   loaded.save(tmp_path)
   assert contents(VectorIndex.load(tmp_path)) == contents(loaded)
