@@ -33,7 +33,7 @@ FOLDERS = {
   ),
   "processor": (
     *("tokenizer", "image", "bicubic", "video", "video_files"),
-    *("tiny_tokenizer", "chat"),
+    *("tiny_tokenizer", "chat", "sentencepiece", "encoder_tokenizer"),
   ),
   "objectives": (
     *("vocabulary", "cross_entropy", "token_logprobs", "advantage"),
@@ -54,7 +54,7 @@ FOLDERS = {
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
   "rollout": ("sampler", "engine"),
-  "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index"),
+  "reuse": ("behaviors", "masking", "reasoning", "extraction", "encoder_embedder", "embedder", "index"),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
@@ -109,8 +109,8 @@ RESERVED = {
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
   "pyarrow": {"data/vsr.py"},
-  "tensorflow": {"reuse/embedder.py"},
-  "tensorflow_text": {"reuse/embedder.py"},
+  "tensorflow": {"processor/sentencepiece.py"},
+  "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
   "torchvision": set(),
 }
