@@ -1,4 +1,4 @@
-"""Object-masked questions as vectors whose dot product is their similarity."""
+"""Embedders: object-masked questions as vectors, and the similarity of two questions."""
 
 import hashlib
 import json
@@ -9,19 +9,38 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.feature_extraction.text import HashingVectorizer
 
+from spatial_vlm.config import UsageError
+
 _PROBES = ("The X is left of the Y.", "The X is right of the Y.", "The X contains the Y.")
 
 
+LEXICAL = "lexical"
+"""Name of the embedder without weights."""
+LEXICAL_MIN_SIMILARITY = 0.8
+"""Without a false match on VSR's captions; few paraphrases reach it."""
+
+
 class Embedder(Protocol):
-  """Turns object-masked questions into vectors whose dot product is their similarity."""
+  """Embeds object-masked questions for the search, and scores the questions that the search proposes."""
 
   @property
   def fingerprint(self) -> str:
     """Names the vector space: equal for two embedders only if their vectors can be compared."""
     ...
 
+  @property
+  def min_similarity(self) -> float:
+    """Least value of `similarities` of a match, calibrated for this embedder."""
+    ...
+
   def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-    """Returns one row of length 1 per text, float32."""
+    """Returns one dense vector of length 1 (or 0, for a text that it cannot read) per text, float32."""
+    ...
+
+  def similarities(
+    self, queries: Sequence[str], candidates: Sequence[str]
+  ) -> Float[np.ndarray, "Q C"]:
+    """Returns the final scores of all pairs, from −1 to 1, float32; equal texts have 1."""
     ...
 
 
@@ -44,6 +63,8 @@ class LexicalEmbedder:
     }
     self._vectorizer = HashingVectorizer(**self._settings)
 
+  min_similarity = LEXICAL_MIN_SIMILARITY
+
   @property
   def fingerprint(self) -> str:
     """Hash of the settings and of the vectors of three questions."""
@@ -57,3 +78,20 @@ class LexicalEmbedder:
       return np.zeros((0, self._settings["n_features"]), np.float32)
     counts = self._vectorizer.transform(list(texts))
     return counts.toarray().astype(np.float32)  # pyright: ignore[reportAttributeAccessIssue]
+
+  def similarities(
+    self, queries: Sequence[str], candidates: Sequence[str]
+  ) -> Float[np.ndarray, "Q C"]:
+    """Returns the dot products of the vectors, from 0 to 1, float32."""
+    return self.embed(queries) @ self.embed(candidates).T
+
+
+def load_embedder(name: str) -> Embedder:
+  """Returns the embedder that a config names.
+
+  Raises:
+    UsageError: the name is unknown.
+  """
+  if name != LEXICAL:
+    raise UsageError(f"embedder is {name!r}; give {LEXICAL!r}")
+  return LexicalEmbedder()

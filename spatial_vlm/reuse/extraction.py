@@ -113,12 +113,13 @@ def _behavior(
     enough = max(min_support, ALTERNATIVE_SHARE * most)
     frequent = sorted((p for p in uses if len(uses[p]) >= enough), key=lambda p: (-len(uses[p]), p))
     if frequent:
-      name = behavior_name(chains[0][0].relation)
+      relation = chains[0][0].relation
+      name = behavior_name(relation)
       procedures = " or ".join(_fill(p, [use.loose_values for use in uses[p]]) for p in frequent)
       instruction = f"{word} when {procedures}"
       records = sorted({use.record for p in frequent for use in uses[p]})
       tokens = count_tokens(f"{name}: {instruction}")
-      return Behavior(name, instruction, (question,), tuple(records), tokens)
+      return Behavior(name, instruction, relation, (question,), tuple(records), tokens)
   return None
 
 

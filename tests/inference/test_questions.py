@@ -9,10 +9,20 @@ from spatial_vlm.reuse.index import BehaviorIndex
 from spatial_vlm.tasks import TASKS, statements
 
 LEFT = Behavior(
-  "behavior_left_of", "yes when X x < Y x", ("The X is left of the Y.",), ("train:1",), tokens=12
+  "behavior_left_of",
+  "yes when X x < Y x",
+  "left of",
+  ("The X is left of the Y.",),
+  ("train:1",),
+  tokens=12,
 )
 BESIDE = Behavior(
-  "behavior_left", "look aside", ("The X is of the left of the Y.",), ("train:2",), tokens=4
+  "behavior_left",
+  "look aside",
+  "",
+  ("The X is of the left of the Y.",),
+  ("train:2",),
+  tokens=4,
 )
 
 

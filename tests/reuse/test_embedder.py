@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from spatial_vlm.reuse.embedder import LexicalEmbedder
+from spatial_vlm.config import UsageError
+from spatial_vlm.reuse.embedder import LexicalEmbedder, load_embedder
 from spatial_vlm.reuse.masking import mask_objects
 
 
@@ -13,7 +14,7 @@ def embedder():
 
 
 def similarity(embedder, a, b):
-  return float(np.prod(embedder.embed([mask_objects(a), mask_objects(b)]), axis=0).sum())
+  return float(embedder.similarities([mask_objects(a)], [mask_objects(b)])[0, 0])
 
 
 def test_rows_have_length_one(embedder):
@@ -54,3 +55,19 @@ def test_the_fingerprint_differs_between_settings():
 def test_fingerprint_is_the_same_everywhere(embedder):
   """On every machine, in every process and under every scikit-learn; a change makes saved indices unreadable."""
   assert embedder.fingerprint == "lexical-9b42f241e746b6f0"
+
+
+def test_similarities_are_those_of_all_pairs(embedder):
+  queries, candidates = ["The X is left of the Y.", "above"], ["above", "under", "to the left of"]
+  found = embedder.similarities(queries, candidates)
+  expected = embedder.embed(queries) @ embedder.embed(candidates).T
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert found.shape == (2, 3) and found[1, 0] == pytest.approx(1)
+  assert embedder.similarities([], candidates).shape == (0, 3)
+
+
+def test_embedders_are_loaded_by_name():
+  assert load_embedder("lexical").fingerprint == LexicalEmbedder().fingerprint
+  assert load_embedder("lexical").min_similarity == 0.8
+  with pytest.raises(UsageError, match="embedder is 'lexicon'"):
+    load_embedder("lexicon")
