@@ -7,8 +7,8 @@
   The dog has the cat behind it.                            reversed behind
 
 A caption is read as a whole or not at all: one word that this grammar does not know leaves the caption without a key,
-and its similarity decides. Negations, viewpoints and hedges ("almost", "or") are found in any sentence, so that similarity
-never equates a statement with its qualified form.
+and its similarity decides. Negations, viewpoints and hedges ("almost", "or") are found in any sentence, so that
+similarity never equates a statement with its qualified form.
 """
 
 import dataclasses
@@ -46,6 +46,7 @@ _LEAD = (
 _RELATION = "(?:{})".format("|".join(f"(?P<r{i}>{w})" for i, w in enumerate(WORDINGS.values())))
 _MUTUAL = "(?:{})".format("|".join(f"(?P<m{i}>{w})" for i, w in enumerate(MUTUAL.values())))
 _POSTURE = "(?:standing|sitting|lying|resting|seated|located|positioned|placed)"
+_ON_ITS = f"(?: {_POSTURE})? (?:to|on|at) (?P<its>its|his|her|their)"
 _LEFT_OR_RIGHT = "(?:own )?(?P<side>left|right)(?:[- ]hand)?(?: side)?"
 _SENTENCES = tuple(
   re.compile(pattern)
@@ -55,11 +56,19 @@ _SENTENCES = tuple(
     f"{_LEAD}*{_X} and {_Y} {_LINK}*(?:{_RELATION} (?P<mutual>each other|one another)|{_MUTUAL})",
     f"{_LEAD}*{_X} (?P<part>has|have) {_Y} as a part",
     f"{_LEAD}*{_X} (?P<reversed>has|have|with) {_Y}(?: {_POSTURE})? {_RELATION} (?:it|him|her|them)",
-    f"{_LEAD}*{_X} (?P<reversed>has|have|with) {_Y}(?: {_POSTURE})? (?:to|on|at) (?P<its>its|his|her|their) {_LEFT_OR_RIGHT}",
+    f"{_LEAD}*{_X} (?P<reversed>has|have|with) {_Y}{_ON_ITS} {_LEFT_OR_RIGHT}",
     f"{_LEAD}*{_X},? {_LINK}*(?:to|on|at) {_Y}'s {_LEFT_OR_RIGHT}",
   )
 )
-_VERBS = ("contains", "consists of", "has as a part", "facing", "facing away from", "surrounding", "touching")
+_VERBS = (
+  "contains",
+  "consists of",
+  "has as a part",
+  "facing",
+  "facing away from",
+  "surrounding",
+  "touching",
+)
 """Relations that a verb of their own may say, without "is"."""
 _WEAK = ("to", "from", "by", "at", "with", "after", "through")
 """Relations whose preposition means something else after most verbs ("seen by", "found after")."""
@@ -140,6 +149,11 @@ def read_relation(caption: str) -> Reading | None:
     letters = {groups["x"]: "X", groups["y"]: "Y"}
     key += f", from {letters.get(viewpoint, viewpoint)}'s viewpoint"
   return Reading(key, groups["x"], groups["y"])
+
+
+def is_name(text: str) -> bool:
+  """Whether a text can be the name of an object: at most four words, none of them a preposition or an article."""
+  return re.fullmatch(_NAME, text.casefold()) is not None
 
 
 def qualifiers(caption: str) -> frozenset[str]:
