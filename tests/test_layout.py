@@ -55,8 +55,8 @@ FOLDERS = {
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
   "rollout": ("sampler", "engine"),
   "reuse": (
-    *("behaviors", "relation_keys", "masking", "reasoning", "extraction", "embedder", "index"),
-    "retrieval",
+    *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
+    *("embedder", "index", "retrieval"),
   ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (

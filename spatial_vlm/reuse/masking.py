@@ -9,8 +9,8 @@ from spatial_vlm.reuse.relation_keys import is_name, read_relation
 
 _COCO_OBJECTS = (
   "person, people, man, men, woman, women, boy, girl, child, bicycle, bike, car, motorcycle, airplane, plane, bus"
-  ", train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow"
-  ", elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball"
+  ", train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep"
+  ", cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball"
   ", kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife"
   ", spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, sofa"
   ", potted plant, bed, dining table, table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven"
@@ -23,8 +23,8 @@ def mask_objects(caption: str, subj: str = "", obj: str = "") -> str:
   """Returns the caption with its objects replaced by X and Y.
 
   A statement in VSR's grammar ("The SUBJ is RELATION the OBJ.") is read by this grammar, since VSR misspells some of
-  its `subj` and `obj` fields. In any other caption the given `subj` becomes X and `obj` Y; without them the objects that
-  the caption's relation is about, or else the first two objects that COCO knows, in the order of their mention.
+  its `subj` and `obj` fields. In any other caption the given `subj` becomes X and `obj` Y; without them the objects
+  that the caption's relation is about, or else the first two objects that COCO knows, in the order of their mention.
 
   >>> mask_objects("The potted plant is at the right side of the dining table.")
   'The X is at the right side of the Y.'
