@@ -2,8 +2,8 @@
 
 import os
 
-# With TensorFlow installed (extra bge-m3), etils would read and write gs:// by TensorFlow instead of fsspec: its errors,
-# its caches and its credentials differ from those that `remote` counts on.
+# With TensorFlow installed (extra bge-m3), etils would read and write gs:// by TensorFlow instead of fsspec, whose
+# errors, caches and credentials `remote` counts on.
 os.environ.setdefault("EPATH_USE_TF", "0")
 
 __version__ = "0.1.0"

@@ -56,7 +56,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   (workdir / "predictions.jsonl").write_text("".join(p.to_json() + "\n" for p in predictions))
   figures = task.score(predictions)
   row = results.result_row(config.method, figures)
-  recalls = results.count_recalls(predictions)
+  recalls = results.recalls_json(results.count_recalls(predictions))
   (workdir / "scores.json").write_text(json.dumps(figures, indent=2) + "\n")
   (workdir / "results.json").write_text(results.results_json([row], recalls=recalls))
   print(results.results_table([row]))

@@ -1,8 +1,10 @@
-"""`results.json`: one row of figures for each method, and how often each behavior was recalled."""
+"""`results.json`: one row of figures for each method, and what the recalls of each behavior brought."""
 
+import dataclasses
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from etils import epath
@@ -40,26 +42,82 @@ def results_json(rows: Sequence[Mapping[str, Any]], **others: Any) -> str:
   return json.dumps({"rows": list(rows), **others}, indent=2, allow_nan=False) + "\n"
 
 
-def count_recalls(predictions: Iterable[Prediction]) -> dict[str, int]:
-  """Counts how many questions recalled each behavior, in the order of the names."""
-  return dict(sorted(Counter(p.retrieved for p in predictions if p.retrieved).items()))
+@dataclasses.dataclass(frozen=True)
+class RecallCount:
+  """How often a behavior was recalled, and what that brought."""
+
+  recalls: int
+  successes: int
+  """Recalls that were answered right."""
+  saved_tokens: float | None
+  """Mean number of tokens by which these answers are shorter than full chains; None where no chain was answered."""
+
+  def __post_init__(self):
+    if not 0 <= self.successes <= self.recalls:
+      raise ValueError(f"0 ≤ successes ≤ recalls does not hold for {self}")
 
 
-def read_recalls(paths: Iterable[epath.PathLike]) -> Counter[str]:
-  """Sums the recalls of behaviors over several `results.json`.
+def count_recalls(
+  predictions: Sequence[Prediction], chain_tokens: float | None = None
+) -> dict[str, RecallCount]:
+  """Counts the recalls of each behavior, in the order of the names.
+
+  Args:
+    predictions: answers, some of them with a recalled behavior.
+    chain_tokens: mean length of a full chain, which a recall is compared to; without it, the mean of the answers
+      that recalled nothing.
+  """
+  recalled: dict[str, list[Prediction]] = defaultdict(list)
+  plain = [p.generated_tokens for p in predictions if not p.retrieved]
+  for prediction in predictions:
+    if prediction.retrieved:
+      recalled[prediction.retrieved].append(prediction)
+  if chain_tokens is None and plain:
+    chain_tokens = mean(plain)
+  return {
+    name: RecallCount(
+      recalls=len(found),
+      successes=sum(p.right for p in found),
+      saved_tokens=None
+      if chain_tokens is None
+      else chain_tokens - mean(p.generated_tokens for p in found),
+    )
+    for name, found in sorted(recalled.items())
+  }
+
+
+def recalls_json(recalls: Mapping[str, RecallCount]) -> dict[str, dict[str, Any]]:
+  """Returns what `read_recalls` reads under `recalls` of results.json."""
+  return {name: dataclasses.asdict(count) for name, count in recalls.items()}
+
+
+def read_recalls(paths: Iterable[epath.PathLike]) -> dict[str, RecallCount]:
+  """Sums the recalls of behaviors over several `results.json`; saved tokens are averaged over the recalls.
 
   Raises UsageError for a file that does not count recalls.
   """
-  total: Counter[str] = Counter()
+  counts: dict[str, list[RecallCount]] = defaultdict(list)
   for path in paths:
     try:
-      recalls = json.loads(epath.Path(path).read_text())["recalls"]
-      total.update({str(name): int(count) for name, count in recalls.items()})
+      for name, count in json.loads(epath.Path(path).read_text())["recalls"].items():
+        counts[name].append(RecallCount(**count))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
       raise UsageError(
         f"{path} counts no recalls ({error!r}); give a results.json that `evaluate` wrote"
       ) from error
-  return total
+  return {name: _sum(found) for name, found in counts.items()}
+
+
+def _sum(counts: Sequence[RecallCount]) -> RecallCount:
+  measured = [
+    (c.recalls, c.saved_tokens) for c in counts if c.recalls and c.saved_tokens is not None
+  ]
+  weight = sum(recalls for recalls, _ in measured)
+  return RecallCount(
+    recalls=sum(c.recalls for c in counts),
+    successes=sum(c.successes for c in counts),
+    saved_tokens=sum(r * saved for r, saved in measured) / weight if weight else None,
+  )
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -6,22 +6,28 @@ records can be refused.
 
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
 from etils import epath
 
-VERSION = 1
+from spatial_vlm.evaluation.results import RecallCount
+
+VERSION = 2
 _NAME = re.compile(r"behavior_[a-z0-9_]+")
 _FIELDS = {
   "name": str,
   "instruction": str,
+  "relation": str,
   "questions": list,
   "provenance": list,
   "tokens": int,
-  "uses": int,
+  "recalls": int,
+  "successes": int,
+  "saved_tokens": float,
 }
 
 
@@ -45,14 +51,20 @@ class Behavior:
   """`behavior_` and lower-case letters, digits and underscores; the short answer cites it."""
   instruction: str
   """The procedure, on one line."""
+  relation: str
+  """Key of the relation that it decides ("left of"); "" where the questions state none that is known."""
   questions: tuple[str, ...]
   """Object-masked questions that the behavior answers ("The X is left of the Y.")."""
   provenance: tuple[str, ...]
   """Training records, written `SPLIT:ID`, from whose chains the behavior was extracted."""
   tokens: int
   """Length of `line`, in tokens of the policy that reads it."""
-  uses: int = 0
+  recalls: int = 0
   """Number of times that `evaluate` recalled the behavior (see `Handbook.upsert`)."""
+  successes: int = 0
+  """Number of these recalls that were answered right."""
+  saved_tokens: float = 0.0
+  """Mean number of generated tokens that a recall saves: measured by `evaluate`, or else estimated from the chains."""
 
   def __post_init__(self):
     if not _NAME.fullmatch(self.name):
@@ -67,10 +79,13 @@ class Behavior:
       raise ValueError(
         f"provenance of {self.name} must list records as 'SPLIT:ID'; got {self.provenance[:3]}"
       )
-    if self.tokens < 1 or self.uses < 0:
+    if self.tokens < 1 or not 0 <= self.successes <= self.recalls:
       raise ValueError(
-        f"{self.name} needs tokens ≥ 1 and uses ≥ 0; got {self.tokens} and {self.uses}"
+        f"{self.name} needs tokens ≥ 1 and 0 ≤ successes ≤ recalls; got tokens={self.tokens}, "
+        f"successes={self.successes}, recalls={self.recalls}"
       )
+    if not math.isfinite(self.saved_tokens):
+      raise ValueError(f"saved_tokens of {self.name} is {self.saved_tokens}; it must be finite")
 
   @property
   def line(self) -> str:
@@ -78,18 +93,32 @@ class Behavior:
     return f"{self.name}: {self.instruction}"
 
   @property
-  def utility(self) -> tuple[int, int, int]:
-    """Order in which behaviors are kept: recalled most often, then best supported, then shortest."""
-    return self.uses, len(self.provenance), -self.tokens
+  def utility(self) -> float:
+    """Generated tokens saved in right answers: recalls × success rate × saved tokens; 0 without a recall."""
+    return self.successes * self.saved_tokens
 
-  def merged(self, other: Self) -> Self:
-    """Merges two behaviors: name and instruction of the one of greater utility, everything else joined."""
-    best, rest = (self, other) if self.utility >= other.utility else (other, self)
+  @property
+  def rank(self) -> tuple[float, bool, int, int]:
+    """Order in which behaviors are kept: by utility, then by support, then the shortest.
+
+    A behavior that was never recalled stands below those that proved useful and above those whose recalls saved
+    nothing, answered nothing right or made answers longer.
+    """
+    return self.utility, not self.recalls, len(self.provenance), -self.tokens
+
+  def with_recalls(self, count: RecallCount) -> Self:
+    """Returns the behavior with further recalls counted.
+
+    Measured saved tokens replace an estimate, and are averaged with those of earlier recalls.
+    """
+    saved = self.saved_tokens if count.saved_tokens is None else count.saved_tokens
+    recalls = self.recalls + count.recalls
+    total = self.recalls * self.saved_tokens + count.recalls * saved
     return dataclasses.replace(
-      best,
-      questions=tuple(dict.fromkeys(best.questions + rest.questions)),
-      provenance=tuple(sorted({*best.provenance, *rest.provenance})),
-      uses=best.uses + rest.uses,
+      self,
+      recalls=recalls,
+      successes=self.successes + count.successes,
+      saved_tokens=total / recalls if recalls else saved,
     )
 
 
@@ -97,8 +126,9 @@ class Behavior:
 class Handbook:
   """Behaviors in the order in which they were added, within two limits; every change returns a new handbook.
 
-  No two behaviors share a name, a question or (up to case, articles and punctuation) an instruction. When a limit is
-  exceeded, the behavior of least utility is dropped first, of equals the latest.
+  Behaviors of one relation that share a name, a question or (up to case, articles and punctuation) an instruction are
+  merged. Behaviors of different relations never are: the later of two with one name gets a numbered name. When a limit
+  is exceeded, the behavior of least `rank` is dropped first, of equals the latest.
   """
 
   max_entries: int
@@ -126,17 +156,17 @@ class Handbook:
     )
 
   def upsert(
-    self, behaviors: Iterable[Behavior], recalls: Mapping[str, int] = MappingProxyType({})
+    self, behaviors: Iterable[Behavior], recalls: Mapping[str, RecallCount] = MappingProxyType({})
   ) -> Self:
     """Returns the handbook with `behaviors` added to or merged into those that are there.
 
     Args:
       behaviors: the behaviors to add.
-      recalls: name of a behavior → further times that it was recalled. They are added to `uses` before the limits
-        apply, so that behaviors that are recalled often stay. Names of unknown behaviors are ignored.
+      recalls: name of a behavior → further recalls of it. They are counted before the limits apply, so that behaviors
+        that proved useful stay. Names of unknown behaviors are ignored.
     """
     counted = (
-      dataclasses.replace(b, uses=b.uses + recalls.get(b.name, 0))
+      b.with_recalls(recalls[b.name]) if b.name in recalls else b
       for b in _distinct((*self.behaviors, *behaviors))
     )
     return dataclasses.replace(self, behaviors=tuple(counted))
@@ -209,22 +239,58 @@ def _check_fields(data: Any, fields: Mapping[str, type], place: str) -> None:
 
 
 def _distinct(behaviors: Iterable[Behavior]) -> tuple[Behavior, ...]:
-  """Merges behaviors that share a name, a question or an instruction, in the place of the first."""
-  kept: list[Behavior] = []
+  """Merges equal behaviors in the place of the first, in time linear in their number; names become unique."""
+  groups: list[list[Behavior]] = []
+  places: dict[tuple[str, ...], int] = {}  # key of a behavior → its group
   for behavior in behaviors:
-    same = [i for i, other in enumerate(kept) if _same(behavior, other)]
-    for i in reversed(same):
-      behavior = kept.pop(i).merged(behavior)
-    kept.insert(same[0] if same else len(kept), behavior)
-  return tuple(kept)
+    same = sorted({places[key] for key in _keys(behavior) if key in places})
+    place = same[0] if same else len(groups)
+    if not same:
+      groups.append([])
+    groups[place].append(behavior)
+    for other in same[1:]:
+      groups[place] += groups[other]
+      groups[other] = []
+    for member in groups[place] if same[1:] else [behavior]:
+      places.update(dict.fromkeys(_keys(member), place))
+  return _uniquely_named(_merge(group) for group in groups if group)
 
 
-def _same(a: Behavior, b: Behavior) -> bool:
-  return (
-    a.name == b.name
-    or _plain(a.instruction) == _plain(b.instruction)
-    or not set(a.questions).isdisjoint(b.questions)
+def _keys(behavior: Behavior) -> Iterator[tuple[str, ...]]:
+  """Yields what makes two behaviors equal: the relation with the name, the instruction or a question."""
+  yield behavior.relation, "name", behavior.name
+  yield behavior.relation, "instruction", *_plain(behavior.instruction)
+  for question in behavior.questions:
+    yield behavior.relation, "question", question
+
+
+def _merge(group: Sequence[Behavior]) -> Behavior:
+  """Returns name and instruction of the behavior of highest rank, with everything else joined."""
+  if len(group) == 1:
+    return group[0]
+  best = max(group, key=lambda b: b.rank)
+  recalls = sum(b.recalls for b in group)
+  saved = sum(b.recalls * b.saved_tokens for b in group)
+  return dataclasses.replace(
+    best,
+    questions=tuple(dict.fromkeys(q for b in (best, *group) for q in b.questions)),
+    provenance=tuple(sorted({record for b in group for record in b.provenance})),
+    recalls=recalls,
+    successes=sum(b.successes for b in group),
+    saved_tokens=saved / recalls if recalls else best.saved_tokens,
   )
+
+
+def _uniquely_named(behaviors: Iterable[Behavior]) -> tuple[Behavior, ...]:
+  """Numbers the names that behaviors of different relations share: behavior_a, behavior_a_2."""
+  named: dict[str, Behavior] = {}
+  for behavior in behaviors:
+    name, number = behavior.name, 1
+    while name in named:
+      number += 1
+      name = f"{behavior.name}_{number}"
+    named[name] = dataclasses.replace(behavior, name=name)
+  return tuple(named.values())
 
 
 def _plain(instruction: str) -> list[str]:
@@ -236,8 +302,11 @@ def _plain(instruction: str) -> list[str]:
 def _within(
   behaviors: tuple[Behavior, ...], max_entries: int, max_tokens: int
 ) -> tuple[Behavior, ...]:
-  kept = list(behaviors)
-  while len(kept) > max_entries or sum(b.tokens for b in kept) > max_tokens:
-    least = min(range(len(kept)), key=lambda i: (kept[i].utility, -i))
-    kept.pop(least)
-  return tuple(kept)
+  entries, tokens = len(behaviors), sum(b.tokens for b in behaviors)
+  dropped = set()
+  for i in sorted(range(entries), key=lambda i: (behaviors[i].rank, -i)):
+    if entries <= max_entries and tokens <= max_tokens:
+      break
+    dropped.add(i)
+    entries, tokens = entries - 1, tokens - behaviors[i].tokens
+  return tuple(b for i, b in enumerate(behaviors) if i not in dropped)

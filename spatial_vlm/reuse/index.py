@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
+from spatial_vlm.evaluation.results import RecallCount
 from spatial_vlm.reuse.behaviors import Behavior, Handbook, HandbookError, read_json
 from spatial_vlm.reuse.embedder import Embedder
 
@@ -58,7 +59,7 @@ class BehaviorIndex:
     return np.stack(rows) if rows else self._embed([])
 
   def upsert(
-    self, behaviors: Iterable[Behavior], recalls: Mapping[str, int] = MappingProxyType({})
+    self, behaviors: Iterable[Behavior], recalls: Mapping[str, RecallCount] = MappingProxyType({})
   ) -> None:
     """Adds or merges behaviors (see `Handbook.upsert`); nothing changes when one cannot be embedded."""
     self._set(self._handbook.upsert(behaviors, recalls))

@@ -7,6 +7,7 @@ import pytest
 
 from spatial_vlm import answers, config
 from spatial_vlm.data.conversations import ConversationSource
+from spatial_vlm.evaluation.results import RecallCount, recalls_json
 from spatial_vlm.inference import generation
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
@@ -41,7 +42,8 @@ def test_training_examples_are_verified_and_most_of_them_short(extracted, scenes
   forms = [answer.form for answer in parsed]
   assert forms.count("chain") >= len(rows) // 4 and forms.count("short") > 0
   for row, form in zip(rows, forms, strict=True):
-    assert ("Use behavior_" in row["question"]) == (form == "short")
+    assert row.get("system", "").startswith("Use behavior_") == (form == "short")
+    assert "behavior_" not in row["question"]
 
 
 def test_every_leaf_of_every_preset_is_read(run, behaviors_changes, tmp_path):
@@ -90,13 +92,14 @@ def test_recalled_behaviors_are_kept_when_the_handbook_is_full(
     b.name for b in BehaviorIndex.load(extracted / "index", LexicalEmbedder()).handbook.behaviors
   }
   best = kept()
-  assert best.uses == 0 and len(names) > 1
+  assert best.recalls == 0 and len(names) > 1
   other = min(names - {best.name})
   results = [tmp_path / "a.json", tmp_path / "b.json"]
-  results[0].write_text(json.dumps({"rows": [], "recalls": {best.name: 2, other: 1}}))
-  results[1].write_text(json.dumps({"rows": [], "recalls": {other: 2, "behavior_forgotten": 9}}))
+  for path, name, successes in zip(results, (other, best.name), (2, 0), strict=True):
+    counts = {name: RecallCount(2, successes, 30.0), "behavior_forgotten": RecallCount(9, 9, 9.0)}
+    path.write_text(json.dumps({"rows": [], "recalls": recalls_json(counts)}))
   recalled = kept(recalls=",".join(map(str, results)))
-  assert (recalled.name, recalled.uses) == (other, 3)
+  assert (recalled.name, recalled.recalls, recalled.utility) == (other, 2, 60)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from markdown_it import MarkdownIt
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.evaluation.results import (
+  RecallCount,
   count_recalls,
   read_recalls,
+  recalls_json,
   result_row,
   results_json,
   results_table,
@@ -69,19 +71,43 @@ def test_the_table_is_readable_in_a_terminal_and_as_markdown(predict):
   assert MarkdownIt().enable("table").render(results_table(rows)).count("<tr>") == 3
 
 
-def test_recalls_are_counted_written_and_summed_over_runs(predict, tmp_path):
-  names = ["behavior_b", "behavior_a", "behavior_b", None]
-  recalls = count_recalls([predict(i, 1, 1, retrieved=name) for i, name in enumerate(names)])
-  assert list(recalls.items()) == [("behavior_a", 1), ("behavior_b", 2)]
-  paths = [tmp_path / "one.json", tmp_path / "two.json"]
-  paths[0].write_text(results_json([], recalls=recalls))
-  paths[1].write_text(results_json([], recalls={"behavior_b": 3}))
-  assert read_recalls(paths) == {"behavior_a": 1, "behavior_b": 5}
+def test_recalls_are_counted_against_the_answers_that_recalled_nothing(predict):
+  a, b = "behavior_a", "behavior_b"
+  answers = [(b, 1, 10), (a, 1, 5), (b, 0, 20), (None, 1, 90), (None, 0, 110)]
+  predictions = [
+    predict(i, 1, verdict, retrieved=name, generated_tokens=tokens)
+    for i, (name, verdict, tokens) in enumerate(answers)
+  ]
+  counts = count_recalls(predictions)
+  assert list(counts.items()) == [(a, RecallCount(1, 1, 95)), (b, RecallCount(2, 1, 85))]
+  assert count_recalls(predictions, chain_tokens=50)[b].saved_tokens == 35
+  assert count_recalls(predictions[:3])[b].saved_tokens is None
+  assert count_recalls([]) == {}
+
+
+def test_recalls_are_written_and_summed_over_runs(tmp_path):
+  runs = [
+    {"behavior_a": RecallCount(1, 1, 95.0), "behavior_b": RecallCount(2, 1, 85.0)},
+    {"behavior_b": RecallCount(3, 3, 60.0), "behavior_c": RecallCount(1, 0, None)},
+    {"behavior_b": RecallCount(1, 0, None)},
+  ]
+  paths = [tmp_path / f"{i}.json" for i in range(len(runs))]
+  for path, recalls in zip(paths, runs, strict=True):
+    path.write_text(results_json([], recalls=recalls_json(recalls)))
+  assert read_recalls(paths) == {
+    "behavior_a": RecallCount(1, 1, 95),
+    "behavior_b": RecallCount(6, 4, 70),  # (2 × 85 + 3 × 60) / 5: the last run measured nothing
+    "behavior_c": RecallCount(1, 0, None),
+  }
   assert read_recalls(()) == {}
 
 
 @pytest.mark.parametrize(
-  "text", ["{", "[]", '{"rows": []}', '{"recalls": 3}', '{"recalls": {"a": "x"}}']
+  "text",
+  [
+    *("{", "[]", '{"rows": []}', '{"recalls": 3}', '{"recalls": {"a": 3}}'),
+    '{"recalls": {"a": {"recalls": 1, "successes": 2, "saved_tokens": 1.0}}}',
+  ],
 )
 def test_a_file_without_recalls_is_named(tmp_path, text):
   (tmp_path / "results.json").write_text(text)

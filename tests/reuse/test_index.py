@@ -39,7 +39,11 @@ class RandomEmbedder:
 
 def behavior(name, questions=None, **fields):
   questions = questions or (f"The X is {name} the Y.",)
-  return Behavior(f"behavior_{name}", f"do {name}", questions, ("train:1",), 5, **fields)
+  return Behavior(f"behavior_{name}", f"do {name}", "", questions, ("train:1",), 5, **fields)
+
+
+def used(times):
+  return {"recalls": times, "successes": times, "saved_tokens": 1.0}
 
 
 def index_of(behaviors, embedder=None, min_similarity=-1.0, max_entries=1000, max_tokens=100_000):
@@ -126,9 +130,9 @@ def test_few_or_no_behaviors(behaviors):
 def test_updates_are_found_and_limits_apply():
   embedder = RandomEmbedder()
   index = index_of([], embedder, max_entries=3)
-  index.upsert([behavior("a"), behavior("b", uses=2)])
+  index.upsert([behavior("a"), behavior("b", **used(2))])
   assert index.search(["The X is a the Y."], 1)[0][0][0].name == "behavior_a"
-  index.upsert([behavior("c", uses=1), behavior("d", uses=1)])  # a has the least utility
+  index.upsert([behavior("c", **used(1)), behavior("d", **used(1))])  # a has the least utility
   assert [b.name for b in index.handbook.behaviors] == ["behavior_b", "behavior_c", "behavior_d"]
   assert "behavior_a" not in {b.name for b, _ in index.search(["The X is a the Y."], 9)[0]}
   assert len(index.vectors) == 3
@@ -169,7 +173,9 @@ def test_arguments_are_checked():
 
 def test_save_and_load(tmp_path):
   embedder = RandomEmbedder()
-  index = index_of([behavior("a", ("q1", "q2")), behavior("b", uses=3)], embedder, min_similarity=0)
+  index = index_of(
+    [behavior("a", ("q1", "q2")), behavior("b", **used(3))], embedder, min_similarity=0
+  )
   index.save(tmp_path / "index")
   moved = (tmp_path / "index").rename(tmp_path / "moved")
   embedder.calls.clear()
