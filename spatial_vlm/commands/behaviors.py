@@ -30,6 +30,7 @@ from spatial_vlm.inference.questions import QuestionBuilder, Recall
 from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers
 from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
+from spatial_vlm.reuse.chain_check import reading_report
 from spatial_vlm.reuse.extraction import extract_behaviors
 from spatial_vlm.reuse.index import BehaviorIndex
 from spatial_vlm.reuse.solutions import Solution
@@ -79,13 +80,12 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   index.save(workdir / "index")
   questions = QuestionBuilder(task, "chain", Recall(index, config.behavior_tokens))
   images = [source.image_name(p.id) for p in predictions]
-  rows = training_examples(questions, solutions, images, config.full_share)
-  conversations.write(workdir / "conversations.jsonl", rows)
+  examples = training_examples(questions, solutions, images, config.full_share)
+  conversations.write(workdir / "conversations.jsonl", examples.rows)
   for behavior in index.handbook.behaviors:
     print(f"{behavior.line}  [{len(behavior.provenance)} chains]")
-  print(
-    f"{len(rows)} verified answers of {len(predictions)} are in {workdir / 'conversations.jsonl'}"
-  )
+  print(f"comparisons: {reading_report(solutions)}")
+  print(f"{workdir / 'conversations.jsonl'}: {', '.join(examples.report())}")
 
 
 def check(config: Config) -> None:

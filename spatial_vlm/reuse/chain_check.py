@@ -9,8 +9,13 @@ import dataclasses
 from collections.abc import Iterable
 
 from spatial_vlm import answers
+from spatial_vlm.reuse.chain_objects import Objects
 from spatial_vlm.reuse.comparison import Comparison
-from spatial_vlm.reuse.reasoning import Objects, is_supported, measured, read_comparisons, reasoning
+from spatial_vlm.reuse.reasoning import (
+  is_supported,
+  measured_outside_comparisons,
+  read_comparisons,
+)
 from spatial_vlm.reuse.relation_verdict import can_decide, decides
 from spatial_vlm.reuse.solutions import Solution
 
@@ -51,15 +56,21 @@ def read_chain(solution: Solution) -> Reading:
   return check_chain(answer, solution.names, solution.relation)
 
 
+def sound_chain(solution: Solution) -> answers.Answer | None:
+  """Returns the chain of a solution if it reaches the label and no comparison in it is wrong; it need not have one."""
+  reading = read_chain(solution)
+  return None if reading.reason in WRONG else reading.answer
+
+
 def check_chain(answer: answers.Answer, names: tuple[str, str], relation: str) -> Reading:
   """Reads and checks the comparisons of a chain (see `read_chain`) about a relation of two named objects."""
   comparisons = read_comparisons(answer, names)
   if not comparisons:
     return Reading(answer, None, UNREADABLE)
   objects = Objects.of(answer, names)
-  for comparison in comparisons:
-    if reason := _wrong(comparison, answer, objects):
-      return Reading(answer, None, reason)
+  faults = [fault for c in comparisons if (fault := _fault(c, answer, objects))]
+  if faults:
+    return Reading(answer, None, next((fault for fault in faults if fault in WRONG), faults[0]))
   reason = UNDECIDED
   for comparison in reversed(comparisons):
     if {*comparison.owners} != {*objects.names[:2]}:
@@ -93,12 +104,12 @@ def reading_report(solutions: Iterable[Solution]) -> ReadingReport:
   return ReadingReport(reasons.pop("", 0), reasons)
 
 
-def _wrong(comparison: Comparison, answer: answers.Answer, objects: Objects) -> str:
+def _fault(comparison: Comparison, answer: answers.Answer, objects: Objects) -> str:
   """Returns why a comparison is wrong or cannot be checked; "" if it is right."""
   if not comparison.holds:
     return FALSE
   is_boxed = all(map(objects.box, comparison.owners))
-  measurements = [] if is_boxed else measured(reasoning(answer, objects), objects)
+  measurements = [] if is_boxed else measured_outside_comparisons(answer, objects)
   found = {
     is_supported(quantity, objects, measurements)
     for inequality in comparison.inequalities

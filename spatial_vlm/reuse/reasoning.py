@@ -5,72 +5,28 @@ left of it.` A side that names no object or position is traced back to the measu
 to the box that has it, and so to its object (red circle) and its role there (centre). The code knows no relation.
 """
 
-import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from spatial_vlm.answers import Answer, Box
-from spatial_vlm.data.measurements import any_of, owner_after, plain_spelling, read_numbers
+from spatial_vlm.answers import Answer
+from spatial_vlm.data.measurements import owner_after, read_numbers
 from spatial_vlm.reuse.box_values import TOLERANCE, box_quantities, pair_values
+from spatial_vlm.reuse.chain_objects import Objects, reasoning
 from spatial_vlm.reuse.comparison import PAIR_KEYS, Comparison, Inequality, Quantity, combine
+from spatial_vlm.reuse.comparison_words import role_before
 from spatial_vlm.reuse.reasoning_patterns import (
   Side,
   Written,
   groups,
   last_clause,
-  object_token,
-  role_before,
   written_comparisons,
   written_measures,
 )
 
 _RANGE = re.compile(r" ?(?:to|–|-|and|through|until) ?(?:[xy]=)?", re.IGNORECASE)
 _SAME_ROLE = re.compile(r"(?:,| and|, and) ", re.IGNORECASE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Objects:
-  """The objects of a chain: the statement's subject first, then its object, then those that only have a box."""
-
-  names: tuple[str, ...]
-  boxes: Mapping[str, Box]
-  """By casefolded name."""
-  aliases: Mapping[str, str]
-  """Casefolded words that name an object ("table" for "dining table") → its name."""
-
-  @classmethod
-  def of(cls, answer: Answer, names: Iterable[str]) -> "Objects":
-    """Returns the objects of a chain. The last word of a name names it if no other name ends in it.
-
-    Without `names`, the Reasoning's first two objects are taken for those of the statement.
-    """
-    known = [name for name in (*names, *answer.boxes) if name]
-    every = {name.casefold(): name for name in reversed(known)}
-    mentioned = re.findall(any_of(known), answer.steps["reasoning"], re.IGNORECASE)
-    ordered = dict.fromkeys(every[n.casefold()] for n in (*filter(None, names), *mentioned, *known))
-    heads = collections.Counter(name.split()[-1] for name in every)
-    short = {name.split()[-1]: full for name, full in every.items() if heads[name.split()[-1]] == 1}
-    boxes = {name.casefold(): box for name, box in reversed(answer.boxes.items())}
-    return cls(tuple(ordered), boxes, short | every)
-
-  def hide(self, text: str) -> str:
-    """Returns the text with a token for each name of an object."""
-    tokens = dict(zip(self.names, self.tokens, strict=True))
-    token = lambda match: tokens[self.aliases[match[0].casefold()]]  # noqa: E731
-    return re.sub(any_of(self.aliases), token, text, flags=re.IGNORECASE)
-
-  @property
-  def tokens(self) -> tuple[str, ...]:
-    return tuple(map(object_token, range(len(self.names))))
-
-  def name(self, token: str) -> str:
-    """Returns the object of a token; "" of ""."""
-    return self.names[len(token) - 3] if token else ""
-
-  def box(self, name: str) -> Box | None:
-    return self.boxes.get(name.casefold())
 
 
 def read_comparison(answer: Answer, names: Iterable[str] = ()) -> Comparison | None:
@@ -100,11 +56,6 @@ def read_comparisons(answer: Answer, names: Iterable[str] = ()) -> list[Comparis
   return [comparison for comparison in read if comparison]
 
 
-def reasoning(answer: Answer, objects: Objects) -> str:
-  """Returns the Reasoning as the readers here need it: plainly spelled, with tokens for objects."""
-  return objects.hide(plain_spelling(answer.steps["reasoning"]))
-
-
 def measured(text: str, objects: Objects) -> list[Quantity]:
   """Returns what a text says about single objects: `dog spans x=580 to x=800, with its centre at x=690`."""
   numbers = list(read_numbers(text, objects.tokens))
@@ -131,6 +82,14 @@ def measured(text: str, objects: Objects) -> list[Quantity]:
     if owner and key:
       found.append(Quantity(number.value, key, role, owner))
   return found
+
+
+def measured_outside_comparisons(answer: Answer, objects: Objects) -> list[Quantity]:
+  """Returns what the Reasoning says about single objects in other words than its comparisons."""
+  text = reasoning(answer, objects)
+  for written in reversed(written_comparisons(text)):
+    text = f"{text[: written.start]}; {text[written.end :]}"
+  return measured(text, objects)
 
 
 def is_supported(

@@ -11,93 +11,24 @@ import re
 from collections.abc import Iterator, Sequence
 
 from spatial_vlm.reuse.comparison import PAIR_KEYS
-
-_NAME = r"_a+_"
-"""Token of an object (see `object_token`)."""
-_EDGE = (
-  r"(?: |-|-hand )(?:most )?(?:edge|side|border|boundary|end|limit|extent|extreme|bound|margin|rim)"
+from spatial_vlm.reuse.comparison_words import (
+  AROUND,
+  BE,
+  CLAUSE_END,
+  DET,
+  ENDS,
+  HYPOTHETICAL,
+  INSIDE,
+  JOIN,
+  KEY,
+  KEYS,
+  NAME,
+  NUMBER,
+  ROLES,
+  SIGNS,
+  WITHIN,
+  named,
 )
-ROLES = {
-  rf"left(?:most)?{_EDGE}": ("left edge", "x"),
-  rf"right(?:most)?{_EDGE}": ("right edge", "x"),
-  rf"(?:top|upper|uppermost|topmost)(?:most)?{_EDGE}|top(?= [(xy\d])": ("top edge", "y"),
-  rf"(?:bottom|lower|lowest|bottommost|lowermost){_EDGE}|bottom(?= [(xy\d])|base(?= [(xy\d])": (
-    "bottom edge",
-    "y",
-  ),
-  r"left(?= (?:[xy]=|is\b|at\b))": ("left edge", "x"),
-  r"right(?= (?:[xy]=|is\b|at\b))": ("right edge", "x"),
-  r"(?:centre|center|middle|midpoint|mid-point)(?:[- ]?point| line)?s?|cent(?:re|er)ed": (
-    "centre",
-    "",
-  ),
-  r"width": ("", "w"),
-  r"height": ("", "h"),
-  r"area": ("", "area"),
-  r"(?:gap|free space|space|spacing|clearance)": ("", "gap"),
-  r"(?:distance|separation|offset)": ("", "d"),
-  r"overlap": ("", "overlap"),
-  r"(?:threshold|limit|cut-?off|boundary value)": ("threshold", ""),
-}
-"""Nouns of a quantity → its role and its key, as in `Quantity`; "" where the rest of the text says it."""
-_KEYS = {
-  **{key: ("", key) for key in ("x", "y", "w", "h", "gap", "d", "overlap", "overhang", "area")},
-  **{"width": ("", "w"), "height": ("", "h"), "distance": ("", "d")},
-  **{"dx": ("horizontal", "d"), "dy": ("vertical", "d")},
-  **{"cx": ("centre", "x"), "cy": ("centre", "y"), "xc": ("centre", "x"), "yc": ("centre", "y")},
-  **{f"x{end}": ("left edge", "x") for end in ("1", "min")},
-  **{f"y{end}": ("top edge", "y") for end in ("1", "min")},
-  **{f"x{end}": ("right edge", "x") for end in ("2", "max")},
-  **{f"y{end}": ("bottom edge", "y") for end in ("2", "max")},
-}
-"""Words in front of "=" → role and key."""
-_ENDS = {
-  r"(?:start|begin)(?:s|ning|ing)?": ("left edge", "top edge"),
-  r"(?:end|stop)(?:s|ing)?": ("right edge", "bottom edge"),
-}
-"""Verbs in front of a coordinate → the edge that they name along x and along y."""
-
-_IN_IMAGE = r"(?: in the (?:image|picture|frame))?"
-SIGNS = {
-  r">|greater than|larger than|more than|bigger than|exceeds|exceeding|in excess of|beyond|past|after": ">",
-  r"<|less than|smaller than|fewer than|short of|before": "<",
-  r"≥|>=|at least|no(?:t)? (?:less|smaller) than": ">=",
-  r"≤|<=|at most|no(?:t)? (?:more|greater|larger) than": "<=",
-  r"=|equal to|equals|the same as|identical (?:to|with)": "=",
-  r"a (?:larger|greater|higher|bigger) (?:[xy]|value|coordinate|number)(?: value| coordinate)? than": ">",
-  r"a (?:smaller|lower|lesser) (?:[xy]|value|coordinate|number)(?: value| coordinate)? than": "<",
-  r"wider than|longer than|taller than": ">",
-  r"narrower than|shorter than": "<",
-  r"(?:to|on) the right(?:-hand side)? of|right of|further (?:to the )?right than|(?:to the )?right than": "right",
-  r"(?:to|on) the left(?:-hand side)? of|left of|further (?:to the )?left than|(?:to the )?left than": "left",
-  rf"below|lower(?: down)?{_IN_IMAGE} than|beneath|under(?:neath)?|(?:further )?down than": "down",
-  rf"above|higher(?: up)?{_IN_IMAGE} than|over|(?:further )?up than": "up",
-}
-"""Words of a sign → the sign, or the direction in which the left side lies (x grows rightward, y downward)."""
-_BE = (
-  r"(?:is|are|was|lies|lie|lying|sits|stands|comes|remains|falls|being|located|situated|found|positioned|placed"
-  r"|starts|begins|ends|stops|clearly|well|far|much|further|farther|still|only|just|slightly|even|also|thus|therefore"
-  r"|in turn|itself|both|strictly|considerably|numerically|entirely|completely|fully)"
-)
-_DET = r"(?:(?:the|an?|its|his|her|their|this) )?"
-_NUMBER = r"\d+(?:\.\d+)?(?![.\d]*\d)"
-_KEY = rf"(?:{'|'.join(sorted(_KEYS, key=len, reverse=True))})"
-_WITHIN = (
-  r"[ ,)]*(?:(?:and|which|that|both|so it) )*(?:(?:lies?|is|are|falls?|fits?|sits?|stays?|remains?) )?"
-  r"(?:(?:fully|entirely|completely|wholly|well|totally|also|both|horizontally|vertically) )*"
-)
-_INSIDE = r"(?:within|inside|contained (?:in|by|within)|enclosed by|between)"
-_AROUND = r"(?:contains?|covers?|encloses?|includes?|surrounds?|encompass(?:es)?)"
-_HYPOTHETICAL = re.compile(
-  r"\b(?:if(?! (?:we|one|you) )|whether|would|should|could|requires?|needs?|needed|unless|instead of|rather than|were)\b",
-  re.I,
-)
-_JOIN = re.compile(
-  r"[\s,()]*(?:(?:and|or|as well as|while|whereas|both|also|but|vertically|horizontally|likewise"
-  rf"|{_DET}{_NAME} is \w+er than it is \w+)\b[\s,()]*)*"
-)
-"""Words between comparisons that belong together."""
-_CLAUSE_END = re.compile(r"[;.!?](?=\s|$)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +52,6 @@ class Written:
   right: Side | None = None
 
 
-def object_token(number: int) -> str:
-  """Returns the word that stands for an object in a text."""
-  return f"_{'a' * (number + 1)}_"
-
-
 def written_comparisons(text: str) -> list[Written]:
   """Returns the comparisons in the order of the text; ones that a sentence only supposes ("if …") are left out."""
   found = [*_signed(text), *_ranges(text)]
@@ -147,7 +73,7 @@ def groups(text: str, written: Sequence[Written]) -> Iterator[tuple[list[Written
   group: list[Written] = []
   for comparison in written:
     between = text[group[-1].end : comparison.start] if group else ""
-    if group and not (comparison.start < group[-1].end or _JOIN.fullmatch(between)):
+    if group and not (comparison.start < group[-1].end or JOIN.fullmatch(between)):
       yield group, _joiner(text, group)
       group = []
     group.append(comparison)
@@ -157,7 +83,7 @@ def groups(text: str, written: Sequence[Written]) -> Iterator[tuple[list[Written
 
 def last_clause(text: str) -> str:
   """Returns the last clause that is more than a conclusion without numbers ("Therefore, the dog is …")."""
-  clauses = [clause.strip() for clause in _CLAUSE_END.split(text) if clause.strip()]
+  clauses = [clause.strip() for clause in CLAUSE_END.split(text) if clause.strip()]
   while len(clauses) > 1 and _CONCLUDES.match(clauses[-1]) and not re.search(r"\d", clauses[-1]):
     clauses.pop()
   return clauses[-1] if clauses else ""
@@ -169,41 +95,30 @@ _CONCLUDES = re.compile(
 )
 
 
-_ROLE_WORDS = [(re.compile(rf"\b(?:{words})\b", re.I), named) for words, named in ROLES.items()]
-
-
-def role_before(words: str) -> tuple[str, str]:
-  """Returns the role and key of the last noun of a quantity in the words before a number; ("", "") without one."""
-  if not re.search(r"[a-z]{3}", words):  # as between the ends of a range
-    return "", ""
-  found = [(m.end(), named) for role, named in _ROLE_WORDS for m in role.finditer(f"{words} x=")]
-  return max(found)[1] if found else ("", "")
-
-
 def _side(n: str) -> str:
   """Returns the pattern of a side, whose groups carry the suffix `n`."""
   role = "|".join(ROLES)
   noun = rf"(?: (?:{role}))?"
   return (
-    rf"(?:{_DET}(?P<axis{n}>[xy])[- ](?:coordinate|position|value)s? (?:of|for) )?"
-    rf"(?:{_DET}(?P<owner{n}>{_NAME})(?:['’]s?)?(?: own)?(?: box)?(?=[\s,(])[ ,]*\(?)?"
+    rf"(?:{DET}(?P<axis{n}>[xy])[- ](?:coordinate|position|value)s? (?:of|for) )?"
+    rf"(?:{DET}(?P<owner{n}>{NAME})(?:['’]s?)?(?: own)?(?: box)?(?=[\s,(])[ ,]*\(?)?"
     rf"(?:(?:whose|with|has|having|its|his|her|their) )*"
-    rf"(?:{_DET}(?:(?P<along{n}>horizontal|vertical|x|y)[- ])?(?P<role{n}>{role})(?: (?:coordinate|position|value))?"
-    rf"(?: (?:of|between|from) (?:{_DET}(?P<of{n}>{_NAME})(?:['’]s? box)?(?: (?:and|to) {_DET}(?P<to{n}>{_NAME}))?"
+    rf"(?:{DET}(?:(?P<along{n}>horizontal|vertical|x|y)[- ])?(?P<role{n}>{role})(?: (?:coordinate|position|value))?"
+    rf"(?: (?:of|between|from) (?:{DET}(?P<of{n}>{NAME})(?:['’]s? box)?(?: (?:and|to) {DET}(?P<to{n}>{NAME}))?"
     r"|(?:their|the) (?:two )?(?:centres|centers|boxes|objects)|them|the two))?(?=[\s,(=])[ ,]*)?"
     rf"(?:[ ,(]|(?:(?:which|that) )?(?:is|lies|sits|stands|at|of|being|only|just|by|to|(?P<ends{n}>"
-    rf"{'|'.join(_ENDS)}))(?= )|= |: )*"
-    rf"(?:\b(?P<key{n}>{_KEY})=)?(?<![\w.=]-)(?<![\d.])\b(?P<value{n}>{_NUMBER})(?: units?| points?)?\)?"
-    rf"(?: ?\({_DET}(?P<in{n}>{_NAME})(?:['’]s?)?{noun}\)| (?:of|for) {_DET}(?P<for{n}>{_NAME})(?:['’]s?)?{noun}"
-    rf"|, {_DET}(?P<then{n}>{_NAME})(?= (?:is|are|lies|sits|stands|exceeds)\b))?"
+    rf"{'|'.join(ENDS)}))(?= )|= |: )*"
+    rf"(?:\b(?P<key{n}>{KEY})=)?(?<![\w.=]-)(?<![\d.])\b(?P<value{n}>{NUMBER})(?: units?| points?)?\)?"
+    rf"(?: ?\({DET}(?P<in{n}>{NAME})(?:['’]s?)?{noun}\)| (?:of|for) {DET}(?P<for{n}>{NAME})(?:['’]s?)?{noun})?"
   )
 
 
 _ANY_SIGN = re.compile("|".join(SIGNS), re.I)
-_ANY_INCLUSION = re.compile(rf"\b(?:{_INSIDE}|{_AROUND})\b", re.I)
+_ANY_INCLUSION = re.compile(rf"\b(?:{INSIDE}|{AROUND})\b", re.I)
 _MEASURE = re.compile(_side("1"), re.I)
 _SIGNED = re.compile(
-  rf"{_side('1')}[ ,]*(?:(?:which|that|and|it|this) )?(?:{_BE},? )*"
+  rf"{_side('1')}(?:, {DET}(?P<then1>{NAME})(?= (?:is|are|lies|sits|stands|exceeds)\b))?[ ,]*"
+  rf"(?:(?:which|that|and|it|this) )?(?:{BE},? )*"
   rf"(?:{'|'.join(f'(?P<s{i}>{words})' for i, words in enumerate(SIGNS))})(?![\w=])[ ,]*"
   rf"(?P<second>)(?:(?:that|the one|the value|the corresponding value) (?:of |for )?)?{_side('2')}",
   re.I,
@@ -223,7 +138,7 @@ def _signed(text: str) -> Iterator[Written]:
 def _clauses(text: str, word: re.Pattern[str]) -> Iterator[tuple[int, int]]:
   """Yields start and end of the clauses with this word: the large patterns are slow on others."""
   start = 0
-  for end in (*(match.start() for match in _CLAUSE_END.finditer(text)), len(text)):
+  for end in (*(match.start() for match in CLAUSE_END.finditer(text)), len(text)):
     if word.search(text, start, end):
       yield start, end
     start = end
@@ -234,6 +149,8 @@ def _sign(sign: str, key: str) -> str:
   if sign in ("right", "left"):
     return {"right": ">", "left": "<"}[sign] if key in ("x", "") else ""
   if sign in ("down", "up"):
+    if not key:
+      return ""
     is_down = sign == "down"
     return ">" if is_down == (key == "y") else "<"
   return sign
@@ -243,19 +160,16 @@ def _spans(n: str) -> str:
   """Returns the pattern of one or two ranges, as in "the bed's x=80 to x=925 and y=60 to y=400"."""
   to = r" ?(?:to|–|-|and|through|until|up to) ?"
   first, second = (
-    rf"(?P<{k}{n}>[xy])=(?P<{k}low{n}>{_NUMBER}){to}(?:[xy]=)?(?P<{k}high{n}>{_NUMBER})"
-    for k in "kl"
+    rf"(?P<{k}{n}>[xy])=(?P<{k}low{n}>{NUMBER}){to}(?:[xy]=)?(?P<{k}high{n}>{NUMBER})" for k in "kl"
   )
   return (
-    rf"(?:{_DET}(?P<owner{n}>{_NAME})(?:['’]s?)?,? )?(?:{_DET}(?:box|span|extent|range|outline|interval)s? )?"
+    rf"(?:{DET}(?P<owner{n}>{NAME})(?:['’]s?)?,? )?(?:{DET}(?:box|span|extent|range|outline|interval)s? )?"
     rf"(?:(?:spans?|spanning|extends?|reaches|runs|covers|of|from|at|is|which|lies) |\()*"
     rf"{first}(?:(?:,| and|, and) (?:from )?{second})?"
   )
 
 
-_RANGES = re.compile(
-  rf"{_spans('1')}{_WITHIN}(?:(?P<inside>{_INSIDE})|{_AROUND}) {_spans('2')}", re.I
-)
+_RANGES = re.compile(rf"{_spans('1')}{WITHIN}(?:(?P<inside>{INSIDE})|{AROUND}) {_spans('2')}", re.I)
 
 
 def _ranges(text: str) -> Iterator[Written]:
@@ -282,8 +196,8 @@ def _ranges(text: str) -> Iterator[Written]:
 def _read_side(match: re.Match[str], n: str) -> Side:
   """Returns the side of a match; where two words disagree about its key, the one at the number counts."""
   group = {name[: -len(n)]: value for name, value in match.groupdict().items() if name[-1] == n}
-  role, key = _named(ROLES, group["role"])
-  key_role, own_key = _KEYS.get((group["key"] or "").lower(), ("", ""))
+  role, key = named(ROLES, group["role"])
+  key_role, own_key = KEYS.get((group["key"] or "").lower(), ("", ""))
   axis = {"horizontal": "x", "vertical": "y"}.get(
     (group["along"] or "").lower(), group["along"] or group["axis"] or ""
   )
@@ -293,17 +207,10 @@ def _read_side(match: re.Match[str], n: str) -> Side:
     key = own_key or key or axis.lower()
   role = role or key_role
   if group["ends"]:
-    edges = _named(_ENDS, group["ends"])
+    edges = named(ENDS, group["ends"])
     role = role or edges[key == "y"]
-  owner = group["owner"] or group["of"] or group["in"] or group["for"] or group["then"] or ""
+  owner = group["owner"] or group["of"] or group["in"] or group["for"] or group.get("then") or ""
   return Side(_value(group["value"]), key, role, owner)
-
-
-def _named(table: dict[str, tuple[str, str]], words: str | None) -> tuple[str, str]:
-  for pattern, named in table.items():
-    if words and re.match(rf"(?:{pattern})(?![\w])", f"{words} x=", re.I):
-      return named
-  return "", ""
 
 
 def _joiner(text: str, group: Sequence[Written]) -> str:
@@ -312,9 +219,9 @@ def _joiner(text: str, group: Sequence[Written]) -> str:
 
 
 def _is_supposed(text: str, written: Written) -> bool:
-  start = max((m.end() for m in _CLAUSE_END.finditer(text, 0, written.start)), default=0)
+  start = max((m.end() for m in CLAUSE_END.finditer(text, 0, written.start)), default=0)
   after = re.match(r"[ ,]*(?:would|should|could)\b", text[written.end :])
-  return bool(after or _HYPOTHETICAL.search(text, start, written.start))
+  return bool(after or HYPOTHETICAL.search(text, start, written.start))
 
 
 def _value(digits: str) -> float:

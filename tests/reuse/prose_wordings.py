@@ -41,8 +41,8 @@ MEASURES = {
   ),
   "sizes": (
     "The {S} has w={sw} and h={sh}; the {O} has w={ow} and h={oh}.",
-    "The {S} spans x={sx1} to x={sx2} and y={sy1} to y={sy2}, so w={sw} and h={sh}. The {O} spans x={ox1} to x={ox2} and"
-    " y={oy1} to y={oy2}, so w={ow} and h={oh}.",
+    "The {S} spans x={sx1} to x={sx2} and y={sy1} to y={sy2}, so w={sw} and h={sh}. The {O} spans x={ox1} to x={ox2}"
+    " and y={oy1} to y={oy2}, so w={ow} and h={oh}.",
   ),
 }
 
@@ -74,7 +74,8 @@ CENTRES = (
   "The value {a} is {more} {b}, so {end}.",
   "The {S}'s centre has {k}={a}; the {O}'s has {k}={b}. The former is the {big} one, so {end}.",
   "{a} versus {b}: {end}.",
-  "The centre of the {S} is at {k}={a}, {place} the centre of the {O} at {k}={b}. Nothing hides either of them. So {end}.",
+  "The centre of the {S} is at {k}={a}, {place} the centre of the {O} at {k}={b}. Nothing hides either of them."
+  " So {end}.",
   "The {S}'s center ({k} = {a}) {gt} the {O}'s center ({k} = {b}); consequently, {end}.",
   "We have {k}={a} for the {S} and {k}={b} for the {O}, and since {a} {gt} {b}, {end}.",
   "Its centre {k}={a} is {more} the {O} centre {k}={b}, so {end}.",
@@ -131,15 +132,15 @@ DISTANCES = (
 )
 CONTAINS = (
   "x={i0} > x={a0}, x={i2} < x={a2}, y={i1} > y={a1} and y={i3} < y={a3}, so {end}.",
-  "The {I} spans x={i0} to x={i2} and y={i1} to y={i3}, which lies fully within the {A}'s x={a0} to x={a2} and y={a1} to"
-  " y={a3}, so {end}.",
-  "The {I}'s x={i0} to x={i2} and y={i1} to y={i3} lies inside the {A}'s box from x={a0} to x={a2} and y={a1} to y={a3},"
-  " thus {end}.",
+  "The {I} spans x={i0} to x={i2} and y={i1} to y={i3}, which lies fully within the {A}'s x={a0} to x={a2} and y={a1}"
+  " to y={a3}, so {end}.",
+  "The {I}'s x={i0} to x={i2} and y={i1} to y={i3} lies inside the {A}'s box from x={a0} to x={a2} and y={a1} to"
+  " y={a3}, thus {end}.",
   "The {A}'s span from x={a0} to x={a2} and y={a1} to y={a3} contains the {I}'s x={i0} to x={i2} and y={i1} to y={i3};"
   " {end}.",
   "x={a0} < x={i0}, x={i2} < x={a2}, y={a1} < y={i1}, y={i3} < y={a3}: all four edges are inside, so {end}.",
-  "The {I}'s left edge x={i0} > the {A}'s left edge x={a0}, its right edge x={i2} < x={a2}, its top edge y={i1} > y={a1}"
-  " and its bottom edge y={i3} < y={a3}, so {end}.",
+  "The {I}'s left edge x={i0} > the {A}'s left edge x={a0}, its right edge x={i2} < x={a2}, its top edge y={i1} >"
+  " y={a1} and its bottom edge y={i3} < y={a3}, so {end}.",
   "Both x={i0} > x={a0} and x={i2} < x={a2}, and also y={i1} > y={a1} and y={i3} < y={a3}. Thus {end}.",
   "The {I} is completely enclosed: {a0} < {i0}, {i2} < {a2}, {a1} < {i1} and {i3} < {a3}, so {end}.",
   "On every side there is room between the {I} and the border of the {A}, so {end}.",
