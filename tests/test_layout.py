@@ -53,7 +53,7 @@ FOLDERS = {
   ),
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
-  "rollout": ("sampler", "engine"),
+  "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index"),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
