@@ -26,14 +26,14 @@ LAYERS = (
 FOLDERS = {
   "parameters": ("paths", "partition", "int8", "lora"),
   "optim": ("moments", "schedules", "optimizers"),
-  "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl"),
+  "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),
   "huggingface": (
-    *("folder", "tensor_table", "tensor_slices", "safetensors_folder"),
-    *("weights", "peft_adapter"),
+    *("folder", "tensor_table", "tensor_slices", "safetensors_folder", "checkpoint_folder"),
+    *("weights", "peft_adapter", "encoder_table", "torch_zip", "encoder_folder"),
   ),
   "processor": (
     *("tokenizer", "image", "bicubic", "video", "video_files"),
-    *("tiny_tokenizer", "chat"),
+    *("tiny_tokenizer", "chat", "sentencepiece", "encoder_tokenizer"),
   ),
   "objectives": (
     *("vocabulary", "cross_entropy", "token_logprobs", "advantage"),
@@ -41,7 +41,7 @@ FOLDERS = {
   ),
   "data": (
     *("shards", "image_locations", "image_archives", "image_files"),
-    *("relations", "records", "statement"),
+    *("relations", "relation_wordings", "records", "statement"),
     *("measurements", "vsr", "split_guard", "statistics", "split_report", "splits", "store"),
     *("scenes", "messages", "conversations", "sizes", "batch_plan"),
     *("reading", "skipped_records", "pipeline", "mixing", "contact_sheet"),
@@ -54,7 +54,11 @@ FOLDERS = {
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
-  "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index"),
+  "reuse": (
+    *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
+    *("encoder_embedder", "embedder", "searchers", "vector_files", "vector_index", "index"),
+    "retrieval",
+  ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
@@ -104,13 +108,13 @@ CALLERS = ("demo",)
 
 RESERVED = {
   "av": {"processor/video_files.py"},
-  "scann": {"reuse/index.py"},
+  "scann": {"reuse/searchers.py"},
   "google": {"synthesis/teachers/gemini.py"},
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
   "pyarrow": {"data/vsr.py"},
-  "tensorflow": {"reuse/embedder.py"},
-  "tensorflow_text": {"reuse/embedder.py"},
+  "tensorflow": {"processor/sentencepiece.py"},
+  "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
   "torchvision": set(),
 }
@@ -227,7 +231,7 @@ def test_imports_keep_to_the_layers():
     ("synthesis/run/requests.py", "from spatial_vlm.synthesis.teachers import gemini", False),
     ("synthesis/teachers/gemini.py", "from spatial_vlm.synthesis.run import requests", True),
     ("synthesis/run/journal.py", "from spatial_vlm.synthesis.run.ledger import Ledger", True),
-    ("reuse/index.py", "import scann", False),
+    ("reuse/searchers.py", "import scann", False),
     ("inference/questions.py", "from scann import scann_ops_pybind", True),
     ("processor/image.py", "from google import genai", True),
   ],

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.inference.questions import QuestionBuilder
-from spatial_vlm.reuse.extraction import Solution, short_from_chain, verified_chain
+from spatial_vlm.reuse.extraction import short_from_chain, verified_chain
+from spatial_vlm.reuse.solutions import Solution
 
 
 def training_examples(
