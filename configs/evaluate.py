@@ -34,7 +34,7 @@ def tiny() -> ConfigDict:
       in_flight=2,  # batches answered at a time; 1 on several devices
       mesh=data_parallel_mesh(),
       # Padded (tokens, patches) of prompts, with room for a behavior: a batch takes the smallest that holds them.
-      prompt_shapes=((96, 64),),
+      prompt_shapes=((112, 64),),
       max_new_tokens=128,
       timed_questions=64,  # questions asked one at a time, to measure seconds per answer
     )

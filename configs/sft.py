@@ -69,6 +69,7 @@ def reuse() -> ConfigDict:
   config.checkpoint = "runs/dapo/export"
   config.data.conversations = "runs/behaviors/conversations.jsonl"
   config.data.batching = "bucketed"  # short answers and full ones
+  config.data.shapes = ((104, 64), (176, 64), (192, 64))
   config.epochs = 1
   config.optimizer.learning_rate = 1e-3
   return config

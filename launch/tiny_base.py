@@ -21,6 +21,7 @@ from spatial_vlm.evaluation.boxes import iou, nearest_object
 from spatial_vlm.inference.generation import inference_engine
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import (
+  AskedQuestion,
   Policy,
   decode_completions,
   encode_question,
@@ -73,7 +74,7 @@ def ask(
   policy: Policy, mesh: Mesh, images: Sequence[SceneImage], questions: Sequence[str]
 ) -> list[str]:
   asked = [
-    (question, image.image, encode_question(policy.processor, image.image, question))
+    AskedQuestion(question, image.image, encode_question(policy.processor, image.image, question))
     for image, question in zip(images, questions, strict=True)
   ]
   engine, greedy = inference_engine(policy, mesh), policy.sampling(64)

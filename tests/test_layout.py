@@ -54,7 +54,7 @@ FOLDERS = {
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
   "rollout": ("sampler", "engine"),
-  "reuse": ("behaviors", "masking", "reasoning", "extraction", "embedder", "index"),
+  "reuse": ("behaviors", "masking", "solutions", "reasoning", "extraction", "embedder", "index"),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),

@@ -190,4 +190,4 @@ class _Run:
     """Returns prompts over the mesh; there are as many different ones as groups in a batch."""
     rows = np.asarray(numbers) % len(self._prompts.ids)
     prompts = jax.tree.map(lambda x: x[rows], self._prompts)
-    return Requests(make_global_batch(mesh, prompts), texts=(), images=())
+    return Requests(make_global_batch(mesh, prompts), texts=(), images=(), systems=())

@@ -19,6 +19,7 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import inference_engine, parsed_verdict
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import (
+  AskedQuestion,
   decode_completions,
   encode_question,
   make_requests,
@@ -59,10 +60,11 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     processor = policy.processor.limited_to(config.max_patches)
     recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
     question = QuestionBuilder(task, "direct" if args.direct else "chain", recall)(args.statement)
-    row = encode_question(processor, image, question.text)
+    row = encode_question(processor, image, question.text, question.system)
   tokens = padded_length([len(row.tokens)], TOKEN_BUCKET)
   format = prompt_format([(tokens, padded_length([row.patches], PATCH_BUCKET))], policy.dtype)
-  requests = make_requests(policy, mesh, [(question.text, image, row)], [0], [-1], format)
+  asked = AskedQuestion(question.text, image, row, question.system)
+  requests = make_requests(policy, mesh, [asked], [0], [-1], format)
   engine, sampling = inference_engine(policy, mesh), policy.sampling(config.max_new_tokens)
   completions = engine.generate(requests, jax.random.key(0), sampling)  # greedy: draws nothing
   (answer,) = decode_completions(policy, completions)

@@ -30,8 +30,9 @@ from spatial_vlm.inference.questions import QuestionBuilder, Recall
 from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers
 from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
-from spatial_vlm.reuse.extraction import Solution, extract_behaviors
+from spatial_vlm.reuse.extraction import extract_behaviors
 from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.solutions import Solution
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train.behavior_data import training_examples
 

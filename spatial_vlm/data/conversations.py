@@ -2,7 +2,9 @@
 
   {"image": "000000296471.png", "question": "…", "answer": "…"}
   {"video": "clip.mp4", "question": "…", "answer": "…"}
+  {"image": "000000296471.png", "question": "…", "answer": "…", "system": "Use behavior_…"}
 
+The optional field `system` is a system turn, which stands before the image or the video.
 A video is a container (needs the extra `video`) or an animated image, in the same locations as the images.
 The scene teacher, other teachers and the extraction of a policy's own verified answers write this format.
 """
@@ -31,9 +33,16 @@ class Conversation:
   question: str
   answer: str
   kind: Literal["image", "video"] = "image"
+  system: str = ""
+  """Text of the system turn; empty: there is none."""
 
   def to_json(self) -> dict[str, str]:
-    return {self.kind: self.image, "question": self.question, "answer": self.answer}
+    fields = {self.kind: self.image, "question": self.question, "answer": self.answer}
+    return fields | ({"system": self.system} if self.system else {})
+
+  def messages(self, visual: messages.Visual) -> messages.Messages:
+    """Returns the turns about the image or video, or about what replaces it."""
+    return messages.messages(visual, self.question, self.answer, self.system)
 
 
 class ConversationSource:
@@ -53,7 +62,7 @@ class ConversationSource:
   def __getitem__(self, index: int) -> messages.Messages:
     conversation = self.conversation(index)
     visual = records.open_listed(self.origin(index), self.visual, conversation)
-    return messages.messages(visual, conversation.question, conversation.answer)
+    return conversation.messages(visual)
 
   def conversation(self, index: int) -> Conversation:
     """Returns a conversation without opening its image or video."""
@@ -81,11 +90,15 @@ def parse(line: bytes) -> Conversation:
   fields = json.loads(line.decode())
   kind = "video" if isinstance(fields, dict) and "video" in fields else "image"
   names = [kind, "question", "answer"]
-  if not isinstance(fields, dict) or sorted(fields) != sorted(names):
-    raise ValueError(f"a conversation is a JSON object with the fields {', '.join(names)}")
-  if bad := [name for name in names if not isinstance(fields[name], str) or not fields[name]]:
+  if not isinstance(fields, dict) or sorted({*fields} - {"system"}) != sorted(names):
+    raise ValueError(
+      f"a conversation is a JSON object with the fields {', '.join(names)} and, if it has one, system"
+    )
+  given = [*names, "system"] if "system" in fields else names
+  if bad := [name for name in given if not isinstance(fields[name], str) or not fields[name]]:
     raise ValueError(f"{', '.join(bad)} must be non-empty text")
-  return Conversation(fields[kind], fields["question"], fields["answer"], kind)
+  system = fields.get("system", "")
+  return Conversation(fields[kind], fields["question"], fields["answer"], kind, system)
 
 
 def write(path: epath.Path, conversations: Iterable[Conversation]) -> None:

@@ -14,10 +14,11 @@ Visual = Image.Image | np.ndarray | Video | tuple
 """An image or a video, or the `ImageSize` or `VideoInfo` that replaces it when only its size is needed."""
 
 
-def messages(visual: Visual, text: str, answer: str | None = None) -> Messages:
-  """Returns one question about one image or video, with its answer if it is given."""
+def messages(visual: Visual, text: str, answer: str | None = None, system: str = "") -> Messages:
+  """Returns one question about one image or video, after a system turn and with its answer if they are given."""
   turns = [] if answer is None else [answer]
-  return conversation(visual, [(text, *turns)])
+  before: Messages = [{"role": "system", "content": [{"type": "text", "text": system}]}]
+  return [*(before if system else []), *conversation(visual, [(text, *turns)])]
 
 
 def conversation(visual: Visual, turns: Sequence[tuple[str, ...]]) -> Messages:

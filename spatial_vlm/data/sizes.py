@@ -31,7 +31,7 @@ class SizedSource:
     key = conversation.kind, conversation.image
     if key not in self._known:  # VSR has several statements about an image
       self._known[key] = self._size(conversation)
-    return messages.messages(self._known[key], conversation.question, conversation.answer)
+    return conversation.messages(self._known[key])
 
   def _size(self, conversation: Conversation) -> ImageSize | VideoInfo:
     data = self.source.image_files.read(conversation.image)

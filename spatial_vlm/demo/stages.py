@@ -81,8 +81,8 @@ PART = {"limit": 1000}
 """Enough examples to see whether the full chain is unlearnt."""
 PROMPT_SHAPES = ((64, 64),)
 """As in DAPO, whose compiled program for validation then serves the evaluations too."""
-RECALLED = {"prompt_shapes": ((96, 64),)}
-"""Room for a behavior in the question."""
+RECALLED = {"prompt_shapes": ((112, 64),)}
+"""Room for a behavior before the question."""
 
 
 class StageMaker(NamedTuple):

@@ -13,6 +13,7 @@ from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.records import Example
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.policy import (
+  AskedQuestion,
   Generation,
   Policy,
   PromptFormat,
@@ -29,6 +30,14 @@ Row = tuple[Example, PreparedQuestion, Encoded]
 """An example, the question about it, and both encoded."""
 
 
+def asked_questions(rows: Sequence[Row]) -> list[AskedQuestion]:
+  """Returns the rows as an engine is asked them."""
+  return [
+    AskedQuestion(question.text, example.image, encoded, question.system)
+    for example, question, encoded in rows
+  ]
+
+
 class QuestionEncoder(NamedTuple):
   """Builds and encodes the question about an example."""
 
@@ -39,7 +48,7 @@ class QuestionEncoder(NamedTuple):
   def __call__(self, example: Example) -> Row:
     """Raises UnusableRecord when the prompt is too long."""
     question = self.questions(example.record.caption)
-    row = encode_question(self.processor, example.image, question.text)
+    row = encode_question(self.processor, example.image, question.text, question.system)
     self.format.check(row)
     return example, question, row
 
@@ -77,9 +86,9 @@ class BatchGenerator(NamedTuple):
 
   def requests(self, rows: Sequence[Row], ids: Sequence[int]) -> Requests:
     """Returns the rows as one batch over the engine's mesh."""
-    asked = [(question.text, example.image, encoded) for example, question, encoded in rows]
     labels = [-1] * len(rows)
-    return make_requests(self.policy, self.engine.mesh, asked, ids, labels, self.encode.format)
+    mesh, format = self.engine.mesh, self.encode.format
+    return make_requests(self.policy, mesh, asked_questions(rows), ids, labels, format)
 
 
 Judge = Callable[[BatchGenerator, Requests, Sequence[Generation]], list[int]]

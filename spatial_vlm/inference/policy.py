@@ -108,9 +108,11 @@ class Generation(NamedTuple):
   """Whether generation stopped at its limit, before an end-of-turn token."""
 
 
-def encode_question(processor: Processor, image: Image.Image | np.ndarray, text: str) -> Encoded:
-  """Encodes one question about one image, up to where the answer begins."""
-  return encode(processor, messages(image, text), generation_prompt=True)
+def encode_question(
+  processor: Processor, image: Image.Image | np.ndarray, text: str, system: str = ""
+) -> Encoded:
+  """Encodes one question about one image, after a system turn if it is given, up to where the answer begins."""
+  return encode(processor, messages(image, text, system=system), generation_prompt=True)
 
 
 def collate(
@@ -128,25 +130,31 @@ def collate(
   return cast_patches(prompts, format.dtype)
 
 
-Asked = tuple[str, Any, Encoded]
-"""The words of a question, its image, and both encoded."""
+class AskedQuestion(NamedTuple):
+  """A question about an image, in words and encoded."""
+
+  text: str
+  image: Any
+  encoded: Encoded
+  """The system turn, the image and the words."""
+  system: str = ""
 
 
 def make_requests(
   policy: Policy,
   mesh: Mesh,
-  asked: Sequence[Asked],
+  asked: Sequence[AskedQuestion],
   ids: Sequence[int],
   labels: Sequence[int],
   format: PromptFormat,
 ) -> Requests:
   """Returns the whole batch over the engine's mesh, from the questions of this process."""
-  rows = [encoded for _, _, encoded in asked]
-  prompts = collate(policy.processor, rows, ids, labels, format)
+  prompts = collate(policy.processor, [row.encoded for row in asked], ids, labels, format)
   return Requests(
     prompts=make_global_batch(mesh, prompts),
-    texts=[text for text, _, _ in asked],
-    images=[image for _, image, _ in asked],
+    texts=[row.text for row in asked],
+    images=[row.image for row in asked],
+    systems=[row.system for row in asked],
   )
 
 

@@ -19,6 +19,8 @@ class PreparedQuestion:
   form: str
   """Form of the answer that it asks for: "short" with a behavior, else "chain" or "direct"."""
   text: str
+  system: str = ""
+  """The recalled behavior, as the system turn before the image; empty without one."""
   behavior: Behavior | None = None
   similarity: float = 0.0
   """Of the behavior's question to the one asked; 0 without a behavior."""
@@ -63,13 +65,13 @@ class QuestionBuilder:
         questions.append(self.without_behavior(caption))
         continue
       ((behavior, similarity),) = fitting
-      text = self.task.question(caption, "short", behavior.line)
-      questions.append(PreparedQuestion("short", text, behavior, similarity))
+      text, system = self.task.question(caption, "short"), self.task.behavior_prompt(behavior.line)
+      questions.append(PreparedQuestion("short", text, system, behavior, similarity))
     return questions
 
   def without_behavior(self, caption: str) -> PreparedQuestion:
     """Builds the question about one caption in the builder's own form."""
-    return PreparedQuestion(self.form, self.task.question(caption, self.form, None))
+    return PreparedQuestion(self.form, self.task.question(caption, self.form))
 
 
 def load_recall(folder: epath.PathLike, behavior_tokens: int) -> Recall:

@@ -11,38 +11,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from spatial_vlm import answers
-from spatial_vlm.data.statement import read_statement
 from spatial_vlm.reuse.behaviors import Behavior
-from spatial_vlm.reuse.masking import mask_objects
 from spatial_vlm.reuse.reasoning import BLANK, read_comparison
+from spatial_vlm.reuse.solutions import Solution
 
 ALTERNATIVE_SHARE = 0.5
 """Frequency, relative to the most frequent procedure, from which a second one joins it ("w > h" or "w < h")."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Solution:
-  """An answer of the policy to a labelled training record."""
-
-  record: str
-  """`SPLIT:ID`."""
-  caption: str
-  relation: str
-  subj: str | None
-  obj: str | None
-  """Names of the objects; None where the record has none: they are then read from the caption."""
-  text: str
-  label: int
-
-  @property
-  def names(self) -> tuple[str, str]:
-    subj, _, obj = read_statement(self.caption) or ("", "", "")
-    return self.subj or subj, self.obj or obj
-
-  @property
-  def question(self) -> str:
-    """The object-masked caption."""
-    return mask_objects(self.caption, *self.names)
 
 
 @dataclasses.dataclass(frozen=True)

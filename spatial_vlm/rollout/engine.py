@@ -33,6 +33,8 @@ class Requests:
   """The questions of this process's rows, for an engine that tokenizes itself."""
   images: Sequence[Any]
   """Their images."""
+  systems: Sequence[str]
+  """Their system turns; empty: a question has none."""
 
 
 class Engine(Protocol):

@@ -129,9 +129,8 @@ def vocabulary_texts(count: int, seed: int) -> Iterator[str]:
     yield f"{statements.question(caption, 'chain')}\n{chain(example)}"
     yield f"{statements.question(caption, 'direct')}\n{answers.render_direct(verdict)}"
     yield answers.render_short(behavior, comparison(example), verdict)
-    yield statements.question(
-      caption, "short", f"{behavior}: yes when X or Y: {comparison(example)}"
-    )
+    yield statements.question(caption, "short")
+    yield statements.behavior_prompt(f"{behavior}: yes when X or Y: {comparison(example)}")
     pretraining = images[index]
     for turn in pretrain_messages(pretraining.scene, pretraining.image, rng):
       yield turn["content"][-1]["text"]

@@ -13,33 +13,34 @@ LIST_OBJECTS = "List the objects."
 _INSTRUCTIONS = {
   "direct": "Answer Yes or No.",
   "chain": "Think in four steps: Summary, Caption, Reasoning, Conclusion.",
+  "short": "Reasoning, Conclusion.",
 }
 
 
-def question(caption: str, form: str, behavior: str | None = None) -> str:
+def question(caption: str, form: str) -> str:
   """Returns the question whether `caption` holds, to be answered in `form` (see `answers`).
-
-  `behavior` is the line "behavior_…: instruction" that a short answer recalls; other forms take none.
 
   >>> question("The cat is left of the mug.", "direct")
   'The cat is left of the mug. True? Answer Yes or No.'
-  >>> question("The cat is left of the mug.", "short", "behavior_left_of: Compare the centres.")
-  'The cat is left of the mug. True? Use behavior_left_of: Compare the centres.'
   """
-  if form == "short":
-    if not behavior:
-      raise ValueError("a short question needs the behavior to use, as 'behavior_…: instruction'")
-    return f"{caption} True? Use {behavior}"
   if form not in _INSTRUCTIONS:
-    raise ValueError(f"form is {form!r}; allowed are {sorted([*_INSTRUCTIONS, 'short'])}")
-  if behavior is not None:
-    raise ValueError(f"form {form!r} takes no behavior; ask in form 'short' to use one")
+    raise ValueError(f"form is {form!r}; allowed are {sorted(_INSTRUCTIONS)}")
   return f"{caption} True? {_INSTRUCTIONS[form]}"
+
+
+def behavior_prompt(line: str) -> str:
+  """Returns the system turn that tells a policy to use the behavior of this line.
+
+  >>> behavior_prompt("behavior_left_of: Compare the centres.")
+  'Use behavior_left_of: Compare the centres.'
+  """
+  return f"Use {line}"
 
 
 TASK = Task(
   read=JsonlSource,
   question=question,
+  behavior_prompt=behavior_prompt,
   grammar=STATEMENT,
   first_words={1: "Yes", 0: "No"},
   score=functools.partial(score_statements, meta_category=META_CATEGORY),

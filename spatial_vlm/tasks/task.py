@@ -18,8 +18,10 @@ class Task:
 
   read: Callable[[epath.PathLike, ImageLocations, epath.PathLike | None, float], ExampleSource]
   """(records, images, boxes or None, max_bad_share) → source of examples."""
-  question: Callable[[str, str, str | None], str]
-  """(caption, form of the answer, line of the recalled behavior or None) → the question in words."""
+  question: Callable[[str, str], str]
+  """(caption, form of the answer) → the question in words."""
+  behavior_prompt: Callable[[str], str]
+  """Line of a recalled behavior → the system turn that stands before the image and the question."""
   grammar: Grammar
   """Grammar of the answers; the parser and the automaton on the device are both made from it."""
   first_words: Mapping[int, str]

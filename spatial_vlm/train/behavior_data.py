@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.inference.questions import QuestionBuilder
-from spatial_vlm.reuse.extraction import Solution, short_from_chain, verified_chain
+from spatial_vlm.reuse.extraction import short_from_chain, verified_chain
+from spatial_vlm.reuse.solutions import Solution
 
 
 def training_examples(
@@ -29,5 +30,5 @@ def training_examples(
       rows.append(Conversation(image, text, solution.text))
     else:
       short = short_from_chain(question.behavior, answer, solution.names)
-      rows.append(Conversation(image, question.text, short))
+      rows.append(Conversation(image, question.text, short, system=question.system))
   return rows

@@ -14,7 +14,7 @@ from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import ExampleSource
 from spatial_vlm.data.split_guard import refuse_shared_records
-from spatial_vlm.inference.generation import QuestionEncoder, Row
+from spatial_vlm.inference.generation import QuestionEncoder, Row, asked_questions
 from spatial_vlm.inference.policy import Policy, PromptFormat, make_requests, prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.process_rows import process_shard
@@ -131,9 +131,8 @@ def as_requests(
   config: Config, policy: Policy, mesh: Mesh, rows: Sequence[Row], ids: Sequence[int]
 ) -> Requests:
   """Returns the whole batch over the mesh, from the questions of this process with their labels."""
-  asked = [(question.text, example.image, encoded) for example, question, encoded in rows]
   labels = [example.record.label for example, _, _ in rows]
-  return make_requests(policy, mesh, asked, ids, labels, rl_format(config))
+  return make_requests(policy, mesh, asked_questions(rows), ids, labels, rl_format(config))
 
 
 def validation(

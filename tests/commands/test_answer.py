@@ -13,7 +13,7 @@ from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
 from spatial_vlm.reuse.masking import mask_objects
-from spatial_vlm.tasks.statements import question
+from spatial_vlm.tasks.statements import behavior_prompt, question
 
 ASTRONAUT = f"{skimage.__path__[0]}/data/astronaut.png"
 
@@ -63,7 +63,7 @@ def test_direct_and_recalled_questions(
   asked = []
   original = command.encode_question
   monkeypatch.setattr(
-    command, "encode_question", lambda p, i, text: asked.append(text) or original(p, i, text)
+    command, "encode_question", lambda p, i, *text: asked.append(text) or original(p, i, *text)
   )
   photo = scenes_folder / "images" / "train_000000.png"
   index = BehaviorIndex.load(extracted / "index", LexicalEmbedder())
@@ -78,9 +78,9 @@ def test_direct_and_recalled_questions(
     ask(run, tmp_path, photo, taught, *recalled, statement="Cats purr.", max_new_tokens=8).code == 0
   )
   assert asked == [
-    f"{statement} True? Answer Yes or No.",
-    f"{statement} True? Use {behavior.line}",
-    question("Cats purr.", "chain"),
+    (question(statement, "direct"), ""),
+    (question(statement, "short"), behavior_prompt(behavior.line)),
+    (question("Cats purr.", "chain"), ""),
   ]
 
 
@@ -104,7 +104,7 @@ def test_answer_and_evaluate_recall_the_same(
   asked = []
   original = command.encode_question
   monkeypatch.setattr(
-    command, "encode_question", lambda p, i, text: asked.append(text) or original(p, i, text)
+    command, "encode_question", lambda p, i, *text: asked.append(text) or original(p, i, *text)
   )
   known = {b.questions[0] for b in behaviors}
   captions = [caption for caption in recalled if mask_objects(caption) in known][:2]
@@ -114,8 +114,8 @@ def test_answer_and_evaluate_recall_the_same(
     recall = ("--behaviors", folder)
     assert ask(run, tmp_path, photo, taught, *recall, statement=caption, max_new_tokens=8).code == 0
     name = recalled[caption]
-    expected = f"{caption} True? Use {handbook[name].line}" if name else question(caption, "chain")
-    assert asked[-1] == expected
+    recalls = question(caption, "short"), behavior_prompt(handbook[name].line) if name else ""
+    assert asked[-1] == (recalls if name else (question(caption, "chain"), ""))
 
 
 @pytest.mark.parametrize(

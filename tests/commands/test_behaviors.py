@@ -42,7 +42,8 @@ def test_training_examples_are_verified_and_most_of_them_short(extracted, scenes
   forms = [answer.form for answer in parsed]
   assert forms.count("chain") >= len(rows) // 4 and forms.count("short") > 0
   for row, form in zip(rows, forms, strict=True):
-    assert ("Use behavior_" in row["question"]) == (form == "short")
+    assert row.get("system", "").startswith("Use behavior_") == (form == "short")
+    assert "behavior_" not in row["question"]
 
 
 def test_every_leaf_of_every_preset_is_read(run, behaviors_changes, tmp_path):

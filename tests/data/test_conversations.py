@@ -1,5 +1,6 @@
 """Files of conversations: written, read back, and what is skipped of them."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -12,6 +13,7 @@ from PIL import Image
 from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation, ConversationSource
 from spatial_vlm.data.records import BadRecordError, TooManyBadRecords
+from spatial_vlm.data.sizes import SizedSource
 from spatial_vlm.processor.image import UnreadableImage
 from spatial_vlm.processor.video import VideoInfo
 
@@ -44,6 +46,19 @@ def test_what_is_written_is_read_back(folder):
   assert source[1][0]["content"][1]["text"] == "Two?\r\n"
 
 
+def test_a_system_turn_is_written_and_read_before_the_image(folder):
+  path = folder / "c.jsonl"
+  rows = [GOOD, dataclasses.replace(GOOD, system="Use behavior_left_of: compare.")]
+  conversations.write(path, rows)
+  assert ["system" in json.loads(line) for line in path.read_text().splitlines()] == [False, True]
+  source = ConversationSource(path, folder / "images", 0.0)
+  assert [source.conversation(i) for i in range(2)] == rows
+  system, *turns = source[1]
+  assert system["role"] == "system" and system["content"][0]["text"] == rows[1].system
+  assert [turn["role"] for turn in turns] == [turn["role"] for turn in source[0]]
+  assert [turn["role"] for turn in SizedSource(source)[1]] == ["system", "user", "assistant"]
+
+
 @pytest.mark.parametrize(
   ("line", "reason"),
   [
@@ -55,6 +70,10 @@ def test_what_is_written_is_read_back(folder):
       "fields image, question, answer",
     ),
     ({"answer": "", "image": "a.png", "question": "Q"}, "answer must be non-empty text"),
+    (
+      {"answer": "A", "image": "a.png", "question": "Q", "system": ""},
+      "system must be non-empty text",
+    ),
     ({"answer": "A", "image": "a.png", "question": 3}, "question must be non-empty text"),
     ({"answer": None, "image": 5, "question": "Q"}, "image, answer must be non-empty text"),
     ({"answer": "A", "image": "../outside.png", "question": "Q"}, "leaves the image folder"),

@@ -41,7 +41,7 @@ def test_a_pair_is_recognised_in_any_spelling(image, caption, shared):
   [
     (question("The cat is left of the mug.", "chain"), True),
     (question("the Cat is  left of the mug", "direct"), True),
-    (question("The cat is left of the mug.", "short", "behavior_left: Compare."), True),
+    (question("The cat is left of the mug.", "short"), True),
     ('Is it true that "the cat is left of the mug"?', True),
     (question("The cat is left of the mug rack.", "chain"), True),  # refused rather than missed
     (question("The cat is left of the mugs.", "chain"), False),

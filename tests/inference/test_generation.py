@@ -15,7 +15,9 @@ from spatial_vlm.inference.policy import (
   prompt_format,
 )
 from spatial_vlm.rollout.sampler import Completions, first_token_logits
-from spatial_vlm.tasks import TASKS
+from spatial_vlm.tasks import TASKS, statements
+
+CAPTION = "The cat is left of the mug. True?"
 
 
 def test_a_prompt_that_does_not_fit_is_named_with_its_sizes(policy, source):
@@ -41,6 +43,24 @@ def test_a_batch_takes_the_smallest_size_that_holds_its_prompts(policy, source):
     for rows in ([short], [short, long])
   ]
   assert shapes == [(1, 48), (2, 96)]
+
+
+def test_a_recalled_behavior_stands_once_before_the_image(policy, source):
+  line = "behavior_left_of: yes when X x < Y x"
+  processor, image = policy.processor, source[0].image
+  row = encode_question(processor, image, CAPTION, statements.behavior_prompt(line))
+  plain = encode_question(processor, image, CAPTION)
+  text = processor.tokenizer.decode(row.tokens)
+  before, image_start, after = text.partition("<|vision_start|>")
+  assert before == f"<|im_start|>system\nUse {line}<|im_end|>\n<|im_start|>user\n"
+  assert text.count(line) == 1 and "behavior" not in after
+  rest = row.tokens[len(row.tokens) - len(plain.tokens) :]
+  np.testing.assert_array_equal(rest, plain.tokens)  # the turns after it are those of the question
+  added = len(row.tokens) - len(plain.tokens)
+  assert len(processor.encode_text("system")) == 1
+  assert added == 5 + len(processor.encode_text(f"Use {line}"))
+  shift = row.positions[added:] - plain.positions
+  assert (shift == added).all()
 
 
 def test_patches_travel_in_the_type_of_the_computation_with_equal_results(policy, source):

@@ -39,8 +39,10 @@ def test_a_known_relation_gets_the_short_form(index):
   question = builder(index)("The hot dog is left of the dining table.")
   assert (question.form, question.behavior) == ("short", LEFT)
   assert question.similarity == pytest.approx(1)
-  line = "behavior_left_of: yes when X x < Y x"
-  assert question.text == f"The hot dog is left of the dining table. True? Use {line}"
+  assert question.system == "Use behavior_left_of: yes when X x < Y x"
+  caption = "The hot dog is left of the dining table."
+  assert question.text == statements.question(caption, "short")
+  assert "behavior" not in question.text
 
 
 def test_an_unknown_relation_falls_back_to_the_full_chain(index):
@@ -48,7 +50,7 @@ def test_an_unknown_relation_falls_back_to_the_full_chain(index):
   questions = builder(index).build_all(captions)
   assert [question.form for question in questions] == ["chain", "short", "chain"]
   assert questions[0].text == statements.question(captions[0], "chain")
-  assert (questions[0].behavior, questions[0].similarity) == (None, 0)
+  assert (questions[0].behavior, questions[0].similarity, questions[0].system) == (None, 0, "")
 
 
 def test_beyond_the_budget_nothing_else_is_recalled_in_its_place(index):

@@ -8,11 +8,11 @@ import pytest
 from spatial_vlm import answers
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.reuse.extraction import (
-  Solution,
   extract_behaviors,
   short_from_chain,
   verified_chain,
 )
+from spatial_vlm.reuse.solutions import Solution
 from spatial_vlm.synthesis import scene_teacher
 
 

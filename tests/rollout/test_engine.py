@@ -39,7 +39,7 @@ def requests(policy, mesh):
   ]
   prompts = collate(policy.processor, rows, [0, 1], [1, 0], prompt_format([(64, 64)], "float32"))
   images = [example.image for example in examples]
-  return Requests(process_rows.make_global_batch(mesh, prompts), texts, images)
+  return Requests(process_rows.make_global_batch(mesh, prompts), texts, images, [""] * 2)
 
 
 def test_it_samples_with_the_weights_published_last(policy, mesh, requests, sampling):

@@ -28,13 +28,14 @@ CHOICES = Grammar(
 )
 
 
-def question(caption, form, behavior=None):
+def question(caption, form):
   return f"{caption} {'Think first.' if form == 'chain' else 'Answer with one letter.'}"
 
 
 CHOICE_TASK = Task(
   read=lambda records, images, boxes, max_bad_share: [],
   question=question,
+  behavior_prompt="Use {}".format,
   grammar=CHOICES,
   first_words=dict(enumerate(LETTERS)),
   score=functools.partial(score, grammar=CHOICES),

@@ -19,6 +19,7 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import UnusableRecord
 from spatial_vlm.inference.generation import inference_engine
 from spatial_vlm.inference.policy import (
+  AskedQuestion,
   Generation,
   Policy,
   decode_completions,
@@ -147,7 +148,7 @@ class PolicyTeacher:
     requests = make_requests(
       policy,
       self._engine.mesh,
-      [(pending.question.text, pending.question.image, pending.row) for pending in full],
+      [AskedQuestion(p.question.text, p.question.image, p.row) for p in full],
       [sample_id(pending.question) for pending in full],
       [-1] * len(full),
       self._format,
