@@ -14,8 +14,9 @@ from sklearn.cluster import AgglomerativeClustering
 
 from spatial_vlm.reuse.abstraction import deciding_sentences, masked_reasoning
 from spatial_vlm.reuse.behaviors import Behavior
-from spatial_vlm.reuse.extraction import Solution, behavior_name, verified_chain
+from spatial_vlm.reuse.extraction import behavior_name, verified_chain
 from spatial_vlm.reuse.extractor import ExtractionSettings, relation_of
+from spatial_vlm.reuse.solutions import Solution
 
 _MOST_REASONINGS = 1000
 """Reasonings of one relation and verdict that are clustered, the first ones: clustering takes quadratic memory."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from spatial_vlm.reuse.behaviors import Behavior
 from spatial_vlm.reuse.embedder import Embedder
-from spatial_vlm.reuse.extraction import Solution
+from spatial_vlm.reuse.solutions import Solution
 
 
 class TextQuestion(NamedTuple):

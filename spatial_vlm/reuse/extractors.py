@@ -11,9 +11,10 @@ from statistics import mean
 from spatial_vlm.config import UsageError
 from spatial_vlm.reuse.behaviors import Behavior
 from spatial_vlm.reuse.clusters import extract_by_clusters
-from spatial_vlm.reuse.extraction import Solution, extract_behaviors
+from spatial_vlm.reuse.extraction import extract_behaviors
 from spatial_vlm.reuse.extractor import ExtractionSettings, Extractor
 from spatial_vlm.reuse.merging import merge_similar
+from spatial_vlm.reuse.solutions import Solution
 from spatial_vlm.reuse.teacher_extraction import extract_by_teacher
 
 

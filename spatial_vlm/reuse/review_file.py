@@ -68,7 +68,9 @@ def _render_item(behavior: Behavior, examples: Mapping[str, str]) -> str:
   shown = next((record for record in behavior.provenance if record in examples), None)
   if shown:
     text = textwrap.shorten(examples[shown], 300)
-    lines += textwrap.wrap(f"{shown}: {text}", _WIDTH, initial_indent="# ", subsequent_indent="#   ")
+    lines += textwrap.wrap(
+      f"{shown}: {text}", _WIDTH, initial_indent="# ", subsequent_indent="#   "
+    )
   sources = yaml.safe_dump(
     {"sources": list(behavior.provenance)}, default_flow_style=None, width=_WIDTH
   )
@@ -85,7 +87,9 @@ def read(path: epath.PathLike, count_tokens: Callable[[str], int]) -> list[Behav
     line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
     raise UsageError(f"{path}{line}: no YAML ({error.problem}); {_QUOTES}") from error
   except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-    raise UsageError(f"{path} cannot be read ({error}); give the behaviors.yaml of a run") from error
+    raise UsageError(
+      f"{path} cannot be read ({error}); give the behaviors.yaml of a run"
+    ) from error
   if not isinstance(items, list) or not isinstance(root, yaml.SequenceNode) or not items:
     raise UsageError(f"{path} holds no list of behaviors; write each as an item that begins with -")
   lines = [node.start_mark.line + 1 for node in root.value]
@@ -119,7 +123,9 @@ def _behavior(item: Any, file: str, count_tokens: Callable[[str], int]) -> Behav
   _check_fields(item)
   relation = item.get("relation", "")
   relation = relation_in_words(relation) or relation
-  questions: Sequence[str] = item.get("questions") or [f"The X is {relation} the Y."] * bool(relation)
+  questions: Sequence[str] = item.get("questions") or [f"The X is {relation} the Y."] * bool(
+    relation
+  )
   if not questions:
     raise ValueError(f"{item['name']} has neither relation nor questions; give one of them")
   return Behavior(

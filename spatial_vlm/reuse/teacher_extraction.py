@@ -1,6 +1,6 @@
-"""Behaviors that a teacher writes, as in Metacognitive Reuse (Didolkar et al., arXiv 2509.13237): solve, reflect, extract.
+"""Behaviors that a teacher writes, by the three calls of Metacognitive Reuse: solve, reflect, extract.
 
-Verified chains are the solutions, so the first of the three calls is already answered. The teacher reflects on each,
+Source: Didolkar, Ballas, Arora and Goyal, arXiv 2509.13237; the prompts are this project's own. Verified chains are the solutions, so the first of the three calls is already answered. The teacher reflects on each,
 then states the behaviors of its reflection as JSON. Every behavior is checked against the chain that it comes from.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from spatial_vlm.answers import Answer
 from spatial_vlm.reuse.abstraction import object_pattern
 from spatial_vlm.reuse.behaviors import NAME, Behavior
-from spatial_vlm.reuse.extraction import Solution, verified_chain
+from spatial_vlm.reuse.extraction import verified_chain
 from spatial_vlm.reuse.extractor import (
   Ask,
   ExtractionSettings,
@@ -22,14 +22,15 @@ from spatial_vlm.reuse.extractor import (
   relation_of,
 )
 from spatial_vlm.reuse.merging import merge_similar
+from spatial_vlm.reuse.solutions import Solution
 
 _BEHAVIOR = """\
-A behavior is a short, named rule of reasoning (a strategy, a trick, a test) that helps with many other questions of the \
-same kind. It is not the solution of this question.\
+A behavior is a short, named rule of reasoning (a strategy, a trick, a test) that helps with many other questions of \
+the same kind. It is not the solution of this question.\
 """
 _REFLECT = f"""\
-You read a statement about an image that you do not see, and the steps by which it was judged. {_BEHAVIOR} For example: \
-behavior_above: yes when the centre of X has the smaller y.
+You read a statement about an image that you do not see, and the steps by which it was judged. {_BEHAVIOR} For \
+example: behavior_above: yes when the centre of X has the smaller y.
 
 Reflect on the steps:
 1. Is each step right, and which of them decides?
@@ -38,8 +39,8 @@ Reflect on the steps:
 Call the first object of the statement X and the second one Y.\
 """
 _EXTRACT = f"""\
-You read a statement, the steps by which it was judged, and a reflection on them. {_BEHAVIOR} State the behaviors of the \
-reflection in JSON: {{"behaviors": [{{"name": …, "instruction": …, "relation": …, "verdict": …}}]}}.
+You read a statement, the steps by which it was judged, and a reflection on them. {_BEHAVIOR} State the behaviors of \
+the reflection in JSON: {{"behaviors": [{{"name": …, "instruction": …, "relation": …, "verdict": …}}]}}.
 
 "name": behavior_ and lower-case letters and underscores. "instruction": one line of at most {{words}} words without \
 numbers, that calls the first object X and the second one Y and names no object. "relation": the relation of the \
