@@ -41,7 +41,7 @@ FOLDERS = {
   ),
   "data": (
     *("shards", "image_locations", "image_archives", "image_files"),
-    *("relations", "records", "statement"),
+    *("relations", "relation_wordings", "records", "statement"),
     *("measurements", "vsr", "split_guard", "statistics", "split_report", "splits", "store"),
     *("scenes", "messages", "conversations", "sizes", "batch_plan"),
     *("reading", "skipped_records", "pipeline", "mixing", "contact_sheet"),
@@ -54,7 +54,10 @@ FOLDERS = {
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
   "rollout": ("sampler", "engine"),
-  "reuse": ("behaviors", "masking", "solutions", "reasoning", "extraction", "embedder", "index"),
+  "reuse": (
+    *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
+    *("embedder", "index", "retrieval"),
+  ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),

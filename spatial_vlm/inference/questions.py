@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from spatial_vlm.reuse import retrieval
 from spatial_vlm.reuse.behaviors import Behavior
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.masking import mask_objects
 from spatial_vlm.tasks.task import Task
 
 
@@ -50,21 +50,19 @@ class QuestionBuilder:
     return question
 
   def build_all(self, captions: Sequence[str]) -> list[PreparedQuestion]:
-    """Builds the questions about several captions, with one search of the index.
+    """Builds the questions about several captions, with one search of the index (see `retrieval.recall`).
 
-    Where the most similar behavior is not similar enough or has more than `behavior_tokens` tokens, none is recalled:
-    the next in similarity may state the opposite.
+    A behavior of more than `behavior_tokens` tokens is not recalled, and no other in its place.
     """
     if self.recall is None:
       return [self.without_behavior(caption) for caption in captions]
-    found = self.recall.index.search([mask_objects(caption) for caption in captions], 1)
     questions = []
-    for caption, matches in zip(captions, found, strict=True):
-      fitting = [(b, s) for b, s in matches if b.tokens <= self.recall.behavior_tokens]
-      if not fitting:
+    found = retrieval.recall(self.recall.index, captions)
+    for caption, match in zip(captions, found, strict=True):
+      if match is None or match[0].tokens > self.recall.behavior_tokens:
         questions.append(self.without_behavior(caption))
         continue
-      ((behavior, similarity),) = fitting
+      behavior, similarity = match
       text, system = self.task.question(caption, "short"), self.task.behavior_prompt(behavior.line)
       questions.append(PreparedQuestion("short", text, system, behavior, similarity))
     return questions

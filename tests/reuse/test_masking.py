@@ -39,3 +39,21 @@ def test_misspelt_fields_do_not_matter():
 )
 def test_other_sentences_are_not_masked(caption, subj, obj, question):
   assert mask_objects(caption, subj, obj) == question
+
+
+@pytest.mark.parametrize(
+  ("caption", "question"),
+  [
+    ("You can see a cat to the left of the dog.", "You can see a X to the left of the Y."),
+    ("To the left of the dog there is a cat.", "To the left of the Y there is a X."),
+    (
+      "The cat is left of the dog, from the dog's view",
+      "The X is left of the Y, from the Y's view",
+    ),
+    ("The dog has a potted plant behind it.", "The X has a Y behind it."),
+    ("The potted plants snuggle up to the hot dog", "The X snuggle up to the Y"),
+    ("The hot dog greets the hot dog and the cat.", "The X greets the X and the Y."),
+  ],
+)
+def test_objects_of_paraphrases_are_found(caption, question):
+  assert mask_objects(caption) == question
