@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.cluster import AgglomerativeClustering
 
-from spatial_vlm.reuse.abstraction import deciding_sentences, masked_reasoning
+from spatial_vlm.reuse.abstraction import BLANK, deciding_sentences, masked_reasoning
 from spatial_vlm.reuse.behaviors import Behavior
 from spatial_vlm.reuse.extraction import behavior_name, verified_chain
 from spatial_vlm.reuse.extractor import ExtractionSettings, relation_of
@@ -60,7 +60,7 @@ def _behavior(
   if len(reasonings) < settings.min_support:
     settings.refused["fewer chains than min_support"] += len(reasonings)
     return None
-  vectors = settings.embedder.embed([r.text for r in reasonings])
+  vectors = settings.embedder.embed([r.text.replace(BLANK, "") for r in reasonings])
   cluster = largest_cluster(vectors, settings.cluster_similarity)
   if len(cluster) < settings.min_support:
     settings.refused["the largest cluster has fewer chains than min_support"] += len(reasonings)
@@ -69,11 +69,14 @@ def _behavior(
   nearest_first = sorted(cluster, key=lambda i: (-float(vectors[i] @ centre), i))
   name = behavior_name(reasonings[0].solution.relation)
   for i in nearest_first:
-    instruction = _instruction(name, verdict, reasonings[i].text, settings)
+    sentences = deciding_sentences(reasonings[i].text, relation)
+    instruction = _instruction(name, verdict, sentences, settings)
     if instruction:
       break
   else:
-    settings.refused["no reasoning of the cluster fits the limit on tokens"] += len(cluster)
+    settings.refused["no reasoning of the cluster gives a rule within the limit on tokens"] += len(
+      cluster
+    )
     return None
   members = [reasonings[i].solution for i in cluster]
   return Behavior(
@@ -107,11 +110,12 @@ def largest_cluster(vectors: Float[np.ndarray, "N D"], min_similarity: float) ->
   return [row for row, label in enumerate(labels) if label == largest]
 
 
-def _instruction(name: str, verdict: int, text: str, settings: ExtractionSettings) -> str:
+def _instruction(
+  name: str, verdict: int, sentences: Sequence[str], settings: ExtractionSettings
+) -> str:
   """Returns "yes when …" with as many of the last sentences as the limit allows; "" if not even the last fits."""
   start = f"{'yes' if verdict else 'no'} when "
   fitting = ""
-  sentences = deciding_sentences(text)
   for first in range(len(sentences) - 1, -1, -1):
     instruction = start + "; ".join(sentences[first:])
     if settings.count_tokens(f"{name}: {instruction}") > settings.max_tokens:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from spatial_vlm.reuse.behaviors import Behavior
 from spatial_vlm.reuse.embedder import Embedder
+from spatial_vlm.reuse.relation_keys import relation_key
 from spatial_vlm.reuse.solutions import Solution
 
 
@@ -58,10 +59,16 @@ Extractor = Callable[[Sequence[Solution], ExtractionSettings], list[Behavior]]
 
 
 def relation_of(solution: Solution) -> str:
-  """Returns the relation key of a solution's caption."""
-  return solution.relation
+  """Returns the relation key of a solution's caption; "" for a caption that cannot be read."""
+  return relation_key(solution.caption) or ""
 
 
 def relation_in_words(words: str) -> str:
-  """Returns the relation key of a relation as a teacher writes it ("is left of"); "" for an unknown one."""
-  return re.sub(r"^(?:is|are) ", "", " ".join(words.casefold().split()))
+  """Returns the relation key of a relation as people write it ("is left of", "contains"); "" for an unknown one.
+
+  >>> relation_in_words("is to the left of"), relation_in_words("contains"), relation_in_words("not touching")
+  ('left of', 'contains', 'not touching')
+  """
+  words = re.sub(r"^(?:is|are) ", "", " ".join(words.split()))
+  keys = (relation_key(f"The X {verb}{words} the Y.") for verb in ("is ", ""))
+  return next(filter(None, keys), "")

@@ -14,6 +14,7 @@ from spatial_vlm.reuse.clusters import extract_by_clusters
 from spatial_vlm.reuse.extraction import extract_behaviors
 from spatial_vlm.reuse.extractor import ExtractionSettings, Extractor
 from spatial_vlm.reuse.merging import merge_similar
+from spatial_vlm.reuse.relation_keys import relation_key
 from spatial_vlm.reuse.solutions import Solution
 from spatial_vlm.reuse.teacher_extraction import extract_by_teacher
 
@@ -21,7 +22,8 @@ from spatial_vlm.reuse.teacher_extraction import extract_by_teacher
 def _extract_patterns(
   solutions: Sequence[Solution], settings: ExtractionSettings
 ) -> list[Behavior]:
-  return extract_behaviors(solutions, settings.count_tokens, settings.min_support)
+  found = extract_behaviors(solutions, settings.count_tokens, settings.min_support)
+  return [dataclasses.replace(b, relation=relation_key(b.questions[0]) or "") for b in found]
 
 
 EXTRACTORS: dict[str, Extractor] = {

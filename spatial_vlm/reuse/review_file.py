@@ -3,6 +3,7 @@
 One item is a behavior. Reading checks every field and names the line of a mistake.
 """
 
+import hashlib
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -41,6 +42,10 @@ _TYPES = {
 _WIDTH = 110
 
 
+_STAMP = "# not edited: "
+"""Begins the last line, which holds a hash of the lines above."""
+
+
 def render(behaviors: Iterable[Behavior], examples: Mapping[str, str]) -> str:
   """Returns the text of the file.
 
@@ -48,9 +53,20 @@ def render(behaviors: Iterable[Behavior], examples: Mapping[str, str]) -> str:
     behaviors: in the order of the file.
     examples: record (`SPLIT:ID`) → its reasoning, of which one is shown for each behavior.
   """
-  comment = textwrap.indent(_HEADER, "# ", lambda line: True)
+  comment = "\n".join(f"# {line}".rstrip() for line in _HEADER.splitlines())
   items = [_render_item(behavior, examples) for behavior in behaviors]
-  return "\n\n".join([comment, *items]) + "\n"
+  text = "\n\n".join([comment, *items]) + "\n\n"
+  return f"{text}{_STAMP}{_hash(text)}\n"
+
+
+def is_edited(text: str) -> bool:
+  """Returns whether a person changed a text of `render`."""
+  above, stamp, digest = text.rpartition(_STAMP)
+  return not stamp or digest.strip() != _hash(above)
+
+
+def _hash(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _render_item(behavior: Behavior, examples: Mapping[str, str]) -> str:
@@ -64,7 +80,7 @@ def _render_item(behavior: Behavior, examples: Mapping[str, str]) -> str:
     "saved_tokens": round(behavior.saved_tokens, 1),
   }
   written = yaml.safe_dump([fields], sort_keys=False, allow_unicode=True, width=10_000)
-  lines = [f"# {len(behavior.provenance)} chains, {behavior.tokens} tokens"]
+  lines = [f"# chains: {len(behavior.provenance)}, tokens: {behavior.tokens}"]
   shown = next((record for record in behavior.provenance if record in examples), None)
   if shown:
     text = textwrap.shorten(examples[shown], 300)

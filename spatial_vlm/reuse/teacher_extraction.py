@@ -1,7 +1,8 @@
 """Behaviors that a teacher writes, by the three calls of Metacognitive Reuse: solve, reflect, extract.
 
-Source: Didolkar, Ballas, Arora and Goyal, arXiv 2509.13237; the prompts are this project's own. Verified chains are the solutions, so the first of the three calls is already answered. The teacher reflects on each,
-then states the behaviors of its reflection as JSON. Every behavior is checked against the chain that it comes from.
+Source: Didolkar, Ballas, Arora and Goyal, arXiv 2509.13237; the prompts are this project's own. Verified chains are the
+solutions, so the first call is already answered. The teacher reflects on each, then states the behaviors of its
+reflection as JSON. Every behavior is checked against the chain that it comes from.
 """
 
 import collections
