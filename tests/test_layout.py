@@ -26,14 +26,14 @@ LAYERS = (
 FOLDERS = {
   "parameters": ("paths", "partition", "int8", "lora"),
   "optim": ("moments", "schedules", "optimizers"),
-  "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl"),
+  "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),
   "huggingface": (
-    *("folder", "tensor_table", "tensor_slices", "safetensors_folder"),
-    *("weights", "peft_adapter"),
+    *("folder", "tensor_table", "tensor_slices", "safetensors_folder", "checkpoint_folder"),
+    *("weights", "peft_adapter", "encoder_table", "torch_zip", "encoder_folder"),
   ),
   "processor": (
     *("tokenizer", "image", "bicubic", "video", "video_files"),
-    *("tiny_tokenizer", "chat"),
+    *("tiny_tokenizer", "chat", "sentencepiece", "encoder_tokenizer"),
   ),
   "objectives": (
     *("vocabulary", "cross_entropy", "token_logprobs", "advantage"),
@@ -56,8 +56,8 @@ FOLDERS = {
   "rollout": ("sampler", "engine"),
   "reuse": (
     *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
-    *("embedder", "merging", "extractor", "abstraction", "clusters", "teacher_extraction"),
-    *("extractors", "review_file", "index", "index_folder", "retrieval"),
+    *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
+    *("teacher_extraction", "extractors", "review_file", "index", "index_folder", "retrieval"),
   ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
@@ -113,8 +113,8 @@ RESERVED = {
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
   "pyarrow": {"data/vsr.py"},
-  "tensorflow": {"reuse/embedder.py"},
-  "tensorflow_text": {"reuse/embedder.py"},
+  "tensorflow": {"processor/sentencepiece.py"},
+  "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
   "torchvision": set(),
 }
