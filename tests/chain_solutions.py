@@ -1,8 +1,8 @@
 """Chains whose procedure is in words, for the tests of extractors."""
 
 from spatial_vlm import answers
-from spatial_vlm.reuse.extractor import ExtractionSettings
 from spatial_vlm.reuse.embedder import LexicalEmbedder
+from spatial_vlm.reuse.extractor import ExtractionSettings
 from spatial_vlm.reuse.solutions import Solution
 
 PAIRS = [("dog", "horse"), ("cat", "red mug"), ("person", "bench"), ("bird", "bus")]

@@ -39,7 +39,7 @@ _TYPES = {
   "saved_tokens": float,
   "sources": list,
 }
-_WIDTH = 110
+_WIDTH = 100
 
 
 _STAMP = "# not edited: "
