@@ -53,11 +53,12 @@ FOLDERS = {
   ),
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
-  "rollout": ("sampler", "engine"),
+  "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
     *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
     *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
-    *("teacher_extraction", "extractors", "review_file", "index", "index_folder", "retrieval"),
+    *("teacher_extraction", "extractors", "review_file"),
+    *("searchers", "vector_files", "vector_index", "index", "index_folder", "retrieval"),
   ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
@@ -108,7 +109,7 @@ CALLERS = ("demo",)
 
 RESERVED = {
   "av": {"processor/video_files.py"},
-  "scann": {"reuse/index.py"},
+  "scann": {"reuse/searchers.py"},
   "google": {"synthesis/teachers/gemini.py"},
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
@@ -231,7 +232,7 @@ def test_imports_keep_to_the_layers():
     ("synthesis/run/requests.py", "from spatial_vlm.synthesis.teachers import gemini", False),
     ("synthesis/teachers/gemini.py", "from spatial_vlm.synthesis.run import requests", True),
     ("synthesis/run/journal.py", "from spatial_vlm.synthesis.run.ledger import Ledger", True),
-    ("reuse/index.py", "import scann", False),
+    ("reuse/searchers.py", "import scann", False),
     ("inference/questions.py", "from scann import scann_ops_pybind", True),
     ("processor/image.py", "from google import genai", True),
   ],

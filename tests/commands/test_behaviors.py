@@ -151,4 +151,4 @@ def test_broken_records_are_reported_and_skipped(
 @pytest.mark.kills
 def test_ten_kills_leave_no_trace(after_ten_kills, behaviors_changes):
   whole, killed = after_ten_kills("behaviors", {**behaviors_changes, "batch_size": 2})
-  assert killed == whole and "index/index.json" in whole and whole["conversations.jsonl"]
+  assert killed == whole and "index/index-00000.json" in whole and whole["conversations.jsonl"]
