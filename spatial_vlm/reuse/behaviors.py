@@ -17,7 +17,8 @@ from etils import epath
 from spatial_vlm.evaluation.results import RecallCount
 
 VERSION = 2
-_NAME = re.compile(r"behavior_[a-z0-9_]+")
+NAME = re.compile(r"behavior_[a-z0-9_]+")
+"""Names of behaviors."""
 _FIELDS = {
   "name": str,
   "instruction": str,
@@ -67,9 +68,9 @@ class Behavior:
   """Mean number of generated tokens that a recall saves: measured by `evaluate`, or else estimated from the chains."""
 
   def __post_init__(self):
-    if not _NAME.fullmatch(self.name):
+    if not NAME.fullmatch(self.name):
       raise ValueError(
-        f"name {self.name!r} does not match {_NAME.pattern!r}; write it as behavior_left_of"
+        f"name {self.name!r} does not match {NAME.pattern!r}; write it as behavior_left_of"
       )
     if not self.instruction.strip() or "\n" in self.instruction:
       raise ValueError(f"instruction {self.instruction!r} of {self.name} must be one line of text")
@@ -253,7 +254,7 @@ def _distinct(behaviors: Iterable[Behavior]) -> tuple[Behavior, ...]:
       groups[other] = []
     for member in groups[place] if same[1:] else [behavior]:
       places.update(dict.fromkeys(_keys(member), place))
-  return _uniquely_named(_merge(group) for group in groups if group)
+  return _uniquely_named(merge(group) for group in groups if group)
 
 
 def _keys(behavior: Behavior) -> Iterator[tuple[str, ...]]:
@@ -264,7 +265,7 @@ def _keys(behavior: Behavior) -> Iterator[tuple[str, ...]]:
     yield behavior.relation, "question", question
 
 
-def _merge(group: Sequence[Behavior]) -> Behavior:
+def merge(group: Sequence[Behavior]) -> Behavior:
   """Returns name and instruction of the behavior of highest rank, with everything else joined."""
   if len(group) == 1:
     return group[0]

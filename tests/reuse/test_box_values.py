@@ -21,7 +21,7 @@ def test_positions_and_sizes_of_one_box():
 @pytest.mark.parametrize(
   ("key", "role", "values"),
   [
-    ("gap", "", {30, 30.0}),  # the boxes are apart: 0 along y is not their gap
+    ("gap", "", {30}),  # the boxes are apart: 0 along y is not their gap
     ("gap", "vertical", {0}),
     ("overlap", "", {0, 30}),
     ("overlap", "vertical", {30}),

@@ -12,7 +12,9 @@ BOXES = [("cat", (100, 100, 300, 200)), ("red mug", (600, 50, 680, 300)), ("shel
 
 def solution(reasoning, verdict=1, label=1, relation="left of", boxes=BOXES):
   text = answers.render_chain("s", answers.render_boxes(boxes), reasoning, verdict)
-  return Solution("train:1", f"The cat is {relation} the red mug.", relation, None, None, text, label)
+  return Solution(
+    "train:1", f"The cat is {relation} the red mug.", relation, None, None, text, label
+  )
 
 
 @pytest.mark.parametrize(
