@@ -52,7 +52,7 @@ FOLDERS = {
     *("box_drawing", "figures"),
   ),
   "tasks": ("task", "statements"),
-  "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
+  "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
     *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),

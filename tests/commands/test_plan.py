@@ -66,6 +66,7 @@ def test_checkpoint_and_data_may_be_omitted(capsys):
 COMMANDS = (
   "sft.py:tiny",
   "dapo.py:tiny",
+  "dapo.py:reuse",
   "evaluate.py:tiny --config.method=zero-shot --config.in_flight=1",
   "behaviors.py:tiny --config.in_flight=1",
   "answer.py:tiny",
