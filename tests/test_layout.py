@@ -96,7 +96,7 @@ FOLDERS = {
   ),
   "benchmark": (
     *("row", "measure", "limits", "inputs", "weights", "subject", "correctness"),
-    *("inference_rows", "training_rows", "dapo_rows", "against_transformers"),
+    *("inference_rows", "prefix_rows", "training_rows", "dapo_rows", "against_transformers"),
     *("measurements", "results"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
