@@ -55,7 +55,8 @@ FOLDERS = {
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
-    *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
+    *("behavior", "duplicates", "behaviors", "relation_keys", "masking"),
+    *("solutions", "reasoning", "extraction"),
     *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
     *("teacher_extraction", "extractors", "review_file"),
     *("searchers", "vector_files", "vector_index", "index", "index_folder", "retrieval"),

@@ -29,7 +29,8 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
 from spatial_vlm.remote import write_whole
 from spatial_vlm.reuse import review_file
-from spatial_vlm.reuse.behaviors import Behavior, Handbook
+from spatial_vlm.reuse.behavior import Behavior
+from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import Embedder, load_embedder
 from spatial_vlm.reuse.extractor import ExtractionSettings
 from spatial_vlm.reuse.extractors import extract, find_extractor
