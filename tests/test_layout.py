@@ -53,7 +53,7 @@ FOLDERS = {
   ),
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
-  "rollout": ("sampler", "engine"),
+  "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
     *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
     *("encoder_embedder", "embedder", "searchers", "vector_files", "vector_index", "index"),

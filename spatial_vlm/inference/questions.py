@@ -70,6 +70,14 @@ class QuestionBuilder:
       questions.append(PreparedQuestion("short", text, system, behavior, similarity))
     return questions
 
+  @property
+  def systems(self) -> list[str]:
+    """The system turns that questions may have."""
+    if self.recall is None:
+      return []
+    limit, handbook = self.recall.behavior_tokens, self.recall.index.handbook
+    return [self.task.behavior_prompt(b.line) for b in handbook.behaviors if b.tokens <= limit]
+
   def without_behavior(self, caption: str) -> PreparedQuestion:
     """Builds the question about one caption in the builder's own form."""
     return PreparedQuestion(self.form, self.task.question(caption, self.form))
