@@ -6,7 +6,7 @@ tiny   400 of the scenes' test records
 
 from ml_collections import ConfigDict, config_dict
 
-from .common import choose, data_parallel_mesh, tensor_parallel_mesh
+from .common import choose, data_parallel_mesh, photograph_shapes, tensor_parallel_mesh
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -36,8 +36,8 @@ def tiny() -> ConfigDict:
       batch_size=100,
       in_flight=2,  # batches answered at a time; 1 on several devices
       mesh=data_parallel_mesh(),
-      # Padded (tokens, patches) of prompts: a batch takes the smallest that holds them; the last holds all behaviors.
-      prompt_shapes=((96, 64), (160, 64), (1024, 64)),
+      # Padded (tokens, patches) of prompts without their behaviors: a batch takes the smallest that holds them.
+      prompt_shapes=((64, 64),),
       max_new_tokens=128,
       timed_questions=24,  # questions of each row asked one at a time, to measure seconds
     )
@@ -57,7 +57,7 @@ def qwen3_vl_8b() -> ConfigDict:
   config.batch_size = 64
   config.in_flight = 1
   config.mesh = tensor_parallel_mesh()
-  config.prompt_shapes = ((512, 1664), (1280, 4096), (8192, 4096))
+  config.prompt_shapes = photograph_shapes()
   config.max_new_tokens = 1024
   config.timed_questions = 64
   return config

@@ -22,15 +22,8 @@ from spatial_vlm.evaluation.results import results_json
 from spatial_vlm.evaluation.reuse_comparison import Arm
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.comparison_arms import BC_SFT, FULL_CHAIN, NO_BEHAVIOR, arms
-from spatial_vlm.inference.generation import (
-  BatchGenerator,
-  QuestionEncoder,
-  check_batch,
-  inference_engine,
-  parsed_verdicts,
-)
+from spatial_vlm.inference.generation import check_batch, make_generator, parsed_verdicts
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder, load_recall
 from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers, with_seconds
 from spatial_vlm.processor.image import UnreadableImage
@@ -55,20 +48,13 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     if config.bc_checkpoint:
       policies[BC_SFT] = load_policy(config.bc_checkpoint, mesh)
     snapshot(config, workdir, HARMLESS)
-  engines = {name: inference_engine(policy, mesh) for name, policy in policies.items()}
   questions = arms(task, recall, config.handbook_shares)
   if config.bc_checkpoint:
     questions[BC_SFT] = questions[NO_BEHAVIOR]
   measured: dict[str, Arm] = {}
   for name, builder in questions.items():
     policy = policies.get(name, policies[""])
-    generator = BatchGenerator(
-      policy,
-      engines[name if name in engines else ""],
-      QuestionEncoder(policy.processor, prompt_format(config.prompt_shapes, policy.dtype), builder),
-      config.max_new_tokens,
-      parsed_verdicts,
-    )
+    generator = make_generator(policy, mesh, builder, config, parsed_verdicts)
     store = AnswerStore.from_config(workdir / re.sub(r"\W+", "_", name), config)
     predictions = stored_answers(store, generator, examples, name)
     predictions = with_seconds(predictions, generator, examples, config.timed_questions)

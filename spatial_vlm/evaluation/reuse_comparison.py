@@ -139,7 +139,7 @@ def comparison_report(
   sections = [
     "# Reuse, compared",
     f"Every row answers the same {rows[0]['n']:,} held-out statements. Intervals are Wilson's at 95 %. Prompt tokens "
-    "include the image and the behaviors. Seconds are those of a question asked alone, without the prefix cache.",
+    "include the image and the behaviors. Seconds are those of a question asked alone.",
     comparison_table(rows),
     f"## Against {reference}, paired",
     "Exact McNemar tests on the same statements, with Tango's score interval. A row loses less than δ points when its "
