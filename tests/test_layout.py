@@ -55,8 +55,11 @@ FOLDERS = {
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
-    *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
-    *("encoder_embedder", "embedder", "searchers", "vector_files", "vector_index", "index"),
+    *("behavior", "duplicates", "behaviors", "relation_keys", "masking"),
+    *("solutions", "reasoning", "extraction"),
+    *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
+    *("teacher_extraction", "extractors", "review_file"),
+    *("searchers", "vector_files", "vector_index", "index", "index_folder"),
     *("retrieval", "choosers"),
   ),
   "inference": (
@@ -64,8 +67,8 @@ FOLDERS = {
   ),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
-    *("scene_teacher", "scene_conversations"),
-    *("teachers", "verify", "local", "run", "teacher_table", "setup"),
+    *("scene_teacher", "scene_conversations", "chain_file"),
+    *("teachers", "verify", "local", "run", "teacher_table", "setup", "text_teacher"),
   ),
   "synthesis/teachers": (
     "wire",
@@ -85,10 +88,10 @@ FOLDERS = {
   ),
   "synthesis/run": (
     *("questions", "journal", "ledger", "limiter", "progress", "requests", "batch_requests"),
-    *("estimate", "results"),
+    *("text_answers", "estimate", "results"),
   ),
   "train": (
-    *("update", "trained_weights", "run", "sft", "sft_data", "behavior_data"),
+    *("update", "trained_weights", "run", "sft", "sft_data", "chain_sources", "behavior_data"),
     *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
   ),
   "planning": (

@@ -7,8 +7,8 @@ from etils import epath
 
 from spatial_vlm.reuse.behaviors import Behavior
 from spatial_vlm.reuse.choosers import Chooser
-from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.index_folder import load_index
 from spatial_vlm.reuse.retrieval import recall
 from spatial_vlm.tasks.task import Task
 
@@ -85,4 +85,4 @@ class QuestionBuilder:
 
 def load_recall(folder: epath.PathLike, behavior_tokens: int) -> Recall:
   """Loads the index that `behaviors` wrote; raises HandbookError for a damaged one."""
-  return Recall(BehaviorIndex.load(folder, LexicalEmbedder()), behavior_tokens)
+  return Recall(load_index(folder), behavior_tokens)
