@@ -79,7 +79,7 @@ def teacher() -> dict:
     concurrency=config_dict.placeholder(
       int
     ),  # requests in flight; none: derived from the time of an answer
-    max_concurrency=64,
+    max_concurrency=64,  # upper limit of a derived concurrency
     requests_per_minute=120.0,
     retry=dict(
       max_tries=6,  # of one question within one start
@@ -89,11 +89,13 @@ def teacher() -> dict:
     prices=dict(
       # Per million tokens; none: as listed for Gemini models in spatial_vlm/assets/gemini_models.json.
       input_usd=config_dict.placeholder(float),
-      cached_usd=config_dict.placeholder(float),
-      output_usd=config_dict.placeholder(float),
+      cached_usd=config_dict.placeholder(float),  # of cached input tokens
+      output_usd=config_dict.placeholder(float),  # includes thinking tokens
       batch_share=1.0,  # no request is sent in a batch
     ),
-    estimate=dict(max_prompt_tokens=2048),  # of the longest question; the budget relies on it
+    estimate=dict(
+      max_prompt_tokens=2048,  # of the longest question; the budget relies on it
+    ),
     # No question is sent that could exceed the budget; none: no limit.
     budget_usd=config_dict.FieldReference(20.0, field_type=float),
     policy=dict(

@@ -49,20 +49,23 @@ FOLDERS = {
   "data/scenes": ("render", "scene_layout", "source", "writing"),
   "evaluation": (
     *("predictions", "statistics", "boxes", "scores", "results", "results_report"),
-    *("box_drawing", "figures"),
+    *("box_drawing", "figures", "reuse_comparison"),
   ),
   "tasks": ("task", "statements"),
-  "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
+  "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
-    *("behaviors", "relation_keys", "masking", "solutions"),
+    *("behavior", "duplicates", "behaviors", "relation_keys", "masking", "solutions"),
     *("comparison", "box_values", "comparison_words", "reasoning_patterns", "chain_objects"),
     *("reasoning", "relation_verdict", "chain_check", "extraction"),
     *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
     *("teacher_extraction", "extractors", "review_file"),
-    *("searchers", "vector_files", "vector_index", "index", "index_folder", "retrieval"),
+    *("searchers", "vector_files", "vector_index", "index", "index_folder"),
+    *("retrieval", "choosers"),
   ),
-  "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
+  "inference": (
+    *("policy", "loading", "questions", "comparison_arms", "generation", "stored_answers"),
+  ),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
     *("scene_teacher", "scene_conversations", "chain_file"),
@@ -99,7 +102,7 @@ FOLDERS = {
   ),
   "benchmark": (
     *("row", "measure", "limits", "inputs", "weights", "subject", "correctness"),
-    *("inference_rows", "training_rows", "dapo_rows", "against_transformers"),
+    *("inference_rows", "prefix_rows", "training_rows", "dapo_rows", "against_transformers"),
     *("measurements", "results"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),

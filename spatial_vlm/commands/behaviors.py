@@ -29,7 +29,8 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
 from spatial_vlm.remote import write_whole
 from spatial_vlm.reuse import review_file
-from spatial_vlm.reuse.behaviors import Behavior, Handbook
+from spatial_vlm.reuse.behavior import Behavior
+from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.chain_check import reading_report
 from spatial_vlm.reuse.embedder import Embedder, load_embedder
 from spatial_vlm.reuse.extractor import ExtractionSettings
@@ -75,7 +76,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   if not index.handbook:
     raise UsageError(
       f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy "
-      "that answers more of them right, more records, a lower min_support or another extractor"
+      "that answers more of them right, more records, a lower min_support or another extractor "
+      f"({reading_report(solutions)})"
     )
   save_index(index, workdir / "index", config.embedder)
   kept = index.handbook.behaviors

@@ -6,9 +6,11 @@ with the reason; one that is wrong must not be learned from.
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterable
 
 from spatial_vlm import answers
+from spatial_vlm.data.measurements import any_of
 from spatial_vlm.reuse.chain_objects import Objects
 from spatial_vlm.reuse.comparison import Comparison
 from spatial_vlm.reuse.reasoning import (
@@ -21,6 +23,7 @@ from spatial_vlm.reuse.solutions import Solution
 
 NO_CHAIN = "no chain"
 OTHER_VERDICT = "verdict differs from the label"
+OTHER_STATEMENT = "does not name the statement's objects"
 UNREADABLE = "no comparison that can be read"
 FALSE = "comparison is false"
 WRONG_NUMBER = "number is not that of its object"
@@ -28,7 +31,7 @@ UNMEASURED = "number of an object without a box or measurement"
 OTHER_OBJECTS = "compares other objects than the statement's two"
 UNDECIDED = "comparison does not decide the relation"
 CONTRADICTS = "comparison contradicts the verdict"
-WRONG = frozenset((NO_CHAIN, OTHER_VERDICT, FALSE, WRONG_NUMBER, CONTRADICTS))
+WRONG = frozenset((NO_CHAIN, OTHER_VERDICT, OTHER_STATEMENT, FALSE, WRONG_NUMBER, CONTRADICTS))
 """Reasons why nothing may be learned from a chain; for the others, only its comparison is not used."""
 
 
@@ -64,6 +67,9 @@ def sound_chain(solution: Solution) -> answers.Answer | None:
 
 def check_chain(answer: answers.Answer, names: tuple[str, str], relation: str) -> Reading:
   """Reads and checks the comparisons of a chain (see `read_chain`) about a relation of two named objects."""
+  text = " ".join(answer.steps.values())
+  if not all(re.search(any_of([name]), text, re.IGNORECASE) for name in names if name):
+    return Reading(answer, None, OTHER_STATEMENT)
   comparisons = read_comparisons(answer, names)
   if not comparisons:
     return Reading(answer, None, UNREADABLE)

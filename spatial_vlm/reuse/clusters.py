@@ -13,7 +13,7 @@ from jaxtyping import Float
 from sklearn.cluster import AgglomerativeClustering
 
 from spatial_vlm.reuse.abstraction import BLANK, deciding_sentences, masked_reasoning
-from spatial_vlm.reuse.behaviors import Behavior
+from spatial_vlm.reuse.behavior import Behavior
 from spatial_vlm.reuse.chain_check import sound_chain
 from spatial_vlm.reuse.extraction import behavior_name
 from spatial_vlm.reuse.extractor import ExtractionSettings, relation_of

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from spatial_vlm import answers
-from spatial_vlm.reuse.behaviors import Behavior
+from spatial_vlm.reuse.behavior import Behavior
 from spatial_vlm.reuse.chain_check import check_chain, read_chain
 from spatial_vlm.reuse.comparison import Comparison, fill_blanks
 from spatial_vlm.reuse.solutions import Solution

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from spatial_vlm.reuse.behaviors import Behavior
+from spatial_vlm.reuse.behavior import Behavior
 from spatial_vlm.reuse.embedder import Embedder
 from spatial_vlm.reuse.relation_keys import relation_key
 from spatial_vlm.reuse.solutions import Solution

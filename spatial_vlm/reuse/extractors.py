@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.reuse.behaviors import Behavior
+from spatial_vlm.reuse.behavior import Behavior
 from spatial_vlm.reuse.clusters import extract_by_clusters
 from spatial_vlm.reuse.extraction import extract_behaviors
 from spatial_vlm.reuse.extractor import ExtractionSettings, Extractor

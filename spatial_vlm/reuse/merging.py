@@ -4,7 +4,8 @@ import collections
 import re
 from collections.abc import Iterable
 
-from spatial_vlm.reuse.behaviors import Behavior, merge
+from spatial_vlm.reuse.behavior import Behavior
+from spatial_vlm.reuse.duplicates import merge
 from spatial_vlm.reuse.embedder import Embedder
 
 _DECISIVE = re.compile(r"\b(?:x|y|yes|no|not|never|without)\b|[<>=≤≥]+", re.IGNORECASE)

@@ -12,7 +12,7 @@ import yaml
 from etils import epath
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.reuse.behaviors import Behavior
+from spatial_vlm.reuse.behavior import Behavior
 from spatial_vlm.reuse.extractor import relation_in_words
 
 BY_HAND = "by-hand"

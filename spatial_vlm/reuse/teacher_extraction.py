@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from spatial_vlm.answers import Answer
 from spatial_vlm.reuse.abstraction import object_pattern
-from spatial_vlm.reuse.behaviors import NAME, Behavior
+from spatial_vlm.reuse.behavior import NAME, Behavior
 from spatial_vlm.reuse.chain_check import sound_chain
 from spatial_vlm.reuse.extractor import (
   Ask,

@@ -22,6 +22,8 @@ from spatial_vlm.synthesis.draft import chain
 from spatial_vlm.synthesis.errors import UnusableDraftError
 from spatial_vlm.synthesis.formats import CHAIN, GEMINI, QWEN
 
+_REMEDY = "give chains.jsonl or accepted.jsonl of `synthesize`"
+
 
 class ChainFile(NamedTuple):
   """Chains of a file, in its order."""
@@ -75,13 +77,15 @@ def _parse(instruction: str, line: bytes) -> _Line:
   fields = json.loads(line.decode())
   if isinstance(fields, dict) and {"caption", "text"} <= fields.keys():
     return _accepted(fields)
-  conversation = conversations.parse(line)
+  try:
+    conversation = conversations.parse(line)
+  except ValueError as error:
+    raise ValueError(f"{error}; {_REMEDY}") from error
   caption = conversation.question.removesuffix(instruction)
   answer = answers.STATEMENT.parse(conversation.answer)
   if caption == conversation.question or answer is None or answer.form != "chain":
     raise ValueError(
-      f"no question for a full chain ('CAPTION{instruction}') with its answer; give chains.jsonl or accepted.jsonl of "
-      "`synthesize`"
+      f"no question for a full chain ('CAPTION{instruction}') with its answer; {_REMEDY}"
     )
   statement = read_statement(caption)
   relation = statement[1].removeprefix("is ").removeprefix("are ") if statement else ""

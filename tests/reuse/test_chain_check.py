@@ -55,7 +55,7 @@ def test_the_comparison_agrees_with_the_verdict():
 
 def test_an_object_without_a_box_has_its_measured_numbers():
   boxes = BOXES[:1]
-  measured = "red mug spans x=600 to x=680, centre x=640. "
+  measured = "The red mug spans x=600 to x=680, centre x=640. "
   assert read_chain(solution(measured + "x=200 < x=640.", boxes=boxes)).reason == ""
   wrong = solution(measured + "x=200 < red mug x=650.", boxes=boxes)
   assert read_chain(wrong).reason == chain_check.WRONG_NUMBER
@@ -66,6 +66,11 @@ def test_an_object_without_a_box_has_its_measured_numbers():
 def test_numbers_measured_wrongly_are_not_those_of_the_box():
   moved = "cat spans x=120 to x=300, centre x=210; red mug centre x=640; x=210 < x=640, so it is."
   assert read_chain(solution(moved)).reason == chain_check.WRONG_NUMBER
+
+
+def test_a_chain_about_other_objects_is_wrong():
+  other = solution("x=200 < x=640, so it is.", boxes=[("cat", BOXES[0][1]), ("mug", BOXES[1][1])])
+  assert read_chain(other).reason == chain_check.OTHER_STATEMENT and sound_chain(other) is None
 
 
 def test_other_forms_are_no_chains():

@@ -9,7 +9,7 @@ import pytest
 
 from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.data.statement import read_statement
-from spatial_vlm.reuse.behaviors import Behavior
+from spatial_vlm.reuse.behavior import Behavior
 from spatial_vlm.reuse.chain_check import (
   OTHER_OBJECTS,
   UNDECIDED,

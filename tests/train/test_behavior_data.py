@@ -8,7 +8,8 @@ import pytest
 from spatial_vlm import answers
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
 from spatial_vlm.reuse import chain_check
-from spatial_vlm.reuse.behaviors import Behavior, Handbook
+from spatial_vlm.reuse.behavior import Behavior
+from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
 from spatial_vlm.reuse.solutions import Solution
