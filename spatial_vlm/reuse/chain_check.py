@@ -65,7 +65,7 @@ def sound_chain(solution: Solution) -> answers.Answer | None:
   return None if reading.reason in WRONG else reading.answer
 
 
-def check_chain(answer: answers.Answer, names: tuple[str, str], relation: str) -> Reading:
+def check_chain(answer: answers.Answer, names: tuple[str, ...], relation: str) -> Reading:
   """Reads and checks the comparisons of a chain (see `read_chain`) about a relation of two named objects."""
   text = " ".join(answer.steps.values())
   if not all(re.search(any_of([name]), text, re.IGNORECASE) for name in names if name):

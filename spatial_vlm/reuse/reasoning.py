@@ -148,7 +148,6 @@ def _of_pair(written: Written, objects: Objects) -> Inequality | None:
   pair = objects.names[:2]
   if len(pair) < 2:
     return None
-  boxes = [objects.box(name) for name in pair]
 
   def measure(side: Side) -> Quantity:
     return Quantity(side.value, side.key, side.role, *pair)
@@ -162,17 +161,10 @@ def _of_pair(written: Written, objects: Objects) -> Inequality | None:
   measures = [
     i for i, side in enumerate(sides) if side.key in PAIR_KEYS and side.role != "threshold"
   ]
-  if len(measures) == 2 and all(boxes):
-    fitting = [
-      i
-      for i in measures
-      if any(
-        abs(v - sides[i].value) < TOLERANCE
-        for v in pair_values(sides[i].key, sides[i].role, *boxes)
-      )
-    ]
+  if len(measures) == 2:  # "d=580 > d=400": the one that the boxes have is measured
+    fitting = [i for i in measures if is_supported(measure(sides[i]), objects, ())]
     measures = fitting or measures
-  if any(i not in measures and side.owner for i, side in enumerate(sides)):
+  if not measures or any(i not in measures and side.owner for i, side in enumerate(sides)):
     return None
   left, right = (
     measure(side) if i == measures[0] else threshold(side) for i, side in enumerate(sides)

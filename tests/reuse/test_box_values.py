@@ -34,6 +34,11 @@ def test_measures_of_two_boxes(key, role, values):
   assert found == values
 
 
+def test_an_overlap_may_be_an_area():
+  assert pair_values("overlap", "", A, (60, 10, 190, 100)) == {40, 1600}
+  assert pair_values("overlap", "", A, (60, 20, 190, 100)) == {40, 30, 1200}
+
+
 def test_a_distance_is_one_of_centres_or_boxes():
   found = pair_values("d", "", A, B)
   assert {110, 30} <= found and 35 not in found  # offsets of 110 and 35

@@ -101,6 +101,11 @@ def test_wordings_of_one_fact_are_one_comparison(wording, before):
       "cup to red cup d=400 > d=300",
       f"X to Y d > d={BLANK}",
     ),
+    (  # of a length, "below" means less
+      "The gap=200 is below 300.",
+      "cup to red cup gap=200 < 300",
+      f"X to Y gap < {BLANK}",
+    ),
     (
       "0 < gap=200, so they do not meet.",
       "cup to red cup gap=200 > 0",
@@ -170,6 +175,8 @@ def test_a_range_within_a_range_compares_both_ends():
     "cup spans x=100 to x=300.",
     "The gap between them is gap=200. The red cup is held by a hand.",
     "If the cup were behind it, x=200 > x=600 would hold.",
+    "The threshold d=400 is greater than 3.",
+    "The gap=200 is greater than the cup's width w=200.",
     "For this, it would need x=200 > x=600.",
     "The cup's centre is at x=200 and the red cup's at x=600, so the latter is larger.",
     "The centres are about 400 units apart.",
