@@ -26,10 +26,10 @@ LAYERS = (
 FOLDERS = {
   "parameters": ("paths", "partition", "int8", "lora"),
   "optim": ("moments", "schedules", "optimizers"),
-  "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl"),
+  "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),
   "huggingface": (
-    *("folder", "tensor_table", "tensor_slices", "safetensors_folder"),
-    *("weights", "peft_adapter"),
+    *("folder", "tensor_table", "tensor_slices", "safetensors_folder", "checkpoint_folder"),
+    *("weights", "peft_adapter", "encoder_table", "torch_zip", "encoder_folder"),
   ),
   "processor": (
     *("tokenizer", "image", "bicubic", "video", "video_files"),

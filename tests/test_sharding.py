@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from encoder_reference import CONFIG as ENCODER
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from optimizer_settings import adamw_settings
@@ -16,6 +17,7 @@ from optimizer_settings import adamw_settings
 from spatial_vlm import process_rows, sharding
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.qwen3_vl import init_params
+from spatial_vlm.model.xlm_roberta import init_encoder
 from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.parameters import paths
 from spatial_vlm.parameters.paths import PARAMETERS, ParameterRow, path_name
@@ -83,7 +85,8 @@ def test_the_outer_axis_spans_the_slices():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_parameter_matches_one_row_and_every_row_a_parameter(preset):
-  paths = list(leaves(shapes_of(preset)))
+  encoder = jax.eval_shape(lambda key: init_encoder(ENCODER, key), jax.random.key(0))
+  paths = [*leaves(shapes_of(preset)), *leaves(encoder)]
   rows = [[row.pattern for row in PARAMETERS if re.fullmatch(row.pattern, path)] for path in paths]
   assert [path for path, row in zip(paths, rows, strict=True) if len(row) != 1] == []
   assert {pattern for row in rows for pattern in row} == {row.pattern for row in PARAMETERS}

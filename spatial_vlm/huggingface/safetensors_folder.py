@@ -2,8 +2,8 @@
 
 A file has the length n of its header (8 bytes, little endian), n bytes of JSON with each tensor's dtype, shape and
 offsets, and the values (https://huggingface.co/docs/safetensors). Several files come with an index from tensors to
-files. Only ranges are read, so a folder may be local or remote (gs://) and larger than the memory. Pickled weights are
-never read.
+files. Only ranges are read, so a folder may be local or remote (gs://) and larger than the memory. Pickles are never
+opened here; `torch_zip` finds the tensors of an encoder's published files without running them.
 """
 
 import json
@@ -61,7 +61,7 @@ def inventory(folder: epath.Path) -> Inventory:
   if not (folder / INDEX_FILE).is_file():
     if not (folder / WEIGHTS_FILE).is_file():
       raise FileNotFoundError(f"{folder} lacks {WEIGHTS_FILE}.{_pickled(folder)}")
-    return Inventory(_header(folder / WEIGHTS_FILE), [], set())
+    return Inventory(read_header(folder / WEIGHTS_FILE), [], set())
   indexed = _index(folder / INDEX_FILE)
   found, problems, lost = {}, [], set()
   for name in sorted(set(indexed.values())):
@@ -107,7 +107,7 @@ def _part(folder: epath.Path, name: str) -> dict[str, StoredTensor]:
     )
   if not (folder / name).is_file():
     raise ValueError(f"{name} is missing")
-  return _header(folder / name)
+  return read_header(folder / name)
 
 
 def _pickled(folder: epath.Path) -> str:
@@ -120,7 +120,7 @@ def _pickled(folder: epath.Path) -> str:
   )
 
 
-def _header(path: epath.Path) -> dict[str, StoredTensor]:
+def read_header(path: epath.Path) -> dict[str, StoredTensor]:
   """Returns the tensors of a file.
 
   Raises:
@@ -225,7 +225,7 @@ def write_folder(
   remaining = iter(arrays)
   for name, part in zip(names, parts, strict=True):
     with (folder / name).open("wb") as file:
-      _write_file(file, part, remaining)
+      write_file(file, part, remaining)
   if len(parts) > 1:
     index = {
       "metadata": {
@@ -249,7 +249,8 @@ def _split_into_files(plan: Sequence[TensorPlan], max_bytes: int) -> Iterator[li
   yield part
 
 
-def _write_file(file: IO, part: list[TensorPlan], arrays: Iterator[np.ndarray]) -> None:
+def write_file(file: IO, part: Sequence[TensorPlan], arrays: Iterator[np.ndarray]) -> None:
+  """Writes the next `arrays` as the tensors of `part` into one file."""
   # from_pretrained requires "pt", the name of the layout; torch is not needed.
   header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
   names = {dtype: name for name, dtype in DTYPES.items()}

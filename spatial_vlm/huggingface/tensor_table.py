@@ -42,18 +42,18 @@ def tensors(config: ModelConfig) -> list[Tensor]:
   block, ours = "model.visual.blocks.{}.", "vision/blocks/"
   qkv = ("attention/q_proj/", "attention/k_proj/", "attention/v_proj/")
   table = [
-    *_affine("model.visual.patch_embed.proj.", (D, *patch), "vision/patch_embed/proj/"),
+    *affine("model.visual.patch_embed.proj.", (D, *patch), "vision/patch_embed/proj/"),
     Tensor(
       "model.visual.pos_embed.weight",
       (vision.num_position_embeddings, D),
       ("vision/patch_embed/positions/embedding",),
     ),
-    *_layer_norm(block + "norm1.", D, ours + "norm1/"),
-    *_layer_norm(block + "norm2.", D, ours + "norm2/"),
-    *_affine(block + "attn.qkv.", (3 * D, D), *(ours + path for path in qkv)),
-    *_affine(block + "attn.proj.", (D, D), ours + "attention/out_proj/"),
-    *_affine(block + "mlp.linear_fc1.", (F, D), ours + "mlp/fc1/"),
-    *_affine(block + "mlp.linear_fc2.", (D, F), ours + "mlp/fc2/"),
+    *layer_norm(block + "norm1.", D, ours + "norm1/"),
+    *layer_norm(block + "norm2.", D, ours + "norm2/"),
+    *affine(block + "attn.qkv.", (3 * D, D), *(ours + path for path in qkv)),
+    *affine(block + "attn.proj.", (D, D), ours + "attention/out_proj/"),
+    *affine(block + "mlp.linear_fc1.", (F, D), ours + "mlp/fc1/"),
+    *affine(block + "mlp.linear_fc2.", (D, F), ours + "mlp/fc2/"),
     *_merger(config, "model.visual.merger.", D, "vision/merger/"),
   ]
   if vision.deepstack_visual_indexes:
@@ -112,7 +112,8 @@ def _matrix(name: str, shape: tuple[int, ...], *ours: str) -> list[Tensor]:
   return [Tensor(name + "weight", shape, tuple(path + "kernel" for path in ours), is_matrix=True)]
 
 
-def _affine(name: str, shape: tuple[int, ...], *ours: str) -> list[Tensor]:
+def affine(name: str, shape: tuple[int, ...], *ours: str) -> list[Tensor]:
+  """Returns the matrix [out, in] and the bias of a linear layer; several parameters share a fused one."""
   bias = Tensor(name + "bias", shape[:1], tuple(path + "bias" for path in ours))
   return [*_matrix(name, shape, *ours), bias]
 
@@ -121,22 +122,21 @@ def _scale(name: str, width: int, ours: str) -> list[Tensor]:
   return [Tensor(name + "weight", (width,), (ours + "scale",))]
 
 
-def _layer_norm(name: str, width: int, ours: str) -> list[Tensor]:
+def layer_norm(name: str, width: int, ours: str) -> list[Tensor]:
+  """Returns scale and bias of a norm."""
   return [*_scale(name, width, ours), Tensor(name + "bias", (width,), (ours + "bias",))]
 
 
 def _merger(config: ModelConfig, name: str, norm_width: int, ours: str) -> list[Tensor]:
   merged = config.vision.hidden_size * config.vision.merge_unit
   return [
-    *_layer_norm(name + "norm.", norm_width, ours + "norm/"),
-    *_affine(name + "linear_fc1.", (merged, merged), ours + "fc1/"),
-    *_affine(name + "linear_fc2.", (config.vision.out_hidden_size, merged), ours + "fc2/"),
+    *layer_norm(name + "norm.", norm_width, ours + "norm/"),
+    *affine(name + "linear_fc1.", (merged, merged), ours + "fc1/"),
+    *affine(name + "linear_fc2.", (config.vision.out_hidden_size, merged), ours + "fc2/"),
   ]
 
 
 @functools.cache
-def tensor_of_parameter(config: ModelConfig) -> Mapping[str, tuple[Tensor, int]]:
+def tensor_of_parameter(table: tuple[Tensor, ...]) -> Mapping[str, tuple[Tensor, int]]:
   """Returns path of a parameter -> (its tensor, number of the parameter in it)."""
-  return {
-    path: (tensor, part) for tensor in tensors(config) for part, path in enumerate(tensor.paths)
-  }
+  return {path: (tensor, part) for tensor in table for part, path in enumerate(tensor.paths)}

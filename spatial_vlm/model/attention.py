@@ -71,11 +71,56 @@ def plain_attention(
   causal: bool,
 ) -> Float[Array, "B T N H"]:
   """Returns softmax(q kᵀ / √H) v under `attention_mask`, with G = N / K query heads per key-value head."""
-  mask = attention_mask(segments, causal)[:, None, None]
+  return checkpoint_name(_attend(q, k, v, attention_mask(segments, causal)), CONTEXT)
+
+
+QUERY_BLOCK = 256
+"""Queries whose scores `blockwise_attention` holds at once."""
+
+
+def blockwise_attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B K T H"],
+  v: Float[Array, "B K T H"],
+  segments: Int[Array, "B T"],
+  causal: bool,
+) -> Float[Array, "B T N H"]:
+  """Computes `plain_attention` block by block of queries: scores take N · QUERY_BLOCK · T, not N · T², values a row.
+
+  Its backward pass computes each block's scores again.
+  """
+  B, T, N, H = q.shape
+  if T <= QUERY_BLOCK:
+    return plain_attention(q, k, v, segments, causal)
+  blocks = -(-T // QUERY_BLOCK)
+  end = blocks * QUERY_BLOCK - T
+  padded = jnp.pad(q, [(0, 0), (0, end), (0, 0), (0, 0)])
+  of_query = jnp.pad(segments, [(0, 0), (0, end)], mode="edge")
+
+  @jax.checkpoint
+  def block(start):
+    rows = jax.lax.dynamic_slice_in_dim(padded, start, QUERY_BLOCK, axis=1)
+    own = jax.lax.dynamic_slice_in_dim(of_query, start, QUERY_BLOCK, axis=1)
+    mask = own[:, :, None] == segments[:, None, :]
+    if causal:
+      mask &= (jnp.arange(T)[None] <= start + jnp.arange(QUERY_BLOCK)[:, None])[None]
+    return _attend(rows, k, v, mask)
+
+  mixed = jax.lax.map(block, jnp.arange(blocks) * QUERY_BLOCK)  # (blocks, B, QUERY_BLOCK, N, H)
+  return checkpoint_name(jnp.moveaxis(mixed, 0, 1).reshape(B, -1, N, H)[:, :T], CONTEXT)
+
+
+def _attend(
+  q: Float[Array, "B S N H"],
+  k: Float[Array, "B K T H"],
+  v: Float[Array, "B K T H"],
+  mask: Bool[Array, "B S T"],
+) -> Float[Array, "B S N H"]:
+  """Returns softmax(q kᵀ / √H) v over the keys of the mask."""
   grouped = _by_key_value_head(q, k)
   scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(_masked(scores, mask), axis=-1).astype(v.dtype)
-  return checkpoint_name(_by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v)), CONTEXT)
+  weights = jax.nn.softmax(_masked(scores, mask[:, None, None]), axis=-1).astype(v.dtype)
+  return _by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v))
 
 
 @flax.struct.dataclass

@@ -48,11 +48,13 @@ def attention(
   v: Float[Array, "B K T H"],
   segments: Int[Array, "B T"],
   causal: bool,
+  formula: Callable[..., Array] = plain_attention,
 ) -> Float[Array, "B T N H"]:
   """Returns softmax(q kᵀ / √H) v inside each segment; with `causal`, over the keys up to the query's own.
 
   N is a multiple of K; each key-value head serves N / K query heads. Segment 0 is padding: no real token attends to it,
-  and its own rows are finite.
+  and its own rows are finite. `formula` (`plain_attention` or `blockwise_attention`) is what a platform without a
+  kernel computes.
   """
   kernels = dict(KERNELS)
   if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > LANES or not _cudnn_is_installed():
@@ -63,7 +65,7 @@ def attention(
     k,
     v,
     segments,
-    default=functools.partial(plain_attention, causal=causal),
+    default=functools.partial(formula, causal=causal),
     **{
       platform: functools.partial(shard_mapped, functools.partial(kernel, causal=causal))
       for platform, kernel in kernels.items()

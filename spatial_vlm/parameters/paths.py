@@ -38,21 +38,23 @@ MATRIX = MatrixAxes((-2,), (-1,))  # D → F
 TO_HEADS = MatrixAxes((-3,), (-2, -1))  # D → N H
 FROM_HEADS = MatrixAxes((-3, -2), (-1,))  # N H → D
 
+_TWO_LAYERS = r"(vision/(blocks/mlp|merger|deepstack_mergers)|encoder/layers/mlp)"
+
 PARAMETERS = (
-  ParameterRow(r"(text/embed|head)/embedding", P("tensor", "fsdp"), None, True),  # V D
+  ParameterRow(
+    r"(text/embed|head|encoder/embed/words)/embedding", P("tensor", "fsdp"), None, True
+  ),  # V D
   ParameterRow(r".*/attention/[qkv]_proj/kernel", P("fsdp", "tensor", None), TO_HEADS, True),
   ParameterRow(r".*/attention/(o|out)_proj/kernel", P("tensor", None, "fsdp"), FROM_HEADS, True),
   ParameterRow(r"text/layers/mlp/(gate|up)_proj/kernel", P("fsdp", "tensor"), MATRIX, True),
   ParameterRow(r"text/layers/mlp/down_proj/kernel", P("tensor", "fsdp"), MATRIX, True),
-  ParameterRow(
-    r"vision/(blocks/mlp|merger|deepstack_mergers)/fc1/kernel", P("fsdp", "tensor"), MATRIX, True
-  ),
-  ParameterRow(
-    r"vision/(blocks/mlp|merger|deepstack_mergers)/fc2/kernel", P("tensor", "fsdp"), MATRIX, True
-  ),
+  ParameterRow(rf"{_TWO_LAYERS}/fc1/kernel", P("fsdp", "tensor"), MATRIX, True),
+  ParameterRow(rf"{_TWO_LAYERS}/fc2/kernel", P("tensor", "fsdp"), MATRIX, True),
   ParameterRow(r"vision/patch_embed/proj/kernel", P(None, "fsdp"), MATRIX, True),  # P D
   ParameterRow(r"vision/patch_embed/positions/embedding", P(None, "fsdp"), None, True),
-  ParameterRow(r"(text|vision)/.*/(bias|scale)", P(), None, False),
+  ParameterRow(r"encoder/embed/(positions|types)/embedding", P(None, "fsdp"), None, True),
+  ParameterRow(r"encoder/heads/(lexical|vectors)/kernel", P("fsdp", "tensor"), MATRIX, True),
+  ParameterRow(r"(text|vision|encoder)/.*/(bias|scale)", P(), None, False),
 )
 """Every parameter matches exactly one row. The `tensor` axis shards whole heads where it can: their width H stays
 together."""

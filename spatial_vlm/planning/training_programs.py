@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from spatial_vlm import process_rows, sharding
 from spatial_vlm.config import Config, settings_from
 from spatial_vlm.data import batch_plan
-from spatial_vlm.huggingface.weights import layer_selector
+from spatial_vlm.huggingface.checkpoint_folder import layer_selector
 from spatial_vlm.inference.loading import training_shapes
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.optim.optimizers import optimizer_from_config

@@ -28,7 +28,7 @@ from spatial_vlm import sharding
 from spatial_vlm.huggingface import safetensors_folder
 from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.safetensors_folder import TensorPlan, write_folder
-from spatial_vlm.huggingface.tensor_table import EMBEDDING, HEAD, tensor_of_parameter
+from spatial_vlm.huggingface.tensor_table import EMBEDDING, HEAD, tensor_of_parameter, tensors
 from spatial_vlm.huggingface.weights import (
   MAX_FILE_BYTES,
   open_checkpoint,
@@ -206,7 +206,7 @@ def test_one_device_reads_its_rows_alone(reference, bucket, path, share):
   (part,) = checkpoint.on_devices(
     path, leaf, {device: leaf.sharding.devices_indices_map(leaf.shape)[device]}
   )
-  tensor, _ = tensor_of_parameter(reference.config)[path]
+  tensor, _ = tensor_of_parameter(tuple(tensors(reference.config)))[path]
   layers = leaf.shape[0] if tensor.is_stacked else 1
   assert sum(count.values()) == layers * np.prod(tensor.shape) * 4 * share
   expected = paths_and_leaves(reference.params)[path]
