@@ -33,7 +33,7 @@ FOLDERS = {
   ),
   "processor": (
     *("tokenizer", "image", "bicubic", "video", "video_files"),
-    *("tiny_tokenizer", "chat"),
+    *("tiny_tokenizer", "chat", "sentencepiece", "encoder_tokenizer"),
   ),
   "objectives": (
     *("vocabulary", "cross_entropy", "token_logprobs", "advantage"),
@@ -56,7 +56,7 @@ FOLDERS = {
   "rollout": ("sampler", "engine"),
   "reuse": (
     *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
-    *("embedder", "index", "retrieval"),
+    *("encoder_embedder", "embedder", "index", "retrieval"),
   ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
@@ -112,8 +112,8 @@ RESERVED = {
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
   "pyarrow": {"data/vsr.py"},
-  "tensorflow": {"reuse/embedder.py"},
-  "tensorflow_text": {"reuse/embedder.py"},
+  "tensorflow": {"processor/sentencepiece.py"},
+  "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
   "torchvision": set(),
 }

@@ -14,8 +14,11 @@ from spatial_vlm.model.config import ModelConfig
 CONFIG_FILE = "config.json"
 
 
-def find_folder(folder: str) -> epath.Path:
-  """Returns a checkpoint folder: `folder` itself, or relative to the project (for the shipped base).
+def find_folder(folder: str, kind: str = "a Qwen3-VL model") -> epath.Path:
+  """Returns a checkpoint folder: `folder` itself, or relative to the project (for the shipped models).
+
+  Args:
+    kind: what the folder should hold, for the error.
 
   Raises:
     UsageError: neither exists, or `folder` is on gs:// without the extra `gcs`.
@@ -26,7 +29,7 @@ def find_folder(folder: str) -> epath.Path:
     if candidate.is_dir():
       return candidate
   raise UsageError(
-    f"checkpoint folder {folder} does not exist; give a Hugging Face folder of a Qwen3-VL model"
+    f"checkpoint folder {folder} does not exist; give a Hugging Face folder of {kind}"
   )
 
 

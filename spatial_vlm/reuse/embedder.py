@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from spatial_vlm.config import UsageError
+from spatial_vlm.reuse.encoder_embedder import EncoderEmbedder
 
 _PROBES = ("The X is left of the Y.", "The X is right of the Y.", "The X contains the Y.")
 
@@ -86,12 +86,11 @@ class LexicalEmbedder:
     return self.embed(queries) @ self.embed(candidates).T
 
 
-def load_embedder(name: str) -> Embedder:
-  """Returns the embedder that a config names.
+def load_embedder(name: str, dtype: str = "float32") -> Embedder:
+  """Returns the embedder that a config names: LEXICAL, or the folder of an encoder, whose weights get `dtype`.
 
   Raises:
-    UsageError: the name is unknown.
+    UsageError: the name is neither, or the folder cannot be read.
+    ImportError: the folder's tokenizer needs TensorFlow Text, which is not installed.
   """
-  if name != LEXICAL:
-    raise UsageError(f"embedder is {name!r}; give {LEXICAL!r}")
-  return LexicalEmbedder()
+  return LexicalEmbedder() if name == LEXICAL else EncoderEmbedder(name, dtype)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from spatial_vlm.config import UsageError
 from spatial_vlm.reuse.embedder import LexicalEmbedder, load_embedder
 from spatial_vlm.reuse.masking import mask_objects
 
@@ -69,5 +68,3 @@ def test_similarities_are_those_of_all_pairs(embedder):
 def test_embedders_are_loaded_by_name():
   assert load_embedder("lexical").fingerprint == LexicalEmbedder().fingerprint
   assert load_embedder("lexical").min_similarity == 0.8
-  with pytest.raises(UsageError, match="embedder is 'lexicon'"):
-    load_embedder("lexicon")
