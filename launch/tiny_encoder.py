@@ -1,14 +1,14 @@
 """Trains, calibrates and scores the tiny encoder that ships in spatial_vlm/assets/tiny_encoder.
 
-python launch/tiny_encoder.py train FOLDER --vsr VSR     trains on paraphrased captions of VSR's train splits, calibrates
-python launch/tiny_encoder.py score FOLDER --vsr VSR     precision and recall on VSR's dev captions, as Markdown
+python launch/tiny_encoder.py train FOLDER --vsr VSR      trains on paraphrased captions of VSR's train splits; calibrates
+python launch/tiny_encoder.py calibrate FOLDER --vsr VSR  writes similarity.json again
+python launch/tiny_encoder.py score FOLDER --vsr VSR      precision and recall on VSR's dev captions, as Markdown
 
 VSR is a folder with random/ and zeroshot/, each with train.jsonl and dev.jsonl.
 """
 
 import argparse
-import dataclasses
-import datetime
+import collections
 import functools
 import json
 import platform
@@ -33,19 +33,36 @@ from spatial_vlm.objectives.contrastive import (
   vector_similarities,
 )
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
+from spatial_vlm.reuse.embedder import Embedder, LexicalEmbedder
+from spatial_vlm.reuse.encoder_embedder import EncoderEmbedder
 from spatial_vlm.reuse.masking import mask_objects
 from spatial_vlm.reuse.paraphrases import Paraphrases, Sentence, caption_template, read_paraphrases
+from spatial_vlm.reuse.recall_report import (
+  PRECISION,
+  Query,
+  calibrated,
+  count,
+  make_index,
+  make_queries,
+  recalled_by_key,
+  recalled_by_rules,
+  recalled_by_similarity,
+  relations_table,
+  summary_table,
+)
 
-SEED, STEPS = 0, 400
-RELATIONS_PER_BATCH, OTHERS_PER_BATCH = 56, 24
+SEED, STEPS = 0, 450
+RELATIONS_PER_BATCH, OTHERS_PER_BATCH = 48, 32
 VOCABULARY, TOKENS, MAX_TOKENS = 1200, 24, 64
 SIZES = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4)
 TEMPERATURE = 0.05
 LEXICAL_SHARE, LEXICAL_LOSS = 0.3, 0.1
 """Weight of the lexical similarity in the ensemble, and of its own loss (M3-Embedding, section 4.1)."""
-MASKED_SHARE = 0.8
+MASKED_SHARE = 0.9
 """Share of training texts without their objects' names; in the others an object was not recognized."""
 FRAMES = ("{}", "{}", "{}", "{}", "In the picture, {}", "It seems that {}", "We can see that {}")
+CALIBRATION_CAPTIONS = 8
+"""Captions of each relation that the calibration fills its paraphrases with."""
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
@@ -154,7 +171,9 @@ def contrastive_loss(params, config: XlmRobertaConfig, queries, candidates, same
     for one_way in (scores, scores.T):
       loss, count = info_nce(one_way, same, TEMPERATURE)
       total += weight * loss / count
-  return total / (2 * (3 + LEXICAL_LOSS)), jnp.mean(jnp.argmax(ensemble, 1) == jnp.arange(len(q_mask)))
+  return total / (2 * (3 + LEXICAL_LOSS)), jnp.mean(
+    jnp.argmax(ensemble, 1) == jnp.arange(len(q_mask))
+  )
 
 
 def train(folder: Path, vsr: Path) -> None:
@@ -189,6 +208,91 @@ def train(folder: Path, vsr: Path) -> None:
       seconds = time.monotonic() - start
       print(f"{number + 1} loss {loss:.3f} accuracy {accuracy:.2f} {seconds:.0f} s", flush=True)
   write_encoder(folder, config, jax.device_get(params))
+  print(f"trained in {time.monotonic() - start:.0f} s")
+  calibrate(folder, vsr)
+
+
+def calibrate(folder: Path, vsr: Path) -> None:
+  """Writes similarity.json: the least similarity of a match, calibrated on paraphrases of train captions."""
+  paraphrases, embedder = read_paraphrases(), EncoderEmbedder(str(folder))
+  queries = make_queries(paraphrases, statements(vsr, "train", CALIBRATION_CAPTIONS), "calibration")
+  result = {
+    "min_similarity": calibrated(paraphrases, queries, embedder.similarities),
+    "dense_min_similarity": calibrated(paraphrases, queries, dense(embedder)),
+    "calibrated_on": f"{len(queries)} calibration paraphrases and confusable statements of VSR's train captions: the "
+    f"smallest similarity from which {PRECISION:.0%} of the recalls by similarity are right, as "
+    "`spatial_vlm.reuse.recall_report.calibrated` describes",
+  }
+  (folder / "similarity.json").write_text(json.dumps(result, indent=2) + "\n")
+  print(json.dumps(result, indent=2))
+
+
+def score(folder: Path, vsr: Path) -> None:
+  """Prints the tables of docs/reuse_retrieval.md: held-out paraphrases of VSR's dev captions."""
+  paraphrases, embedder, lexical = (
+    read_paraphrases(),
+    EncoderEmbedder(str(folder)),
+    LexicalEmbedder(),
+  )
+  floors = json.loads((folder / "similarity.json").read_text())
+  captions = statements(vsr, "dev")
+  queries = make_queries(paraphrases, captions, "held_out")
+  relations = list(paraphrases.relations)
+  floor, dense_floor = floors["min_similarity"], floors["dense_min_similarity"]
+
+  def by_rules(embedder: Embedder, floor: float) -> list[str | None]:
+    return recalled_by_rules(make_index(relations, embedder, floor), queries)
+
+  def by(similarities, floor: float) -> list[str | None]:
+    return recalled_by_similarity(relations, queries, similarities, floor)[0]
+
+  recalled = {
+    "relation key": recalled_by_key(relations, queries),
+    "lexical ≥ 0.8": by(lexical.similarities, 0.8),
+    f"dense ≥ {dense_floor:.2f}": by(dense(embedder), dense_floor),
+    f"hybrid ≥ {floor:.2f}": by(embedder.similarities, floor),
+    "key, then lexical": by_rules(lexical, 0.8),
+    "key, then hybrid": by_rules(embedder, floor),
+  }
+  results = {name: count(paraphrases, queries, found) for name, found in recalled.items()}
+  print(f"{len(captions):,} captions, {len(queries):,} questions; {platform.processor()}\n")
+  print(summary_table(results), end="\n\n")
+  print(unknown_relations(paraphrases, queries, embedder, floor), end="\n\n")
+  print(relations_table(results))
+
+
+def unknown_relations(
+  paraphrases: Paraphrases, queries: list[Query], embedder: Embedder, floor: float
+) -> str:
+  """Returns how many paraphrases recall something from a handbook that lacks their relation."""
+  asked, synonyms, wrong = 0, 0, 0
+  for relation in paraphrases.relations:
+    own = [q for q in queries if q.wanted == relation]
+    others = [r for r in paraphrases.relations if r != relation]
+    found = recalled_by_rules(make_index(others, embedder, floor), own) if own else []
+    same = paraphrases.same(relation)
+    asked += len(own)
+    synonyms += sum(r in same for r in found if r)
+    wrong += sum(r not in same for r in found if r)
+  return (
+    f"Of {asked:,} paraphrases whose relation the handbook lacks, {synonyms:,} recall a synonym and {wrong:,} "
+    f"({wrong / asked:.1%}) another relation."
+  )
+
+
+def dense(embedder: Embedder):
+  return lambda queries, candidates: embedder.embed(queries) @ embedder.embed(candidates).T
+
+
+def statements(vsr: Path, split: str, most: int | None = None) -> list[tuple[str, str, str]]:
+  """Returns relation and objects of VSR's captions, at most `most` of each relation."""
+  counts, found = collections.Counter(), []
+  for record in read_vsr(vsr, split):
+    statement = read_statement(record.caption)
+    if statement and (most is None or counts[record.relation] < most):
+      counts[record.relation] += 1
+      found.append((record.relation, statement[0], statement[2]))
+  return found
 
 
 OPTIMIZER = OptimizerSettings(
@@ -215,11 +319,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("action", choices=("train", "score"))
+  parser.add_argument("action", choices=("train", "calibrate", "score"))
   parser.add_argument("folder", type=Path)
   parser.add_argument("--vsr", type=Path, required=True)
   args = parser.parse_args()
-  {"train": train}[args.action](args.folder, args.vsr)
+  {"train": train, "calibrate": calibrate, "score": score}[args.action](args.folder, args.vsr)
 
 
 if __name__ == "__main__":

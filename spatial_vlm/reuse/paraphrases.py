@@ -1,7 +1,7 @@
 """Paraphrases of VSR's relations (`assets/paraphrases.json`), and statements that are easily confused with them.
 
-Every relation has sentences for training an encoder, for calibrating its least similarity, and for reports ("held_out").
-The last two are never trained on.
+Every relation has sentences for training an encoder, for calibrating its least similarity, and for reports
+("held_out"). The last two are never trained on.
 """
 
 import dataclasses
@@ -20,7 +20,18 @@ _VIEWPOINT_RELATIONS = (
 """Relations whose truth depends on who looks."""
 _SIDES = {"left of": "on its left", "right of": "on its right"}
 _REVERSIBLE = (
-  *("behind", "in front of", "above", "below", "under", "beneath", "on top of", "on", "in", "inside"),
+  *(
+    "behind",
+    "in front of",
+    "above",
+    "below",
+    "under",
+    "beneath",
+    "on top of",
+    "on",
+    "in",
+    "inside",
+  ),
   *("beside", "next to", "near", "close to", "over", "around"),
 )
 
