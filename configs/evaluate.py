@@ -33,8 +33,9 @@ def tiny() -> ConfigDict:
       batch_size=128,
       in_flight=2,  # batches answered at a time; 1 on several devices
       mesh=data_parallel_mesh(),
-      # Padded (tokens, patches) of prompts, with room for a behavior: a batch takes the smallest that holds them.
-      prompt_shapes=((112, 64),),
+      # Padded (tokens, patches) of prompts: a batch takes the smallest that holds its prompts. A recalled behavior,
+      # whose keys and values are computed once, takes none of them.
+      prompt_shapes=((64, 64),),
       max_new_tokens=128,
       timed_questions=64,  # questions asked one at a time, to measure seconds per answer
     )

@@ -53,16 +53,19 @@ FOLDERS = {
   ),
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
-  "rollout": ("sampler", "engine"),
+  "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
-    *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
-    *("encoder_embedder", "embedder", "index", "retrieval"),
+    *("behavior", "duplicates", "behaviors", "relation_keys", "masking"),
+    *("solutions", "reasoning", "extraction"),
+    *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
+    *("teacher_extraction", "extractors", "review_file"),
+    *("searchers", "vector_files", "vector_index", "index", "index_folder", "retrieval"),
   ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
-    *("scene_teacher", "scene_conversations"),
-    *("teachers", "verify", "local", "run", "teacher_table", "setup"),
+    *("scene_teacher", "scene_conversations", "chain_file"),
+    *("teachers", "verify", "local", "run", "teacher_table", "setup", "text_teacher"),
   ),
   "synthesis/teachers": (
     "wire",
@@ -82,10 +85,10 @@ FOLDERS = {
   ),
   "synthesis/run": (
     *("questions", "journal", "ledger", "limiter", "progress", "requests", "batch_requests"),
-    *("estimate", "results"),
+    *("text_answers", "estimate", "results"),
   ),
   "train": (
-    *("update", "trained_weights", "run", "sft", "sft_data", "behavior_data"),
+    *("update", "trained_weights", "run", "sft", "sft_data", "chain_sources", "behavior_data"),
     *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
   ),
   "planning": (
@@ -107,7 +110,7 @@ CALLERS = ("demo",)
 
 RESERVED = {
   "av": {"processor/video_files.py"},
-  "scann": {"reuse/index.py"},
+  "scann": {"reuse/searchers.py"},
   "google": {"synthesis/teachers/gemini.py"},
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
@@ -230,7 +233,7 @@ def test_imports_keep_to_the_layers():
     ("synthesis/run/requests.py", "from spatial_vlm.synthesis.teachers import gemini", False),
     ("synthesis/teachers/gemini.py", "from spatial_vlm.synthesis.run import requests", True),
     ("synthesis/run/journal.py", "from spatial_vlm.synthesis.run.ledger import Ledger", True),
-    ("reuse/index.py", "import scann", False),
+    ("reuse/searchers.py", "import scann", False),
     ("inference/questions.py", "from scann import scann_ops_pybind", True),
     ("processor/image.py", "from google import genai", True),
   ],

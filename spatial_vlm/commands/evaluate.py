@@ -22,15 +22,12 @@ from spatial_vlm.evaluation import results
 from spatial_vlm.evaluation.predictions import Prediction, majority_predictions
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import (
-  BatchGenerator,
-  QuestionEncoder,
   check_batch,
-  inference_engine,
   likeliest_verdicts,
+  make_generator,
   parsed_verdicts,
 )
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder, load_recall
 from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers, with_seconds
 from spatial_vlm.tasks import find_task
@@ -98,17 +95,9 @@ def model_answers(config: Config, task: Task, workdir: epath.Path) -> Answerer:
   if config.method == "reuse":
     recall = load_recall(config.behaviors, config.behavior_tokens)
     recall.index.handbook.refuse_leaks(splits=(epath.Path(config.data.records).stem,))
-  generator = BatchGenerator(
-    policy,
-    inference_engine(policy, mesh),
-    QuestionEncoder(
-      policy.processor,
-      prompt_format(config.prompt_shapes, policy.dtype),
-      QuestionBuilder(task, FORMS[config.method], recall),
-    ),
-    config.max_new_tokens,
-    likeliest_verdicts if config.method == "zero-shot" else parsed_verdicts,
-  )
+  questions = QuestionBuilder(task, FORMS[config.method], recall)
+  judge = likeliest_verdicts if config.method == "zero-shot" else parsed_verdicts
+  generator = make_generator(policy, mesh, questions, config, judge)
 
   def answer(examples: Take) -> list[Prediction]:
     store = AnswerStore.from_config(workdir, config)

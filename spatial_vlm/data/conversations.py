@@ -22,6 +22,7 @@ from spatial_vlm.data import messages, records
 from spatial_vlm.data.image_files import ImageFiles, ImageLocations
 from spatial_vlm.processor.video import Video
 from spatial_vlm.processor.video_files import open_video
+from spatial_vlm.remote import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,4 +104,4 @@ def parse(line: bytes) -> Conversation:
 
 def write(path: epath.Path, conversations: Iterable[Conversation]) -> None:
   """Writes a file of conversations."""
-  path.write_text("".join(json.dumps(item.to_json()) + "\n" for item in conversations))
+  write_whole(path, "".join(json.dumps(item.to_json()) + "\n" for item in conversations))

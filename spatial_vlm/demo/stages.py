@@ -51,7 +51,7 @@ def stages(config: Config, workdir: epath.Path) -> list[Stage]:
     make.sft("SFT on direct answers", "sft_direct", "direct", base, 159),
   ]
   measured = [
-    make.evaluate("reuse", "evaluate_reuse", 18, "sft_reuse", **RECALLED),
+    make.evaluate("reuse", "evaluate_reuse", 18, "sft_reuse"),
     make.evaluate("chain", "evaluate_reuse_chain", 9, "sft_reuse", **PART),
     make.evaluate("majority", "evaluate_majority", 3, base),
     make.evaluate("zero-shot", "evaluate_zero_shot", 26, base, **WORD),
@@ -81,8 +81,6 @@ PART = {"limit": 1000}
 """Enough examples to see whether the full chain is unlearnt."""
 PROMPT_SHAPES = ((64, 64),)
 """As in DAPO, whose compiled program for validation then serves the evaluations too."""
-RECALLED = {"prompt_shapes": ((112, 64),)}
-"""Room for a behavior before the question."""
 
 
 class StageMaker(NamedTuple):

@@ -174,6 +174,37 @@ def _curve(axes: Axes, name: str, steps: np.ndarray, values: np.ndarray, color: 
   )
 
 
+class LinePanel(NamedTuple):
+  """One panel of `line_panels`."""
+
+  title: str
+  xlabel: str
+  lines: Mapping[str, Sequence[tuple[float, float]]]
+  """Name in the legend → points (x, y)."""
+  xscale: str = "linear"
+  yscale: str = "linear"
+
+
+def line_panels(panels: Sequence[LinePanel], path: epath.PathLike, columns: int = 3) -> None:
+  """Draws panels whose lines have the same names, with one legend above them."""
+  rows = -(-len(panels) // columns)
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(4.2 * columns, 3.3 * rows + 0.7), layout="constrained")
+    handles: dict[str, Any] = {}
+    for i, panel in enumerate(panels):
+      axes = figure.add_subplot(rows, columns, i + 1, title=panel.title, xlabel=panel.xlabel)
+      for (name, points), (color, marker) in zip(panel.lines.items(), _cycle(), strict=False):
+        x, y = np.array(points, float).reshape(-1, 2).T
+        (handles[name],) = axes.plot(x, y, color=color, marker=marker, markersize=5, alpha=0.9)
+      axes.set_xscale(panel.xscale)
+      axes.set_yscale(panel.yscale)
+      for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_formatter("")
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    _save(figure, path)
+
+
 def accuracy_by_relation(scores_by_method: Mapping[str, Scores], path: epath.PathLike) -> None:
   """Draws accuracy with its 95 % interval for every relation and method; the last row is over all relations."""
   relations = sorted(

@@ -1,1 +1,1 @@
-"""Hugging Face checkpoint folders: what they hold, streamed reading and writing, PEFT adapters."""
+"""Hugging Face checkpoint folders: what they hold, streamed reading and writing, PEFT adapters, encoders."""

@@ -19,11 +19,15 @@ from spatial_vlm.inference.policy import (
   PromptFormat,
   decode_completions,
   encode_question,
+  longest_prefix,
   make_requests,
+  prompt_format,
 )
 from spatial_vlm.inference.questions import PreparedQuestion, QuestionBuilder
 from spatial_vlm.processor.chat import Encoded, Processor
+from spatial_vlm.processor.image import padded_length
 from spatial_vlm.rollout.engine import CompiledEngine, Requests
+from spatial_vlm.rollout.prefix_cache import PrefixCache
 from spatial_vlm.tasks.task import Task
 
 Row = tuple[Example, PreparedQuestion, Encoded]
@@ -53,9 +57,13 @@ class QuestionEncoder(NamedTuple):
     return example, question, row
 
 
-def inference_engine(policy: Policy, mesh: Mesh) -> CompiledEngine:
+def inference_engine(
+  policy: Policy, mesh: Mesh, prefix_cache: PrefixCache | None = None
+) -> CompiledEngine:
   """Returns an engine that answers with the policy's weights, which lie on the mesh already (see `load_policy`)."""
-  engine = CompiledEngine(policy.model, policy.forbidden_tokens, mesh, lambda params: params)
+  engine = CompiledEngine(
+    policy.model, policy.forbidden_tokens, mesh, lambda params: params, prefix_cache
+  )
   engine.publish(policy.params)
   return engine
 
@@ -93,6 +101,24 @@ class BatchGenerator(NamedTuple):
 
 Judge = Callable[[BatchGenerator, Requests, Sequence[Generation]], list[int]]
 """Returns the verdict of each answer, −1 for none."""
+PREFIX_BUCKET = 16
+"""Cached system turns are padded to a multiple of it."""
+
+
+def make_generator(
+  policy: Policy, mesh: Mesh, questions: QuestionBuilder, config: Config, judge: Judge
+) -> BatchGenerator:
+  """Returns a generator with the prompt shapes, the batch size and the answers' limit of a command's config.
+
+  The keys and values of system turns are computed once for all questions that share them.
+  """
+  longest = longest_prefix(policy.processor, questions.systems)
+  length = padded_length([longest], PREFIX_BUCKET) if longest else 0
+  cache = PrefixCache(policy.model, mesh, config.batch_size, length) if longest else None
+  format = prompt_format(config.prompt_shapes, policy.dtype, length)
+  encode = QuestionEncoder(policy.processor, format, questions)
+  engine = inference_engine(policy, mesh, cache)
+  return BatchGenerator(policy, engine, encode, config.max_new_tokens, judge)
 
 
 def parsed_verdicts(

@@ -1,6 +1,6 @@
 """A policy: a model with its weights, its processor, and functions that encode questions and decode answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +22,12 @@ from spatial_vlm.processor.chat import (
   cast_patches,
   collate_prompts,
   encode,
+  split_prefix,
 )
 from spatial_vlm.processor.tokenizer import SpecialIds
 from spatial_vlm.rollout import sampler
 from spatial_vlm.rollout.engine import Requests
+from spatial_vlm.rollout.prefix_cache import Text
 from spatial_vlm.types import Params, Prompts
 
 
@@ -69,6 +71,15 @@ class PromptFormat(NamedTuple):
   """Padded sizes; each is a program of its own. A batch takes the smallest that holds all its prompts."""
   dtype: DTypeLike
   """Type of the patches: that of the computation."""
+  prefix_tokens: int = 0
+  """Longest prefix (see `Encoded.prefix`) that is laid out apart, for a `PrefixCache`; `sizes` hold the rest."""
+
+  def split(self, row: Encoded) -> tuple[Text, Encoded]:
+    """Returns the prefix that is laid out apart, () if none is, and the rest of the prompt."""
+    if not 0 < row.prefix <= self.prefix_tokens:
+      return (), row
+    prefix, rest = split_prefix(row)
+    return tuple(prefix.tolist()), rest
 
   @property
   def limit(self) -> Size:
@@ -77,10 +88,11 @@ class PromptFormat(NamedTuple):
 
   def check(self, row: Encoded) -> None:
     """Raises UnusableRecord for a prompt that does not fit."""
-    limit = self.limit
+    limit, (prefix, row) = self.limit, self.split(row)
     if not limit.holds(row.size):
+      after = f" after its prefix of {len(prefix)}" if prefix else ""
       raise UnusableRecord(
-        f"the prompt has {len(row.tokens)} tokens and {row.patches} patches; the largest of prompt_shapes holds "
+        f"the prompt has {len(row.tokens)} tokens{after} and {row.patches} patches; the largest of prompt_shapes holds "
         f"{limit.tokens} and {limit.patches}: raise it to keep the prompt"
       )
 
@@ -90,11 +102,19 @@ class PromptFormat(NamedTuple):
     return smallest(self.sizes, [Size(*size) for size in all_gather_json([tokens, patches])])
 
 
-def prompt_format(shapes: Sequence[tuple[int, int]], dtype: DTypeLike) -> PromptFormat:
+def prompt_format(
+  shapes: Sequence[tuple[int, int]], dtype: DTypeLike, prefix_tokens: int = 0
+) -> PromptFormat:
   """Returns the format of a config's padded (tokens, patches); raises ValueError if none holds all others."""
   sizes = tuple(Size(*shape) for shape in shapes)
   largest(sizes)  # raises at the start of a run rather than at its first prompt
-  return PromptFormat(sizes, dtype)
+  return PromptFormat(sizes, dtype, prefix_tokens)
+
+
+def longest_prefix(processor: Processor, systems: Iterable[str]) -> int:
+  """Returns the tokens of the longest prefix of questions with one of these system turns; 0 for none."""
+  blank = np.zeros((1, 1, 3), np.uint8)
+  return max((encode_question(processor, blank, "", s).prefix for s in systems), default=0)
 
 
 class Generation(NamedTuple):
@@ -149,12 +169,14 @@ def make_requests(
   format: PromptFormat,
 ) -> Requests:
   """Returns the whole batch over the engine's mesh, from the questions of this process."""
-  prompts = collate(policy.processor, [row.encoded for row in asked], ids, labels, format)
+  prefixes, rest = zip(*(format.split(row.encoded) for row in asked), strict=True)
+  prompts = collate(policy.processor, rest, ids, labels, format)
   return Requests(
     prompts=make_global_batch(mesh, prompts),
     texts=[row.text for row in asked],
     images=[row.image for row in asked],
     systems=[row.system for row in asked],
+    prefixes=prefixes,
   )
 
 

@@ -7,8 +7,8 @@ from etils import epath
 
 from spatial_vlm.reuse import retrieval
 from spatial_vlm.reuse.behaviors import Behavior
-from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.index_folder import load_index
 from spatial_vlm.tasks.task import Task
 
 
@@ -67,6 +67,14 @@ class QuestionBuilder:
       questions.append(PreparedQuestion("short", text, system, behavior, similarity))
     return questions
 
+  @property
+  def systems(self) -> list[str]:
+    """The system turns that questions may have."""
+    if self.recall is None:
+      return []
+    limit, handbook = self.recall.behavior_tokens, self.recall.index.handbook
+    return [self.task.behavior_prompt(b.line) for b in handbook.behaviors if b.tokens <= limit]
+
   def without_behavior(self, caption: str) -> PreparedQuestion:
     """Builds the question about one caption in the builder's own form."""
     return PreparedQuestion(self.form, self.task.question(caption, self.form))
@@ -74,4 +82,4 @@ class QuestionBuilder:
 
 def load_recall(folder: epath.PathLike, behavior_tokens: int) -> Recall:
   """Loads the index that `behaviors` wrote; raises HandbookError for a damaged one."""
-  return Recall(BehaviorIndex.load(folder, LexicalEmbedder()), behavior_tokens)
+  return Recall(load_index(folder), behavior_tokens)

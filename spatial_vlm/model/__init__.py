@@ -1,1 +1,1 @@
-"""Qwen3-VL in JAX: configuration, both towers, and pure functions over stacked parameters."""
+"""Models in JAX as pure functions over stacked parameters: Qwen3-VL (both towers) and XLM-RoBERTa with BGE-M3's heads."""

@@ -136,6 +136,32 @@ class CacheBlock(Pytree):
   valid: Bool[Array, "b S"]
 
 
+@flax.struct.dataclass
+class Prefixes(Pytree):
+  """Keys and values of texts before the first image, each shared by the rows of a batch that begin with it.
+
+  With a leading axis of layers, or of one layer without it.
+  """
+
+  keys: Float[Array, "... P K S H"]
+  values: Float[Array, "... P K S H"]
+  valid: Bool[Array, "P S"]
+  row: Int[Array, "B"]
+  """Number of the text that each row of the batch begins with; −1: none."""
+
+  def valid_of_rows(self) -> Bool[Array, "B S"]:
+    """Returns the filled slots of the text of each row."""
+    return self.valid[self.row] & (self.row >= 0)[:, None]
+
+  def before(
+    self, keys: Float[Array, "B K T H"], values: Float[Array, "B K T H"]
+  ) -> tuple[Float[Array, "B K U H"], Float[Array, "B K U H"]]:
+    """Returns one layer's keys and values of each row, after those of its text: U = S + T slots."""
+    of_rows = self.keys[self.row], self.values[self.row]
+    joined = [jnp.concatenate(pair, axis=2) for pair in zip(of_rows, (keys, values), strict=True)]
+    return joined[0], joined[1]
+
+
 def cached_attention(
   q: Float[Array, "B 1 N H"],
   k: Float[Array, "B K 1 H"],

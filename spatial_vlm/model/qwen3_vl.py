@@ -9,9 +9,9 @@ from typing import Any
 import flax.struct
 import jax
 from jax import numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from spatial_vlm.model.attention import CacheBlock
+from spatial_vlm.model.attention import CacheBlock, Prefixes
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.stack import bind, init_block
 from spatial_vlm.model.text import (
@@ -90,24 +90,43 @@ def unembedding(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
 
 
 def prefill(
-  params: Params, config: ModelConfig, prompts: Prompts
+  params: Params, config: ModelConfig, prompts: Prompts, prefixes: Prefixes | None = None
 ) -> tuple[Float[Array, "B V"], Cache]:
   """Reads prompts, padded on either side.
+
+  Args:
+    prefixes: what `prefix_keys_values` returned of the texts that the prompts continue; they hold the rest.
 
   Returns:
     The logits of each row's last real token, and a full cache; `add_cache_block` makes room for `decode`.
   """
-  hidden, (keys, values) = _hidden(params, config, prompts, remat="none", keep_cache=True)
+  hidden, (keys, values) = _hidden(params, config, prompts, "none", True, prefixes)
   real = prompts.segments > 0
-  tokens = real.shape[1]
-  last = tokens - 1 - jnp.argmax(real[:, ::-1], axis=1)
+  last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
   hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+  next_position = jnp.max(prompts.positions, axis=(1, 2), where=real[..., None], initial=-1) + 1
+  if prefixes is not None:
+    real = jnp.concatenate([prefixes.valid_of_rows(), real], axis=1)
   cache = Cache(
     blocks=(CacheBlock(keys.swapaxes(-1, -2), values, real),),
-    next_position=jnp.max(prompts.positions, axis=(1, 2), where=real[..., None], initial=-1) + 1,
-    used=jnp.int32(tokens),
+    next_position=next_position,
+    used=jnp.int32(real.shape[1]),
   )
   return logits(params, config, hidden), cache
+
+
+def prefix_keys_values(
+  params: Params, config: ModelConfig, tokens: Int[Array, "P S"], valid: Bool[Array, "P S"]
+) -> tuple[Float[Array, "layers P K S H"], Float[Array, "layers P K S H"]]:
+  """Returns keys and values of texts before the first image; padding follows each text."""
+  text = params["text"]
+  h = bind(Embedding, config.text, text["embed"])(tokens)
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :, None], (*tokens.shape, 3))
+  segments = valid.astype(jnp.int32)
+  _, keys_values = run_layers(
+    text["layers"], config.text, h, positions, segments, deepstack=None, keep_cache=True
+  )
+  return keys_values
 
 
 def add_cache_block(cache: Cache, slots: int, rows: int) -> Cache:
@@ -160,7 +179,12 @@ def visual_slots(tokens: Int[Array, "B T"], config: ModelConfig) -> Int[Array, "
 
 
 def _hidden(
-  params: Params, config: ModelConfig, rows: Batch | Prompts, remat: str, keep_cache: bool
+  params: Params,
+  config: ModelConfig,
+  rows: Batch | Prompts,
+  remat: str,
+  keep_cache: bool,
+  prefixes: Prefixes | None = None,
 ) -> tuple[Float[Array, "B T D"], Any]:
   """Returns hidden states after the final norm, and the keys and values of `run_layers`."""
   text = params["text"]
@@ -173,8 +197,9 @@ def _hidden(
     slots = visual_slots(rows.tokens, config)
     h = jnp.where(slots[..., None] >= 0, features_at_tokens(features.embeds, slots), h)
     deepstack = (features.deepstack, slots)
+  layers, of_text = text["layers"], config.text
   h, keys_values = run_layers(
-    text["layers"], config.text, h, rows.positions, rows.segments, deepstack, remat, keep_cache
+    layers, of_text, h, rows.positions, rows.segments, deepstack, remat, keep_cache, prefixes
   )
   return bind(FinalNorm, config.text, text["final_norm"])(h), keys_values
 

@@ -15,7 +15,7 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from spatial_vlm.model.attention import CacheBlock, mrope_angles, rotate
+from spatial_vlm.model.attention import CacheBlock, Prefixes, mrope_angles, rotate
 from spatial_vlm.model.config import TextConfig
 from spatial_vlm.model.flash import attention, shard_mapped_cached_attention
 from spatial_vlm.model.stack import (
@@ -167,18 +167,19 @@ def run_layers(
   deepstack: tuple[Float[Array, "n B L D"], Int[Array, "B T"]] | None,
   remat: str = "none",
   keep_cache: bool = False,
+  prefixes: Prefixes | None = None,
 ) -> tuple[Float[Array, "B T D"], Any]:
   """Runs all layers over whole rows, causal inside each segment.
 
   Args:
     deepstack: (features, their slots in the text), or None without images.
     keep_cache: whether to return keys and values.
+    prefixes: texts that the rows (of one segment) continue; their keys and values precede those of the rows.
 
   Returns:
-    The last layer's output, and keys and values [layers B K T H] or None.
+    The last layer's output, and keys and values [layers B K T H] or None. T includes the slots of `prefixes`.
   """
   angles = text_angles(config, positions)
-  attend = functools.partial(attention, segments=segments, causal=True)
 
   def with_visual(h, number):
     if deepstack is None or not len(deepstack[0]):
@@ -191,17 +192,43 @@ def run_layers(
       h,
     )
 
-  def layer(params_and_number, h):
-    params, number = params_and_number
-    h, keys_values = bind(TextLayer, config, params)(h, angles, attend)
+  def layer(of_layer, h):
+    params, number, slots = of_layer
+    if prefixes is None:
+      attend = functools.partial(attention, segments=segments, causal=True)
+      h, keys_values = bind(TextLayer, config, params)(h, angles, attend)
+    else:
+      texts = prefixes.replace(keys=slots[0], values=slots[1])
+      attend = functools.partial(attention_after_prefix, segments=segments, prefixes=texts)
+      h, keys_values = bind(TextLayer, config, params)(h, angles, attend)
+      keys_values = texts.before(*keys_values)
     return with_visual(h, number), keys_values if keep_cache else None
 
   # One scan over the whole stacks: slicing them would copy weights, and a large frozen model leaves no room for it.
   layer = rematerialize(layer, remat)
   numbers = jnp.arange(config.num_hidden_layers)
+  slots = None if prefixes is None else (prefixes.keys, prefixes.values)
   rows, h = h.shape, h.reshape(-1, h.shape[-1])
-  h, kept = jax.lax.scan(lambda h, of_layer: layer(of_layer, h), h, (layers, numbers))
+  h, kept = jax.lax.scan(lambda h, of_layer: layer(of_layer, h), h, (layers, numbers, slots))
   return h.reshape(rows), kept
+
+
+def attention_after_prefix(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B K T H"],
+  v: Float[Array, "B K T H"],
+  segments: Int[Array, "B T"],
+  prefixes: Prefixes,
+) -> Float[Array, "B T N H"]:
+  """Returns causal attention of rows (of segment 1) over the text before them and over themselves.
+
+  The kernels of `attention` take as many queries as keys, so the text gets queries of zero, whose results are dropped.
+  """
+  before = prefixes.valid_of_rows()
+  q = jnp.pad(q, ((0, 0), (before.shape[1], 0), (0, 0), (0, 0)))
+  k, v = prefixes.before(k, v)
+  segments = jnp.concatenate([before.astype(segments.dtype), segments], axis=1)
+  return attention(q, k, v, segments, causal=True)[:, before.shape[1] :]
 
 
 def run_layers_cached(

@@ -84,6 +84,8 @@ class Encoded:
   """M-RoPE: time, height, width."""
   images: list[Patches]
   """Images and videos, in the order of the text."""
+  prefix: int = 0
+  """Tokens before those of the first image, where a system turn comes first: equal in all questions that share it."""
 
   @property
   def patches(self) -> int:
@@ -191,7 +193,7 @@ def encode(
   Raises:
     ValueError: the format cannot express the conversation; the message names the turn and the reason.
   """
-  return _built(processor, messages, generation_prompt, _DECODED).encoded()
+  return _built(processor, messages, generation_prompt, _DECODED)
 
 
 def measure(processor: Processor, messages: Sequence[Message]) -> Size:
@@ -199,7 +201,7 @@ def measure(processor: Processor, messages: Sequence[Message]) -> Size:
 
   Images may be given as `ImageSize`, videos as `VideoInfo`.
   """
-  return _built(processor, messages, False, _MEASURED).encoded().size
+  return _built(processor, messages, False, _MEASURED).size
 
 
 class _Visuals(NamedTuple):
@@ -232,7 +234,7 @@ def _built(
   messages: Sequence[Message],
   generation_prompt: bool,
   visuals: _Visuals,
-) -> "_ConversationBuilder":
+) -> Encoded:
   special, row = processor.special, _ConversationBuilder()
   if not messages:
     raise ValueError("a conversation has no message; at least one is needed")
@@ -250,7 +252,20 @@ def _built(
     row.text(processor._newline)
   if generation_prompt:
     row.text([special.im_start, *processor._assistant])
-  return row
+  return row.encoded(has_system=messages[0]["role"] == "system")
+
+
+def split_prefix(row: Encoded) -> tuple[Int[np.ndarray, "S"], Encoded]:
+  """Returns the tokens of the row's prefix, and the row without them; its positions go on from theirs."""
+  start = row.prefix
+  rest = dataclasses.replace(
+    row,
+    tokens=row.tokens[start:],
+    targets=row.targets[start:],
+    positions=row.positions[start:],
+    prefix=0,
+  )
+  return row.tokens[:start], rest
 
 
 def collate_batch(rows: Sequence[Sequence[Encoded]], processor: Processor, shape: Size) -> Batch:
@@ -331,6 +346,7 @@ class _ConversationBuilder:
     self.targets: list[tuple[int, int]] = []
     self.positions: list[np.ndarray] = []
     self.images: list[Patches] = []
+    self.prefix = 0  # tokens before those of the first image
     self._next = 0  # position of the next token
     self._placed = 0  # tokens that have a position
 
@@ -341,6 +357,7 @@ class _ConversationBuilder:
 
   def frame(self, rows: int, columns: int, pad: int, merge: int):
     """Adds the tokens of an image or a frame with this many patches."""
+    self.prefix = self.prefix or len(self.tokens)
     self._place_text()
     grid = image_positions((1, rows, columns), merge, self._next)
     self.positions.append(grid)
@@ -348,13 +365,14 @@ class _ConversationBuilder:
     self._placed = len(self.tokens)
     self._next += max(rows, columns) // merge
 
-  def encoded(self) -> Encoded:
+  def encoded(self, has_system: bool) -> Encoded:
     self._place_text()
     tokens = np.array(self.tokens, np.int32)
     targets = np.zeros(len(tokens), bool)
     for start, stop in self.targets:
       targets[start:stop] = True
-    return Encoded(tokens, targets, np.concatenate(self.positions), self.images)
+    prefix = self.prefix if has_system else 0
+    return Encoded(tokens, targets, np.concatenate(self.positions), self.images, prefix)
 
   def _place_text(self):
     count = len(self.tokens) - self._placed

@@ -5,7 +5,6 @@ for each token of the text. The search uses the dense vectors; `similarities` co
 """
 
 import collections
-import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from etils import epath
 from jax import numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Float
+from scipy.sparse import csr_array
 
 from spatial_vlm import sharding
 from spatial_vlm.config import UsageError
@@ -80,11 +80,11 @@ class EncoderEmbedder:
       self.min_similarity = read_min_similarity(path)
     except (FileNotFoundError, ValueError) as error:
       raise UsageError(f"embedder {folder}: {error}") from error
+    self.fingerprint = self._hash()
     self._cache: collections.OrderedDict[str, TextEncoding] = collections.OrderedDict()
 
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """Hash of the weights in the type that they are used in, the tokenizer and WEIGHTS."""
+  def _hash(self) -> str:
+    """Returns the hash of the weights in the type that they are used in, the tokenizer and WEIGHTS."""
     parts = [checksums(self._params), self._tokenizer.fingerprint, WEIGHTS, self._config.max_tokens]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     return f"encoder-{digest.hexdigest()[:16]}"
@@ -111,12 +111,7 @@ class EncoderEmbedder:
     if not rows or not columns:
       return np.zeros((len(rows), len(columns)), np.float32)
     dense = np.stack([row.dense for row in rows]) @ np.stack([c.dense for c in columns]).T
-    lexical = np.array(
-      [
-        [_lexical_similarity(row, c, dense[i, j]) for j, c in enumerate(columns)]
-        for i, row in enumerate(rows)
-      ]
-    )
+    lexical = _lexical_similarities(rows, columns, otherwise=dense)
     total = DENSE * dense + LEXICAL * lexical + VECTORS * _vector_similarities(rows, columns)
     return np.clip(total, -1, 1).astype(np.float32)
 
@@ -180,11 +175,24 @@ def _weights(row: Sequence[int], weights: Float[np.ndarray, "T"]) -> dict[int, f
   return {token: weight / length for token, weight in largest.items()}
 
 
-def _lexical_similarity(query: TextEncoding, candidate: TextEncoding, otherwise: float) -> float:
-  if not query.lexical or not candidate.lexical:
-    return float(otherwise)
-  shared = query.lexical.keys() & candidate.lexical.keys()
-  return sum(query.lexical[token] * candidate.lexical[token] for token in shared)
+def _lexical_similarities(
+  queries: Sequence[TextEncoding],
+  candidates: Sequence[TextEncoding],
+  otherwise: Float[np.ndarray, "Q C"],
+) -> Float[np.ndarray, "Q C"]:
+  tokens = sorted({token for text in (*queries, *candidates) for token in text.lexical})
+  columns = {token: column for column, token in enumerate(tokens)}
+
+  def matrix(texts: Sequence[TextEncoding]) -> csr_array:
+    lengths = [len(text.lexical) for text in texts]
+    of_token = np.array([columns[token] for text in texts for token in text.lexical], np.int32)
+    weights = [weight for text in texts for weight in text.lexical.values()]
+    shape = (len(texts), max(len(columns), 1))
+    return csr_array((weights, of_token, np.cumsum([0, *lengths])), shape, dtype=np.float32)
+
+  products = (matrix(queries) @ matrix(candidates).T).toarray()
+  have = [np.array([bool(text.lexical) for text in texts]) for texts in (queries, candidates)]
+  return np.where(np.logical_and.outer(*have), products, otherwise)
 
 
 def _vector_similarities(

@@ -13,7 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from spatial_vlm.model.attention import Prefixes
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.rollout.prefix_cache import PrefixCache, Text
 from spatial_vlm.rollout.sampler import (
   Completions,
   SamplingSettings,
@@ -35,6 +37,8 @@ class Requests:
   """Their images."""
   systems: Sequence[str]
   """Their system turns; empty: a question has none."""
+  prefixes: Sequence[Text] = ()
+  """Tokens that come before `prompts`, which hold the rest; () where a prompt is whole. None given: all are."""
 
 
 class Engine(Protocol):
@@ -65,6 +69,7 @@ class CompiledEngine:
     forbidden_tokens: ids that are never sampled.
     mesh: devices that sample; weights are sharded by heads and hidden units there.
     to_rollout_weights: published weights -> all parameters in the computation's type, over `mesh`.
+    prefix_cache: answers requests with prefixes; None: all prompts are whole.
   """
 
   def __init__(
@@ -73,37 +78,52 @@ class CompiledEngine:
     forbidden_tokens: Bool[Array | np.ndarray, "V"],
     mesh: Mesh,
     to_rollout_weights: Callable[[Params], Params],
+    prefix_cache: PrefixCache | None = None,
   ):
     self.model, self.forbidden_tokens, self.mesh = model, forbidden_tokens, mesh
+    self._prefix_cache = prefix_cache
     self._to_rollout_weights = to_rollout_weights
     self._weights: Params | None = None
 
   def publish(self, weights: Params) -> None:
     """Copies the weights to the sampling mesh."""
+    self.release()
     self._weights = self._to_rollout_weights(weights)
 
   def generate(
     self, requests: Requests, key: PRNGKeyArray, sampling: SamplingSettings
   ) -> Completions:
-    """Raises RuntimeError where no weights are published."""
+    """Raises RuntimeError where no weights are published, ValueError for prefixes that the cache cannot hold."""
     with jax.set_mesh(self.mesh):
       return generate(
         self._published(),
         requests.prompts,
         key,
         self.forbidden_tokens,
+        self._prefixes(requests),
         model=self.model,
         sampling=sampling,
       )
 
   def first_token_logits(self, requests: Requests) -> Float[Array, "B V"]:
-    """Returns the logits of the first token of every completion; raises RuntimeError where no weights are published."""
+    """Returns the logits of the first token of every completion; raises as `generate`."""
     with jax.set_mesh(self.mesh):
-      return first_token_logits(self._published(), requests.prompts, model=self.model)
+      prefixes = self._prefixes(requests)
+      return first_token_logits(self._published(), requests.prompts, prefixes, model=self.model)
 
   def release(self) -> None:
-    """Drops the copy of the weights."""
+    """Drops the copy of the weights, and what was computed with them."""
     self._weights = None
+    if self._prefix_cache is not None:
+      self._prefix_cache.clear()
+
+  def _prefixes(self, requests: Requests) -> Prefixes | None:
+    """Returns the prefixes of the prompts; None where all are whole, so that their program is the same as ever."""
+    if not any(requests.prefixes):
+      return None
+    if self._prefix_cache is None:
+      raise ValueError("the requests have prefixes and the engine has no prefix_cache; give it one")
+    return self._prefix_cache.prefixes(self._published(), requests.prefixes)
 
   def _published(self) -> Params:
     if self._weights is None:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from spatial_vlm.model import qwen3_vl
+from spatial_vlm.model.attention import Prefixes
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.token_logprobs import ban
 from spatial_vlm.types import Params, Prompts
@@ -80,17 +81,18 @@ def generate(
   prompts: Prompts,
   key: PRNGKeyArray,
   forbidden_tokens: Bool[Array | np.ndarray, "V"],
+  prefixes: Prefixes | None = None,
   *,
   model: ModelConfig,
   sampling: SamplingSettings,
 ) -> Completions:
-  """Samples `group_size` completions of at most `max_new_tokens` tokens for every prompt.
+  """Samples `group_size` completions of at most `max_new_tokens` tokens for every prompt, after its prefix if any.
 
   `forbidden_tokens` are never sampled. A prompt is read once; its completions share the cache. Rows that have ended
   produce `pad`; the loop stops when all rows have ended.
   """
   group_size, max_new_tokens, pad = sampling.group_size, sampling.max_new_tokens, sampling.pad
-  logits, cache = qwen3_vl.prefill(params, model, prompts)
+  logits, cache = qwen3_vl.prefill(params, model, prompts, prefixes)
   logits = jnp.repeat(logits, group_size, axis=0)
   keys = sample_keys(key, prompts.ids, group_size)
   rows = logits.shape[0]
@@ -127,10 +129,10 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames="model")
 def first_token_logits(
-  params: Params, prompts: Prompts, *, model: ModelConfig
+  params: Params, prompts: Prompts, prefixes: Prefixes | None = None, *, model: ModelConfig
 ) -> Float[Array, "B V"]:
-  """Returns the logits of the token after each prompt."""
-  return qwen3_vl.prefill(params, model, prompts)[0]
+  """Returns the logits of the token after each prompt, which follows its prefix if any."""
+  return qwen3_vl.prefill(params, model, prompts, prefixes)[0]
 
 
 TOKENS = "tokens"

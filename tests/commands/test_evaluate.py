@@ -14,6 +14,7 @@ from spatial_vlm.inference import generation
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import collate, encode_question, prompt_format
 from spatial_vlm.model import qwen3_vl
+from spatial_vlm.reuse.vector_index import VectorIndex
 from spatial_vlm.tasks.statements import question
 
 FIELDS = [
@@ -107,7 +108,7 @@ def test_zero_shot_takes_the_likelier_first_word(finished, scenes_folder, taught
 
 
 def test_reuse_names_what_it_recalled_and_asks_for_the_short_form(finished, extracted):
-  handbook = json.loads((extracted / "index" / "index.json").read_text())["handbook"]["behaviors"]
+  handbook = VectorIndex.load(extracted / "index").attributes["handbook"]["behaviors"]
   names = {behavior["name"] for behavior in handbook}
   stored = predictions(finished["reuse"][0])
   recalled = [p for p in stored if p.retrieved]

@@ -96,6 +96,7 @@ def test_equal_texts_have_similarity_one(embedder):
   found = embedder.similarities(TEXTS, TEXTS)
   np.testing.assert_allclose(np.diag(found), 1, atol=1e-5)
   assert (np.abs(found) <= 1).all() and found[0, 2] < 0.99
+  assert embedder.similarities(["", "ж"], [""]).shape == (2, 1)  # no lexical weights at all
   assert embedder.similarities([], TEXTS).shape == (0, 6)
   assert embedder.similarities(TEXTS, []).shape == (6, 0)
 

@@ -2,10 +2,7 @@
 
 import dataclasses
 import hashlib
-import json
-import subprocess
-import sys
-import types
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +10,12 @@ import pytest
 from spatial_vlm.reuse.behaviors import Behavior, Handbook, HandbookError
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.vector_files import IndexFileError
+from spatial_vlm.reuse.vector_index import VectorIndex
+
+
+def _unit(row):
+  return row / np.linalg.norm(row)
 
 
 class RandomEmbedder:
@@ -28,6 +31,9 @@ class RandomEmbedder:
   def embed(self, texts):
     self.calls += texts
     return np.stack([self._row(text) for text in texts]) if texts else np.zeros((0, self.width))
+
+  def similarities(self, queries, candidates):
+    return np.stack([*map(self._row, queries)]) @ np.stack([*map(self._row, candidates)]).T
 
   def _row(self, text):
     if text in self.broken:
@@ -98,17 +104,30 @@ def test_min_similarity_of_one_asks_for_known_questions():
   assert [len(matches) for matches in found] == [1] * 50 + [0]
 
 
-def test_padding_of_a_short_result_is_no_behavior(monkeypatch):
-  """ScaNN fills a short row with index 0 and a distance of NaN."""
-  index = index_of([behavior("a"), behavior("b"), behavior("c")])
+def test_a_behavior_counts_once_and_none_is_missed():
+  """Many questions of one behavior are nearer than the only question of another."""
+  many = tuple(f"m{i}" for i in range(60))
+  center = RandomEmbedder()._row("center")
+  near = {q: _unit(center + 0.01 * RandomEmbedder()._row(q)) for q in many}
+  index = index_of(
+    [behavior("many", many), behavior("b"), behavior("c")], RandomEmbedder(broken=near)
+  )
+  (found,) = index.search(["m0"], 3)
+  assert {b.name for b, _ in found} == {"behavior_many", "behavior_b", "behavior_c"}
 
-  class Searcher:
-    def search_batched(self, queries, final_num_neighbors):
-      return np.array([[2, 0, 0]], np.uint32), np.array([[0.5, np.nan, np.nan]], np.float32)
 
-  monkeypatch.setattr(index, "_searcher", Searcher)
-  ((match,),) = index.search(["q"], 3)
-  assert match == (index.handbook["behavior_c"], 0.5)
+def test_the_embedders_final_similarity_orders_and_decides():
+  class Hybrid(RandomEmbedder):
+    def similarities(self, queries, candidates):
+      final = {"The X is a the Y.": 0.2, "The X is b the Y.": 0.9, "The X is c the Y.": 0.5}
+      return np.array([[final[c] for c in candidates] for _ in queries], np.float32)
+
+  index = index_of([behavior("a"), behavior("b"), behavior("c")], Hybrid(), min_similarity=0.3)
+  for matches in index.search(["q", "r", "q"], 3):
+    assert [(b.name, s) for b, s in matches] == [
+      ("behavior_b", pytest.approx(0.9)),
+      ("behavior_c", pytest.approx(0.5)),
+    ]
 
 
 def test_a_known_question_is_not_embedded_again():
@@ -195,72 +214,50 @@ def test_an_empty_index_is_saved_and_grows(tmp_path):
 
 def test_another_embedder_is_refused(tmp_path):
   index_of([behavior("a")]).save(tmp_path)
-  with pytest.raises(HandbookError, match="index.json.*random-24.*random-8"):
+  with pytest.raises(HandbookError, match="random-24.*random-8"):
     BehaviorIndex.load(tmp_path, RandomEmbedder(width=8))
 
 
-@pytest.mark.parametrize(
-  ("change", "message"),
-  [
-    (lambda d: d.pop("min_similarity"), "index.json: expected the fields"),
-    (lambda d: d.update(min_similarity="0.5"), "index.json: min_similarity: expected float"),
-    (
-      lambda d: d["handbook"]["behaviors"][0].update(name="a"),
-      r"handbook: behaviors\[0\]: name 'a'",
-    ),
-    (
-      lambda d: d["handbook"]["behaviors"][0]["questions"].append("more"),
-      "2 vectors for 3 questions",
-    ),
-  ],
-)
-def test_a_damaged_index_is_named_with_the_place(tmp_path, change, message):
-  index_of([behavior("a"), behavior("b")]).save(tmp_path)
-  data = json.loads((tmp_path / "index.json").read_text())
-  change(data)
-  (tmp_path / "index.json").write_text(json.dumps(data))
-  with pytest.raises(HandbookError, match=message):
+def test_an_index_of_something_else_is_refused(tmp_path):
+  VectorIndex(24).save(tmp_path, {"embedder": "random-24"})
+  with pytest.raises(HandbookError, match="min_similarity: expected float, found None"):
     BehaviorIndex.load(tmp_path, RandomEmbedder())
 
 
-def test_vectors_of_another_save_are_refused(tmp_path):
-  index_of([behavior("b")]).save(tmp_path)
-  other = (tmp_path / "vectors.npy").read_bytes()
-  index_of([behavior("a")]).save(tmp_path)
-  (tmp_path / "vectors.npy").write_bytes(other)
-  with pytest.raises(HandbookError, match="vectors.npy"):
+def test_a_damaged_handbook_is_named_with_the_place(tmp_path):
+  handbook = index_of([behavior("a")]).handbook.to_json()
+  handbook["behaviors"][0]["name"] = "a"
+  attributes = {"embedder": "random-24", "min_similarity": 0.0, "handbook": handbook}
+  VectorIndex(24).save(tmp_path, attributes)
+  with pytest.raises(HandbookError, match=r"handbook: behaviors\[0\]: name 'a'"):
     BehaviorIndex.load(tmp_path, RandomEmbedder())
 
 
-def test_without_scann_the_error_says_what_to_install(monkeypatch):
-  monkeypatch.setitem(sys.modules, "scann", None)
-  with pytest.raises(ImportError, match=r"spatial-vlm\[reuse\]"):
-    index_of([behavior("a")]).search(["q"], 1)
-
-
-@pytest.mark.parametrize("loaded_before", ["", "import tensorflow"])
-def test_a_failing_tensorflow_does_not_matter(tmp_path, loaded_before):
-  """ScaNN imports TensorFlow if installed, and works with only one version of it."""
-  (tmp_path / "tensorflow.py").write_text("loaded = True\n")
-  code = f"""
-import sys
-sys.path.insert(0, {str(tmp_path)!r})
-{loaded_before}
-from spatial_vlm.reuse.index import _import_scann
-scann = _import_scann()
-assert scann.scann_ops_pybind.builder
-import tensorflow  # is not lost
-assert tensorflow.loaded
-"""
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-
-
-def test_a_loaded_tensorflow_stays(monkeypatch):
-  tensorflow = types.ModuleType("tensorflow")
-  monkeypatch.setitem(sys.modules, "tensorflow", tensorflow)
-  index_of([behavior("a")]).search(["q"], 1)
-  assert sys.modules["tensorflow"] is tensorflow
+@pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.98])
+def test_handbook_and_vectors_are_of_one_save(tmp_path, share):
+  """Any file omitted (None) or cut: the save before, this save, or an error that names the folder."""
+  index = index_of([behavior("a"), behavior("b")])
+  index.save(tmp_path / "whole")
+  old = index.handbook
+  index.upsert([behavior("b", ("another question",)), behavior("c")])
+  index.save(tmp_path / "whole")
+  for path in sorted((tmp_path / "whole").iterdir()):
+    folder = tmp_path / path.name
+    shutil.copytree(tmp_path / "whole", folder)
+    content = path.read_bytes()
+    (folder / path.name).unlink()
+    if share is not None:
+      (folder / path.name).write_bytes(content[: int(share * len(content))])
+    embedder = RandomEmbedder()
+    try:
+      loaded = BehaviorIndex.load(folder, embedder)
+    except IndexFileError as error:
+      assert str(folder) in str(error)
+      continue
+    assert loaded.handbook in (old, index.handbook)
+    assert embedder.calls == []  # every question of the handbook has its vector
+    kept = {q for b in loaded.handbook.behaviors for q in b.questions}
+    assert set(loaded._vectors.ids) == kept
 
 
 def test_the_handbook_cannot_be_changed_without_the_index():
