@@ -58,7 +58,7 @@ FOLDERS = {
     *("behavior", "duplicates", "behaviors", "relation_keys", "masking"),
     *("solutions", "reasoning", "extraction"),
     *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
-    *("teacher_extraction", "extractors", "review_file"),
+    *("stated_comparisons", "teacher_extraction", "extractors", "review_file"),
     *("searchers", "vector_files", "vector_index", "index", "index_folder", "retrieval"),
   ),
   "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
