@@ -52,7 +52,7 @@ FOLDERS = {
     *("box_drawing", "figures"),
   ),
   "tasks": ("task", "statements"),
-  "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
+  "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
     *("behavior", "duplicates", "behaviors", "relation_keys", "masking"),
@@ -98,7 +98,7 @@ FOLDERS = {
   ),
   "benchmark": (
     *("row", "measure", "limits", "inputs", "weights", "subject", "correctness"),
-    *("inference_rows", "training_rows", "dapo_rows", "against_transformers"),
+    *("inference_rows", "prefix_rows", "training_rows", "dapo_rows", "against_transformers"),
     *("measurements", "results"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
