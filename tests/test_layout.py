@@ -49,20 +49,22 @@ FOLDERS = {
   "data/scenes": ("render", "scene_layout", "source", "writing"),
   "evaluation": (
     *("predictions", "statistics", "boxes", "scores", "results", "results_report"),
-    *("box_drawing", "figures"),
+    *("box_drawing", "figures", "reuse_comparison"),
   ),
   "tasks": ("task", "statements"),
-  "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
+  "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
     *("behavior", "duplicates", "behaviors", "relation_keys", "masking"),
     *("solutions", "reasoning", "extraction"),
     *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
-    *("teacher_extraction", "extractors", "review_file"),
-    *("searchers", "vector_files", "vector_index", "index", "index_folder", "retrieval"),
-    *("paraphrases", "recall_report"),
+    *("stated_comparisons", "teacher_extraction", "extractors", "review_file"),
+    *("searchers", "vector_files", "vector_index", "index", "index_folder"),
+    *("retrieval", "choosers", "paraphrases", "recall_report"),
   ),
-  "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
+  "inference": (
+    *("policy", "loading", "questions", "comparison_arms", "generation", "stored_answers"),
+  ),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
     *("scene_teacher", "scene_conversations", "chain_file"),
@@ -99,7 +101,7 @@ FOLDERS = {
   ),
   "benchmark": (
     *("row", "measure", "limits", "inputs", "weights", "subject", "correctness"),
-    *("inference_rows", "training_rows", "dapo_rows", "against_transformers"),
+    *("inference_rows", "prefix_rows", "training_rows", "dapo_rows", "against_transformers"),
     *("measurements", "results"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
