@@ -3,6 +3,7 @@
 import io
 import sys
 
+import numpy as np
 import pytest
 import transformers
 from etils import epath
@@ -10,6 +11,7 @@ from etils import epath
 from spatial_vlm.model.xlm_roberta import XlmRobertaConfig
 from spatial_vlm.processor import sentencepiece
 from spatial_vlm.processor.encoder_tokenizer import load_encoder_tokenizer
+from spatial_vlm.reuse import searchers
 
 CONFIG = XlmRobertaConfig.small(
   vocab_size=262, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
@@ -126,6 +128,15 @@ def test_tensorflow_leaves_the_gpu_to_jax(tokenizer):
   import tensorflow
 
   assert tensorflow.config.get_visible_devices("GPU") == []
+
+
+def test_scann_loads_beside_tensorflow_text(tokenizer):
+  searcher = searchers.import_scann().scann_ops_pybind.builder(
+    np.eye(4, dtype=np.float32), 1, "dot_product"
+  )
+  found, _ = searcher.score_brute_force().build().search(np.eye(4, dtype=np.float32)[2])
+  assert found.tolist() == [2]
+  assert tokenizer.encode(["the"], 9)
 
 
 def test_another_vocabulary_is_refused(folder):
