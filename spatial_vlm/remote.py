@@ -28,6 +28,19 @@ def is_remote(path: epath.PathLike) -> bool:
   return "://" in os.fspath(path)
 
 
+def write_whole(path: epath.Path, text: str) -> None:
+  """Writes a file that is never half written: readers find the old text or the new one.
+
+  Object stores replace whole objects. On a disk the text goes to a second file, which then replaces the first.
+  """
+  if is_remote(path):
+    path.write_text(text)
+    return
+  written = path.with_name(f".{path.name}.new")
+  written.write_text(text)
+  written.replace(path)
+
+
 def check_installed(values: Iterable[object]) -> None:
   """Raises UsageError if a value names a gs:// address and the extra `gcs` is not installed."""
   named = next((text for value in values if _GCS in (text := str(value))), None)

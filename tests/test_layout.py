@@ -49,21 +49,26 @@ FOLDERS = {
   "data/scenes": ("render", "scene_layout", "source", "writing"),
   "evaluation": (
     *("predictions", "statistics", "boxes", "scores", "results", "results_report"),
-    *("box_drawing", "figures"),
+    *("box_drawing", "figures", "reuse_comparison"),
   ),
   "tasks": ("task", "statements"),
-  "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
+  "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
-    *("behaviors", "relation_keys", "masking", "solutions", "reasoning", "extraction"),
-    *("encoder_embedder", "embedder", "searchers", "vector_files", "vector_index", "index"),
-    "retrieval",
+    *("behavior", "duplicates", "behaviors", "relation_keys", "masking"),
+    *("solutions", "reasoning", "extraction"),
+    *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
+    *("stated_comparisons", "teacher_extraction", "extractors", "review_file"),
+    *("searchers", "vector_files", "vector_index", "index", "index_folder"),
+    *("retrieval", "choosers"),
   ),
-  "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
+  "inference": (
+    *("policy", "loading", "questions", "comparison_arms", "generation", "stored_answers"),
+  ),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
-    *("scene_teacher", "scene_conversations"),
-    *("teachers", "verify", "local", "run", "teacher_table", "setup"),
+    *("scene_teacher", "scene_conversations", "chain_file"),
+    *("teachers", "verify", "local", "run", "teacher_table", "setup", "text_teacher"),
   ),
   "synthesis/teachers": (
     "wire",
@@ -83,10 +88,10 @@ FOLDERS = {
   ),
   "synthesis/run": (
     *("questions", "journal", "ledger", "limiter", "progress", "requests", "batch_requests"),
-    *("estimate", "results"),
+    *("text_answers", "estimate", "results"),
   ),
   "train": (
-    *("update", "trained_weights", "run", "sft", "sft_data", "behavior_data"),
+    *("update", "trained_weights", "run", "sft", "sft_data", "chain_sources", "behavior_data"),
     *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
   ),
   "planning": (
@@ -96,7 +101,7 @@ FOLDERS = {
   ),
   "benchmark": (
     *("row", "measure", "limits", "inputs", "weights", "subject", "correctness"),
-    *("inference_rows", "training_rows", "dapo_rows", "against_transformers"),
+    *("inference_rows", "prefix_rows", "training_rows", "dapo_rows", "against_transformers"),
     *("measurements", "results"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),

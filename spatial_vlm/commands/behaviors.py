@@ -1,104 +1,186 @@
-"""Distil a policy's correct answers into named behaviors, and index them for retrieval.
+"""Distil correct chains into named behaviors, and index them for retrieval.
 
-The policy answers training records in full chains. Chains that are right and whose numbers agree are verified;
-procedures that many of them share become behaviors (WORKDIR/index, searched by ScaNN). WORKDIR/conversations.jsonl
-contains the same verified answers, most of them in the short form that cites its behavior: `sft` trains on them.
-After an interruption, the same command resumes with the first batch of answers that is missing.
+The policy answers training records in full chains. With --config.chains, a file of chains that `synthesize` wrote takes
+their place, and neither policy nor images are needed. Chains that are right and whose numbers agree are verified.
+--config.extractor says how behaviors are made of them: from the comparison that they end in (pattern), from similar
+reasonings (clusters), or by a teacher that reflects on each (teacher).
+
+Writes WORKDIR/index (searched by ScaNN), behaviors.yaml (the handbook, to read and edit) and conversations.jsonl (the
+verified chains, most of them in the short form that cites its behavior: `sft` trains on them). To review the handbook,
+edit behaviors.yaml and start the same command with --config.review=WORKDIR/behaviors.yaml: the index is then made from
+the edited file. After an interruption, the same command resumes: answers of the policy and of a teacher are stored.
 
   spatial-vlm behaviors --config configs/behaviors.py:tiny --workdir runs/behaviors
+  spatial-vlm behaviors --config configs/behaviors.py:chains --config.chains=runs/synthesize/chains.jsonl \\
+    --config.evaluation=vsr/test.jsonl --workdir runs/behaviors
 """
+
+import contextlib
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from spatial_vlm import sharding
+from spatial_vlm import answers
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
 from spatial_vlm.data import conversations
-from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation.results import read_recalls
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.inference.generation import (
-  BatchGenerator,
-  QuestionEncoder,
-  check_batch,
-  inference_engine,
-  parsed_verdicts,
-)
-from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
-from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers
+from spatial_vlm.remote import write_whole
+from spatial_vlm.reuse import review_file
+from spatial_vlm.reuse.behavior import Behavior
 from spatial_vlm.reuse.behaviors import Handbook
-from spatial_vlm.reuse.embedder import LexicalEmbedder
-from spatial_vlm.reuse.extraction import extract_behaviors
+from spatial_vlm.reuse.embedder import Embedder, load_embedder
+from spatial_vlm.reuse.extractor import ExtractionSettings
+from spatial_vlm.reuse.extractors import extract, find_extractor
 from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.index_folder import save_index
 from spatial_vlm.reuse.solutions import Solution
+from spatial_vlm.synthesis.text_teacher import check_text_teacher, open_text_teacher
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train.behavior_data import training_examples
+from spatial_vlm.train.chain_sources import chains_of_file, chains_of_policy, split_name
 
 HELD_OUT = ("validation", "val", "dev", "test")
 """Splits that no behavior may come from."""
 HARMLESS = (
-  *("min_support", "max_entries", "max_handbook_tokens", "behavior_tokens", "min_similarity"),
-  *("recalls", "full_share", "in_flight", "mesh.*"),
+  *("evaluation", "extractor", "min_support", "*_similarity", "max_entries", "max_handbook_tokens"),
+  *("max_instruction_tokens", "behavior_tokens", "embedder", "review", "recalls", "full_share"),
+  *("in_flight", "mesh.*", "ask.*"),
 )
 """Settings that may change between two starts: the answers do not depend on them, and everything else is made again."""
+REVIEW_FILE = "behaviors.yaml"
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
-    data, task = config.data, find_task(config.task)
-    source = task.read(data.records, data.images, None, data.max_bad_share)
-    examples = Take(source, config.limit or len(source))
-    mesh = sharding.make_mesh(config.mesh)
-    check_batch(config, mesh)
-    policy = load_policy(config.checkpoint, mesh)
+    task = find_task(config.task)
+    embedder = load_embedder(config.embedder)
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
-    index = BehaviorIndex(handbook, LexicalEmbedder(), config.min_similarity)
+    min_similarity = config.min_similarity
+    index = BehaviorIndex(
+      handbook, embedder, embedder.min_similarity if min_similarity is None else min_similarity
+    )
     recalls = read_recalls(config.recalls)
+    source = (chains_of_file if config.chains else chains_of_policy)(config, task, workdir)
+    reviewed = reviewed_behaviors(config, workdir, source.count_tokens)
     snapshot(config, workdir, HARMLESS)
-  format = prompt_format(config.prompt_shapes, policy.dtype)
-  encode = QuestionEncoder(policy.processor, format, QuestionBuilder(task, "chain"))
-  engine = inference_engine(policy, mesh)
-  generator = BatchGenerator(policy, engine, encode, config.max_new_tokens, parsed_verdicts)
-  store = AnswerStore.from_config(workdir, config)
-  predictions = stored_answers(store, generator, examples, "full chains")
-  split = epath.Path(data.records).stem
-  solutions = [
-    Solution(f"{split}:{p.id}", p.caption, p.relation, None, None, p.text, p.label)
-    for p in predictions
-  ]
-  count_tokens = lambda text: len(policy.processor.encode_text(text))  # noqa: E731
-  index.upsert(extract_behaviors(solutions, count_tokens, config.min_support), recalls)
+  solutions, images = source.read()
+  if reviewed is None:
+    found = extracted(config, workdir, solutions, source.count_tokens, embedder)
+    index.upsert(found, recalls)
+  else:
+    found = reviewed
+    index.upsert(found)
   if not index.handbook:
     raise UsageError(
       f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy "
-      "that answers more of them right, more records, or a lower min_support"
+      "that answers more of them right, more records, a lower min_support or another extractor"
     )
-  index.save(workdir / "index")
+  save_index(index, workdir / "index", config.embedder)
+  kept = index.handbook.behaviors
+  if reviewed is None:
+    write_whole(workdir / REVIEW_FILE, review_file.render(kept, reasonings(solutions, kept)))
   questions = QuestionBuilder(task, "chain", Recall(index, config.behavior_tokens))
-  images = [source.image_name(p.id) for p in predictions]
   rows = training_examples(questions, solutions, images, config.full_share)
   conversations.write(workdir / "conversations.jsonl", rows)
-  for behavior in index.handbook.behaviors:
-    print(f"{behavior.line}  [{len(behavior.provenance)} chains]")
+  if len(found) > len(kept):
+    print(f"merged or dropped by the limits on the handbook: {len(found) - len(kept)} behaviors")
+  for behavior in kept:
+    print(f"{behavior.line}  [chains: {len(behavior.provenance)}]")
   print(
-    f"{len(rows)} verified answers of {len(predictions)} are in {workdir / 'conversations.jsonl'}"
+    f"{len(rows)} verified answers of {len(solutions)} are in {workdir / 'conversations.jsonl'}"
   )
+
+
+def reviewed_behaviors(
+  config: Config, workdir: epath.Path, count_tokens: Callable[[str], int]
+) -> list[Behavior] | None:
+  """Returns the behaviors of the file `review`; None without one.
+
+  Raises UsageError for behaviors that are too long, and where an edited file would be overwritten; LeakError for
+  behaviors from held-out splits.
+  """
+  if config.review:
+    behaviors = review_file.read(config.review, count_tokens)
+    most = config.max_instruction_tokens
+    if long := [f"{b.name} has {b.tokens}" for b in behaviors if b.tokens > most]:
+      raise UsageError(
+        f"{config.review}: {', '.join(long)} tokens, more than max_instruction_tokens={most}; shorten the instruction"
+      )
+    Handbook(len(behaviors), sum(b.tokens for b in behaviors), tuple(behaviors)).refuse_leaks(
+      HELD_OUT
+    )
+    return behaviors
+  file = workdir / REVIEW_FILE
+  if file.exists() and review_file.is_edited(file.read_text()):
+    raise UsageError(
+      f"{file} was edited and would be overwritten; use it with --config.review={file}, or move it away"
+    )
+  return None
+
+
+def extracted(
+  config: Config,
+  workdir: epath.Path,
+  solutions: Sequence[Solution],
+  count_tokens: Callable[[str], int],
+  embedder: Embedder,
+) -> list[Behavior]:
+  """Extracts behaviors, with a teacher if the extractor asks one, and prints what could not be used."""
+  with contextlib.ExitStack() as stack:
+    asks = config.extractor == "teacher"
+    settings = ExtractionSettings(
+      count_tokens,
+      config.min_support,
+      config.max_instruction_tokens,
+      embedder,
+      config.cluster_similarity,
+      config.duplicate_similarity,
+      config.ask.chains_per_relation,
+      stack.enter_context(open_text_teacher(config.ask, workdir / "journal")) if asks else None,
+    )
+    found = extract(find_extractor(config.extractor), solutions, settings)
+  for reason, count in settings.refused.most_common():
+    if count:
+      print(f"not used: {count} ({reason})")
+  return found
+
+
+def reasonings(solutions: Sequence[Solution], behaviors: Sequence[Behavior]) -> dict[str, str]:
+  """Returns record → Reasoning of the chains that behaviors come from."""
+  sources = {record for behavior in behaviors for record in behavior.provenance}
+  parsed = {s.record: answers.STATEMENT.parse(s.text) for s in solutions if s.record in sources}
+  return {
+    record: answer.steps["reasoning"]
+    for record, answer in parsed.items()
+    if answer is not None and answer.form == "chain"
+  }
 
 
 def check(config: Config) -> None:
   """Raises UsageError for a config of another command, and for settings out of their range."""
   check_algorithm(config, "behaviors")
   find_task(config.task)
+  find_extractor(config.extractor)
   check_positive(config, "batch_size", "in_flight", "max_new_tokens", "min_support")
-  if epath.Path(config.data.records).stem in HELD_OUT:
-    raise UsageError(
-      f"data.records is {config.data.records}, a split to measure on; behaviors come from training records"
-    )
-  if not 0 <= config.full_share <= 1:
-    raise UsageError(f"full_share is {config.full_share}; it is a share, from 0 to 1")
+  check_positive(config, "max_instruction_tokens")
+  check_positive(config.ask, "chains_per_relation")
+  if config.extractor == "teacher":
+    check_text_teacher(config.ask)
+  for name, split in (
+    ("data.split", split_name(config)),
+    ("chains", epath.Path(config.chains).stem),
+  ):
+    if split in HELD_OUT:
+      raise UsageError(
+        f"{name} is {split!r}, a split to measure on; behaviors come from training records"
+      )
+  for name in ("full_share", "cluster_similarity", "duplicate_similarity"):
+    if not 0 <= config[name] <= 1:
+      raise UsageError(f"{name} is {config[name]}; it is a share, from 0 to 1")
 
 
 COMMAND = Command("behaviors", run, check=check)

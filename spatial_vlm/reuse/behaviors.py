@@ -1,4 +1,4 @@
-"""Behaviors (named one-line procedures) and the handbook that collects them.
+"""The handbook that collects behaviors.
 
 A behavior is extracted from training records only and stores which, so that a handbook which contains evaluation
 records can be refused.
@@ -6,18 +6,17 @@ records can be refused.
 
 import dataclasses
 import json
-import math
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Self
 
 from etils import epath
 
 from spatial_vlm.evaluation.results import RecallCount
+from spatial_vlm.reuse.behavior import Behavior
+from spatial_vlm.reuse.duplicates import distinct, within_limits
 
 VERSION = 2
-_NAME = re.compile(r"behavior_[a-z0-9_]+")
 _FIELDS = {
   "name": str,
   "instruction": str,
@@ -40,89 +39,6 @@ class LeakError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Behavior:
-  """A procedure that the policy used in many correct answers.
-
-  Raises ValueError when a field cannot be used. A behavior without provenance is refused, because nothing could show
-  that it is free of evaluation records.
-  """
-
-  name: str
-  """`behavior_` and lower-case letters, digits and underscores; the short answer cites it."""
-  instruction: str
-  """The procedure, on one line."""
-  relation: str
-  """Key of the relation that it decides ("left of"); "" where the questions state none that is known."""
-  questions: tuple[str, ...]
-  """Object-masked questions that the behavior answers ("The X is left of the Y.")."""
-  provenance: tuple[str, ...]
-  """Training records, written `SPLIT:ID`, from whose chains the behavior was extracted."""
-  tokens: int
-  """Length of `line`, in tokens of the policy that reads it."""
-  recalls: int = 0
-  """Number of times that `evaluate` recalled the behavior (see `Handbook.upsert`)."""
-  successes: int = 0
-  """Number of these recalls that were answered right."""
-  saved_tokens: float = 0.0
-  """Mean number of generated tokens that a recall saves: measured by `evaluate`, or else estimated from the chains."""
-
-  def __post_init__(self):
-    if not _NAME.fullmatch(self.name):
-      raise ValueError(
-        f"name {self.name!r} does not match {_NAME.pattern!r}; write it as behavior_left_of"
-      )
-    if not self.instruction.strip() or "\n" in self.instruction:
-      raise ValueError(f"instruction {self.instruction!r} of {self.name} must be one line of text")
-    if not self.questions or not all(self.questions):
-      raise ValueError(f"{self.name} answers no question; give at least one object-masked question")
-    if not self.provenance or not all(":" in record for record in self.provenance):
-      raise ValueError(
-        f"provenance of {self.name} must list records as 'SPLIT:ID'; got {self.provenance[:3]}"
-      )
-    if self.tokens < 1 or not 0 <= self.successes <= self.recalls:
-      raise ValueError(
-        f"{self.name} needs tokens ≥ 1 and 0 ≤ successes ≤ recalls; got tokens={self.tokens}, "
-        f"successes={self.successes}, recalls={self.recalls}"
-      )
-    if not math.isfinite(self.saved_tokens):
-      raise ValueError(f"saved_tokens of {self.name} is {self.saved_tokens}; it must be finite")
-
-  @property
-  def line(self) -> str:
-    """The text that a question carries."""
-    return f"{self.name}: {self.instruction}"
-
-  @property
-  def utility(self) -> float:
-    """Generated tokens saved in right answers: recalls × success rate × saved tokens; 0 without a recall."""
-    return self.successes * self.saved_tokens
-
-  @property
-  def rank(self) -> tuple[float, bool, int, int]:
-    """Order in which behaviors are kept: by utility, then by support, then the shortest.
-
-    A behavior that was never recalled stands below those that proved useful and above those whose recalls saved
-    nothing, answered nothing right or made answers longer.
-    """
-    return self.utility, not self.recalls, len(self.provenance), -self.tokens
-
-  def with_recalls(self, count: RecallCount) -> Self:
-    """Returns the behavior with further recalls counted.
-
-    Measured saved tokens replace an estimate, and are averaged with those of earlier recalls.
-    """
-    saved = self.saved_tokens if count.saved_tokens is None else count.saved_tokens
-    recalls = self.recalls + count.recalls
-    total = self.recalls * self.saved_tokens + count.recalls * saved
-    return dataclasses.replace(
-      self,
-      recalls=recalls,
-      successes=self.successes + count.successes,
-      saved_tokens=total / recalls if recalls else saved,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Handbook:
   """Behaviors in the order in which they were added, within two limits; every change returns a new handbook.
 
@@ -141,7 +57,7 @@ class Handbook:
       raise ValueError(
         f"a handbook needs limits of at least 1; got max_entries={self.max_entries}, max_tokens={self.max_tokens}"
       )
-    kept = _within(_distinct(self.behaviors), self.max_entries, self.max_tokens)
+    kept = within_limits(distinct(self.behaviors), self.max_entries, self.max_tokens)
     object.__setattr__(self, "behaviors", kept)
 
   def __len__(self) -> int:
@@ -167,7 +83,7 @@ class Handbook:
     """
     counted = (
       b.with_recalls(recalls[b.name]) if b.name in recalls else b
-      for b in _distinct((*self.behaviors, *behaviors))
+      for b in distinct((*self.behaviors, *behaviors))
     )
     return dataclasses.replace(self, behaviors=tuple(counted))
 
@@ -236,77 +152,3 @@ def _check_fields(data: Any, fields: Mapping[str, type], place: str) -> None:
   for field, kind in fields.items():
     if type(data[field]) is not kind:
       raise HandbookError(f"{place}.{field}: expected {kind.__name__}, found {data[field]!r}")
-
-
-def _distinct(behaviors: Iterable[Behavior]) -> tuple[Behavior, ...]:
-  """Merges equal behaviors in the place of the first, in time linear in their number; names become unique."""
-  groups: list[list[Behavior]] = []
-  places: dict[tuple[str, ...], int] = {}  # key of a behavior → its group
-  for behavior in behaviors:
-    same = sorted({places[key] for key in _keys(behavior) if key in places})
-    place = same[0] if same else len(groups)
-    if not same:
-      groups.append([])
-    groups[place].append(behavior)
-    for other in same[1:]:
-      groups[place] += groups[other]
-      groups[other] = []
-    for member in groups[place] if same[1:] else [behavior]:
-      places.update(dict.fromkeys(_keys(member), place))
-  return _uniquely_named(_merge(group) for group in groups if group)
-
-
-def _keys(behavior: Behavior) -> Iterator[tuple[str, ...]]:
-  """Yields what makes two behaviors equal: the relation with the name, the instruction or a question."""
-  yield behavior.relation, "name", behavior.name
-  yield behavior.relation, "instruction", *_plain(behavior.instruction)
-  for question in behavior.questions:
-    yield behavior.relation, "question", question
-
-
-def _merge(group: Sequence[Behavior]) -> Behavior:
-  """Returns name and instruction of the behavior of highest rank, with everything else joined."""
-  if len(group) == 1:
-    return group[0]
-  best = max(group, key=lambda b: b.rank)
-  recalls = sum(b.recalls for b in group)
-  saved = sum(b.recalls * b.saved_tokens for b in group)
-  return dataclasses.replace(
-    best,
-    questions=tuple(dict.fromkeys(q for b in (best, *group) for q in b.questions)),
-    provenance=tuple(sorted({record for b in group for record in b.provenance})),
-    recalls=recalls,
-    successes=sum(b.successes for b in group),
-    saved_tokens=saved / recalls if recalls else best.saved_tokens,
-  )
-
-
-def _uniquely_named(behaviors: Iterable[Behavior]) -> tuple[Behavior, ...]:
-  """Numbers the names that behaviors of different relations share: behavior_a, behavior_a_2."""
-  named: dict[str, Behavior] = {}
-  for behavior in behaviors:
-    name, number = behavior.name, 1
-    while name in named:
-      number += 1
-      name = f"{behavior.name}_{number}"
-    named[name] = dataclasses.replace(behavior, name=name)
-  return tuple(named.values())
-
-
-def _plain(instruction: str) -> list[str]:
-  """Returns words and comparison signs, in order: "X < Y" and "Y < X" are different procedures."""
-  words = re.findall(r"\w+|[<>=≤≥]+", instruction.casefold())
-  return [word for word in words if word not in ("the", "a", "an")]
-
-
-def _within(
-  behaviors: tuple[Behavior, ...], max_entries: int, max_tokens: int
-) -> tuple[Behavior, ...]:
-  entries, tokens = len(behaviors), sum(b.tokens for b in behaviors)
-  dropped = set()
-  for i in sorted(range(entries), key=lambda i: (behaviors[i].rank, -i)):
-    if entries <= max_entries and tokens <= max_tokens:
-      break
-    dropped.add(i)
-    entries, tokens = entries - 1, tokens - behaviors[i].tokens
-  return tuple(b for i, b in enumerate(behaviors) if i not in dropped)

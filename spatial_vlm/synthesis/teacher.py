@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One request for a chain; no field depends on which teacher answers it."""
+  """One request; no field depends on which teacher answers it."""
 
   system: str
   text: str
   image: bytes
-  """The encoded image file."""
+  """The encoded image file; empty for a question about text alone."""
   mime_type: str
   """MIME type of the image, such as `image/jpeg`."""
   seed: int

@@ -45,6 +45,8 @@ class TeacherSetup:
   has_batches: bool = False
   """Whether the teacher has Gemini's Batch API."""
   takes_hints: bool = True
+  takes_instructions: bool = True
+  """Whether it takes a system turn and a JSON schema."""
   listed_prices: Callable[[Config, datetime.date], dict[str, float]] = lambda config, day: {}
   """Returns the prices that a table lists for the model on a day; empty if it lists none."""
 
@@ -175,6 +177,7 @@ TEACHERS = {
     _open_policy,
     model_identity=_policy_version,
     takes_hints=False,
+    takes_instructions=False,
   ),
 }
 """Name → setup. To add a teacher, add an entry."""

@@ -47,9 +47,11 @@ def test_training_examples_are_verified_and_most_of_them_short(extracted, scenes
 
 
 def test_every_leaf_of_every_preset_is_read(run, behaviors_changes, tmp_path):
+  """Those of `ask` are read with the extractor `teacher` (test_behaviors_of_a_file)."""
   done = run("behaviors", tmp_path, behaviors_changes)
-  assert done.code == 0 and not config.unread(done.configs[0])
-  for preset in ("tiny", "8b"):
+  assert done.code == 0
+  assert {name.partition(".")[0] for name in config.unread(done.configs[0])} == {"ask"}
+  for preset in ("tiny", "8b", "chains"):
     leaves = config.leaves(config.read_preset(f"configs/behaviors.py:{preset}"))
     assert leaves.keys() == config.leaves(done.configs[0]).keys()
 
@@ -112,6 +114,12 @@ def test_recalled_behaviors_are_kept_when_the_handbook_is_full(
     ({"task": "vrs"}, "task is 'vrs'; choose one of vsr, scenes"),
     ({"recalls": "absent.json"}, "absent.json"),
     ({"full_share": 1.5}, "full_share is 1.5"),
+    ({"duplicate_similarity": -1}, "duplicate_similarity is -1"),
+    ({"max_instruction_tokens": 0}, "max_instruction_tokens is 0"),
+    ({"extractor": "patern"}, "extractor is 'patern'; choose one of pattern, clusters, teacher"),
+    ({"embedder": "no/such/encoder"}, "no/such/encoder"),
+    ({"data.split": "test"}, "data.split is 'test', a split to measure on"),
+    ({"review": "absent.yaml"}, "absent.yaml cannot be read"),
     ({"batch_size": 0}, "batch_size is 0"),
     ({"in_flight": 0}, "in_flight is 0"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),

@@ -259,10 +259,12 @@ def _snake(value: Any) -> Any:
 def _parse(body: dict[str, Any]) -> ReceivedQuestion:
   """Parses a generateContent request in snake_case."""
   [content] = body["contents"]
-  [image] = [part["inline_data"]["data"] for part in content["parts"] if "inline_data" in part]
+  images = [part["inline_data"]["data"] for part in content["parts"] if "inline_data" in part]
+  if len(images) > 1:
+    raise ValueError(f"a question has at most one image; got {len(images)}")
   system = body.get("system_instruction", {}).get("parts", [])
   return ReceivedQuestion(
-    image=base64.urlsafe_b64decode(image),  # decodes the standard alphabet too
+    image=base64.urlsafe_b64decode("".join(images)),  # decodes the standard alphabet too
     system="".join(part["text"] for part in system),
     text="".join(part["text"] for part in content["parts"] if "text" in part),
     seed=body.get("generation_config", {}).get("seed", 0),

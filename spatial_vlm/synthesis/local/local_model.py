@@ -92,7 +92,7 @@ class LocalModel:
       text=text,
       finish=finish,
       version=f"{self.name}-{'002' if fault == 'other_version' else '001'}",
-      prompt=cached + words + IMAGE_TOKENS,
+      prompt=cached + words + (IMAGE_TOKENS if question.image else 0),
       cached=cached,
       answer=len(text.split()),
       thoughts=0 if fault == "blocked_prompt" else words,

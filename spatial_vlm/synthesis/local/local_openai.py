@@ -45,9 +45,11 @@ def error(failure: ApiError) -> dict[str, Any]:
 def _parse(body: dict[str, Any]) -> ReceivedQuestion:
   system = "".join(m["content"] for m in body["messages"] if m["role"] == "system")
   [parts] = [m["content"] for m in body["messages"] if m["role"] == "user"]
-  [url] = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+  urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+  if len(urls) > 1:
+    raise ValueError(f"a question has at most one image; got {len(urls)}")
   return ReceivedQuestion(
-    image=base64.b64decode(url.partition("base64,")[2]),
+    image=base64.b64decode("".join(urls).partition("base64,")[2]),
     system=system,
     text="".join(part["text"] for part in parts if part["type"] == "text"),
     seed=body.get("seed", 0),

@@ -3,7 +3,8 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.errors import BusyError, LostError, RefusedError
@@ -17,6 +18,7 @@ from spatial_vlm.synthesis.teacher import Answer, Question, Refusal, Reply, Teac
 Result = Answer | BusyError | LostError
 """Result of sending a question once."""
 
+Item = TypeVar("Item")
 OnSettled = Callable[[RecordProgress], None]
 """Called for each settled record, including those that an earlier start settled."""
 
@@ -25,34 +27,18 @@ _MAX_FAILURES_IN_A_ROW = 20
 """Consecutive failures, and at least as many as can be in flight, after which the run stops."""
 
 
-@dataclasses.dataclass
-class SynthesisRun:
-  """State of one start: its questions, their verification, and why it has to stop early."""
+class RequestRun:
+  """What all runs share: the journal, the budget, the limits, and why a run has to stop early."""
 
-  questions: Questions
   journal: Journal
-  verifier: Verifier
   ledger: Ledger
   limits: RequestLimits
-  mixed_versions: bool
-  """Whether a set may contain answers of several model versions."""
   stop_reason: str = ""
   """If not empty, no further question is sent; those in flight still finish."""
   unanswered: int = 0
   """Questions given up in this start."""
   failures_in_a_row: int = 0
   """Consecutive questions without a reply."""
-  settled: dict[int, RecordProgress] = dataclasses.field(default_factory=dict)
-  """Progress of the settled records by index; it does not change any more."""
-
-  def progress(self, index: int) -> RecordProgress:
-    """Returns the progress of the record `index`."""
-    if index in self.settled:
-      return self.settled[index]
-    progress = record_progress(self.questions, index, self.journal, self.verifier)
-    if progress.next_attempt is None:
-      self.settled[index] = progress
-    return progress
 
   def stop(self, reason: str) -> None:
     """Stops the run; the first reason is kept."""
@@ -70,11 +56,10 @@ class SynthesisRun:
     return allowed
 
   def store(self, key: str, result: Result, batch: bool) -> None:
-    """Appends a result to the journal; stops the run if another model version answered."""
+    """Appends a result to the journal."""
     match result:
       case Reply():
         self.journal.add_reply(key, result, batch)
-        self._check_version(result.model_version)
       case Refusal():
         self.journal.add_refusal(key, result.reason)
       case LostError():
@@ -88,6 +73,36 @@ class SynthesisRun:
     self.unanswered += isinstance(result, BusyError | LostError)
     if self.failures_in_a_row >= max(self.limits.most_in_flight, _MAX_FAILURES_IN_A_ROW):
       self.stop(f"{self.failures_in_a_row} questions in a row failed, the last one with: {result}")
+
+
+@dataclasses.dataclass
+class SynthesisRun(RequestRun):
+  """State of one start about records: its questions and their verification."""
+
+  questions: Questions
+  journal: Journal
+  verifier: Verifier
+  ledger: Ledger
+  limits: RequestLimits
+  mixed_versions: bool
+  """Whether a set may contain answers of several model versions."""
+  settled: dict[int, RecordProgress] = dataclasses.field(default_factory=dict)
+  """Progress of the settled records by index; it does not change any more."""
+
+  def progress(self, index: int) -> RecordProgress:
+    """Returns the progress of the record `index`."""
+    if index in self.settled:
+      return self.settled[index]
+    progress = record_progress(self.questions, index, self.journal, self.verifier)
+    if progress.next_attempt is None:
+      self.settled[index] = progress
+    return progress
+
+  def store(self, key: str, result: Result, batch: bool) -> None:
+    """Appends a result to the journal; stops the run if another model version answered."""
+    super().store(key, result, batch)
+    if isinstance(result, Reply):
+      self._check_version(result.model_version)
 
   def _check_version(self, version: str) -> None:
     if self.mixed_versions or self.verifier.model_version:
@@ -107,13 +122,24 @@ async def send_questions(
   Raises UsageError if every other question would fail too, as with a wrong key.
   """
   limiter = RateLimiter(run.limits)
-  waiting = iter(run.questions.indices)
+
+  async def settle(index: int) -> None:
+    await _settle(run, index, teacher, limiter, on_settled)
+
+  await work_on(run, run.questions.indices, settle)
+
+
+async def work_on(
+  run: RequestRun, items: Iterable[Item], settle: Callable[[Item], Awaitable[None]]
+) -> None:
+  """Settles the items with as many workers as requests can be in flight, until the run stops."""
+  waiting = iter(items)
 
   async def work() -> None:
-    for index in waiting:
+    for item in waiting:
       if run.stop_reason:
         return
-      await _settle(run, index, teacher, limiter, on_settled)
+      await settle(item)
 
   try:
     async with asyncio.TaskGroup() as workers:
@@ -128,7 +154,9 @@ async def _settle(
 ) -> None:
   """Sends the attempts at one record until one is accepted or none is left."""
   while (progress := run.progress(index)).next_attempt is not None:
-    result = await _send_with_retries(run, index, progress.next_attempt, teacher, limiter)
+    key = run.questions.key(index, progress.next_attempt)
+    question = run.questions.question(index, progress.next_attempt)
+    result = await send_with_retries(run, key, question, teacher, limiter)
     if result is not None:
       run.count(result)
     if not isinstance(result, Answer):
@@ -136,12 +164,10 @@ async def _settle(
   on_settled(progress)
 
 
-async def _send_with_retries(
-  run: SynthesisRun, index: int, attempt: int, teacher: Teacher, limiter: RateLimiter
+async def send_with_retries(
+  run: RequestRun, key: str, question: Question, teacher: Teacher, limiter: RateLimiter
 ) -> Result | None:
   """Returns the result of the last try; None if the run stopped before the question was sent."""
-  key = run.questions.key(index, attempt)
-  question = run.questions.question(index, attempt)
   result = None
   for tries in range(1, run.limits.max_tries + 1):
     async with limiter.slot():
@@ -160,7 +186,7 @@ async def _send_with_retries(
   return result
 
 
-async def _send(run: SynthesisRun, key: str, question: Question, teacher: Teacher) -> Result:
+async def _send(run: RequestRun, key: str, question: Question, teacher: Teacher) -> Result:
   """Sends a question once. If cancelled, the journal lists it as in flight."""
   run.journal.add_sent(key)
   try:

@@ -198,8 +198,10 @@ class GeminiTeacher:
 
   def _content(self, question: Question) -> Any:
     types = self._genai.types
-    image = types.Part.from_bytes(data=question.image, mime_type=question.mime_type)
-    return types.Content(role="user", parts=[image, types.Part(text=question.text)])
+    parts = [types.Part(text=question.text)]
+    if question.image:
+      parts.insert(0, types.Part.from_bytes(data=question.image, mime_type=question.mime_type))
+    return types.Content(role="user", parts=parts)
 
   def _generation(self, question: Question) -> Any:
     """Returns the GenerationConfig of a question."""

@@ -106,18 +106,15 @@ class OpenAIChatTeacher:
 
   def _request(self, question: Question) -> dict[str, Any]:
     system = {"role": "system", "content": question.system}
-    image = f"data:{question.mime_type};base64,{base64.b64encode(question.image).decode()}"
+    content: list[dict[str, Any]] = [{"type": "text", "text": question.text}]
+    if question.image:
+      url = f"data:{question.mime_type};base64,{base64.b64encode(question.image).decode()}"
+      content.insert(0, {"type": "image_url", "image_url": {"url": url}})
     request: dict[str, Any] = {
       "model": self.settings.model,
       "messages": [
         *([system] if question.system else []),
-        {
-          "role": "user",
-          "content": [
-            {"type": "image_url", "image_url": {"url": image}},
-            {"type": "text", "text": question.text},
-          ],
-        },
+        {"role": "user", "content": content},
       ],
       "max_completion_tokens": self.settings.max_output_tokens,
       "seed": question.seed,

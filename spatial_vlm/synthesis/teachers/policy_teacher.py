@@ -27,7 +27,7 @@ from spatial_vlm.inference.policy import (
   make_requests,
   prompt_format,
 )
-from spatial_vlm.processor.chat import Encoded
+from spatial_vlm.processor.chat import Encoded, encode
 from spatial_vlm.processor.image import UnreadableImage, open_image
 from spatial_vlm.synthesis.errors import RefusedError
 from spatial_vlm.synthesis.hashing import hash_seed
@@ -70,7 +70,7 @@ def check(settings: PolicySettings) -> None:
 class PolicyTeacher:
   """Asks a policy, as `async with PolicyTeacher(policy, mesh, version, settings) as teacher`.
 
-  It answers blind, plain-text questions of the format `formats.CHAIN`.
+  It answers blind, plain-text questions of the format `formats.CHAIN`, and questions without an image.
   """
 
   def __init__(self, policy: Policy, mesh: Mesh, version: str, settings: PolicySettings):
@@ -134,11 +134,17 @@ class PolicyTeacher:
 
   def _encode(self, question: Question) -> Encoded:
     try:
-      row = encode_question(self._policy.processor, open_image(question.image), question.text)
+      row = self._row(question)
       self._format.check(row)
     except (UnreadableImage, UnusableRecord) as error:
       raise RefusedError(str(error)) from error
     return row
+
+  def _row(self, question: Question) -> Encoded:
+    if question.image:
+      return encode_question(self._policy.processor, open_image(question.image), question.text)
+    turn = {"role": "user", "content": [{"type": "text", "text": question.text}]}
+    return encode(self._policy.processor, [turn], generation_prompt=True)
 
   def _answers(self, batch: Sequence["_PendingQuestion"]) -> list[Generation]:
     """Answers a batch; pads a partial one with its last question."""

@@ -16,6 +16,7 @@ from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import encode_question
+from spatial_vlm.processor.chat import encode
 from spatial_vlm.processor.image import open_image
 from spatial_vlm.rollout import engine
 from spatial_vlm.synthesis.errors import RefusedError
@@ -121,6 +122,21 @@ def test_a_question_that_cannot_be_asked_is_refused_alone(policy, replies):
   assert [type(outcome) for outcome in outcomes[:2]] == [RefusedError, RefusedError]
   assert "cannot read" in str(outcomes[0]) and "holds 64 and 64" in str(outcomes[1])
   assert outcomes[2:] == replies
+
+
+def test_a_question_without_an_image_is_answered_next_to_others(policy, replies):
+  texts = [question(i, image=b"", text=f"{i}?") for i in range(3)]
+  alone = ask(policy, *texts)
+  assert all(isinstance(reply, Reply) for reply in alone)
+  assert alone[0].usage.prompt == len(
+    encode(
+      policy.processor,
+      [{"role": "user", "content": [{"type": "text", "text": "0?"}]}],
+      generation_prompt=True,
+    ).tokens
+  )
+  mixed = ask(policy, *texts, QUESTIONS[0])
+  assert mixed == [*alone, replies[0]]
 
 
 def test_structured_output_and_system_turns_are_not_asked_for(policy):

@@ -1,0 +1,74 @@
+"""What every extractor of behaviors is given, and what it returns."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from spatial_vlm.reuse.behavior import Behavior
+from spatial_vlm.reuse.embedder import Embedder
+from spatial_vlm.reuse.relation_keys import relation_key
+from spatial_vlm.reuse.solutions import Solution
+
+
+class TextQuestion(NamedTuple):
+  """A question to a teacher that needs no image."""
+
+  system: str
+  text: str
+  schema: dict[str, Any] | None = None
+  """JSON schema of the answer; None for plain text."""
+  attempt: int = 0
+  """A higher number draws another answer to the same question."""
+
+
+Ask = Callable[[Sequence[TextQuestion]], list[str | None]]
+"""Answers questions in their order; None where no usable answer came."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractionSettings:
+  """Settings of all extractors; each reads those that it needs."""
+
+  count_tokens: Callable[[str], int]
+  """Length of a text under the tokenizer of the policy that reads the behaviors."""
+  min_support: int
+  """Chains that must agree on a behavior."""
+  max_tokens: int
+  """Most tokens of the line of a behavior; a longer one is refused."""
+  embedder: Embedder
+  cluster_similarity: float
+  """Least mean similarity of two reasonings of one cluster."""
+  duplicate_similarity: float
+  """Least similarity of the instructions of two behaviors that are one (see `merging.merge_similar`)."""
+  teacher_chains: int
+  """Most chains of one relation that a teacher is asked about."""
+  ask: Ask | None = None
+  """Asks the teacher; None without one."""
+  refused: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  """Filled by the extractor: reason → chains and candidates that gave no behavior."""
+
+  def __post_init__(self):
+    if self.min_support < 1:
+      raise ValueError(f"min_support is {self.min_support}; a behavior needs at least 1 chain")
+
+
+Extractor = Callable[[Sequence[Solution], ExtractionSettings], list[Behavior]]
+"""Returns the behaviors of some solutions; those that `verified_chain` rejects are skipped."""
+
+
+def relation_of(solution: Solution) -> str:
+  """Returns the relation key of a solution's caption; "" for a caption that cannot be read."""
+  return relation_key(solution.caption) or ""
+
+
+def relation_in_words(words: str) -> str:
+  """Returns the relation key of a relation as people write it ("is left of", "contains"); "" for an unknown one.
+
+  >>> relation_in_words("is to the left of"), relation_in_words("contains"), relation_in_words("not touching")
+  ('left of', 'contains', 'not touching')
+  """
+  words = re.sub(r"^(?:is|are) ", "", " ".join(words.split()))
+  keys = (relation_key(f"The X {verb}{words} the Y.") for verb in ("is ", ""))
+  return next(filter(None, keys), "")

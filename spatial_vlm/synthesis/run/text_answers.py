@@ -1,0 +1,80 @@
+"""Asks a teacher about text alone, over the journal, the budget and the rate limits of a synthesis run."""
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from spatial_vlm.config import UsageError
+from spatial_vlm.reuse.extractor import TextQuestion
+from spatial_vlm.synthesis.hashing import hash_seed
+from spatial_vlm.synthesis.run.journal import Journal
+from spatial_vlm.synthesis.run.ledger import Ledger
+from spatial_vlm.synthesis.run.limiter import RateLimiter, RequestLimits
+from spatial_vlm.synthesis.run.questions import question_key
+from spatial_vlm.synthesis.run.requests import RequestRun, send_with_retries, work_on
+from spatial_vlm.synthesis.teacher import Question, Reply, Teacher
+
+
+@dataclasses.dataclass
+class TextRun(RequestRun):
+  """State of one start that asks about text."""
+
+  journal: Journal
+  ledger: Ledger
+  limits: RequestLimits
+
+
+@dataclasses.dataclass(frozen=True)
+class TextAsker:
+  """Answers text questions (`reuse.extractor.Ask`): those that the journal knows from there, the others by the teacher.
+
+  Raises UsageError if the run stops with questions unanswered; the same command continues with them.
+  """
+
+  run: TextRun
+  teacher: Teacher
+  loop: asyncio.Runner
+  """Runs the event loop in which the teacher was opened."""
+  identity: Mapping[str, Any]
+  """Model and sampling settings; part of every key."""
+  seed: int
+  takes_instructions: bool
+  """Whether the teacher takes a system turn and a schema; else both are left to the text."""
+
+  def __call__(self, questions: Sequence[TextQuestion]) -> list[str | None]:
+    sent = [self._question(question) for question in questions]
+    keys = [question_key(question, "", self.identity) for question in sent]
+    answers = self.run.journal.answers
+    missing = {key: q for key, q in zip(keys, sent, strict=True) if key not in answers}
+    if missing:
+      self.loop.run(_send(self.run, missing, self.teacher))
+    if unanswered := sum(key not in answers for key in missing):
+      raise UsageError(
+        f"{unanswered:,} of {len(keys):,} questions to the teacher are not answered "
+        f"({self.run.stop_reason or 'no answer came'}); the same command continues with them"
+      )
+    replies = [answers[key] for key in keys]
+    return [r.text if isinstance(r, Reply) and r.finish == "STOP" else None for r in replies]
+
+  def _question(self, asked: TextQuestion) -> Question:
+    seed = hash_seed(self.seed, asked.system, asked.text, asked.attempt)
+    if self.takes_instructions:
+      return Question(asked.system, asked.text, b"", "", seed, asked.schema)
+    return Question("", f"{asked.system}\n\n{asked.text}", b"", "", seed, None)
+
+
+async def _send(run: TextRun, questions: Mapping[str, Question], teacher: Teacher) -> None:
+  limiter = RateLimiter(run.limits)
+  with tqdm(total=len(questions), desc="questions to the teacher", dynamic_ncols=True) as bar:
+
+    async def settle(key: str) -> None:
+      result = await send_with_retries(run, key, questions[key], teacher, limiter)
+      if result is not None:
+        run.count(result)
+        bar.set_postfix(usd=f"{run.ledger.spent_usd:.2f}", refresh=False)
+        bar.update()
+
+    await work_on(run, questions, settle)
