@@ -1,6 +1,7 @@
 """Tokenizers of the encoder against transformers, on strings that are hard; the only tests that import TensorFlow."""
 
 import io
+import random
 import sys
 
 import numpy as np
@@ -101,6 +102,20 @@ def test_ids_are_those_of_transformers(tokenizer, json_tokenizer, reference, nam
   expected = reference(text)["input_ids"]
   assert tokenizer.encode([text], 10**6) == [expected]
   assert json_tokenizer.encode([text], 10**6) == [expected]
+
+
+def test_random_unicode_is_as_sentencepiece_has_it(folder, tokenizer):
+  """Also where transformers differs: full-width letters with combining marks."""
+  import sentencepiece
+
+  ranges = ((32, 127), (160, 384), (768, 1024), (0x600, 0x700), (0x2000, 0x2070), (0x3040, 0x3100))
+  ranges += ((0x4E00, 0x5000), (0xFB00, 0xFB07), (0xFF00, 0xFFF0), (0x1F300, 0x1F600))
+  pool = [chr(code) for start, stop in ranges for code in range(start, stop)]
+  draw = random.Random(0)
+  texts = ["".join(draw.choices(pool, k=draw.randint(0, 40))) for _ in range(2000)]
+  model = sentencepiece.SentencePieceProcessor(str(folder / "sentencepiece.bpe.model"))
+  expected = [[0, *(id + 1 if id else 3 for id in row), 2] for row in model.encode(texts)]
+  assert tokenizer.encode(texts, 10**6) == expected
 
 
 def test_many_texts_are_as_one_by_one(tokenizer, json_tokenizer):
