@@ -1,7 +1,7 @@
 """XLM-RoBERTa's SentencePiece tokenizer, by TensorFlow Text.
 
-References: SentencePiece, and transformers 5.23, `XLMRobertaTokenizer`. They differ in rare strings: transformers, and so
-`tokenizer.json`, normalises a full-width letter together with a combining mark after it. Here SentencePiece decides.
+References: SentencePiece, and transformers 5.23, `XLMRobertaTokenizer`. They differ in rare strings: transformers (and
+`tokenizer.json`) normalises a full-width letter together with a combining mark after it. Here SentencePiece decides.
 
 TensorFlow is imported on first use, without its GPUs: it would reserve the memory that JAX needs.
 """
