@@ -51,6 +51,8 @@ def tiny() -> ConfigDict:
       # What finds behaviors by similarity, for captions whose relation is not read: the folder of an XLM-R encoder with
       # BGE-M3's heads, or lexical (common words; nothing to load).
       embedder="spatial_vlm/assets/tiny_encoder",
+      # What compares reasonings (clusters) and instructions (duplicates). The tiny encoder has learnt questions only.
+      text_embedder="lexical",
       # Below it no behavior is recalled; none: as calibrated for the embedder.
       min_similarity=config_dict.placeholder(float),
       # An edited WORKDIR/behaviors.yaml, from which the index is made in place of extracting; empty: extract.
