@@ -7,6 +7,7 @@ for each token of the text. The search uses the dense vectors; `similarities` co
 import collections
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -80,6 +81,7 @@ class EncoderEmbedder:
     except (FileNotFoundError, ValueError) as error:
       raise UsageError(f"embedder {folder}: {error}") from error
     self.fingerprint = self._hash()
+    self._lock = threading.Lock()
     self._cache: collections.OrderedDict[str, TextEncoding] = collections.OrderedDict()
 
   def _hash(self) -> str:
@@ -117,7 +119,11 @@ class EncoderEmbedder:
     return np.clip(total, -1, 1).astype(np.float32)
 
   def _encodings(self, texts: Sequence[str]) -> dict[str, TextEncoding]:
-    """Returns the encoding of each text, from the cache where it has been encoded before."""
+    """Returns the encoding of each text, from the cache where it has been encoded before; threads take turns."""
+    with self._lock:
+      return self._encodings_locked(texts)
+
+  def _encodings_locked(self, texts: Sequence[str]) -> dict[str, TextEncoding]:
     found = {text: self._cache[text] for text in texts if text in self._cache}
     new = [text for text in dict.fromkeys(texts) if text not in found]
     rows = self._tokenizer.encode(new, self._config.max_tokens)
