@@ -7,6 +7,7 @@ for each token of the text. The search uses the dense vectors; `similarities` co
 import collections
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -29,6 +30,8 @@ from spatial_vlm.huggingface.folder import find_folder
 from spatial_vlm.model.xlm_roberta import encode
 from spatial_vlm.parameters.partition import checksums
 from spatial_vlm.processor.encoder_tokenizer import load_encoder_tokenizer
+
+log = logging.getLogger(__name__)
 
 DENSE, LEXICAL, VECTORS = WEIGHTS = (0.4, 0.2, 0.4)
 """Shares of the three similarities in the final one: `weights_for_different_modes` of FlagEmbedding's example
@@ -222,6 +225,10 @@ def read_min_similarity(folder: epath.Path) -> float:
   """
   file = folder / SIMILARITY_FILE
   if not file.is_file():
+    log.warning(
+      "%s has no %s: matches need the similarity %s, which is not calibrated",
+      *(folder, SIMILARITY_FILE, UNCALIBRATED_MIN_SIMILARITY),
+    )
     return UNCALIBRATED_MIN_SIMILARITY
   try:
     value = json.loads(file.read_text())["min_similarity"]

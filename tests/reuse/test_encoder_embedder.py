@@ -194,8 +194,9 @@ def test_bfloat16_is_close(published, embedder):
   np.testing.assert_allclose((found * embedder.embed(TEXTS)).sum(axis=1), 1, atol=2e-3)
 
 
-def test_min_similarity_is_read_from_the_folder(published, embedder, tmp_path):
-  assert embedder.min_similarity == encoder_embedder.UNCALIBRATED_MIN_SIMILARITY == 0.8
+def test_min_similarity_is_read_from_the_folder(published, tmp_path, caplog):
+  assert EncoderEmbedder(str(published[0])).min_similarity == 0.8
+  assert "has no similarity.json: matches need the similarity 0.8, which is not" in caplog.text
   folder = shutil.copytree(published[0], tmp_path / "encoder")
   file = folder / "similarity.json"
   file.write_text(json.dumps({"min_similarity": 0.61, "calibrated_on": "paraphrases"}))
