@@ -54,7 +54,7 @@ def tiny() -> ConfigDict:
       # An edited WORKDIR/behaviors.yaml, from which the index is made in place of extracting; empty: extract.
       review="",
       # results.json of `evaluate` runs on training records, e.g. ("runs/evaluate/results.json",): when the handbook is
-      # full, behaviors that these runs recalled more often are kept.
+      # full, behaviors whose recalls in these runs saved more tokens are kept. With `review`, the file's figures count.
       recalls=(),
       full_share=0.1,  # share of the verified answers that stay full chains in the fine-tuning set
       ask=teacher(),

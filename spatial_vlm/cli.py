@@ -28,6 +28,7 @@ COMMANDS = {
   "dapo": "spatial_vlm.commands.dapo",
   "behaviors": "spatial_vlm.commands.behaviors",
   "evaluate": "spatial_vlm.commands.evaluate",
+  "compare": "spatial_vlm.commands.compare",
   "answer": "spatial_vlm.commands.answer",
   "export": "spatial_vlm.commands.export",
   "plan": "spatial_vlm.commands.plan",

@@ -49,7 +49,7 @@ FOLDERS = {
   "data/scenes": ("render", "scene_layout", "source", "writing"),
   "evaluation": (
     *("predictions", "statistics", "boxes", "scores", "results", "results_report"),
-    *("box_drawing", "figures"),
+    *("box_drawing", "figures", "reuse_comparison"),
   ),
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
@@ -58,10 +58,13 @@ FOLDERS = {
     *("behavior", "duplicates", "behaviors", "relation_keys", "masking"),
     *("solutions", "reasoning", "extraction"),
     *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
-    *("teacher_extraction", "extractors", "review_file"),
-    *("searchers", "vector_files", "vector_index", "index", "index_folder", "retrieval"),
+    *("stated_comparisons", "teacher_extraction", "extractors", "review_file"),
+    *("searchers", "vector_files", "vector_index", "index", "index_folder"),
+    *("retrieval", "choosers"),
   ),
-  "inference": ("policy", "loading", "questions", "generation", "stored_answers"),
+  "inference": (
+    *("policy", "loading", "questions", "comparison_arms", "generation", "stored_answers"),
+  ),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
     *("scene_teacher", "scene_conversations", "chain_file"),

@@ -69,9 +69,11 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     snapshot(config, workdir, HARMLESS)
   solutions, images = source.read()
   if reviewed is None:
-    index.upsert(extracted(config, workdir, solutions, source.count_tokens, embedder), recalls)
+    found = extracted(config, workdir, solutions, source.count_tokens, embedder)
+    index.upsert(found, recalls)
   else:
-    index.upsert(reviewed, recalls)
+    found = reviewed
+    index.upsert(found)
   if not index.handbook:
     raise UsageError(
       f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy "
@@ -84,6 +86,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   questions = QuestionBuilder(task, "chain", Recall(index, config.behavior_tokens))
   rows = training_examples(questions, solutions, images, config.full_share)
   conversations.write(workdir / "conversations.jsonl", rows)
+  if len(found) > len(kept):
+    print(f"merged or dropped by the limits on the handbook: {len(found) - len(kept)} behaviors")
   for behavior in kept:
     print(f"{behavior.line}  [chains: {len(behavior.provenance)}]")
   print(
@@ -96,10 +100,16 @@ def reviewed_behaviors(
 ) -> list[Behavior] | None:
   """Returns the behaviors of the file `review`; None without one.
 
-  Raises UsageError for behaviors from held-out splits, and where an edited file would be overwritten.
+  Raises UsageError for behaviors that are too long, and where an edited file would be overwritten; LeakError for
+  behaviors from held-out splits.
   """
   if config.review:
     behaviors = review_file.read(config.review, count_tokens)
+    most = config.max_instruction_tokens
+    if long := [f"{b.name} has {b.tokens}" for b in behaviors if b.tokens > most]:
+      raise UsageError(
+        f"{config.review}: {', '.join(long)} tokens, more than max_instruction_tokens={most}; shorten the instruction"
+      )
     Handbook(len(behaviors), sum(b.tokens for b in behaviors), tuple(behaviors)).refuse_leaks(
       HELD_OUT
     )

@@ -205,6 +205,30 @@ def line_panels(panels: Sequence[LinePanel], path: epath.PathLike, columns: int 
     _save(figure, path)
 
 
+class Point(NamedTuple):
+  """A point with the interval of its y."""
+
+  x: float
+  y: float
+  low: float
+  high: float
+
+
+def scatter(points: Mapping[str, Point], xlabel: str, ylabel: str, path: epath.PathLike) -> None:
+  """Draws named points with their intervals."""
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    for (name, p), (color, marker) in zip(points.items(), _cycle(), strict=False):
+      errors = np.clip([[p.y - p.low], [p.high - p.y]], 0, None)
+      axes.errorbar(
+        p.x, p.y, errors, fmt=marker, color=color, markersize=7, elinewidth=1.4, label=name
+      )
+    axes.margins(x=0.08)
+    figure.legend(loc="outside right upper")
+    _save(figure, path)
+
+
 def accuracy_by_relation(scores_by_method: Mapping[str, Scores], path: epath.PathLike) -> None:
   """Draws accuracy with its 95 % interval for every relation and method; the last row is over all relations."""
   relations = sorted(

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from spatial_vlm.reuse import retrieval
 from spatial_vlm.reuse.behaviors import Behavior
+from spatial_vlm.reuse.choosers import Chooser
 from spatial_vlm.reuse.index import BehaviorIndex
 from spatial_vlm.reuse.index_folder import load_index
+from spatial_vlm.reuse.retrieval import recall
 from spatial_vlm.tasks.task import Task
 
 
@@ -33,6 +34,8 @@ class Recall:
   index: BehaviorIndex
   behavior_tokens: int
   """Limit on the tokens of one recalled behavior."""
+  choose: Chooser = recall
+  """Chooses the behavior of each caption from the index."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +53,14 @@ class QuestionBuilder:
     return question
 
   def build_all(self, captions: Sequence[str]) -> list[PreparedQuestion]:
-    """Builds the questions about several captions, with one search of the index (see `retrieval.recall`).
+    """Builds the questions about several captions, with one search of the index (by default see `retrieval.recall`).
 
     A behavior of more than `behavior_tokens` tokens is not recalled, and no other in its place.
     """
     if self.recall is None:
       return [self.without_behavior(caption) for caption in captions]
     questions = []
-    found = retrieval.recall(self.recall.index, captions)
+    found = self.recall.choose(self.recall.index, captions)
     for caption, match in zip(captions, found, strict=True):
       if match is None or match[0].tokens > self.recall.behavior_tokens:
         questions.append(self.without_behavior(caption))

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from etils import epath
 from jax import numpy as jnp
-from jax.sharding import SingleDeviceSharding
 from jaxtyping import Float
 from scipy.sparse import csr_array
 
@@ -74,8 +73,8 @@ class EncoderEmbedder:
       self._config = read_encoder_config(path)
       self._tokenizer = load_encoder_tokenizer(path, self._config)
       shapes = encoder_shapes(self._config, jnp.dtype(dtype))
-      device = SingleDeviceSharding(jax.local_devices()[0])
-      placed = sharding.with_shardings(shapes, jax.tree.map(lambda _: device, shapes))
+      self._mesh = sharding.make_mesh({}, jax.local_devices()[:1])
+      placed = sharding.with_param_shardings(self._mesh, shapes)
       self._params = open_encoder(path, self._config).read(placed)
       self.min_similarity = read_min_similarity(path)
     except (FileNotFoundError, ValueError) as error:
@@ -85,7 +84,9 @@ class EncoderEmbedder:
 
   def _hash(self) -> str:
     """Returns the hash of the weights in the type that they are used in, the tokenizer and WEIGHTS."""
-    parts = [checksums(self._params), self._tokenizer.fingerprint, WEIGHTS, self._config.max_tokens]
+    with jax.set_mesh(self._mesh):  # the caller's may have more devices
+      weights = checksums(self._params)
+    parts = [weights, self._tokenizer.fingerprint, WEIGHTS, self._config.max_tokens]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     return f"encoder-{digest.hexdigest()[:16]}"
 
@@ -136,7 +137,8 @@ class EncoderEmbedder:
     for padded, row in zip(tokens, rows, strict=True):
       padded[: len(row)] = row
     mask = np.arange(length)[None] < np.array([[len(row)] for row in rows])
-    found = jax.device_get(_encode(self._params, self._config, tokens, mask))
+    with jax.set_mesh(self._mesh):
+      found = jax.device_get(_encode(self._params, self._config, tokens, mask))
     return [
       TextEncoding(
         found.dense[i], _weights(row, found.lexical[i]), found.vectors[i, 1 : len(row)].copy()

@@ -67,6 +67,16 @@ class BehaviorIndex:
     with self._lock:
       self._set(self._handbook.upsert(behaviors, recalls))
 
+  def with_handbook(self, handbook: Handbook, min_similarity: float | None = None) -> Self:
+    """Returns an index of another handbook, by default with the same floor; known questions keep their vectors."""
+    floor = self._min_similarity if min_similarity is None else min_similarity
+    other = type(self)(Handbook(handbook.max_entries, handbook.max_tokens), self._embedder, floor)
+    with self._lock:
+      if known := self._vectors.ids:
+        other._vectors.upsert(known, np.stack([self._vectors[id] for id in known]))
+    other._set(handbook)
+    return other
+
   def search(self, questions: Sequence[str], k: int) -> list[list[Match]]:
     """Returns up to `k` matches for each object-masked question, the most similar first.
 

@@ -10,6 +10,7 @@ import tokenizers
 from encoder_reference import random_encoder, reference_heads, reference_states, write_published
 from tokenizers import models, pre_tokenizers
 
+from spatial_vlm import sharding
 from spatial_vlm.config import UsageError
 from spatial_vlm.huggingface.encoder_folder import write_encoder
 from spatial_vlm.model.xlm_roberta import XlmRobertaConfig, init_encoder
@@ -131,21 +132,25 @@ def test_each_row_is_in_one_batch_and_few_programs_compile():
   assert len({(len(rows), length) for rows, length in found}) <= 40
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_fingerprint_names_the_vector_space(published, tmp_path, dtype):
-  fingerprint = EncoderEmbedder(str(published[0]), dtype).fingerprint
-  assert fingerprint.startswith("encoder-")
-  assert fingerprint == EncoderEmbedder(str(published[0]), dtype).fingerprint
-  other = "bfloat16" if dtype == "float32" else "float32"
-  assert fingerprint != EncoderEmbedder(str(published[0]), other).fingerprint
+def test_the_fingerprint_names_the_vector_space(published, embedder, tmp_path):
+  assert embedder.fingerprint.startswith("encoder-")
+  assert embedder.fingerprint == EncoderEmbedder(str(published[0])).fingerprint
+  assert embedder.fingerprint != EncoderEmbedder(str(published[0]), "bfloat16").fingerprint
   folder = shutil.copytree(published[0], tmp_path / "encoder")
   tokenizer = (folder / "tokenizer.json").read_text()
   (folder / "tokenizer.json").write_text(tokenizer + "\n")
-  assert EncoderEmbedder(str(folder), dtype).fingerprint != fingerprint
+  assert EncoderEmbedder(str(folder)).fingerprint != embedder.fingerprint
   (folder / "tokenizer.json").write_text(tokenizer)
   write_encoder(folder, CONFIG, init_encoder(CONFIG, jax.random.key(0)))
-  (folder / "pytorch_model.bin").unlink()
-  assert EncoderEmbedder(str(folder), dtype).fingerprint != fingerprint
+  assert EncoderEmbedder(str(folder)).fingerprint != embedder.fingerprint
+
+
+def test_the_callers_mesh_does_not_matter(published, embedder):
+  with jax.set_mesh(sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
+    other = EncoderEmbedder(str(published[0]))
+    found = other.similarities(TEXTS, TEXTS)
+  assert other.fingerprint == embedder.fingerprint
+  np.testing.assert_allclose(found, embedder.similarities(TEXTS, TEXTS), atol=1e-6)
 
 
 def test_bfloat16_is_close(published, embedder):

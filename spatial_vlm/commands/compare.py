@@ -1,0 +1,105 @@
+"""Compare reuse with full chains and with other behaviors in the prompt, on the same held-out records.
+
+Rows: the full chain; reuse (a recalled behavior and the short form, the full chain where none is recalled); the short
+form without a behavior, with a wrong one, a random one, and all of them; reuse from parts of the handbook; and a
+policy that was trained on short answers without behaviors (`bc_checkpoint`). WORKDIR gets results.json, report.md and
+a figure. After an interruption, the same command resumes with the first batch of answers that is missing.
+
+  spatial-vlm compare --config configs/compare.py:tiny --workdir runs/compare
+"""
+
+import re
+import time
+
+from etils import epath
+
+from spatial_vlm import sharding
+from spatial_vlm.commands.command import Command
+from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
+from spatial_vlm.data.records import Take, UnusableRecord
+from spatial_vlm.evaluation import reuse_comparison
+from spatial_vlm.evaluation.results import results_json
+from spatial_vlm.evaluation.reuse_comparison import Arm
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.inference.comparison_arms import BC_SFT, FULL_CHAIN, NO_BEHAVIOR, arms
+from spatial_vlm.inference.generation import check_batch, make_generator, parsed_verdicts
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.questions import QuestionBuilder, load_recall
+from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers, with_seconds
+from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.tasks import find_task
+
+HARMLESS = ("timed_questions", "in_flight", "mesh.*", "handbook_shares", "bc_checkpoint")
+"""Settings that may change between two starts, since no stored answer depends on them."""
+FIGURE = "accuracy_tokens.png"
+
+
+def run(config: Config, workdir: epath.Path, args) -> None:
+  with user_errors():
+    check(config)
+    data, task = config.data, find_task(config.task)
+    source = task.read(data.records, data.images, data.boxes or None, data.max_bad_share)
+    examples = Take(source, config.limit or len(source))
+    mesh = sharding.make_mesh(config.mesh)
+    check_batch(config, mesh)
+    recall = load_recall(config.behaviors, config.behavior_tokens)
+    recall.index.handbook.refuse_leaks(splits=(epath.Path(data.records).stem,))
+    policies = {"": load_policy(config.checkpoint, mesh)}
+    if config.bc_checkpoint:
+      policies[BC_SFT] = load_policy(config.bc_checkpoint, mesh)
+    snapshot(config, workdir, HARMLESS)
+  questions = arms(task, recall, config.handbook_shares)
+  if config.bc_checkpoint:
+    questions[BC_SFT] = questions[NO_BEHAVIOR]
+  measured: dict[str, Arm] = {}
+  for name, builder in questions.items():
+    policy = policies.get(name, policies[""])
+    generator = make_generator(policy, mesh, builder, config, parsed_verdicts)
+    store = AnswerStore.from_config(workdir / re.sub(r"\W+", "_", name), config)
+    predictions = stored_answers(store, generator, examples, name)
+    predictions = with_seconds(predictions, generator, examples, config.timed_questions)
+    seconds = choosing_seconds(builder, examples, config.timed_questions)
+    behaviors = len(builder.recall.index.handbook) if builder.recall else 0
+    measured[name] = Arm(predictions, seconds, behaviors)
+  reference = measured[FULL_CHAIN]
+  rows = [
+    reuse_comparison.comparison_row(name, arm, reference, task.score(arm.predictions))
+    for name, arm in measured.items()
+  ]
+  (workdir / "results.json").write_text(results_json(rows))
+  reuse_comparison.draw_comparison(rows, workdir / FIGURE)
+  provenance = {
+    **{"records": str(data.records), "policy": str(config.checkpoint)},
+    **{"handbook": f"{config.behaviors}, {len(recall.index.handbook)} behaviors"},
+  }
+  (workdir / "report.md").write_text(reuse_comparison.comparison_report(rows, FIGURE, provenance))
+  print(reuse_comparison.comparison_table(rows))
+  print(reuse_comparison.paired_table(rows))
+
+
+def choosing_seconds(builder: QuestionBuilder, examples: Take, count: int) -> dict[int, float]:
+  """Measures the seconds in which the behaviors of the first `count` questions are chosen, one at a time."""
+  seconds: dict[int, float] = {}
+  for index in range(min(count, len(examples))):
+    try:
+      example = examples[index]
+    except (UnreadableImage, UnusableRecord):
+      continue  # reported when the batches were made
+    start = time.perf_counter()
+    builder(example.record.caption)
+    seconds[example.id] = time.perf_counter() - start
+  return seconds
+
+
+def check(config: Config) -> None:
+  """Raises UsageError for a config of another command, and for settings out of their range."""
+  check_algorithm(config, "compare")
+  find_task(config.task)
+  check_positive(config, "batch_size", "in_flight", "max_new_tokens")
+  if not all(0 < share < 1 for share in config.handbook_shares):
+    raise UsageError(
+      f"handbook_shares is {config.handbook_shares}; give shares between 0 and 1, without them"
+    )
+
+
+COMMAND = Command("compare", run, check=check)

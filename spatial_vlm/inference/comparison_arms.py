@@ -1,0 +1,52 @@
+"""The questions of each arm of `compare`: full chains, recalled behaviors, and what reuse is compared with."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from spatial_vlm.inference.questions import QuestionBuilder, Recall
+from spatial_vlm.reuse.choosers import (
+  all_in_one,
+  best_share,
+  drawn_at_random,
+  least_similar,
+  the_first,
+)
+from spatial_vlm.tasks.task import Task
+
+FULL_CHAIN = "full chain"
+REUSE = "reuse"
+NO_BEHAVIOR = "short, no behavior"
+WRONG = "short, wrong behavior"
+RANDOM = "short, random behavior"
+ALL = "short, all behaviors"
+BC_SFT = "BC-SFT"
+"""A policy that was trained on short answers to questions without behaviors."""
+
+
+def arms(task: Task, recall: Recall, shares: Sequence[float]) -> dict[str, QuestionBuilder]:
+  """Returns name → questions of each arm of one policy.
+
+  Args:
+    task: the task of the questions.
+    recall: the handbook. Where it recalls nothing, `reuse` asks for the full chain.
+    shares: for each, an arm that recalls from that share of the handbook, the most useful behaviors.
+  """
+
+  def chosen(**changes) -> QuestionBuilder:
+    return QuestionBuilder(task, "chain", dataclasses.replace(recall, **changes))
+
+  together = all_in_one(recall.index)
+  made = {
+    FULL_CHAIN: QuestionBuilder(task, "chain"),
+    REUSE: chosen(),
+    NO_BEHAVIOR: QuestionBuilder(task, "short"),
+    WRONG: chosen(choose=least_similar),
+    RANDOM: chosen(choose=drawn_at_random),
+    ALL: chosen(index=together, behavior_tokens=together.handbook.max_tokens, choose=the_first),
+  }
+  for share in shares:
+    part = best_share(recall.index, share)
+    made[f"reuse, {len(part.handbook)} of {len(recall.index.handbook)} behaviors"] = chosen(
+      index=part
+    )
+  return made
