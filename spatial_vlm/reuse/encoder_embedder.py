@@ -7,6 +7,8 @@ for each token of the text. The search uses the dense vectors; `similarities` co
 import collections
 import hashlib
 import json
+import logging
+import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,6 +30,8 @@ from spatial_vlm.huggingface.folder import find_folder
 from spatial_vlm.model.xlm_roberta import encode
 from spatial_vlm.parameters.partition import checksums
 from spatial_vlm.processor.encoder_tokenizer import load_encoder_tokenizer
+
+log = logging.getLogger(__name__)
 
 DENSE, LEXICAL, VECTORS = WEIGHTS = (0.4, 0.2, 0.4)
 """Shares of the three similarities in the final one: `weights_for_different_modes` of FlagEmbedding's example
@@ -80,6 +84,7 @@ class EncoderEmbedder:
     except (FileNotFoundError, ValueError) as error:
       raise UsageError(f"embedder {folder}: {error}") from error
     self.fingerprint = self._hash()
+    self._lock = threading.Lock()
     self._cache: collections.OrderedDict[str, TextEncoding] = collections.OrderedDict()
 
   def _hash(self) -> str:
@@ -117,7 +122,11 @@ class EncoderEmbedder:
     return np.clip(total, -1, 1).astype(np.float32)
 
   def _encodings(self, texts: Sequence[str]) -> dict[str, TextEncoding]:
-    """Returns the encoding of each text, from the cache where it has been encoded before."""
+    """Returns the encoding of each text, from the cache where it has been encoded before; threads take turns."""
+    with self._lock:
+      return self._encodings_locked(texts)
+
+  def _encodings_locked(self, texts: Sequence[str]) -> dict[str, TextEncoding]:
     found = {text: self._cache[text] for text in texts if text in self._cache}
     new = [text for text in dict.fromkeys(texts) if text not in found]
     rows = self._tokenizer.encode(new, self._config.max_tokens)
@@ -216,6 +225,10 @@ def read_min_similarity(folder: epath.Path) -> float:
   """
   file = folder / SIMILARITY_FILE
   if not file.is_file():
+    log.warning(
+      "%s has no %s: matches need the similarity %s, which is not calibrated",
+      *(folder, SIMILARITY_FILE, UNCALIBRATED_MIN_SIMILARITY),
+    )
     return UNCALIBRATED_MIN_SIMILARITY
   try:
     value = json.loads(file.read_text())["min_similarity"]
