@@ -111,7 +111,7 @@ class TreeSearcher:
     hashed = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(REORDERED)
     self._scann = hashed.build(docids=list(ids))
     self._in_tree = set(ids)
-    self._added = ExactSearcher([], vectors[:0])
+    self._added = ExactSearcher([], vectors[:0].copy())  # a view would keep all vectors in memory
 
   def search(self, queries: Vectors, k: int) -> list[Found]:
     in_tree = self._search_tree(queries, k)
