@@ -32,8 +32,8 @@ def tiny() -> ConfigDict:
       model="tiny",  # tiny | small (58 M parameters) | 2b | 4b | 8b
       dtype="float32",  # type of the computation, in `forward` and `decode` of the weights too
       # What is measured, in this order: parity (a small model here and on the CPU), attention (the kernel and the
-      # formula), forward, decode, sft, dapo.
-      measurements=("parity", "attention", "forward", "decode", "sft", "dapo"),
+      # formula), forward, decode, prefix (prefill of whole prompts and after cached behaviors), sft, dapo.
+      measurements=("parity", "attention", "forward", "decode", "prefix", "sft", "dapo"),
       rounds=7,  # turns of each program; dapo: steps
       round_s=0.3,  # least seconds of a turn: short programs run several times
       time_limit_s=1800,  # seconds after which no further measurement starts
@@ -42,6 +42,11 @@ def tiny() -> ConfigDict:
       | dict(
         batch_sizes=(1, 8, 64),  # each has a row for prefill and one for decoding
         new_tokens=64,  # length of every answer
+      ),
+      prefix=row(tokens=64)
+      | dict(
+        prefix_tokens=32,  # padded length of a behavior's turn, whose keys and values are cached
+        batch_size=128,
       ),
       sft=step() | row(tokens=176) | dict(batch_size=8),
       dapo=step()
@@ -100,7 +105,10 @@ def on_accelerator() -> ConfigDict:
   config.dtype = "bfloat16"
   config.rounds = 3
   config.decode.tokens = 384
-  for group in (config.decode, config.sft, config.dapo):
+  config.prefix.tokens = 384
+  config.prefix.prefix_tokens = 64
+  config.prefix.batch_size = 32
+  for group in (config.decode, config.prefix, config.sft, config.dapo):
     group.grid = (30, 40)
   for group in (config.sft, config.dapo):
     group.dtype = "bfloat16"

@@ -1,6 +1,7 @@
 """DAPO: reinforcement learning from the labels alone.
 
 tiny   scenes, on top of the fine-tuned tiny model; minutes on two cores
+reuse  the same, with recalled behaviors in the prompts and a preference for shorter answers, on top of `sft:reuse`
 8b     Qwen3-VL-8B on VSR with the published settings: 512 prompts a batch, clip range 0.2 / 0.28
 """
 
@@ -10,7 +11,7 @@ from .common import choose, data_parallel_mesh, fully_sharded_mesh, photograph_s
 
 
 def get_config(preset: str) -> ConfigDict:
-  return choose(preset, {"tiny": tiny, "8b": qwen3_vl_8b})
+  return choose(preset, {"tiny": tiny, "reuse": reuse, "8b": qwen3_vl_8b})
 
 
 def tiny() -> ConfigDict:
@@ -39,7 +40,9 @@ def tiny() -> ConfigDict:
       # Names of OBJECTIVES (dapo, gspo, kl_reference) and their weights: what updates maximise. ("kl_reference", 0.01)
       # is a penalty on the distance from the policy that the run started from.
       objectives=(("dapo", 1.0),),
-      # Names of REWARDS (accuracy, overlong) and their weights.
+      behaviors="",  # index of `behaviors`: prompts recall from it; empty: every prompt asks for a full chain
+      behavior_tokens=48,  # most tokens of a recalled behavior
+      # Names of REWARDS (accuracy, overlong, length) and their weights.
       rewards=(("accuracy", 1.0), ("overlong", 1.0)),
       eps_low=0.2,
       eps_high=0.28,
@@ -65,6 +68,15 @@ def tiny() -> ConfigDict:
   return config
 
 
+def reuse() -> ConfigDict:
+  config = tiny()
+  config.checkpoint = "runs/sft_reuse/export"
+  config.behaviors = "runs/behaviors/index"
+  config.data.prompt_shapes = ((112, 64),)  # with a behavior of 48 tokens
+  config.rewards = (("accuracy", 1.0), ("overlong", 1.0), ("length", 0.5))
+  return config
+
+
 def qwen3_vl_8b() -> ConfigDict:
   config = tiny()
   config.task = "vsr"
@@ -72,6 +84,7 @@ def qwen3_vl_8b() -> ConfigDict:
   for leaf in ("records", "images", "validation", "evaluation"):
     config.data[leaf] = config_dict.required_placeholder(str)
   config.data.prompt_shapes = photograph_shapes()
+  config.behavior_tokens = 64
   config.steps = (
     60  # 8 passes over VSR's 7,680 training records if half of the groups have mixed outcomes
   )

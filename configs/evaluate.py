@@ -18,7 +18,7 @@ def tiny() -> ConfigDict:
     dict(
       algorithm="evaluate",  # the command that this config is for
       task="scenes",  # how records are read, asked about and scored: scenes | vsr
-      method="chain",  # majority | zero-shot | direct | chain | reuse
+      method="chain",  # majority | zero-shot | direct | chain | short (without a behavior) | reuse
       checkpoint="runs/dapo/export",  # Hugging Face folder (majority reads none)
       behaviors="runs/behaviors/index",  # folder of the index; only reuse reads it
       behavior_tokens=48,  # most tokens of a recalled behavior in the question

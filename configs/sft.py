@@ -3,6 +3,7 @@
 tiny       the four-step chains of rendered scenes, on top of the shipped base; minutes on two cores
 direct     the same scenes, answered by Yes or No alone
 reuse      verified short and full answers, on top of an aligned policy
+bc         behavior-conditioned SFT: the same answers, asked for without the behaviors that they were written with
 pretrain   makes the tiny base: captioning and grounding, no true/false question; about an hour on two cores
 8b         Qwen3-VL-8B on chains written by a teacher (3 epochs, as published)
 """
@@ -19,6 +20,7 @@ def get_config(preset: str) -> ConfigDict:
       "tiny": tiny,
       "direct": direct,
       "reuse": reuse,
+      "bc": behavior_conditioned,
       "pretrain": pretrain,
       "8b": qwen3_vl_8b,
     },
@@ -36,6 +38,7 @@ def tiny() -> ConfigDict:
         conversations="runs/scenes/chains.jsonl",  # lines of {image, question, answer}
         images="runs/scenes/images",
         evaluation="",  # file of records that must not be trained on; scenes share none
+        system_turns=True,  # False: leave out system turns, such as the behavior that an answer was written with
         mix=(),  # further (conversations, images, weight): `weight` of them for one of `conversations`
         max_bad_share=0.01,  # stop when more than this share of the records is broken
         batching="shuffled",  # "shuffled"; "bucketed": rows of similar size; "packed": several records a row
@@ -72,6 +75,14 @@ def reuse() -> ConfigDict:
   config.data.shapes = ((104, 64), (176, 64), (192, 64))
   config.epochs = 1
   config.optimizer.learning_rate = 1e-3
+  return config
+
+
+def behavior_conditioned() -> ConfigDict:
+  """Behavior-conditioned SFT of Metacognitive Reuse (arXiv 2509.13237): no behavior is retrieved at test time."""
+  config = reuse()
+  config.data.system_turns = False
+  config.data.shapes = ((80, 64), (176, 64), (192, 64))
   return config
 
 

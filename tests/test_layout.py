@@ -37,7 +37,7 @@ FOLDERS = {
   ),
   "objectives": (
     *("vocabulary", "cross_entropy", "token_logprobs", "advantage"),
-    *("policy_terms", "dapo", "gspo", "kl", "policy_objectives"),
+    *("policy_terms", "dapo", "gspo", "kl", "policy_objectives", "contrastive"),
   ),
   "data": (
     *("shards", "image_locations", "image_archives", "image_files"),
@@ -52,15 +52,15 @@ FOLDERS = {
     *("box_drawing", "figures", "reuse_comparison"),
   ),
   "tasks": ("task", "statements"),
-  "rewards": ("verdict_automaton", "accuracy", "overlong", "table"),
+  "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
     *("behavior", "duplicates", "behaviors", "relation_keys", "masking"),
     *("solutions", "reasoning", "extraction"),
     *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
-    *("teacher_extraction", "extractors", "review_file"),
+    *("stated_comparisons", "teacher_extraction", "extractors", "review_file"),
     *("searchers", "vector_files", "vector_index", "index", "index_folder"),
-    *("retrieval", "choosers"),
+    *("retrieval", "choosers", "paraphrases", "recall_report"),
   ),
   "inference": (
     *("policy", "loading", "questions", "comparison_arms", "generation", "stored_answers"),
@@ -101,7 +101,7 @@ FOLDERS = {
   ),
   "benchmark": (
     *("row", "measure", "limits", "inputs", "weights", "subject", "correctness"),
-    *("inference_rows", "training_rows", "dapo_rows", "against_transformers"),
+    *("inference_rows", "prefix_rows", "training_rows", "dapo_rows", "against_transformers"),
     *("measurements", "results"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),

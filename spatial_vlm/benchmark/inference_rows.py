@@ -13,6 +13,7 @@ from spatial_vlm.benchmark.measure import alternate, build, flops_of, ratios
 from spatial_vlm.benchmark.row import Row, Spread
 from spatial_vlm.benchmark.subject import Subject, row_shape
 from spatial_vlm.model import qwen3_vl
+from spatial_vlm.model.attention import Prefixes
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.process_rows import make_global_batch
 from spatial_vlm.rollout.sampler import SamplingSettings, generate, stages
@@ -54,9 +55,11 @@ def forward_rows(subject: Subject) -> Iterator[Row]:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def prefill(params: Params, prompts: Prompts, *, model: ModelConfig) -> tuple[jax.Array, Any]:
+def prefill(
+  params: Params, prompts: Prompts, prefixes: Prefixes | None = None, *, model: ModelConfig
+) -> tuple[jax.Array, Any]:
   """Returns `qwen3_vl.prefill`."""
-  return qwen3_vl.prefill(params, model, prompts)
+  return qwen3_vl.prefill(params, model, prompts, prefixes)
 
 
 def decode_rows(subject: Subject) -> Iterator[Row]:

@@ -12,6 +12,7 @@ import jax
 from spatial_vlm.benchmark.correctness import attention_rows, parity_rows
 from spatial_vlm.benchmark.dapo_rows import dapo_rows
 from spatial_vlm.benchmark.inference_rows import decode_rows, forward_rows
+from spatial_vlm.benchmark.prefix_rows import prefix_rows
 from spatial_vlm.benchmark.row import Row
 from spatial_vlm.benchmark.subject import MODELS, Subject, row_shape
 from spatial_vlm.benchmark.training_rows import sft_rows
@@ -23,6 +24,7 @@ MEASUREMENTS: Mapping[str, Callable[[Subject], Iterator[Row]]] = {
   "parity": parity_rows,
   "forward": forward_rows,
   "decode": decode_rows,
+  "prefix": prefix_rows,
   "sft": sft_rows,
   "dapo": dapo_rows,
 }
@@ -86,7 +88,7 @@ def check(config: Config) -> None:
       f"measurements names {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}"
     )
   check_positive(config, "rounds", "time_limit_s")
-  for name in ("decode", "sft", "dapo"):
+  for name in ("decode", "prefix", "sft", "dapo"):
     _check_rows(config, name)
   for name in ("sft", "dapo"):
     check_computation(config[name])

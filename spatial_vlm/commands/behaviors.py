@@ -31,7 +31,7 @@ from spatial_vlm.remote import write_whole
 from spatial_vlm.reuse import review_file
 from spatial_vlm.reuse.behavior import Behavior
 from spatial_vlm.reuse.behaviors import Handbook
-from spatial_vlm.reuse.embedder import Embedder, load_embedder
+from spatial_vlm.reuse.embedder import load_embedder
 from spatial_vlm.reuse.extractor import ExtractionSettings
 from spatial_vlm.reuse.extractors import extract, find_extractor
 from spatial_vlm.reuse.index import BehaviorIndex
@@ -46,7 +46,15 @@ HELD_OUT = ("validation", "val", "dev", "test")
 """Splits that no behavior may come from."""
 HARMLESS = (
   *("evaluation", "extractor", "min_support", "*_similarity", "max_entries", "max_handbook_tokens"),
-  *("max_instruction_tokens", "behavior_tokens", "embedder", "review", "recalls", "full_share"),
+  *(
+    "max_instruction_tokens",
+    "behavior_tokens",
+    "embedder",
+    "text_embedder",
+    "review",
+    "recalls",
+    "full_share",
+  ),
   *("in_flight", "mesh.*", "ask.*"),
 )
 """Settings that may change between two starts: the answers do not depend on them, and everything else is made again."""
@@ -69,9 +77,11 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     snapshot(config, workdir, HARMLESS)
   solutions, images = source.read()
   if reviewed is None:
-    index.upsert(extracted(config, workdir, solutions, source.count_tokens, embedder), recalls)
+    found = extracted(config, workdir, solutions, source.count_tokens)
+    index.upsert(found, recalls)
   else:
-    index.upsert(reviewed, recalls)
+    found = reviewed
+    index.upsert(found)
   if not index.handbook:
     raise UsageError(
       f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy "
@@ -84,6 +94,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   questions = QuestionBuilder(task, "chain", Recall(index, config.behavior_tokens))
   rows = training_examples(questions, solutions, images, config.full_share)
   conversations.write(workdir / "conversations.jsonl", rows)
+  if len(found) > len(kept):
+    print(f"merged or dropped by the limits on the handbook: {len(found) - len(kept)} behaviors")
   for behavior in kept:
     print(f"{behavior.line}  [chains: {len(behavior.provenance)}]")
   print(
@@ -96,10 +108,16 @@ def reviewed_behaviors(
 ) -> list[Behavior] | None:
   """Returns the behaviors of the file `review`; None without one.
 
-  Raises UsageError for behaviors from held-out splits, and where an edited file would be overwritten.
+  Raises UsageError for behaviors that are too long, and where an edited file would be overwritten; LeakError for
+  behaviors from held-out splits.
   """
   if config.review:
     behaviors = review_file.read(config.review, count_tokens)
+    most = config.max_instruction_tokens
+    if long := [f"{b.name} has {b.tokens}" for b in behaviors if b.tokens > most]:
+      raise UsageError(
+        f"{config.review}: {', '.join(long)} tokens, more than max_instruction_tokens={most}; shorten the instruction"
+      )
     Handbook(len(behaviors), sum(b.tokens for b in behaviors), tuple(behaviors)).refuse_leaks(
       HELD_OUT
     )
@@ -117,7 +135,6 @@ def extracted(
   workdir: epath.Path,
   solutions: Sequence[Solution],
   count_tokens: Callable[[str], int],
-  embedder: Embedder,
 ) -> list[Behavior]:
   """Extracts behaviors, with a teacher if the extractor asks one, and prints what could not be used."""
   with contextlib.ExitStack() as stack:
@@ -126,7 +143,7 @@ def extracted(
       count_tokens,
       config.min_support,
       config.max_instruction_tokens,
-      embedder,
+      load_embedder(config.text_embedder),
       config.cluster_similarity,
       config.duplicate_similarity,
       config.ask.chains_per_relation,

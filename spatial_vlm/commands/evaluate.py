@@ -1,9 +1,10 @@
 """Measure a method on held-out records: accuracy with its interval, boxes, tokens, seconds per answer.
 
 Every answer is stored in WORKDIR/predictions, one file a batch; results.json and a table on the terminal are made
-from them. Methods: `majority` (no model), `zero-shot` (the likeliest first word), `direct`, `chain`, and `reuse` (a
-recalled behavior and the short form, the full chain where nothing is similar enough). After an interruption, the same
-command resumes with the first batch that is missing.
+from them. After an interruption, the same command resumes with the first batch that is missing. Methods: `majority`
+(no model), `zero-shot` (the likeliest first word), `direct`, `chain`, `short` (the short form without a behavior, which
+`configs/sft.py:bc` teaches) and `reuse` (a recalled behavior and the short form, the full chain where nothing is
+similar enough).
 
   spatial-vlm evaluate --config.method=chain --config.checkpoint=runs/sft/export --workdir runs/evaluate_sft
 """
@@ -33,7 +34,13 @@ from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers, wi
 from spatial_vlm.tasks import find_task
 from spatial_vlm.tasks.task import Task
 
-FORMS = {"zero-shot": "direct", "direct": "direct", "chain": "chain", "reuse": "chain"}
+FORMS = {
+  "zero-shot": "direct",
+  "direct": "direct",
+  "chain": "chain",
+  "short": "short",
+  "reuse": "chain",
+}
 """Method → form in which it answers where it recalls nothing."""
 METHODS = ("majority", *FORMS)
 HARMLESS = ("timed_questions", "in_flight", "mesh.*")

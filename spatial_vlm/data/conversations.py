@@ -50,10 +50,18 @@ class ConversationSource:
   """Random-access source of the messages of a file's usable conversations (see `records.read_lines`).
 
   `source[i]` raises BadRecordError for an unreadable image, and for a video that cannot be opened. A video that is
-  damaged after its start raises UnreadableImage when its frames are decoded.
+  damaged after its start raises UnreadableImage when its frames are decoded. Without `system_turns`, conversations lose
+  theirs.
   """
 
-  def __init__(self, jsonl: epath.PathLike, images: ImageLocations, max_bad_share: float):
+  def __init__(
+    self,
+    jsonl: epath.PathLike,
+    images: ImageLocations,
+    max_bad_share: float,
+    system_turns: bool = True,
+  ):
+    self._system_turns = system_turns
     self.jsonl, self.image_files = epath.Path(jsonl), ImageFiles(images)
     self._numbered, self.bad = records.read_lines(jsonl, self.image_files, parse, max_bad_share)
 
@@ -67,7 +75,8 @@ class ConversationSource:
 
   def conversation(self, index: int) -> Conversation:
     """Returns a conversation without opening its image or video."""
-    return self._numbered[index][1]
+    conversation = self._numbered[index][1]
+    return conversation if self._system_turns else dataclasses.replace(conversation, system="")
 
   def visual(self, conversation: Conversation) -> PIL.Image.Image | Video:
     """Returns the image, or the video before decoding; the UnreadableImage that it raises names the file."""

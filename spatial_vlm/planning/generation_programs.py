@@ -10,8 +10,11 @@ from jax.sharding import Mesh
 
 from spatial_vlm import sharding
 from spatial_vlm.model import qwen3_vl
+from spatial_vlm.model.attention import Prefixes
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.planning.compiled import DeviceMemory, Program, ProgramKind, trace_program
+from spatial_vlm.planning.inputs import abstract_array
+from spatial_vlm.rollout.prefix_cache import FILLED_AT_ONCE, PrefixTable, fill
 from spatial_vlm.rollout.sampler import SamplingSettings, first_token_logits, generate, stages
 from spatial_vlm.types import Params, Prompts
 
@@ -27,6 +30,14 @@ class Generation(NamedTuple):
   sampling: SamplingSettings
   resident: Mapping[str, Any] = {}
   """Arrays that stay on the chips besides."""
+  prefixes: Prefixes | None = None
+  """Cached texts that the prompts continue."""
+
+  @property
+  def inputs(self) -> dict[str, Any]:
+    """What a program reads, by name."""
+    arrays = {"rollout weights": self.weights, "prompts": self.prompts}
+    return arrays if self.prefixes is None else arrays | {"cached prefixes": self.prefixes}
 
 
 def greedy(max_new_tokens: int) -> SamplingSettings:
@@ -36,14 +47,16 @@ def greedy(max_new_tokens: int) -> SamplingSettings:
 
 def answers_program(name: str, generation: Generation) -> Program:
   """Traces prefill and all of decoding."""
-  mesh, model, weights, prompts, sampling, resident = generation
+  mesh, model, weights, prompts, sampling, resident, prefixes = generation
   key = jax.eval_shape(lambda: jax.random.key(0))
   forbidden = jax.ShapeDtypeStruct(
     (model.text.vocab_size,), jnp.bool_, sharding=sharding.replicated(mesh)
   )
 
   def trace(remat: str) -> jax.stages.Traced:  # no backward pass, so no rematerialisation
-    return generate.trace(weights, prompts, key, forbidden, model=model, sampling=sampling)
+    return generate.trace(
+      weights, prompts, key, forbidden, prefixes, model=model, sampling=sampling
+    )
 
   tokens = sampling.max_new_tokens
   return Program(
@@ -51,7 +64,7 @@ def answers_program(name: str, generation: Generation) -> Program:
     ProgramKind.SAMPLING,
     trace_program(mesh, trace, "none", trip_count=math.ceil(tokens / len(stages(tokens)))),
     DeviceMemory(
-      inputs={"rollout weights": weights, "prompts": prompts},
+      inputs=generation.inputs,
       resident=resident,
       kv_cache_bytes=kv_cache_bytes(generation),
     ),
@@ -62,14 +75,36 @@ def first_token_program(name: str, generation: Generation) -> Program:
   """Traces the prefill that zero-shot scoring reads its logits from."""
 
   def trace(remat: str) -> jax.stages.Traced:
-    return first_token_logits.trace(generation.weights, generation.prompts, model=generation.model)
+    weights, prompts = generation.weights, generation.prompts
+    return first_token_logits.trace(weights, prompts, generation.prefixes, model=generation.model)
 
   return Program(
     name,
     ProgramKind.SAMPLING,
     trace_program(generation.mesh, trace, "none"),
     DeviceMemory(
-      inputs={"rollout weights": generation.weights, "prompts": generation.prompts},
+      inputs=generation.inputs,
+      resident=generation.resident,
+    ),
+  )
+
+
+def prefix_program(name: str, generation: Generation, table: PrefixTable) -> Program:
+  """Traces the keys and values of texts that prompts share."""
+  n, length = min(FILLED_AT_ONCE, len(table.valid)), table.valid.shape[1]
+  where = sharding.replicated(generation.mesh)
+  tokens, valid = (abstract_array((n, length), t, where) for t in (jnp.int32, jnp.bool_))
+  slots = abstract_array((n,), jnp.int32, where)
+
+  def trace(remat: str) -> jax.stages.Traced:
+    return fill.trace(generation.weights, table, tokens, valid, slots, model=generation.model)
+
+  return Program(
+    name,
+    ProgramKind.SAMPLING,
+    trace_program(generation.mesh, trace, "none"),
+    DeviceMemory(
+      inputs={"rollout weights": generation.weights, "cached prefixes": table},
       resident=generation.resident,
     ),
   )
@@ -80,8 +115,11 @@ def kv_cache_bytes(generation: Generation) -> int:
 
   Assumes that rows and heads are sharded as far as the mesh allows.
   """
-  mesh, model, weights, prompts, sampling, _ = generation
-  _, cache = jax.eval_shape(lambda p, q: qwen3_vl.prefill(p, model, q), weights, prompts)
+  mesh, model, weights, prompts, sampling, _, prefixes = generation
+  _, cache = jax.eval_shape(
+    lambda *of_prompts: qwen3_vl.prefill(of_prompts[0], model, *of_prompts[1:]),
+    *(weights, prompts, prefixes),
+  )
   prompt_rows = prompts.label.shape[0]
   rows = prompt_rows * sampling.group_size
   cache = jax.eval_shape(

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.huggingface.weights import abstract_params
-from spatial_vlm.inference.generation import check_batch
+from spatial_vlm.inference.generation import PREFIX_BUCKET, check_batch
 from spatial_vlm.inference.policy import prompt_format
+from spatial_vlm.model.attention import Prefixes
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.planning.compiled import Program
 from spatial_vlm.planning.generation_programs import (
@@ -17,20 +18,28 @@ from spatial_vlm.planning.generation_programs import (
   answers_program,
   first_token_program,
   greedy,
+  prefix_program,
 )
-from spatial_vlm.planning.inputs import prompt_shapes
+from spatial_vlm.planning.inputs import abstract_array, prompt_shapes
 from spatial_vlm.processor.chat import Size
+from spatial_vlm.processor.image import padded_length
+from spatial_vlm.rollout.prefix_cache import PrefixTable, table_shapes
 from spatial_vlm.rollout.sampler import SamplingSettings
 from spatial_vlm.sharding import with_param_shardings
 
 DTYPE = "bfloat16"
 """Type of the weights in published checkpoints; they are computed in it."""
+SYSTEM_TURN_TOKENS = 16
+"""Tokens before the image besides the line of a behavior."""
 ANSWER_TEXT_TOKENS = 192
 """Tokens of a question besides its image; a statement and a behavior take fewer."""
 
 
 def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) -> list[Program]:
-  """Traces the answers to a batch and to one question, and the scoring of `zero-shot`."""
+  """Traces the answers to a batch and to one question, and the scoring of `zero-shot`.
+
+  With `reuse`, the prompts follow recalled behaviors, whose keys and values are computed too.
+  """
   check_batch(config, sharding.make_mesh(config.mesh, devices))
   size = prompt_format(config.prompt_shapes, DTYPE).limit
   sampling = greedy(config.max_new_tokens)
@@ -38,7 +47,17 @@ def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]
     policy_generation(model, config.mesh, devices, rows, size, sampling)
     for rows in (config.batch_size, 1)
   )
-  programs = [answers_program("answers", batch), answers_program("a single answer", single)]
+  filling = []
+  if config.method == "reuse":
+    length = padded_length([config.behavior_tokens + SYSTEM_TURN_TOKENS], PREFIX_BUCKET)
+    shapes = table_shapes(model, batch.mesh, config.batch_size, length, jnp.dtype(DTYPE))
+    batch, single = (after_prefixes(asked, shapes) for asked in (batch, single))
+    filling = [prefix_program("keys and values of behaviors", batch, shapes)]
+  programs = [
+    answers_program("answers", batch),
+    answers_program("a single answer", single),
+    *filling,
+  ]
   if config.method == "zero-shot":
     programs.append(first_token_program("logits of the first token", batch))
   return programs
@@ -75,6 +94,14 @@ def synthesize_programs(
   size = Size(*policy.prompt_shape)
   batch = policy_generation(model, policy.mesh, devices, policy.batch_size, size, sampling)
   return [answers_program("sampled answers", batch)]
+
+
+def after_prefixes(generation: Generation, table: PrefixTable) -> Generation:
+  """Returns the same with prompts that continue texts of the table."""
+  row = abstract_array((len(generation.prompts.label),), jnp.int32)
+  row = sharding.with_row_shardings(generation.mesh, row)
+  prefixes = Prefixes(table.keys, table.values, table.valid, row)
+  return generation._replace(prefixes=prefixes)
 
 
 def policy_generation(

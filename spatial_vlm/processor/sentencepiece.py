@@ -1,7 +1,9 @@
 """XLM-RoBERTa's SentencePiece tokenizer, by TensorFlow Text.
 
-Reference: transformers 5.23, `XLMRobertaTokenizer`. TensorFlow is imported on first use, without its GPUs: it would
-reserve the memory that JAX needs.
+References: SentencePiece, and transformers 5.23, `XLMRobertaTokenizer`. They differ in rare strings: transformers (and
+`tokenizer.json`) normalises a full-width letter together with a combining mark after it. Here SentencePiece decides.
+
+TensorFlow is imported on first use, without its GPUs: it would reserve the memory that JAX needs.
 """
 
 import contextlib

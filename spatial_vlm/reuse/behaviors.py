@@ -81,11 +81,12 @@ class Handbook:
       recalls: name of a behavior → further recalls of it. They are counted before the limits apply, so that behaviors
         that proved useful stay. Names of unknown behaviors are ignored.
     """
-    counted = (
-      b.with_recalls(recalls[b.name]) if b.name in recalls else b
-      for b in distinct((*self.behaviors, *behaviors))
-    )
-    return dataclasses.replace(self, behaviors=tuple(counted))
+    joined = (*self.behaviors, *behaviors)
+    if recalls:
+      joined = tuple(
+        b.with_recalls(recalls[b.name]) if b.name in recalls else b for b in distinct(joined)
+      )
+    return dataclasses.replace(self, behaviors=joined)
 
   def refuse_leaks(self, splits: Collection[str] = (), records: Collection[str] = ()) -> None:
     """Raises LeakError when a behavior comes from one of the evaluation `splits` or `records` (`SPLIT:ID`)."""

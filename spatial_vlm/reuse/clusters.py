@@ -99,7 +99,7 @@ def largest_cluster(vectors: Float[np.ndarray, "N D"], min_similarity: float) ->
     return [0]
   distances = np.clip(1 - vectors @ vectors.T, 0, 2)
   clustering = AgglomerativeClustering(
-    n_clusters=None,
+    n_clusters=None,  # pyright: ignore[reportArgumentType]  # documented: the threshold decides
     metric="precomputed",
     linkage="average",
     distance_threshold=max(1 - min_similarity, 1e-6),

@@ -1,6 +1,7 @@
 """Equal behaviors become one, and a full handbook drops the least useful ones; both in time n·log n."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -28,7 +29,7 @@ def distinct(behaviors: Iterable[Behavior]) -> tuple[Behavior, ...]:
 def _keys(behavior: Behavior) -> Iterator[tuple[str, ...]]:
   """Yields what makes two behaviors equal: the relation with the name, the instruction or a question."""
   yield behavior.relation, "name", behavior.name
-  yield behavior.relation, "instruction", *_plain(behavior.instruction)
+  yield behavior.relation, "instruction", _plain(behavior.instruction)
   for question in behavior.questions:
     yield behavior.relation, "question", question
 
@@ -58,14 +59,15 @@ def _uniquely_named(behaviors: Iterable[Behavior]) -> tuple[Behavior, ...]:
     while name in named:
       number += 1
       name = f"{behavior.name}_{number}"
-    named[name] = dataclasses.replace(behavior, name=name)
+    named[name] = behavior if number == 1 else dataclasses.replace(behavior, name=name)
   return tuple(named.values())
 
 
-def _plain(instruction: str) -> list[str]:
+@functools.lru_cache(maxsize=100_000)
+def _plain(instruction: str) -> str:
   """Returns words and comparison signs, in order: "X < Y" and "Y < X" are different procedures."""
   words = re.findall(r"\w+|[<>=≤≥]+", instruction.casefold())
-  return [word for word in words if word not in ("the", "a", "an")]
+  return " ".join(word for word in words if word not in ("the", "a", "an"))
 
 
 def within_limits(

@@ -7,6 +7,8 @@ for each token of the text. The search uses the dense vectors; `similarities` co
 import collections
 import hashlib
 import json
+import logging
+import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,7 +16,6 @@ import jax
 import numpy as np
 from etils import epath
 from jax import numpy as jnp
-from jax.sharding import SingleDeviceSharding
 from jaxtyping import Float
 from scipy.sparse import csr_array
 
@@ -29,6 +30,8 @@ from spatial_vlm.huggingface.folder import find_folder
 from spatial_vlm.model.xlm_roberta import encode
 from spatial_vlm.parameters.partition import checksums
 from spatial_vlm.processor.encoder_tokenizer import load_encoder_tokenizer
+
+log = logging.getLogger(__name__)
 
 DENSE, LEXICAL, VECTORS = WEIGHTS = (0.4, 0.2, 0.4)
 """Shares of the three similarities in the final one: `weights_for_different_modes` of FlagEmbedding's example
@@ -74,18 +77,21 @@ class EncoderEmbedder:
       self._config = read_encoder_config(path)
       self._tokenizer = load_encoder_tokenizer(path, self._config)
       shapes = encoder_shapes(self._config, jnp.dtype(dtype))
-      device = SingleDeviceSharding(jax.local_devices()[0])
-      placed = sharding.with_shardings(shapes, jax.tree.map(lambda _: device, shapes))
+      self._mesh = sharding.make_mesh({}, devices=jax.local_devices()[:1])
+      placed = sharding.with_param_shardings(self._mesh, shapes)
       self._params = open_encoder(path, self._config).read(placed)
       self.min_similarity = read_min_similarity(path)
     except (FileNotFoundError, ValueError) as error:
       raise UsageError(f"embedder {folder}: {error}") from error
     self.fingerprint = self._hash()
+    self._lock = threading.Lock()
     self._cache: collections.OrderedDict[str, TextEncoding] = collections.OrderedDict()
 
   def _hash(self) -> str:
     """Returns the hash of the weights in the type that they are used in, the tokenizer and WEIGHTS."""
-    parts = [checksums(self._params), self._tokenizer.fingerprint, WEIGHTS, self._config.max_tokens]
+    with jax.set_mesh(self._mesh):  # the caller's may have more devices
+      weights = checksums(self._params)
+    parts = [weights, self._tokenizer.fingerprint, WEIGHTS, self._config.max_tokens]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     return f"encoder-{digest.hexdigest()[:16]}"
 
@@ -116,7 +122,11 @@ class EncoderEmbedder:
     return np.clip(total, -1, 1).astype(np.float32)
 
   def _encodings(self, texts: Sequence[str]) -> dict[str, TextEncoding]:
-    """Returns the encoding of each text, from the cache where it has been encoded before."""
+    """Returns the encoding of each text, from the cache where it has been encoded before; threads take turns."""
+    with self._lock:
+      return self._encodings_locked(texts)
+
+  def _encodings_locked(self, texts: Sequence[str]) -> dict[str, TextEncoding]:
     found = {text: self._cache[text] for text in texts if text in self._cache}
     new = [text for text in dict.fromkeys(texts) if text not in found]
     rows = self._tokenizer.encode(new, self._config.max_tokens)
@@ -136,7 +146,8 @@ class EncoderEmbedder:
     for padded, row in zip(tokens, rows, strict=True):
       padded[: len(row)] = row
     mask = np.arange(length)[None] < np.array([[len(row)] for row in rows])
-    found = jax.device_get(_encode(self._params, self._config, tokens, mask))
+    with jax.set_mesh(self._mesh):
+      found = jax.device_get(_encode(self._params, self._config, tokens, mask))
     return [
       TextEncoding(
         found.dense[i], _weights(row, found.lexical[i]), found.vectors[i, 1 : len(row)].copy()
@@ -214,6 +225,10 @@ def read_min_similarity(folder: epath.Path) -> float:
   """
   file = folder / SIMILARITY_FILE
   if not file.is_file():
+    log.warning(
+      "%s has no %s: matches need the similarity %s, which is not calibrated",
+      *(folder, SIMILARITY_FILE, UNCALIBRATED_MIN_SIMILARITY),
+    )
     return UNCALIBRATED_MIN_SIMILARITY
   try:
     value = json.loads(file.read_text())["min_similarity"]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from spatial_vlm.answers import Answer
+from spatial_vlm.answers import Answer, Box
 from spatial_vlm.reuse.abstraction import object_pattern
 from spatial_vlm.reuse.behavior import NAME, Behavior
 from spatial_vlm.reuse.extraction import verified_chain
@@ -24,6 +24,7 @@ from spatial_vlm.reuse.extractor import (
 )
 from spatial_vlm.reuse.merging import merge_similar
 from spatial_vlm.reuse.solutions import Solution
+from spatial_vlm.reuse.stated_comparisons import false_comparison
 
 _BEHAVIOR = """\
 A behavior is a short, named rule of reasoning (a strategy, a trick, a test) that helps with many other questions of \
@@ -122,7 +123,8 @@ def refusal(
 ) -> str:
   """Returns why a behavior of a teacher cannot be used; "" if it can.
 
-  It must state the relation and the verdict of the chain that it comes from.
+  It must state the relation and the verdict of the chain that it comes from, and its comparisons of coordinates must
+  hold for the boxes of that chain.
   """
   if not isinstance(fields, dict) or not all(isinstance(fields.get(key), str) for key in _FIELDS):
     return "a field of the behavior is missing or no text"
@@ -144,9 +146,18 @@ def refusal(
   verdict = "yes" if answer.verdict else "no"
   if fields["verdict"] != verdict or (stated and stated[1].lower() != verdict):
     return "the verdict is not that of the chain"
+  if false_comparison(instruction, _boxes_of_both(solution, answer)):
+    return "a comparison of the instruction does not hold in the chain"
   if settings.count_tokens(f"{name}: {_stating(instruction, verdict)}") > settings.max_tokens:
     return "the behavior has more tokens than the limit"
   return ""
+
+
+def _boxes_of_both(solution: Solution, answer: Answer) -> dict[str, Box]:
+  """Returns the boxes of X and Y, as far as the chain has them."""
+  boxes = {name.casefold(): box for name, box in answer.boxes.items()}
+  letters = zip("XY", map(str.casefold, solution.names), strict=True)
+  return {letter: boxes[name] for letter, name in letters if name in boxes}
 
 
 def _sources(solutions: Sequence[Solution], settings: ExtractionSettings) -> list[_Source]:

@@ -1,6 +1,7 @@
 """The rewards by name; a config chooses and weights them.
 
 rewards=(("accuracy", 1.0), ("overlong", 1.0))      DAPO: accuracy (±1) plus the overlong punishment
+rewards=(("accuracy", 1.0), ("overlong", 1.0), ("length", 0.5))      prefers the shorter correct answers too
 """
 
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from typing import NamedTuple
 from jaxtyping import Array, Float, Int
 
 from spatial_vlm.config import Weighted
-from spatial_vlm.rewards.accuracy import accuracy_reward
+from spatial_vlm.rewards.accuracy import accuracy_reward, is_correct
+from spatial_vlm.rewards.length import length_reward
 from spatial_vlm.rewards.overlong import overlong_penalty
 
 
@@ -29,6 +31,7 @@ REWARDS: dict[str, Callable[[RewardTerms], Float[Array, "B G"]]] = {
   "overlong": lambda t: overlong_penalty(
     t.length_tokens, t.max_new_tokens, t.overlong_cache_tokens
   ),
+  "length": lambda t: length_reward(t.length_tokens, is_correct(t.verdict, t.label)),
 }
 
 

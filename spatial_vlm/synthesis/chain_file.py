@@ -42,10 +42,13 @@ class ChainFile(NamedTuple):
 
 
 class _Line(NamedTuple):
+  """An image, then the fields of a Solution after `record`."""
+
   image: str
   caption: str
   relation: str
-  names: tuple[str | None, str | None]
+  subj: str | None
+  obj: str | None
   text: str
   label: int
 
@@ -67,10 +70,7 @@ def read_chains(
   """
   instruction = questions("").text
   numbered, bad = read_lines(path, None, functools.partial(_parse, instruction), max_bad_share)
-  solutions = [
-    Solution(f"{split}:{number}", line.caption, line.relation, *line.names, line.text, line.label)
-    for number, line in numbered
-  ]
+  solutions = [Solution(f"{split}:{number}", *line[1:]) for number, line in numbered]
   return ChainFile(solutions, [line.image for _, line in numbered], bad)
 
 
@@ -91,14 +91,14 @@ def _parse(instruction: str, line: bytes) -> _Line:
   statement = read_statement(caption)
   relation = statement[1].removeprefix("is ").removeprefix("are ") if statement else ""
   return _Line(
-    conversation.image, caption, relation, (None, None), conversation.answer, answer.verdict
+    conversation.image, caption, relation, None, None, conversation.answer, answer.verdict
   )
 
 
 def _accepted(fields: dict[str, Any]) -> _Line:
   """Returns a line of accepted.jsonl, whose text has the format of its teacher."""
   label, text = fields.get("label"), fields["text"]
-  names = fields.get("subj"), fields.get("obj")
+  subj, obj = fields.get("subj"), fields.get("obj")
   texts = (fields.get("image"), fields["caption"], fields.get("relation"), text)
   if not all(isinstance(value, str) for value in texts) or label not in (0, 1):
     raise ValueError("image, caption, relation and text must be text, and label 0 or 1")
@@ -106,7 +106,9 @@ def _accepted(fields: dict[str, Any]) -> _Line:
   for response_format in (GEMINI, QWEN, CHAIN):
     try:
       written = chain(response_format.parse(text))
-      return _Line(fields["image"], fields["caption"], fields["relation"], names, written, label)
+      return _Line(
+        fields["image"], fields["caption"], fields["relation"], subj, obj, written, label
+      )
     except (UnusableDraftError, ValueError) as error:
       reasons.append(str(error))
   raise ValueError(f"text is no chain in the format of a teacher ({reasons[0]})")

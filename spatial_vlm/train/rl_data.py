@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from spatial_vlm import hosts
@@ -16,7 +17,7 @@ from spatial_vlm.data.records import ExampleSource
 from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.inference.generation import QuestionEncoder, Row, asked_questions
 from spatial_vlm.inference.policy import Policy, PromptFormat, make_requests, prompt_format
-from spatial_vlm.inference.questions import QuestionBuilder
+from spatial_vlm.inference.questions import QuestionBuilder, load_recall
 from spatial_vlm.process_rows import process_shard
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import token_bytes
@@ -68,6 +69,19 @@ def open_data(
   )
 
 
+def question_builder(config: Config) -> QuestionBuilder:
+  """Returns the builder of a run's questions: full chains, or short answers wherever a behavior is recalled.
+
+  Raises LeakError if the behaviors were extracted from records that are validated or evaluated on.
+  """
+  recall = None
+  if config.behaviors:
+    recall = load_recall(config.behaviors, config.behavior_tokens)
+    held_out = (config.data.validation, config.data.evaluation)
+    recall.index.handbook.refuse_leaks({epath.Path(file).stem for file in held_out if file})
+  return QuestionBuilder(find_task(config.task), "chain", recall)
+
+
 def answer_automaton(config: Config, policy: Policy) -> VerdictAutomaton:
   """Compiles the grammar of the task's answers over the policy's tokens."""
   pieces = token_bytes(policy.processor.tokenizer)
@@ -93,9 +107,8 @@ def rl_format(config: Config) -> PromptFormat:
 
 
 def question_reader(config: Config, processor: Processor, source: ExampleSource) -> Reader:
-  """Returns a reader of the questions about records, each asking for a full chain."""
-  chains = QuestionBuilder(find_task(config.task), "chain")
-  encode = QuestionEncoder(processor, rl_format(config), chains)
+  """Returns a reader of the questions about records."""
+  encode = QuestionEncoder(processor, rl_format(config), question_builder(config))
   return Reader(source, encode, config.data.max_bad_share)
 
 

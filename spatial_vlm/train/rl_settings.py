@@ -67,7 +67,7 @@ class RlSettings:
 
 _POSITIVE = (
   *("steps", "groups_per_batch", "rollout_batch_size", "max_rollout_rounds", "minibatches"),
-  *("micro_batches", "max_new_tokens", "chunk_tokens"),
+  *("micro_batches", "max_new_tokens", "behavior_tokens", "chunk_tokens"),
   *("validate_steps", "validate_prompts", "validate_batch"),
 )
 

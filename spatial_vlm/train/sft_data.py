@@ -76,7 +76,7 @@ def conversations_of_files(config: Config, processor: Processor, shard: Shard) -
   """Plans batches of conversations by size, before any image is decoded."""
   data = config.data
   sources = [
-    ConversationSource(conversations, images, data.max_bad_share)
+    ConversationSource(conversations, images, data.max_bad_share, data.system_turns)
     for conversations, images, _ in ((data.conversations, data.images, 1), *data.mix)
   ]
   questions = [question for source in sources for question in source.questions]

@@ -11,6 +11,7 @@ from spatial_vlm.config import Config
 
 SHORT = (
   *("decode.tokens=32", "decode.batch_sizes=(2,)", "decode.new_tokens=4"),
+  *("prefix.tokens=32", "prefix.prefix_tokens=16", "prefix.batch_size=16"),
   *("sft.tokens=48", "sft.batch_size=2", "dapo.tokens=32", "dapo.max_new_tokens=4"),
   *("dapo.groups_per_batch=4", "dapo.rollout_batch_size=4", "dapo.group_size=2"),
   *("dapo.overlong_cache_tokens=1", "dapo.minibatches=2", "dapo.rounds=1"),

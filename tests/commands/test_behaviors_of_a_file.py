@@ -10,6 +10,7 @@ from spatial_vlm.commands import behaviors
 from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.evaluation.results import RecallCount, recalls_json
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.reuse.index_folder import load_index
 from spatial_vlm.synthesis import scene_teacher
@@ -104,6 +105,26 @@ def test_a_review_makes_the_index_and_is_never_overwritten(of_file, tmp_path, ca
   assert after["behavior_renamed"].provenance == before.behaviors[0].provenance
   assert after["behavior_mine"].provenance == ("by-hand:behaviors.yaml",)
   assert before.behaviors[1].name not in {b.name for b in after.behaviors}
+
+
+def test_recalls_count_once_and_long_instructions_are_refused_in_a_review(
+  of_file, refused_file, tmp_path
+):
+  """The figures of the reviewed file count; the recalls that are in them are not added again."""
+  assert of_file().code == 0
+  name = handbook(tmp_path).behaviors[0].name
+  results = tmp_path / "results.json"
+  results.write_text(json.dumps({"recalls": recalls_json({name: RecallCount(4, 3, 50.0)})}))
+  assert of_file(recalls=results).code == 0
+  counted = handbook(tmp_path)[name]
+  assert (counted.recalls, counted.utility) == (4, 150)
+  file = tmp_path / "run" / "behaviors.yaml"
+  assert of_file(recalls=results, review=file).code == 0
+  assert handbook(tmp_path)[name] == counted
+  (tmp_path / "run" / "config.json").unlink()
+  assert "more than max_instruction_tokens=3; shorten" in refused_file(
+    review=file, max_instruction_tokens=3
+  )
 
 
 def test_no_behavior_comes_from_evaluation_items(refused_file, of_file, tmp_path, chains):

@@ -1,5 +1,6 @@
 """`dapo`: aligns a policy by DAPO."""
 
+import json
 import logging
 
 import jax
@@ -8,7 +9,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from spatial_vlm import config, metrics
+from spatial_vlm.answers import render_short
+from spatial_vlm.data import conversations
+from spatial_vlm.data.conversations import Conversation
+from spatial_vlm.inference.questions import QuestionBuilder, load_recall
 from spatial_vlm.rollout import engine
+from spatial_vlm.tasks import TASKS
 from spatial_vlm.train import policy_optimization, rl_data, rollout_buffer
 
 
@@ -57,7 +63,7 @@ def test_on_eight_devices_it_draws_the_same(finished, run, dapo_changes, tmp_pat
 
 def test_every_leaf_of_every_preset_is_read(finished):
   assert not config.unread(finished[1])
-  for preset in ("tiny", "8b"):
+  for preset in ("tiny", "reuse", "8b"):
     leaves = config.leaves(config.read_preset(f"configs/dapo.py:{preset}"))
     assert leaves.keys() == config.leaves(finished[1]).keys()
 
@@ -126,6 +132,82 @@ def test_interrupted_in_a_validation(finished, tmp_path, run, dapo_changes, outc
   assert outcome(tmp_path) == outcome(finished[0])
 
 
+@pytest.fixture(scope="module")
+def taught_short(tmp_path_factory, run, extracted, taught, scenes_folder):
+  """The taught model after `sft` on a short answer of each verdict to every question with a behavior."""
+  workdir = tmp_path_factory.mktemp("taught_short")
+  records = list(map(json.loads, (scenes_folder / "train.jsonl").read_text().splitlines()))
+  builder = QuestionBuilder(TASKS["scenes"], "chain", load_recall(extracted / "index", 48))
+  questions = builder.build_all([record["caption"] for record in records])
+  rows = [
+    Conversation(
+      record["image"],
+      question.text,
+      render_short(question.behavior.name, comparison, verdict),
+      system=question.system,
+    )
+    for record, question in zip(records, questions, strict=True)
+    for comparison, verdict in (("x=20 < x=40", 1), ("x=40 > x=20, so it is not left", 0))
+    if question.behavior
+  ]
+  conversations.write(workdir / "rows.jsonl", rows)
+  changes = {
+    "checkpoint": taught,
+    "data.conversations": workdir / "rows.jsonl",
+    "data.images": scenes_folder / "images",
+    "data.shapes": "((128, 64),)",
+    "batch_size": 8,
+    "optimizer.learning_rate": 5e-3,
+  }
+  assert run("sft", workdir, changes).code == 0
+  return workdir / "export"
+
+
+def test_prompts_with_behaviors_are_trained_on_and_resume_bit_for_bit(
+  run, extracted, taught_short, dapo_changes, outcome, stopped_at, tmp_path, monkeypatch
+):
+  """Two batches with the length reward; a start is stopped between two rounds, another within an update."""
+  changes = dapo_changes | {
+    "checkpoint": taught_short,
+    "behaviors": extracted / "index",
+    "max_new_tokens": 48,
+    "data.prompt_shapes": "((112, 64),)",
+    "rewards": "(('accuracy', 1.0), ('overlong', 1.0), ('length', 0.5))",
+    "steps": 2,
+  }
+  asked = []
+  original = rl_data.make_requests
+  monkeypatch.setattr(
+    rl_data,
+    "make_requests",
+    lambda p, m, rows, *more: asked.extend(rows) or original(p, m, rows, *more),
+  )
+  assert run("dapo", tmp_path / "whole", changes).code == 0
+  recalled = [row for row in asked if row.system]
+  assert recalled and all("Use behavior_" in row.system for row in recalled)
+  assert all(row.text.endswith("True? Reasoning, Conclusion.") for row in recalled)
+  records = metrics.read_metrics(tmp_path / "whole")
+  assert [record["step"] for record in records] == [0, 1, 2]
+  assert all(record["kept/groups"] > 0 for record in records[1:])
+  for owner, name, call in (
+    (rollout_buffer, "collect", 2),
+    (policy_optimization, "update_policy", 2),
+  ):
+    with stopped_at(owner, name, call):
+      run("dapo", tmp_path / "stopped", changes)
+  assert run("dapo", tmp_path / "stopped", changes).code == 0
+  assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+def test_behaviors_from_validation_records_are_refused(refused, extracted, dapo_changes, tmp_path):
+  """The handbook names its records by their split: a validation file of that name is the same split."""
+  held_out = tmp_path / "train.jsonl"
+  held_out.write_bytes(dapo_changes["data.validation"].read_bytes())
+  changes = {"behaviors": extracted / "index", "data.validation": held_out}
+  assert "evaluation records" in refused("dapo", {**dapo_changes, **changes})
+  assert "no/such" in refused("dapo", {**dapo_changes, "behaviors": "no/such"})
+
+
 def test_a_task_without_mixed_outcomes_ends_with_a_message(
   nano, tmp_path, run, dapo_changes, capfd
 ):
@@ -166,7 +248,10 @@ def test_a_task_without_mixed_outcomes_ends_with_a_message(
     ({"objectives": "(('ppo', 1.0),)"}, "objectives names 'ppo'; known are dapo, gspo"),
     ({"objectives": "(('dapo', -1.0),)"}, "a weight is above 0"),
     ({"objectives": "()"}, "objectives is empty"),
-    ({"rewards": "(('style', 1.0),)"}, "rewards names 'style'; known are accuracy, overlong"),
+    (
+      {"rewards": "(('style', 1.0),)"},
+      "rewards names 'style'; known are accuracy, overlong, length",
+    ),
     ({"data.prompt_shapes": "((20, 64),)"}, "the largest of prompt_shapes holds 20 and 64"),
     ({"data.prompt_shapes": "((20, 99), (64, 64))"}, "no shape of ((20, 99), (64, 64)) holds all"),
     ({"data.validation": "absent.jsonl"}, "absent.jsonl"),

@@ -21,7 +21,7 @@ FIELDS = [
   *("method", "accuracy", "ci_low", "ci_high", "n", "generated_tokens_mean", "total_tokens_mean"),
   *("seconds_per_answer", "parse_rate", "box_iou"),
 ]
-METHODS = ("majority", "zero-shot", "direct", "chain", "reuse")
+METHODS = ("majority", "zero-shot", "direct", "chain", "short", "reuse")
 
 
 def changes_of(method, evaluate_changes, extracted):
@@ -121,6 +121,16 @@ def test_reuse_names_what_it_recalled_and_asks_for_the_short_form(finished, extr
   assert any(p.prompt_tokens != plain[p.id] for p in recalled)
 
 
+def test_the_short_form_is_asked_for_by_name_without_a_behavior(finished, scenes_folder, taught):
+  processor = load_policy(str(taught)).processor
+  source = JsonlSource(scenes_folder / "test.jsonl", scenes_folder / "images")
+  stored = predictions(finished["short"][0])
+  for i in (0, 7):
+    text = question(source[i].record.caption, "short")
+    row = encode_question(processor, source[i].image, text)
+    assert (stored[i].prompt_tokens, stored[i].retrieved) == (len(row.tokens), None)
+
+
 def test_chains_are_parsed_and_their_boxes_measured(finished):
   row = json.loads((finished["chain"][0] / "results.json").read_text())["rows"][0]
   assert row["parse_rate"] > 0.5 and row["box_iou"] is not None
@@ -200,7 +210,7 @@ def test_a_limit_and_a_partial_last_batch(finished, tmp_path, run, evaluate_chan
   [
     (
       {"method": "guess"},
-      "method is 'guess'; choose one of majority, zero-shot, direct, chain, reuse",
+      "method is 'guess'; choose one of majority, zero-shot, direct, chain, short, reuse",
     ),
     ({"task": "vrs"}, "task is 'vrs'; choose one of vsr, scenes"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),

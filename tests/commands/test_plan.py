@@ -66,7 +66,9 @@ def test_checkpoint_and_data_may_be_omitted(capsys):
 COMMANDS = (
   "sft.py:tiny",
   "dapo.py:tiny",
+  "dapo.py:reuse",
   "evaluate.py:tiny --config.method=zero-shot --config.in_flight=1",
+  "evaluate.py:tiny --config.method=reuse --config.in_flight=1",
   "behaviors.py:tiny --config.in_flight=1",
   "answer.py:tiny",
   "synthesize.py:self",

@@ -67,7 +67,7 @@ def test_every_leaf_of_every_preset_is_read(finished, run, sft_changes, tmp_path
   assert not unread[0] & unread[1]
   names = [
     config.leaves(config.read_preset(f"configs/sft.py:{preset}"))
-    for preset in ("tiny", "direct", "reuse", "pretrain", "8b")
+    for preset in ("tiny", "direct", "reuse", "bc", "pretrain", "8b")
   ]
   assert all(leaves.keys() == config.leaves(finished[1]).keys() for leaves in names)
 

@@ -57,6 +57,8 @@ def test_a_system_turn_is_written_and_read_before_the_image(folder):
   assert system["role"] == "system" and system["content"][0]["text"] == rows[1].system
   assert [turn["role"] for turn in turns] == [turn["role"] for turn in source[0]]
   assert [turn["role"] for turn in SizedSource(source)[1]] == ["system", "user", "assistant"]
+  without = ConversationSource(path, folder / "images", 0.0, system_turns=False)
+  assert [without.conversation(i) for i in range(2)] == [GOOD, GOOD]
 
 
 @pytest.mark.parametrize(

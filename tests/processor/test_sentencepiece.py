@@ -1,8 +1,10 @@
 """Tokenizers of the encoder against transformers, on strings that are hard; the only tests that import TensorFlow."""
 
 import io
+import random
 import sys
 
+import numpy as np
 import pytest
 import transformers
 from etils import epath
@@ -10,6 +12,7 @@ from etils import epath
 from spatial_vlm.model.xlm_roberta import XlmRobertaConfig
 from spatial_vlm.processor import sentencepiece
 from spatial_vlm.processor.encoder_tokenizer import load_encoder_tokenizer
+from spatial_vlm.reuse import searchers
 
 CONFIG = XlmRobertaConfig.small(
   vocab_size=262, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
@@ -101,6 +104,20 @@ def test_ids_are_those_of_transformers(tokenizer, json_tokenizer, reference, nam
   assert json_tokenizer.encode([text], 10**6) == [expected]
 
 
+def test_random_unicode_is_as_sentencepiece_has_it(folder, tokenizer):
+  """Also where transformers differs: full-width letters with combining marks."""
+  import sentencepiece
+
+  ranges = ((32, 127), (160, 384), (768, 1024), (0x600, 0x700), (0x2000, 0x2070), (0x3040, 0x3100))
+  ranges += ((0x4E00, 0x5000), (0xFB00, 0xFB07), (0xFF00, 0xFFF0), (0x1F300, 0x1F600))
+  pool = [chr(code) for start, stop in ranges for code in range(start, stop)]
+  draw = random.Random(0)
+  texts = ["".join(draw.choices(pool, k=draw.randint(0, 40))) for _ in range(2000)]
+  model = sentencepiece.SentencePieceProcessor(str(folder / "sentencepiece.bpe.model"))
+  expected = [[0, *(id + 1 if id else 3 for id in row), 2] for row in model.encode(texts)]
+  assert tokenizer.encode(texts, 10**6) == expected
+
+
 def test_many_texts_are_as_one_by_one(tokenizer, json_tokenizer):
   texts = list(HARD.values())
   rows = tokenizer.encode(texts, 10**6)
@@ -126,6 +143,15 @@ def test_tensorflow_leaves_the_gpu_to_jax(tokenizer):
   import tensorflow
 
   assert tensorflow.config.get_visible_devices("GPU") == []
+
+
+def test_scann_loads_beside_tensorflow_text(tokenizer):
+  searcher = searchers.import_scann().scann_ops_pybind.builder(
+    np.eye(4, dtype=np.float32), 1, "dot_product"
+  )
+  found, _ = searcher.score_brute_force().build().search(np.eye(4, dtype=np.float32)[2])
+  assert found.tolist() == [2]
+  assert tokenizer.encode(["the"], 9)
 
 
 def test_another_vocabulary_is_refused(folder):

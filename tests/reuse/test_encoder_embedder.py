@@ -1,7 +1,9 @@
 """The embedder of an encoder: its similarities against FlagEmbedding's formulas, batches, files."""
 
+import concurrent.futures
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -10,13 +12,17 @@ import tokenizers
 from encoder_reference import random_encoder, reference_heads, reference_states, write_published
 from tokenizers import models, pre_tokenizers
 
+from spatial_vlm import sharding
 from spatial_vlm.config import UsageError
 from spatial_vlm.huggingface.encoder_folder import write_encoder
 from spatial_vlm.model.xlm_roberta import XlmRobertaConfig, init_encoder
 from spatial_vlm.processor import encoder_tokenizer
 from spatial_vlm.reuse import encoder_embedder
+from spatial_vlm.reuse.behavior import Behavior
+from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import load_embedder
 from spatial_vlm.reuse.encoder_embedder import EncoderEmbedder, batches
+from spatial_vlm.reuse.index import BehaviorIndex
 
 WORDS = "the x is left right of y above below on not from z's view at to side".split()
 CONFIG = XlmRobertaConfig.small(
@@ -108,6 +114,36 @@ def test_texts_are_encoded_once(published, monkeypatch):
   np.testing.assert_array_equal(embedder.similarities(TEXTS, TEXTS[::-1]), before)
 
 
+def test_threads_encode_one_after_another(published, monkeypatch):
+  embedder, encode, running = EncoderEmbedder(str(published[0])), encoder_embedder._encode, []
+
+  def slow(*arguments):
+    running.append(len(running))
+    time.sleep(0.02)
+    found = encode(*arguments)
+    assert running.pop() == 0 and not running
+    return found
+
+  monkeypatch.setattr(encoder_embedder, "_encode", slow)
+  with concurrent.futures.ThreadPoolExecutor(4) as threads:
+    found = list(threads.map(lambda text: embedder.embed([text])[0], TEXTS))
+  np.testing.assert_allclose(found, embedder.embed(TEXTS), atol=1e-6)
+
+
+def test_an_index_finds_behaviors_by_it(embedder, tmp_path):
+  texts = TEXTS[:4]
+  behaviors = tuple(
+    Behavior(f"behavior_{n}", f"yes when {n}", f"relation {n}", (text,), ("train:1",), 5)
+    for n, text in enumerate(texts)
+  )
+  index = BehaviorIndex(Handbook(9, 99, behaviors), embedder, 0.99)
+  index.save(tmp_path)
+  for found in (index, BehaviorIndex.load(tmp_path, embedder)):
+    matches = found.search([*texts, "ж on z's"], k=1)
+    assert [[b.name for b, _ in row] for row in matches[:4]] == [[b.name] for b in behaviors]
+    assert matches[4] == []
+
+
 def test_the_cache_is_bounded(published, monkeypatch):
   monkeypatch.setattr(encoder_embedder, "CACHED_TOKENS", 20)
   embedder = EncoderEmbedder(str(published[0]))
@@ -131,21 +167,25 @@ def test_each_row_is_in_one_batch_and_few_programs_compile():
   assert len({(len(rows), length) for rows, length in found}) <= 40
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_fingerprint_names_the_vector_space(published, tmp_path, dtype):
-  fingerprint = EncoderEmbedder(str(published[0]), dtype).fingerprint
-  assert fingerprint.startswith("encoder-")
-  assert fingerprint == EncoderEmbedder(str(published[0]), dtype).fingerprint
-  other = "bfloat16" if dtype == "float32" else "float32"
-  assert fingerprint != EncoderEmbedder(str(published[0]), other).fingerprint
+def test_the_fingerprint_names_the_vector_space(published, embedder, tmp_path):
+  assert embedder.fingerprint.startswith("encoder-")
+  assert embedder.fingerprint == EncoderEmbedder(str(published[0])).fingerprint
+  assert embedder.fingerprint != EncoderEmbedder(str(published[0]), "bfloat16").fingerprint
   folder = shutil.copytree(published[0], tmp_path / "encoder")
   tokenizer = (folder / "tokenizer.json").read_text()
   (folder / "tokenizer.json").write_text(tokenizer + "\n")
-  assert EncoderEmbedder(str(folder), dtype).fingerprint != fingerprint
+  assert EncoderEmbedder(str(folder)).fingerprint != embedder.fingerprint
   (folder / "tokenizer.json").write_text(tokenizer)
   write_encoder(folder, CONFIG, init_encoder(CONFIG, jax.random.key(0)))
-  (folder / "pytorch_model.bin").unlink()
-  assert EncoderEmbedder(str(folder), dtype).fingerprint != fingerprint
+  assert EncoderEmbedder(str(folder)).fingerprint != embedder.fingerprint
+
+
+def test_the_callers_mesh_does_not_matter(published, embedder):
+  with jax.set_mesh(sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
+    other = EncoderEmbedder(str(published[0]))
+    found = other.similarities(TEXTS, TEXTS)
+  assert other.fingerprint == embedder.fingerprint
+  np.testing.assert_allclose(found, embedder.similarities(TEXTS, TEXTS), atol=1e-6)
 
 
 def test_bfloat16_is_close(published, embedder):
@@ -154,8 +194,9 @@ def test_bfloat16_is_close(published, embedder):
   np.testing.assert_allclose((found * embedder.embed(TEXTS)).sum(axis=1), 1, atol=2e-3)
 
 
-def test_min_similarity_is_read_from_the_folder(published, embedder, tmp_path):
-  assert embedder.min_similarity == encoder_embedder.UNCALIBRATED_MIN_SIMILARITY == 0.8
+def test_min_similarity_is_read_from_the_folder(published, tmp_path, caplog):
+  assert EncoderEmbedder(str(published[0])).min_similarity == 0.8
+  assert "has no similarity.json: matches need the similarity 0.8, which is not" in caplog.text
   folder = shutil.copytree(published[0], tmp_path / "encoder")
   file = folder / "similarity.json"
   file.write_text(json.dumps({"min_similarity": 0.61, "calibrated_on": "paraphrases"}))

@@ -76,6 +76,8 @@ def test_names_differ_but_similar_instructions_support_each_other():
     ({"verdict": "no"}, "the verdict is not that of the chain"),
     ({"instruction": "No when X points to Y"}, "the verdict is not that of the chain"),
     ({"instruction": "X points to Y " * 20}, "the behavior has more tokens"),
+    ({"instruction": "yes when X centre x > Y centre x"}, "a comparison of the instruction"),
+    ({"instruction": "yes: X's right edge < Y's left edge"}, ""),
     ({"relation": "is facing", "instruction": "Yes: X points to Y"}, ""),
   ],
 )

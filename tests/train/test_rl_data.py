@@ -41,6 +41,8 @@ def config(scenes_folder):
         max_new_tokens=8,
         validate_prompts=10,
         validate_batch=4,
+        behaviors="",
+        behavior_tokens=48,
         data=dict(
           records=str(scenes_folder / "train.jsonl"),
           images=str(scenes_folder / "images"),

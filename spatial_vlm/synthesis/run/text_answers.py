@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tqdm import tqdm
+
 from spatial_vlm.config import UsageError
 from spatial_vlm.reuse.extractor import TextQuestion
 from spatial_vlm.synthesis.hashing import hash_seed
@@ -66,10 +68,13 @@ class TextAsker:
 
 async def _send(run: TextRun, questions: Mapping[str, Question], teacher: Teacher) -> None:
   limiter = RateLimiter(run.limits)
+  with tqdm(total=len(questions), desc="questions to the teacher", dynamic_ncols=True) as bar:
 
-  async def settle(key: str) -> None:
-    result = await send_with_retries(run, key, questions[key], teacher, limiter)
-    if result is not None:
-      run.count(result)
+    async def settle(key: str) -> None:
+      result = await send_with_retries(run, key, questions[key], teacher, limiter)
+      if result is not None:
+        run.count(result)
+        bar.set_postfix(usd=f"{run.ledger.spent_usd:.2f}", refresh=False)
+        bar.update()
 
-  await work_on(run, questions, settle)
+    await work_on(run, questions, settle)
