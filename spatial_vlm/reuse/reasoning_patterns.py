@@ -107,7 +107,7 @@ def _side(n: str) -> str:
     rf"(?: (?:of|between|from) (?:{DET}(?P<of{n}>{NAME})(?:['’]s? box)?(?: (?:and|to) {DET}(?P<to{n}>{NAME}))?"
     r"|(?:their|the) (?:two )?(?:centres|centers|boxes|objects)|them|the two))?(?=[\s,(=])[ ,]*)?"
     rf"(?:[ ,(]|(?:(?:which|that) )?(?:is|lies|sits|stands|at|of|being|only|just|by|to|(?P<ends{n}>"
-    rf"{'|'.join(ENDS)}))(?= )|= |: )*"
+    rf"{'|'.join(ENDS)}))(?= )|= |: ){{0,8}}"
     rf"(?:\b(?P<key{n}>{KEY})=)?(?<![\w.=]-)(?<![\d.])\b(?P<value{n}>{NUMBER})(?: units?| points?)?\)?"
     rf"(?: ?\({DET}(?P<in{n}>{NAME})(?:['’]s?)?{noun}\)| (?:of|for) {DET}(?P<for{n}>{NAME})(?:['’]s?)?{noun})?"
   )
