@@ -48,7 +48,11 @@ def tiny() -> ConfigDict:
       max_handbook_tokens=4096,
       max_instruction_tokens=48,  # most tokens of one behavior; longer ones are dropped
       behavior_tokens=48,  # most tokens of a behavior in a question; longer ones are not trained on
-      embedder="lexical",  # what finds behaviors by similarity: lexical, or the folder of an XLM-R encoder
+      # What finds behaviors by similarity, for captions whose relation is not read: the folder of an XLM-R encoder with
+      # BGE-M3's heads, or lexical (common words; nothing to load).
+      embedder="spatial_vlm/assets/tiny_encoder",
+      # What compares reasonings (clusters) and instructions (duplicates). The tiny encoder has learnt questions only.
+      text_embedder="lexical",
       # Below it no behavior is recalled; none: as calibrated for the embedder.
       min_similarity=config_dict.placeholder(float),
       # An edited WORKDIR/behaviors.yaml, from which the index is made in place of extracting; empty: extract.

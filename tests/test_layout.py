@@ -37,7 +37,7 @@ FOLDERS = {
   ),
   "objectives": (
     *("vocabulary", "cross_entropy", "token_logprobs", "advantage"),
-    *("policy_terms", "dapo", "gspo", "kl", "policy_objectives"),
+    *("policy_terms", "dapo", "gspo", "kl", "policy_objectives", "contrastive"),
   ),
   "data": (
     *("shards", "image_locations", "image_archives", "image_files"),
@@ -60,7 +60,7 @@ FOLDERS = {
     *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
     *("stated_comparisons", "teacher_extraction", "extractors", "review_file"),
     *("searchers", "vector_files", "vector_index", "index", "index_folder"),
-    *("retrieval", "choosers"),
+    *("retrieval", "choosers", "paraphrases", "recall_report"),
   ),
   "inference": (
     *("policy", "loading", "questions", "comparison_arms", "generation", "stored_answers"),

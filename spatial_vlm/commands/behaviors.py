@@ -31,7 +31,7 @@ from spatial_vlm.remote import write_whole
 from spatial_vlm.reuse import review_file
 from spatial_vlm.reuse.behavior import Behavior
 from spatial_vlm.reuse.behaviors import Handbook
-from spatial_vlm.reuse.embedder import Embedder, load_embedder
+from spatial_vlm.reuse.embedder import load_embedder
 from spatial_vlm.reuse.extractor import ExtractionSettings
 from spatial_vlm.reuse.extractors import extract, find_extractor
 from spatial_vlm.reuse.index import BehaviorIndex
@@ -46,7 +46,15 @@ HELD_OUT = ("validation", "val", "dev", "test")
 """Splits that no behavior may come from."""
 HARMLESS = (
   *("evaluation", "extractor", "min_support", "*_similarity", "max_entries", "max_handbook_tokens"),
-  *("max_instruction_tokens", "behavior_tokens", "embedder", "review", "recalls", "full_share"),
+  *(
+    "max_instruction_tokens",
+    "behavior_tokens",
+    "embedder",
+    "text_embedder",
+    "review",
+    "recalls",
+    "full_share",
+  ),
   *("in_flight", "mesh.*", "ask.*"),
 )
 """Settings that may change between two starts: the answers do not depend on them, and everything else is made again."""
@@ -69,7 +77,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     snapshot(config, workdir, HARMLESS)
   solutions, images = source.read()
   if reviewed is None:
-    found = extracted(config, workdir, solutions, source.count_tokens, embedder)
+    found = extracted(config, workdir, solutions, source.count_tokens)
     index.upsert(found, recalls)
   else:
     found = reviewed
@@ -127,7 +135,6 @@ def extracted(
   workdir: epath.Path,
   solutions: Sequence[Solution],
   count_tokens: Callable[[str], int],
-  embedder: Embedder,
 ) -> list[Behavior]:
   """Extracts behaviors, with a teacher if the extractor asks one, and prints what could not be used."""
   with contextlib.ExitStack() as stack:
@@ -136,7 +143,7 @@ def extracted(
       count_tokens,
       config.min_support,
       config.max_instruction_tokens,
-      embedder,
+      load_embedder(config.text_embedder),
       config.cluster_similarity,
       config.duplicate_similarity,
       config.ask.chains_per_relation,

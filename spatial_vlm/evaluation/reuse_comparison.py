@@ -46,10 +46,9 @@ def comparison_row(name: str, arm: Arm, reference: Arm, scores: Scores) -> dict[
   row = {
     "method": name,
     **{key: scores[key] for key in ("n", "accuracy", "ci_low", "ci_high", "parse_rate")},
-    **{
-      f"{kind}_tokens_mean": scores[f"{kind}_tokens_mean"]
-      for kind in ("generated", "prompt", "total")
-    },
+    "generated_tokens_mean": scores["generated_tokens_mean"],
+    "prompt_tokens_mean": scores["prompt_tokens_mean"],
+    "total_tokens_mean": scores["total_tokens_mean"],
     "token_ratio": _ratio(reference, arm, lambda p: p.generated_tokens),
     "total_token_ratio": _ratio(reference, arm, lambda p: p.generated_tokens + p.prompt_tokens),
     **_percentiles("seconds", list(seconds.values())),

@@ -77,7 +77,7 @@ class EncoderEmbedder:
       self._config = read_encoder_config(path)
       self._tokenizer = load_encoder_tokenizer(path, self._config)
       shapes = encoder_shapes(self._config, jnp.dtype(dtype))
-      self._mesh = sharding.make_mesh({}, jax.local_devices()[:1])
+      self._mesh = sharding.make_mesh({}, devices=jax.local_devices()[:1])
       placed = sharding.with_param_shardings(self._mesh, shapes)
       self._params = open_encoder(path, self._config).read(placed)
       self.min_similarity = read_min_similarity(path)

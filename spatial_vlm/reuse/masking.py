@@ -10,8 +10,9 @@ from spatial_vlm.reuse.relation_keys import is_name, read_relation
 _COCO_OBJECTS = (
   "person, people, man, men, woman, women, boy, girl, child, bicycle, bike, car, motorcycle, airplane, plane, bus"
   ", train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep"
-  ", cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball"
-  ", kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife"
+  ", cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard"
+  ", sports ball, kite, baseball bat"
+  ", baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife"
   ", spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, sofa"
   ", potted plant, bed, dining table, table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven"
   ", toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"

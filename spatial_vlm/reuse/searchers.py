@@ -19,7 +19,8 @@ Found = list[tuple[str, float]]
 Vectors = Float[np.ndarray, "N D"]
 
 TREE_FROM = 20_000
-"""Number of vectors from which the tree is used: below it, brute force answers in 2 ms and is exact."""
+"""Number of vectors from which the tree is used. Below it, brute force is exact and answers within 5 ms (of 1024
+components); a tree over 20,000 vectors answers in 0.3 ms, and takes 10 s to build."""
 TREE_MINIMUM = 16
 """ScaNN trains the 16 centres of a hash block on at least as many vectors."""
 LEAF_SHARE = 0.2
@@ -97,8 +98,9 @@ class BruteForceSearcher:
 class TreeSearcher:
   """Reads the nearest leaves of a tree, compares hashes there, and the best of them exactly (ScaNN).
 
-  Vectors that are added after the build are searched exactly, next to the tree: its leaves were trained without them,
-  and ScaNN finds only part of those that resemble no leaf.
+  Vectors that are added after the build are searched exactly, next to the tree. Its leaves were trained without them:
+  after ScaNN's own update in place, a search that reads few leaves misses vectors that resemble none of them. Adding a
+  vector takes 0.002 ms this way, and 0.4 ms in place.
   """
 
   def __init__(self, ids: Sequence[str], vectors: Vectors):
@@ -111,7 +113,7 @@ class TreeSearcher:
     hashed = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(REORDERED)
     self._scann = hashed.build(docids=list(ids))
     self._in_tree = set(ids)
-    self._added = ExactSearcher([], vectors[:0])
+    self._added = ExactSearcher([], vectors[:0].copy())  # a view would keep all vectors in memory
 
   def search(self, queries: Vectors, k: int) -> list[Found]:
     in_tree = self._search_tree(queries, k)

@@ -12,6 +12,7 @@ from spatial_vlm.commands import answer as command
 from spatial_vlm.reuse.behaviors import Handbook
 from spatial_vlm.reuse.embedder import LexicalEmbedder
 from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.index_folder import load_index
 from spatial_vlm.reuse.masking import mask_objects
 from spatial_vlm.tasks.statements import behavior_prompt, question
 
@@ -66,7 +67,7 @@ def test_direct_and_recalled_questions(
     command, "encode_question", lambda p, i, *text: asked.append(text) or original(p, i, *text)
   )
   photo = scenes_folder / "images" / "train_000000.png"
-  index = BehaviorIndex.load(extracted / "index", LexicalEmbedder())
+  index = load_index(extracted / "index")
   behavior = index.handbook.behaviors[0]
   statement = behavior.questions[0].replace("X", "cat").replace("Y", "mug")
   recalled = ("--behaviors", extracted / "index")
@@ -89,7 +90,7 @@ def test_answer_and_evaluate_recall_the_same(
   run, taught, extracted, scenes_folder, evaluate_changes, tmp_path, monkeypatch, tokens
 ):
   """Both presets recall behaviors of up to 48 tokens, independently of the limit on the sum of a handbook's lines."""
-  stored = BehaviorIndex.load(extracted / "index", LexicalEmbedder()).handbook
+  stored = load_index(extracted / "index").handbook
   behaviors = tuple(dataclasses.replace(b, tokens=tokens) for b in stored.behaviors)
   handbook = Handbook(stored.max_entries, stored.max_tokens, behaviors)
   folder = tmp_path / "index"

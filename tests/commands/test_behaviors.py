@@ -9,12 +9,11 @@ from spatial_vlm import answers, config
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.evaluation.results import RecallCount, recalls_json
 from spatial_vlm.inference import generation
-from spatial_vlm.reuse.embedder import LexicalEmbedder
-from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.index_folder import load_index
 
 
 def test_the_index_names_procedures_and_where_they_come_from(extracted):
-  index = BehaviorIndex.load(extracted / "index", LexicalEmbedder())
+  index = load_index(extracted / "index")
   stored = [
     json.loads(line)
     for line in (extracted / "predictions" / "part-00000.jsonl").read_text().splitlines()
@@ -85,14 +84,10 @@ def test_recalled_behaviors_are_kept_when_the_handbook_is_full(
   def kept(**changes):
     changes = {**behaviors_changes, "max_entries": 1, **changes}
     assert run("behaviors", tmp_path / "run", changes).code == 0
-    (behavior,) = BehaviorIndex.load(
-      tmp_path / "run" / "index", LexicalEmbedder()
-    ).handbook.behaviors
+    (behavior,) = load_index(tmp_path / "run" / "index").handbook.behaviors
     return behavior
 
-  names = {
-    b.name for b in BehaviorIndex.load(extracted / "index", LexicalEmbedder()).handbook.behaviors
-  }
+  names = {b.name for b in load_index(extracted / "index").handbook.behaviors}
   best = kept()
   assert best.recalls == 0 and len(names) > 1
   other = min(names - {best.name})
