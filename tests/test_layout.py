@@ -55,8 +55,9 @@ FOLDERS = {
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": (
-    *("behavior", "duplicates", "behaviors", "relation_keys", "masking"),
-    *("solutions", "reasoning", "extraction"),
+    *("behavior", "duplicates", "behaviors", "relation_keys", "masking", "solutions"),
+    *("comparison", "box_values", "comparison_words", "reasoning_patterns", "chain_objects"),
+    *("reasoning", "relation_verdict", "chain_check", "extraction"),
     *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
     *("stated_comparisons", "teacher_extraction", "extractors", "review_file"),
     *("searchers", "vector_files", "vector_index", "index", "index_folder"),

@@ -31,6 +31,7 @@ from spatial_vlm.remote import write_whole
 from spatial_vlm.reuse import review_file
 from spatial_vlm.reuse.behavior import Behavior
 from spatial_vlm.reuse.behaviors import Handbook
+from spatial_vlm.reuse.chain_check import reading_report
 from spatial_vlm.reuse.embedder import load_embedder
 from spatial_vlm.reuse.extractor import ExtractionSettings
 from spatial_vlm.reuse.extractors import extract, find_extractor
@@ -85,22 +86,22 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   if not index.handbook:
     raise UsageError(
       f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy "
-      "that answers more of them right, more records, a lower min_support or another extractor"
+      "that answers more of them right, more records, a lower min_support or another extractor "
+      f"({reading_report(solutions)})"
     )
   save_index(index, workdir / "index", config.embedder)
   kept = index.handbook.behaviors
   if reviewed is None:
     write_whole(workdir / REVIEW_FILE, review_file.render(kept, reasonings(solutions, kept)))
   questions = QuestionBuilder(task, "chain", Recall(index, config.behavior_tokens))
-  rows = training_examples(questions, solutions, images, config.full_share)
-  conversations.write(workdir / "conversations.jsonl", rows)
+  examples = training_examples(questions, solutions, images, config.full_share)
+  conversations.write(workdir / "conversations.jsonl", examples.rows)
   if len(found) > len(kept):
     print(f"merged or dropped by the limits on the handbook: {len(found) - len(kept)} behaviors")
   for behavior in kept:
     print(f"{behavior.line}  [chains: {len(behavior.provenance)}]")
-  print(
-    f"{len(rows)} verified answers of {len(solutions)} are in {workdir / 'conversations.jsonl'}"
-  )
+  print(f"comparisons: {reading_report(solutions)}")
+  print(f"{workdir / 'conversations.jsonl'}: {', '.join(examples.report())}")
 
 
 def reviewed_behaviors(

@@ -15,6 +15,21 @@ SIGN = re.compile(r" (<=|>=|[<>=≤≥]) ")
 HOLDS = {"<": operator.lt, ">": operator.gt, "=": operator.eq}
 HOLDS |= {"<=": operator.le, ">=": operator.ge, "≤": operator.le, "≥": operator.ge}
 
+_FEW_WORDS = r"(?=(?:[A-Za-z'’-]+ ){0,5}?\(?(?:\w+=)?\d)"
+_SPELLINGS = (
+  (re.compile(r"(?<=\d) ?(?:px|pixels?)\b"), ""),
+  (re.compile(r"(?<=[A-Za-z]) ?= ?(?=\d)"), "="),
+  (
+    re.compile(r"\b([xywh])(?:[- ]coordinate)?(?: ?: ?| (?:is|of|at) )(?=\d)", re.IGNORECASE),
+    r"\1=",
+  ),
+  (re.compile(r"\b([xywh]) ?[≈~] ?(?=\d)", re.IGNORECASE), r"about \1="),
+  (re.compile(rf"(?<=\d)\)? (?:is|are) (?:less|smaller) than {_FEW_WORDS}"), " < "),
+  (re.compile(rf"(?<=\d)\)? (?:is|are) (?:greater|larger|more) than {_FEW_WORDS}"), " > "),
+  (re.compile(r"\s*(<=|>=|[<>≤≥])\s*"), r" \1 "),
+)
+"""Spellings of keys and comparisons → the spelling that `read_numbers` parses."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Number:
@@ -59,6 +74,25 @@ def compared(numbers: Sequence[Number], text: str) -> Iterator[tuple[Number, str
   for left, right in itertools.pairwise(numbers):
     if sign := SIGN.search(text[left.end : right.start]):
       yield left, sign[1], right
+
+
+def owner_after(number: Number, text: str, names: Iterable[str]) -> str:
+  """Returns the object that the text names right after a number, as in "x=160 (cat)" or "160 for the cat"; or ""."""
+  match = re.match(
+    rf"\)?\s*(?:\(|for |of )\s*(?:the |an? )?({any_of(names)})", text[number.end :], re.IGNORECASE
+  )
+  return match[1] if match else ""
+
+
+def plain_spelling(text: str) -> str:
+  """Returns the text with keys and comparisons as `read_numbers` and `compared` read them.
+
+  >>> plain_spelling("The cat's x-coordinate is 200, x: 200<750px")
+  "The cat's x=200, x=200 < 750"
+  """
+  for spelling, plain in _SPELLINGS:
+    text = spelling.sub(plain, text)
+  return text
 
 
 def any_of(names: Iterable[str]) -> str:

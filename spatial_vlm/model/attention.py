@@ -65,13 +65,17 @@ def attention_mask(segments: Int[Array, "B T"], causal: bool) -> Bool[Array, "B 
 
 def plain_attention(
   q: Float[Array, "B T N H"],
-  k: Float[Array, "B K T H"],
-  v: Float[Array, "B K T H"],
-  segments: Int[Array, "B T"],
+  k: Float[Array, "B K U H"],
+  v: Float[Array, "B K U H"],
+  segments: Int[Array, "B U"],
   causal: bool,
 ) -> Float[Array, "B T N H"]:
-  """Returns softmax(q kᵀ / √H) v under `attention_mask`, with G = N / K query heads per key-value head."""
-  return checkpoint_name(_attend(q, k, v, attention_mask(segments, causal)), CONTEXT)
+  """Returns softmax(q kᵀ / √H) v under `attention_mask`, with G = N / K query heads per key-value head.
+
+  Queries are those of the last T of U tokens.
+  """
+  mask = attention_mask(segments, causal)[:, -q.shape[1] :]
+  return checkpoint_name(_attend(q, k, v, mask), CONTEXT)
 
 
 QUERY_BLOCK = 256

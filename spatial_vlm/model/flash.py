@@ -44,17 +44,17 @@ OUTSIDE = -1
 
 def attention(
   q: Float[Array, "B T N H"],
-  k: Float[Array, "B K T H"],
-  v: Float[Array, "B K T H"],
-  segments: Int[Array, "B T"],
+  k: Float[Array, "B K U H"],
+  v: Float[Array, "B K U H"],
+  segments: Int[Array, "B U"],
   causal: bool,
   formula: Callable[..., Array] = plain_attention,
 ) -> Float[Array, "B T N H"]:
   """Returns softmax(q kᵀ / √H) v inside each segment; with `causal`, over the keys up to the query's own.
 
-  N is a multiple of K; each key-value head serves N / K query heads. Segment 0 is padding: no real token attends to it,
-  and its own rows are finite. `formula` (`plain_attention` or `blockwise_attention`) is what a platform without a
-  kernel computes.
+  Queries are those of the last T of U tokens (all of them for `blockwise_attention`). N is a multiple of K; each
+  key-value head serves N / K query heads. Segment 0 is padding: no real token attends to it, and its own rows are
+  finite. `formula` (`plain_attention` or `blockwise_attention`) is what a platform without a kernel computes.
   """
   kernels = dict(KERNELS)
   if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > LANES or not _cudnn_is_installed():
@@ -67,10 +67,23 @@ def attention(
     segments,
     default=functools.partial(formula, causal=causal),
     **{
-      platform: functools.partial(shard_mapped, functools.partial(kernel, causal=causal))
+      platform: functools.partial(last_queries, functools.partial(kernel, causal=causal))
       for platform, kernel in kernels.items()
     },
   )
+
+
+def last_queries(
+  kernel: Kernel,
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B K U H"],
+  v: Float[Array, "B K U H"],
+  segments: Int[Array, "B U"],
+) -> Float[Array, "B T N H"]:
+  """Runs a kernel that takes as many queries as keys: the first U − T are zero, and their results are dropped."""
+  before = k.shape[2] - q.shape[1]
+  q = jnp.pad(q, ((0, 0), (before, 0), (0, 0), (0, 0)))
+  return shard_mapped(kernel, q, k, v, segments)[:, before:]
 
 
 def splash_attention(

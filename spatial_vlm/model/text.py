@@ -220,15 +220,10 @@ def attention_after_prefix(
   segments: Int[Array, "B T"],
   prefixes: Prefixes,
 ) -> Float[Array, "B T N H"]:
-  """Returns causal attention of rows (of segment 1) over the text before them and over themselves.
-
-  The kernels of `attention` take as many queries as keys, so the text gets queries of zero, whose results are dropped.
-  """
-  before = prefixes.valid_of_rows()
-  q = jnp.pad(q, ((0, 0), (before.shape[1], 0), (0, 0), (0, 0)))
-  k, v = prefixes.before(k, v)
-  segments = jnp.concatenate([before.astype(segments.dtype), segments], axis=1)
-  return attention(q, k, v, segments, causal=True)[:, before.shape[1] :]
+  """Returns causal attention of rows (of segment 1) over the text before them and over themselves."""
+  before = prefixes.valid_of_rows().astype(segments.dtype)
+  segments = jnp.concatenate([before, segments], axis=1)
+  return attention(q, *prefixes.before(k, v), segments, causal=True)
 
 
 def run_layers_cached(

@@ -64,7 +64,11 @@ def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]
 
 
 def behaviors_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) -> list[Program]:
-  """Traces the answers to a batch."""
+  """Traces the answers to a batch; raises UsageError for chains of a file, which no model answers."""
+  if config.chains:
+    raise UsageError(
+      f"chains is {config.chains!r}: no model answers then; plan the presets tiny and 8b"
+    )
   check_batch(config, sharding.make_mesh(config.mesh, devices))
   size = prompt_format(config.prompt_shapes, DTYPE).limit
   sampling = greedy(config.max_new_tokens)

@@ -17,9 +17,7 @@ _SIGN = re.compile(r"[<>≤≥=≈]")
 _CONCLUSION = re.compile(r"[,;]?\s*\b(?:so|hence|thus|therefore|which means)\b.*$", re.IGNORECASE)
 _OPENING = re.compile(r"^(?:since|because|as|given that|and|but|here|there)\b,?\s*", re.IGNORECASE)
 _MEASURES = re.compile(r"\bspans?\b|\bcentred? (?:is )?at\b", re.IGNORECASE)
-_EMPTY_CLAUSE = re.compile(
-  r"(?:comparing|which)\b.*", re.IGNORECASE
-)
+_EMPTY_CLAUSE = re.compile(r"(?:comparing|which)\b.*", re.IGNORECASE)
 ANOTHER = "another object"
 
 

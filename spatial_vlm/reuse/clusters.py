@@ -14,7 +14,8 @@ from sklearn.cluster import AgglomerativeClustering
 
 from spatial_vlm.reuse.abstraction import BLANK, deciding_sentences, masked_reasoning
 from spatial_vlm.reuse.behavior import Behavior
-from spatial_vlm.reuse.extraction import behavior_name, verified_chain
+from spatial_vlm.reuse.chain_check import sound_chain
+from spatial_vlm.reuse.extraction import behavior_name
 from spatial_vlm.reuse.extractor import ExtractionSettings, relation_of
 from spatial_vlm.reuse.solutions import Solution
 
@@ -37,7 +38,7 @@ def extract_by_clusters(
   """
   reasonings: dict[tuple[str, int], list[_Reasoning]] = collections.defaultdict(list)
   for solution in solutions:
-    answer = verified_chain(solution)
+    answer = sound_chain(solution)
     if answer is None:
       settings.refused["the chain is not verified"] += 1
       continue

@@ -55,7 +55,7 @@ class ExtractionSettings:
 
 
 Extractor = Callable[[Sequence[Solution], ExtractionSettings], list[Behavior]]
-"""Returns the behaviors of some solutions; those that `verified_chain` rejects are skipped."""
+"""Returns the behaviors of some solutions; wrong chains (see `chain_check`) are skipped."""
 
 
 def relation_of(solution: Solution) -> str:

@@ -1,138 +1,215 @@
 """Reads the Reasoning step of a chain: measurements, then the comparison that decides.
 
 `red circle spans x=100 to x=240, centre x=160; blue square spans x=600 to x=700, centre x=640; x=160 < x=640, so it is
-left of it.` The last clause compares; each of its numbers is traced back to the measurement with the same key and
-value, and so to its object (red circle) and its role there (centre). The code knows no relation.
+left of it.` A side that names no object or position is traced back to the measurement with the same key and value, or
+to the box that has it, and so to its object (red circle) and its role there (centre). The code knows no relation.
 """
 
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from spatial_vlm.answers import Answer
-from spatial_vlm.data.measurements import HOLDS, SIGN, Number, any_of, compared, read_numbers
-
-BLANK = "\0"
-"""Stands for a number that belongs to no object in a masked comparison."""
-
-_CLAUSE_END = re.compile(r"[;.](?:\s+|$)")
-_CONNECTIVE = re.compile(
-  r"^(?:so|hence|thus|therefore|and|but),? |,? (?:so|hence|thus|therefore)\b.*"
+from spatial_vlm.data.measurements import owner_after, read_numbers
+from spatial_vlm.reuse.box_values import TOLERANCE, box_quantities, pair_values
+from spatial_vlm.reuse.chain_objects import Objects, reasoning
+from spatial_vlm.reuse.comparison import PAIR_KEYS, Comparison, Inequality, Quantity, combine
+from spatial_vlm.reuse.comparison_words import role_before
+from spatial_vlm.reuse.reasoning_patterns import (
+  Side,
+  Written,
+  groups,
+  last_clause,
+  written_comparisons,
+  written_measures,
 )
 
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-  """The clause that decides, without its conclusion, and the numbers in it."""
-
-  text: str
-  numbers: tuple[Number, ...]
-  names: tuple[str, ...]
-  """All objects of the answer."""
-
-  @property
-  def holds(self) -> bool:
-    """Whether every `a < b` in it is true."""
-    pairs = compared(self.numbers, self.text)
-    return all(HOLDS[sign](left.value, right.value) for left, sign, right in pairs)
-
-  @property
-  def with_names(self) -> str:
-    """Each number preceded by its owner: `red circle x=160 < blue square x=640`."""
-    return self._rewritten(
-      lambda text: text,
-      lambda n: f"{'' if n.named else n.owner} {self.text[n.start : n.end]}".lstrip(),
-    )
-
-  def masked(self, letters: Mapping[str, str]) -> str:
-    """Returns the comparison without objects and numbers: `X centre x < Y centre x`.
-
-    A number that belongs to no object leaves its key and a BLANK. `letters` maps each (casefolded) name to its letter;
-    any other object becomes "another object".
-    """
-
-    def letter(name: str) -> str:
-      return letters.get(name.casefold(), "another object")
-
-    def words(text: str) -> str:
-      pattern = any_of([*self.names, *letters])
-      return re.sub(pattern, lambda match: letter(match[0]), text, flags=re.IGNORECASE)
-
-    def number(n: Number) -> str:
-      if n.owner:
-        return " ".join(filter(None, ("" if n.named else letter(n.owner), n.role, n.key)))
-      return f"{n.role} {n.key}={BLANK}" if n.key else BLANK
-
-    return " ".join(self._rewritten(words, number).split())
-
-  @property
-  def loose_values(self) -> tuple[float, ...]:
-    """Numbers that belong to no object, in the order of the BLANKs."""
-    return tuple(number.value for number in self.numbers if not number.owner)
-
-  def _rewritten(self, words: Callable[[str], str], number: Callable[[Number], str]) -> str:
-    ends = [0, *(n.end for n in self.numbers)]
-    pieces = (
-      words(self.text[end : n.start]) + number(n)
-      for end, n in zip(ends, self.numbers, strict=False)
-    )
-    return "".join(pieces) + words(self.text[ends[-1] :])
+_RANGE = re.compile(r" ?(?:to|–|-|and|through|until) ?(?:[xy]=)?", re.IGNORECASE)
+_SAME_ROLE = re.compile(r"(?:,| and|, and) ", re.IGNORECASE)
 
 
-def read_comparison(answer: Answer, names: Iterable[str] = ()) -> Comparison:
-  """Returns the comparison that the Reasoning of a chain ends in.
+def read_comparison(answer: Answer, names: Iterable[str] = ()) -> Comparison | None:
+  """Returns the comparison that the Reasoning of a chain ends in; None if it ends in none that can be read."""
+  found = read_comparisons(answer, names)
+  return found[-1] if found else None
 
-  Objects are recognized by the boxes of the Caption and by `names`. A comparison that names no object ("gap=0") gets
-  the objects that were measured ("red circle to blue square gap=0").
+
+def read_comparisons(answer: Answer, names: Iterable[str] = ()) -> list[Comparison]:
+  """Returns the comparisons of a chain in the order of its Reasoning.
+
+  Objects are recognized by `names` (the statement's subject and object) and by the boxes of the Caption. Without any
+  comparison, a measure of two objects in the last clause counts ("gap=0", "red circle to blue square gap=0"). A side
+  that cannot be traced to an object makes its comparison unreadable.
   """
-  measurements, text = _split(answer.steps["reasoning"])
-  names = tuple(dict.fromkeys((*answer.boxes, *names)))
-  numbers = _trace(list(read_numbers(text, names)), text, list(read_numbers(measurements, names)))
-  about = _mentioned(measurements, names)
-  if about and not _mentioned(text, names) and numbers and not any(n.owner for n in numbers):
-    objects = f"{' to '.join(about)} "
-    text, shift = objects + text, len(objects)
-    numbers = [dataclasses.replace(n, start=n.start + shift, end=n.end + shift) for n in numbers]
-  return Comparison(text, tuple(numbers), names)
+  objects = Objects.of(answer, names)
+  text = reasoning(answer, objects)
+  written = written_comparisons(text)
+  if not written:
+    clause = last_clause(text)
+    before = text[: text.rindex(clause)]
+    alone = written_measures(clause)[-1:]
+    return [c for w in alone if (c := _read([w], ", ", before or clause, objects))]
+  read = (
+    _read(group, joiner, text[: group[0].start], objects) for group, joiner in groups(text, written)
+  )
+  return [comparison for comparison in read if comparison]
 
 
-def _split(reasoning: str) -> tuple[str, str]:
-  """Splits off the last clause that compares (or else the last clause), without its conclusion."""
-  clauses = [clause.strip() for clause in _CLAUSE_END.split(reasoning) if clause.strip()]
-  clauses = clauses or [reasoning]
-  last = max((i for i, c in enumerate(clauses) if SIGN.search(c)), default=len(clauses) - 1)
-  return "; ".join(clauses[:last]), _CONNECTIVE.sub("", clauses[last]) or clauses[last]
-
-
-def _trace(numbers: Sequence[Number], text: str, measured: Sequence[Number]) -> list[Number]:
-  """Returns the numbers of a comparison with the owners and roles of their measurements.
-
-  If several measurements match, two different objects are preferred to one, then equal roles, then the earlier
-  measurement.
-  """
-  traced: dict[int, Number] = {}
-  for left, _, right in compared(numbers, text):
-    known = [traced[left.start]] if left.start in traced else _sources(left, measured)
-    traced[left.start], traced[right.start] = min(
-      itertools.product(known, _sources(right, measured)),
-      key=lambda pair: (pair[0].owner == pair[1].owner, pair[0].role != pair[1].role),
+def measured(text: str, objects: Objects) -> list[Quantity]:
+  """Returns what a text says about single objects: `dog spans x=580 to x=800, with its centre at x=690`."""
+  numbers = list(read_numbers(text, objects.tokens))
+  found: list[Quantity] = []
+  role, end, last = "", 0, None
+  for number in numbers:
+    between = text[end : number.start]
+    word = f"{between}{number.role} " if number.role else between
+    is_end = last is not None and last.key == number.key and _RANGE.fullmatch(between)
+    named, key = role_before(re.split(r"[;.]\s|\d", word)[-1])
+    if is_end:
+      role = {"x": "right edge", "y": "bottom edge"}.get(number.key, "")
+      if found and found[-1].key == number.key and not found[-1].role:
+        start = {"x": "left edge", "y": "top edge"}.get(number.key, "")
+        found[-1] = dataclasses.replace(found[-1], role=start)
+    elif named or key or not (_SAME_ROLE.fullmatch(between) and role == "centre"):
+      role = named
+    owner, end, last = (
+      objects.name(owner_after(number, text, objects.tokens) or number.owner),
+      number.end,
+      number,
     )
-  return [traced.get(n.start, dataclasses.replace(n, named=bool(n.owner))) for n in numbers]
+    key = {"width": "w", "height": "h"}.get(number.key, number.key) or key
+    if owner and key:
+      found.append(Quantity(number.value, key, role, owner))
+  return found
 
 
-def _sources(number: Number, measured: Sequence[Number]) -> list[Number]:
-  """Returns `number` with the owner and role of each measurement of its key and value, or those of the text."""
-  same = [
-    m for m in measured if m.owner and m.key and (m.key, m.value) == (number.key, number.value)
+def measured_outside_comparisons(answer: Answer, objects: Objects) -> list[Quantity]:
+  """Returns what the Reasoning says about single objects in other words than its comparisons."""
+  text = reasoning(answer, objects)
+  for written in reversed(written_comparisons(text)):
+    text = f"{text[: written.start]}; {text[written.end :]}"
+  return measured(text, objects)
+
+
+def is_supported(
+  quantity: Quantity, objects: Objects, measurements: Sequence[Quantity]
+) -> bool | None:
+  """Tells whether an object's quantity is that of its box or, without a box, a measured one; None if nothing says."""
+  if not quantity.owner:
+    return True
+  boxes = [objects.box(owner) for owner in quantity.owners]
+  if quantity.other:
+    a, b = boxes
+    if a is None or b is None:
+      return None
+    values = pair_values(quantity.key, quantity.role, a, b)
+    return any(abs(value - quantity.value) < TOLERANCE for value in values)
+  (box,) = boxes
+  known = [*box_quantities(quantity.owner, box)] if box else measurements
+  known = [q for q in known if q.owner == quantity.owner and _agree(q.key, quantity.key)]
+  return any(_matches(q, quantity) for q in known) if known else None
+
+
+def _read(
+  group: Sequence[Written], joiner: str, before: str, objects: Objects
+) -> Comparison | None:
+  measurements = measured(before, objects)
+  inequalities = [_inequality(written, measurements, objects) for written in group]
+  if not all(inequalities):
+    return None
+  subject = objects.names[0] if objects.names else ""
+  return combine(filter(None, inequalities), subject, joiner)
+
+
+def _inequality(
+  written: Written, measurements: Sequence[Quantity], objects: Objects
+) -> Inequality | None:
+  sides = [side for side in (written.left, written.right) if side]
+  if any(side.key in PAIR_KEYS for side in sides):
+    return _of_pair(written, objects)
+  sources = [_sources(side, measurements, objects) for side in sides]
+  pairs = [(a, b) for a, b in itertools.product(*sources) if _comparable(a, b)]
+  statement = objects.names[:2]
+
+  def strangeness(pair: tuple[Quantity, Quantity]) -> tuple[bool, bool, int]:
+    a, b = pair
+    is_odd = (a.owner == b.owner) == (a.key == b.key)
+    return is_odd, a.role != b.role, sum(q.owner not in statement for q in pair)
+
+  if not pairs:
+    return None
+  left, right = min(pairs, key=strangeness)
+  return Inequality(left, written.sign, right)
+
+
+def _of_pair(written: Written, objects: Objects) -> Inequality | None:
+  """Returns the inequality of a measure of two objects, and a threshold if there is one."""
+  pair = objects.names[:2]
+  if len(pair) < 2:
+    return None
+
+  def measure(side: Side) -> Quantity:
+    return Quantity(side.value, side.key, side.role, *pair)
+
+  def threshold(side: Side) -> Quantity:
+    return Quantity(side.value, side.key)
+
+  if written.right is None:
+    return Inequality(measure(written.left))
+  sides = (written.left, written.right)
+  measures = [
+    i for i, side in enumerate(sides) if side.key in PAIR_KEYS and side.role != "threshold"
   ]
-  own = [m for m in same if m.owner == number.owner]
-  if number.named or own or (number.owner and not same):
-    role = number.role or (own[0].role if own else "")
-    return [dataclasses.replace(number, role=role, named=True)]
-  found = [dataclasses.replace(number, owner=m.owner, role=number.role or m.role) for m in same]
-  return found or [number]
+  if len(measures) == 2:  # "d=580 > d=400": the one that the boxes have is measured
+    fitting = [i for i in measures if is_supported(measure(sides[i]), objects, ())]
+    measures = fitting or measures
+  if not measures or any(i not in measures and side.owner for i, side in enumerate(sides)):
+    return None
+  left, right = (
+    measure(side) if i == measures[0] else threshold(side) for i, side in enumerate(sides)
+  )
+  return Inequality(left, written.sign, right)
 
 
-def _mentioned(text: str, names: Sequence[str]) -> list[str]:
-  return list(dict.fromkeys(re.findall(any_of(names), text, re.IGNORECASE)))
+def _sources(side: Side, measurements: Sequence[Quantity], objects: Objects) -> list[Quantity]:
+  """Returns the quantities that a side may mean: measured ones before those of boxes.
+
+  A side whose object is named but has no such quantity keeps what the text says; one without an object has none.
+  """
+  wanted = Quantity(side.value, side.key, side.role, objects.name(side.owner))
+  boxed = [
+    q for name in objects.names if (box := objects.box(name)) for q in box_quantities(name, box)
+  ]
+  found = [
+    dataclasses.replace(q, role=q.role or _role(q, boxed), value=side.value)
+    for known in (measurements, boxed)
+    for q in known
+    if _matches(q, wanted) and wanted.owner in ("", q.owner)
+  ]
+  if found or not wanted.owner:
+    return list(dict.fromkeys(found))
+  return [wanted] if wanted.key else []
+
+
+def _role(quantity: Quantity, boxed: Sequence[Quantity]) -> str:
+  same = (q for q in boxed if q.owner == quantity.owner and _matches(q, quantity))
+  return next((q.role for q in same), "")
+
+
+def _matches(known: Quantity, wanted: Quantity) -> bool:
+  """Tells whether a known quantity has the value of `wanted`, and its key and role as far as both say them."""
+  return (
+    abs(known.value - wanted.value) < TOLERANCE
+    and _agree(known.key, wanted.key)
+    and _agree(known.role, wanted.role)
+  )
+
+
+def _agree(a: str, b: str) -> bool:
+  return not a or not b or a == b
+
+
+def _comparable(a: Quantity, b: Quantity) -> bool:
+  """Tells whether two quantities have one unit: positions on one axis, or sizes."""
+  return a.key == b.key or {a.key, b.key} == {"w", "h"}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from spatial_vlm.answers import Answer, Box
 from spatial_vlm.reuse.abstraction import object_pattern
 from spatial_vlm.reuse.behavior import NAME, Behavior
-from spatial_vlm.reuse.extraction import verified_chain
+from spatial_vlm.reuse.chain_check import sound_chain
 from spatial_vlm.reuse.extractor import (
   Ask,
   ExtractionSettings,
@@ -165,7 +165,7 @@ def _sources(solutions: Sequence[Solution], settings: ExtractionSettings) -> lis
   asked: collections.Counter[str] = collections.Counter()
   sources = []
   for solution in solutions:
-    answer = verified_chain(solution)
+    answer = sound_chain(solution)
     if answer is None:
       settings.refused["the chain is not verified"] += 1
     elif asked[relation_of(solution)] < settings.teacher_chains:

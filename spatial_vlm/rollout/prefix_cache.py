@@ -123,10 +123,10 @@ def table_shapes(
   text = model.text
   K = text.num_key_value_heads
   heads = NamedSharding(mesh, _heads(mesh, K))
-  kept = jax.ShapeDtypeStruct(
-    (text.num_hidden_layers, slots, K, tokens, text.head_dim), dtype, sharding=heads
-  )
-  valid = jax.ShapeDtypeStruct((slots, tokens), jnp.bool_, sharding=sharding.replicated(mesh))
+  shape = (text.num_hidden_layers, slots, K, tokens, text.head_dim)
+  kept: Any = jax.ShapeDtypeStruct(shape, dtype, sharding=heads)
+  everywhere = sharding.replicated(mesh)
+  valid: Any = jax.ShapeDtypeStruct((slots, tokens), jnp.bool_, sharding=everywhere)
   return PrefixTable(kept, kept, valid)
 
 
@@ -146,7 +146,8 @@ def fill(
   model: ModelConfig,
 ) -> PrefixTable:
   """Returns the table with the keys and values of texts in these slots; a slot beyond the table is left out."""
-  keys, values = qwen3_vl.prefix_keys_values(weights, model, tokens, valid)
+  valid = jnp.asarray(valid)
+  keys, values = qwen3_vl.prefix_keys_values(weights, model, jnp.asarray(tokens), valid)
   table = PrefixTable(
     table.keys.at[:, slots].set(keys, mode="drop"),
     table.values.at[:, slots].set(values, mode="drop"),

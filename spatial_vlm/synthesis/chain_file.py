@@ -22,7 +22,6 @@ from spatial_vlm.synthesis.draft import chain
 from spatial_vlm.synthesis.errors import UnusableDraftError
 from spatial_vlm.synthesis.formats import CHAIN, GEMINI, QWEN
 
-
 _REMEDY = "give chains.jsonl or accepted.jsonl of `synthesize`"
 
 

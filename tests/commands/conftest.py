@@ -16,6 +16,7 @@ import pytest
 
 from spatial_vlm import cli, config, metrics
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.data.statement import read_statement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,10 +240,30 @@ def dapo_changes(taught, scenes_folder):
 
 
 @pytest.fixture(scope="session")
-def behaviors_changes(taught, scenes_folder):
+def told_records(tmp_path_factory, scenes_folder):
+  """Training records whose statements are about the two objects that the chains of `taught` compare."""
+  records = [json.loads(row) for row in (scenes_folder / "train.jsonl").read_text().splitlines()]
+  x, _, y = read_statement(records[0]["caption"])
+  told = (
+    (f"The {x} is left of the {y}.", "left of"),
+    (f"The {y} is right of the {x}.", "right of"),
+  )
+  path = tmp_path_factory.mktemp("told") / "train.jsonl"
+  rows = []
+  for number, record in enumerate(records):
+    caption, relation = told[number // 2 % 2]
+    subj, _, obj = read_statement(caption)
+    changed = {"caption": caption, "relation": relation, "subj": subj, "obj": obj}
+    rows.append({**record, **{key: changed[key] for key in changed if key in record}})
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+@pytest.fixture(scope="session")
+def behaviors_changes(taught, told_records, scenes_folder):
   return {
     "checkpoint": taught,
-    "data.records": scenes_folder / "train.jsonl",
+    "data.records": told_records,
     "data.images": scenes_folder / "images",
     "batch_size": 16,
     "min_support": 2,
@@ -278,12 +299,12 @@ def broken(tmp_path, scenes_folder):
   Returns the changes of `data.<leaf>` and `data.images`, the file, and what each report has to say.
   """
 
-  def spoil(leaf, file):
+  def spoil(leaf, file, folder=scenes_folder):
     images = tmp_path / "images"
     images.mkdir()
     for path in (scenes_folder / "images").iterdir():
       (images / path.name).write_bytes(path.read_bytes())
-    lines = (scenes_folder / file).read_text().splitlines()
+    lines = (folder / file).read_text().splitlines()
     records = [json.loads(line) for line in lines]
     is_record = "label" in records[0]
     broken = images / "torn.png"

@@ -126,9 +126,9 @@ def test_wrong_settings_are_refused_on_one_line(refused, behaviors_changes, chan
 
 
 def test_broken_records_are_reported_and_skipped(
-  run, refused, behaviors_changes, broken, tmp_path, caplog
+  run, refused, behaviors_changes, told_records, broken, tmp_path, caplog
 ):
-  changes, path, reasons = broken("records", "train.jsonl")
+  changes, path, reasons = broken("records", "train.jsonl", told_records.parent)
   changes = {**behaviors_changes, **changes}
   with caplog.at_level(logging.WARNING):
     assert run("behaviors", tmp_path / "run", {**changes, "data.max_bad_share": 0.2}).code == 0

@@ -233,3 +233,16 @@ def test_splash_takes_a_tenth_of_the_memory(v5e, sizes):
     for attend in (flash.attention, plain_attention)
   )
   assert splash * 10 < formula
+
+
+def test_the_last_queries_alone_get_the_same_as_with_all_others():
+  """By the formula, and by a kernel that takes as many queries as keys."""
+  rng = np.random.default_rng(0)
+  q, k, v = (
+    rng.normal(size=shape).astype(np.float32) for shape in ((2, 9, 4, 8), *[(2, 2, 9, 8)] * 2)
+  )
+  segments = np.array([[0, 1, 1, 1, 0, 0, 1, 1, 1], [1] * 9])
+  expected = FORMULA(q, k, v, segments)[:, 6:]
+  np.testing.assert_allclose(FORMULA(q[:, 6:], k, v, segments), expected, atol=1e-6)
+  found = flash.last_queries(FORMULA, jnp.asarray(q[:, 6:]), k, v, segments)
+  np.testing.assert_allclose(found, expected, atol=1e-6)

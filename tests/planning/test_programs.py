@@ -45,6 +45,9 @@ def test_other_configs_are_refused(load_config):
     algorithm_of(load_config("configs/scenes.py:tiny"))
   with pytest.raises(UsageError, match="teacher is 'gemini', which runs elsewhere"):
     trace_programs(load_config("configs/synthesize.py:8b"), PRESETS["tiny"], [])
+  with pytest.raises(UsageError, match="chains is 'c.jsonl': no model answers then"):
+    chains = load_config("configs/behaviors.py:tiny", "chains=c.jsonl")
+    trace_programs(chains, PRESETS["tiny"], [])
 
 
 def test_training_commands_have_rows():

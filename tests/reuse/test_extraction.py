@@ -25,7 +25,7 @@ def solution(
 ):
   verdict = label if verdict is None else verdict
   reasoning = f"cat centre x={x}; red mug centre x=640; x={x} {sign} x=640, so it is."
-  boxes = [("red mug", (600, 0, 680, 80)), ("cat", (0, 0, 20, 20))]
+  boxes = [("red mug", (600, 0, 680, 80)), ("cat", (x - 20, 0, x + 20, 20))]
   text = answers.render_chain("s", answers.render_boxes(boxes), reasoning, verdict)
   return Solution(f"train:{number}", caption, "left of", "cat", "red mug", text, label)
 
@@ -82,7 +82,7 @@ def test_short_answers_of_scenes_state_the_comparison(scenes, solutions):
   behaviors = {b.name: b for b in extract_behaviors(solutions, words, 5)}
   for example, s in zip(scenes, solutions, strict=True):
     behavior = behaviors["behavior_" + s.relation.replace(" ", "_")]
-    short = answers.STATEMENT.parse(short_from_chain(behavior, verified_chain(s)))
+    short = answers.STATEMENT.parse(short_from_chain(behavior, verified_chain(s), s.names))
     assert (short.form, short.verdict, short.steps["behavior"]) == ("short", s.label, behavior.name)
     expected = scene_teacher.comparison(example)
     if s.relation == "inside":
@@ -91,14 +91,75 @@ def test_short_answers_of_scenes_state_the_comparison(scenes, solutions):
 
 
 def test_the_instruction_follows_the_policy_not_the_relation():
-  """A policy that argues by another sign, or in words, gets that reasoning as its behavior."""
-  odd = [solution(i, x=700 + 20 * i, sign=">") for i in range(3)]
-  assert extract_behaviors(odd, words, 3)[0].instruction == "yes when X centre x > Y centre x"
+  """A policy that argues by other quantities gets that reasoning as its behavior."""
+  caption = "The cat is beyond the red mug."
+  odd = [
+    dataclasses.replace(
+      replaced(
+        solution(i, caption=caption), "x=160 < x=640", "cat bottom edge y=20 < red mug y=80"
+      ),
+      relation="beyond",
+    )
+    for i in range(3)
+  ]
+  (behavior,) = extract_behaviors(odd, words, 3)
+  assert behavior.instruction == "yes when X bottom edge y < Y bottom edge y"
+
+
+def test_chains_in_words_give_no_procedure():
   wordy = [
     replaced(solution(i), "; x=160 < x=640, so it is.", f"; cat faces {i} of red mug.")
     for i in range(3)
   ]
-  assert extract_behaviors(wordy, words, 3)[0].instruction == "yes when X faces of Y"
+  assert extract_behaviors(wordy, words, 1) == []
+
+
+def test_every_wording_of_a_comparison_is_one_procedure():
+  wordings = (
+    *("Since x=160 < x=640, it is.", "x=640 > x=160, which means that it is."),
+    *("Given that the cat's centre x=160 is less than the red mug's centre x=640, it is.",),
+    *("Comparing the centres, the red mug (x=640) lies to the right of the cat (x=160).",),
+  )
+  chains = [replaced(solution(i), "x=160 < x=640, so it is.", w) for i, w in enumerate(wordings)]
+  (behavior,) = extract_behaviors(chains, words, 4)
+  assert behavior.instruction == "yes when X centre x < Y centre x"
+  shorts = {short_from_chain(behavior, verified_chain(c), c.names) for c in chains}
+  assert shorts == {"Applying 'behavior_left_of': cat x=160 < red mug x=640\nConclusion: Yes."}
+
+
+def test_a_comparison_that_both_verdicts_follow_decides_nothing():
+  caption, yes = "The cat is beside the red mug.", "cat bottom edge y=20 < red mug bottom edge y=80"
+  beside = [
+    dataclasses.replace(
+      replaced(solution(i, label=i % 2, caption=caption), "x=160 < x=640", yes), relation="beside"
+    )
+    for i in range(8)
+  ]
+  assert extract_behaviors(beside, words, 3) == []
+  assert len(extract_behaviors([b for b in beside if b.label], words, 3)) == 1
+
+
+def test_a_comparison_and_its_opposite_decide_nothing():
+  caption = "The cat is beside the red mug."
+  below = "cat bottom edge y=20 < red mug bottom edge y=80"
+  chains = [
+    dataclasses.replace(
+      replaced(solution(i, caption=caption), "x=160 < x=640", below), relation="beside"
+    )
+    for i in range(3)
+  ]
+  low = [replaced(replaced(c, "0, 180, 20]", "0, 180, 90]"), "y=20 < ", "y=90 > ") for c in chains]
+  assert [b.instruction for b in extract_behaviors(low, words, 3)] == [
+    "yes when X bottom edge y > Y bottom edge y"
+  ]
+  assert extract_behaviors([*chains, *low], words, 3) == []
+
+
+def test_short_answers_are_left_where_no_comparison_can_be_used():
+  (behavior,) = extract_behaviors([solution()], words, 1)
+  for text in ("so it is.", "x=640 < x=160, so it is.", "red mug x=160 < cat x=640, so it is."):
+    chain = answers.STATEMENT.parse(replaced(solution(), "x=160 < x=640, so it is.", text).text)
+    assert short_from_chain(behavior, chain, solution().names) is None
 
 
 @pytest.mark.parametrize(
@@ -114,8 +175,12 @@ def test_the_instruction_follows_the_policy_not_the_relation():
     dataclasses.replace(solution(), text="Applying 'behavior_left_of': a < b\nConclusion: Yes."),
     dataclasses.replace(solution(), text=""),
     solution(x=660),  # x=660 < x=640: right by luck
+    solution(x=660, sign=">"),  # contradicts the conclusion
+    replaced(solution(), "x=160 < x=640", "x=160 < x=650"),  # nobody's number
+    replaced(solution(), "x=160 < x=640", "red mug x=160 < cat x=640"),  # wrong owners
+    replaced(solution(), "x=160 < x=640, so it is.", "the cat is seen to the left."),
   ],
-  ids=range(10),
+  ids=range(14),
 )
 def test_unverified_chains_do_not_count(broken):
   assert verified_chain(broken) is None
@@ -126,7 +191,8 @@ def test_unverified_chains_do_not_count(broken):
 
 def test_provenance_is_the_chains_that_agree():
   agree = [solution(i) for i in range(5)]
-  other = [replaced(solution(10 + i), "x=160 < x=640", "cat x=160 = cat x=160") for i in range(2)]
+  edges = "cat right edge x=180 < red mug left edge x=600"
+  other = [replaced(solution(10 + i), "x=160 < x=640", edges) for i in range(2)]
   (behavior,) = extract_behaviors([*other, *agree], words, 2)
   assert behavior.provenance == tuple(f"train:{i}" for i in range(5))
   assert behavior.tokens == words(behavior.line) == 10
@@ -134,9 +200,11 @@ def test_provenance_is_the_chains_that_agree():
 
 def test_a_second_way_counts_from_half_as_many_on():
   first = [solution(i) for i in range(4)]
-  second = [replaced(solution(10 + i), "x=160 < x=640", "x=640 > x=160") for i in range(2)]
+  second = [replaced(solution(10 + i), "x=160 < x=640", "x=180 < x=600") for i in range(2)]
   (behavior,) = extract_behaviors([*first, *second], words, 2)
-  assert behavior.instruction == "yes when X centre x < Y centre x or Y centre x > X centre x"
+  assert (
+    behavior.instruction == "yes when X centre x < Y centre x or X right edge x < Y left edge x"
+  )
   assert len(behavior.provenance) == 6
   assert " or " not in extract_behaviors([*first, *second[:1]], words, 1)[0].instruction
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from chain_solutions import settings, solution
 
-from spatial_vlm.reuse.extraction import verified_chain
+from spatial_vlm.reuse.chain_check import sound_chain
 from spatial_vlm.reuse.teacher_extraction import extract_by_teacher, refusal
 
 HEAD = "The head of the {X} points towards the {Y}."
@@ -83,7 +83,7 @@ def test_names_differ_but_similar_instructions_support_each_other():
 )
 def test_each_behavior_is_checked_against_its_chain(change, reason):
   source = solution(0, HEAD)
-  assert refusal(GOOD | change, source, verified_chain(source), settings()).startswith(reason)
+  assert refusal(GOOD | change, source, sound_chain(source), settings()).startswith(reason)
   behaviors, refused = extracted([source], Teacher([GOOD | change]), min_support=1)
   assert bool(behaviors) == (not reason)
   assert sum(refused[r] for r in refused if reason and r.startswith(reason)) == bool(reason)

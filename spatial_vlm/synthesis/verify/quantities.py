@@ -14,7 +14,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from spatial_vlm.answers import Box
-from spatial_vlm.data.measurements import HOLDS, Number, any_of, compared, read_numbers
+from spatial_vlm.data.measurements import (
+  HOLDS,
+  Number,
+  any_of,
+  compared,
+  owner_after,
+  plain_spelling,
+  read_numbers,
+)
 from spatial_vlm.data.relations import NEAR_DISTANCE, gaps, offsets, overhangs, size
 from spatial_vlm.synthesis.verify.number_words import with_digits
 from spatial_vlm.synthesis.verify.object_parts import part_owner
@@ -63,20 +71,6 @@ _LENGTHS = re.compile(
   re.IGNORECASE,
 )
 """Words of a clause in which x=… and y=… may be lengths instead of positions."""
-_FEW_WORDS = r"(?=(?:[A-Za-z'’-]+ ){0,5}?\(?(?:\w+=)?\d)"
-_SPELLINGS = (
-  (re.compile(r"(?<=\d) ?(?:px|pixels?)\b"), ""),
-  (re.compile(r"(?<=[A-Za-z]) ?= ?(?=\d)"), "="),
-  (
-    re.compile(r"\b([xywh])(?:[- ]coordinate)?(?: ?: ?| (?:is|of|at) )(?=\d)", re.IGNORECASE),
-    r"\1=",
-  ),
-  (re.compile(r"\b([xywh]) ?[≈~] ?(?=\d)", re.IGNORECASE), r"about \1="),
-  (re.compile(rf"(?<=\d)\)? (?:is|are) (?:less|smaller) than {_FEW_WORDS}"), " < "),
-  (re.compile(rf"(?<=\d)\)? (?:is|are) (?:greater|larger|more) than {_FEW_WORDS}"), " > "),
-  (re.compile(r"\s*(<=|>=|[<>≤≥])\s*"), r" \1 "),
-)
-"""Spellings of keys and comparisons → the spelling that `read_numbers` parses."""
 
 
 def find_number_error(
@@ -94,9 +88,7 @@ def find_number_error(
   """
   boxes = _boxes_by_name(objects)
   reasoning = without_visible_numbers(with_digits(reasoning), boxes)
-  for spelling, plain in _SPELLINGS:
-    reasoning = spelling.sub(plain, reasoning)
-  rest, errors = _without_quoted_boxes(reasoning, boxes)
+  rest, errors = _without_quoted_boxes(plain_spelling(reasoning), boxes)
   clauses = (match[0] for match in _CLAUSE.finditer(rest))
   return next(itertools.chain(errors, _clause_errors(clauses, boxes, tolerance)), None)
 
@@ -175,10 +167,8 @@ def _text(number: Number) -> str:
 
 def _owner(number: Number, clause: str, boxes: Iterable[str], is_compared: bool) -> str:
   """Returns the object that the number describes; "" if the clause does not say, as in "x=260 < x=560"."""
-  named_after = re.match(
-    rf"\)?\s*(?:\(|for |of )\s*(?:the |an? )?({any_of(boxes)})", clause[number.end :], re.IGNORECASE
-  )
-  owner = named_after[1] if named_after else number.owner
+  named_after = owner_after(number, clause, boxes)
+  owner = named_after or number.owner
   return owner.casefold() if named_after or number.named or not is_compared else ""
 
 

@@ -56,6 +56,7 @@ def test_answers_come_in_order_and_are_never_paid_for_twice(kind, serve, gemini,
   assert [text.rpartition("|")[0] for text in found] == [
     f"You reflect.|{q.text}" for q in QUESTIONS
   ]
+  assert not {name for name in (b"inlineData", b"image_url") if name in server.last_body}
   more = [*reversed(QUESTIONS), QUESTIONS[0]._replace(attempt=1)]
   again = ask(open_teacher(server), more)
   assert again[:-1] == found[::-1]
@@ -75,11 +76,12 @@ def test_a_teacher_without_instructions_reads_them_in_the_text(serve, gemini, as
   assert text.startswith("|You reflect.\n\nquestion 1|")
 
 
-def test_faults_are_retried_and_blocked_answers_are_none(serve, gemini, ask):
+def test_faults_are_retried_and_incomplete_answers_are_none(serve, gemini, ask):
   server = serve(answer, faults=Faults(**dict.fromkeys(TRANSIENT, 0.1), retry_after_s=0.01))
   assert None not in ask(gemini(server, timeout_s=2.0), QUESTIONS)
-  blocked = serve(answer, faults=Faults(safety=1.0))
-  assert ask(gemini(blocked), [q._replace(attempt=7) for q in QUESTIONS[:2]]) == [None, None]
+  for attempt, fault in enumerate(("safety", "max_tokens"), start=7):
+    incomplete = serve(answer, faults=Faults(**{fault: 1.0}))
+    assert ask(gemini(incomplete), [QUESTIONS[0]._replace(attempt=attempt)]) == [None]
 
 
 def test_the_budget_stops_and_the_next_start_goes_on(serve, gemini, ask):
