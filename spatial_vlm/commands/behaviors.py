@@ -47,16 +47,8 @@ HELD_OUT = ("validation", "val", "dev", "test")
 """Splits that no behavior may come from."""
 HARMLESS = (
   *("evaluation", "extractor", "min_support", "*_similarity", "max_entries", "max_handbook_tokens"),
-  *(
-    "max_instruction_tokens",
-    "behavior_tokens",
-    "embedder",
-    "text_embedder",
-    "review",
-    "recalls",
-    "full_share",
-  ),
-  *("in_flight", "mesh.*", "ask.*"),
+  *("max_instruction_tokens", "behavior_tokens", "embedder", "text_embedder", "review", "recalls"),
+  *("full_share", "in_flight", "mesh.*", "ask.*"),
 )
 """Settings that may change between two starts: the answers do not depend on them, and everything else is made again."""
 REVIEW_FILE = "behaviors.yaml"

@@ -1,7 +1,7 @@
 """Object-masked questions: statements whose objects are replaced by X and Y."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from spatial_vlm.data.relation_wordings import WORDINGS
 from spatial_vlm.data.statement import read_statement
@@ -65,7 +65,7 @@ def _replaced(caption: str, letters: Mapping[str, str]) -> str:
   return names.sub(lambda match: letters[match[0].casefold()], caption)
 
 
-def _alternatives(names: Mapping[str, str] | list[str]) -> str:
+def _alternatives(names: Iterable[str]) -> str:
   return f"(?:{'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})"
 
 

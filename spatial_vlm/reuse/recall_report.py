@@ -144,7 +144,9 @@ def recalled_by_similarity(
     scores[np.arange(len(queries)), own] = -1
   best = scores.argmax(axis=1)
   most = scores[np.arange(len(queries)), best]
-  found = [relations[b] if s >= min_similarity else None for b, s in zip(best, most, strict=True)]
+  found = [
+    relations[int(b)] if s >= min_similarity else None for b, s in zip(best, most, strict=True)
+  ]
   return found, most
 
 

@@ -56,6 +56,7 @@ def test_answers_come_in_order_and_are_never_paid_for_twice(kind, serve, gemini,
   assert [text.rpartition("|")[0] for text in found] == [
     f"You reflect.|{q.text}" for q in QUESTIONS
   ]
+  assert not {name for name in (b"inlineData", b"image_url") if name in server.last_body}
   more = [*reversed(QUESTIONS), QUESTIONS[0]._replace(attempt=1)]
   again = ask(open_teacher(server), more)
   assert again[:-1] == found[::-1]
