@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import faiss
+import faiss  # pyright: ignore[reportMissingImports]  # of the extra `bench`
 import numpy as np
 from threadpoolctl import threadpool_limits
 

@@ -41,10 +41,12 @@ def pair_values(key: str, role: str, a: Box, b: Box) -> set[float]:
     "overlap": (_overlaps,),
     "d": (offsets, gaps),
   }
-  found = [measure(a, b) for measure in measures[key]]
+  found: list[tuple[float, ...]] = [measure(a, b) for measure in measures[key]]
   if role in _AXES:
     i = _AXES.index(role)
-    edges = {abs(a[j] - b[k]) for j in (i, i + 2) for k in (i, i + 2)} if key == "d" else set()
+    edges: set[float] = (
+      {abs(a[j] - b[k]) for j in (i, i + 2) for k in (i, i + 2)} if key == "d" else set()
+    )
     return edges | {values[i] for values in found}
   if key == "overlap":
     return {*found[0], math.prod(found[0])}
