@@ -21,7 +21,7 @@ from spatial_vlm import answers
 from spatial_vlm.data.scenes.source import SceneExample, SceneSource
 from spatial_vlm.evaluation.figures import BLUE, FAINT, INK, PURPLE, STYLE, VERMILLION
 from spatial_vlm.processor.tokenizer import load_tokenizer
-from spatial_vlm.reuse.extraction import behavior_name
+from spatial_vlm.reuse.extraction.patterns import behavior_name
 from spatial_vlm.synthesis import scene_teacher
 
 ROOT = Path(__file__).parents[1]

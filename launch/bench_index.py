@@ -22,8 +22,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from spatial_vlm.evaluation.figures import LinePanel, line_panels
-from spatial_vlm.reuse.searchers import SEARCHERS, Searcher, TreeSearcher, choose_searcher
-from spatial_vlm.reuse.vector_index import VectorIndex
+from spatial_vlm.reuse.index.searchers import SEARCHERS, Searcher, TreeSearcher, choose_searcher
+from spatial_vlm.reuse.index.vector_index import VectorIndex
 from spatial_vlm.text import markdown_table
 
 K, INTRINSIC, PER_CLUSTER = 10, 64, 20

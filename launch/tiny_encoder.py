@@ -33,11 +33,15 @@ from spatial_vlm.objectives.contrastive import (
   vector_similarities,
 )
 from spatial_vlm.optim.optimizers import OptimizerSettings, make_optimizer
-from spatial_vlm.reuse.embedder import Embedder, LexicalEmbedder
-from spatial_vlm.reuse.encoder_embedder import EncoderEmbedder
-from spatial_vlm.reuse.masking import mask_objects
-from spatial_vlm.reuse.paraphrases import Paraphrases, Sentence, caption_template, read_paraphrases
-from spatial_vlm.reuse.recall_report import (
+from spatial_vlm.reuse.embedding.embedder import Embedder, LexicalEmbedder
+from spatial_vlm.reuse.embedding.encoder_embedder import EncoderEmbedder
+from spatial_vlm.reuse.retrieval.paraphrases import (
+  Paraphrases,
+  Sentence,
+  caption_template,
+  read_paraphrases,
+)
+from spatial_vlm.reuse.retrieval.recall_report import (
   PRECISION,
   Query,
   calibrated,
@@ -50,6 +54,7 @@ from spatial_vlm.reuse.recall_report import (
   relations_table,
   summary_table,
 )
+from spatial_vlm.reuse.statements.masking import mask_objects
 
 SEED, STEPS = 0, 350
 RELATIONS_PER_BATCH, OTHERS_PER_BATCH = 48, 24
@@ -226,7 +231,7 @@ def calibrate(folder: Path, vsr: Path) -> None:
     "dense_min_similarity": calibrated(paraphrases, queries, dense(embedder)),
     "calibrated_on": f"{len(queries)} calibration paraphrases and confusable statements of VSR's train captions: the "
     f"smallest similarity from which {PRECISION:.0%} of the recalls by similarity are right, as "
-    "`spatial_vlm.reuse.recall_report.calibrated` describes",
+    "`spatial_vlm.reuse.retrieval.recall_report.calibrated` describes",
   }
   (folder / "similarity.json").write_text(json.dumps(result, indent=2) + "\n")
   print(json.dumps(result, indent=2))

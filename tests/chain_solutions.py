@@ -1,9 +1,9 @@
 """Chains whose procedure is in words, for the tests of extractors."""
 
 from spatial_vlm import answers
-from spatial_vlm.reuse.embedder import LexicalEmbedder
-from spatial_vlm.reuse.extractor import ExtractionSettings
-from spatial_vlm.reuse.solutions import Solution
+from spatial_vlm.reuse.chains.solutions import Solution
+from spatial_vlm.reuse.embedding.embedder import LexicalEmbedder
+from spatial_vlm.reuse.extraction.extractor import ExtractionSettings
 
 PAIRS = [("dog", "horse"), ("cat", "red mug"), ("person", "bench"), ("bird", "bus")]
 

@@ -54,15 +54,20 @@ FOLDERS = {
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
-  "reuse": (
-    *("behavior", "duplicates", "behaviors", "relation_keys", "masking", "solutions"),
-    *("comparison", "box_values", "comparison_words", "reasoning_patterns", "chain_objects"),
-    *("reasoning", "relation_verdict", "chain_check", "extraction"),
-    *("encoder_embedder", "embedder", "merging", "extractor", "abstraction", "clusters"),
-    *("stated_comparisons", "teacher_extraction", "extractors", "review_file"),
-    *("searchers", "vector_files", "vector_index", "index", "index_folder"),
-    *("retrieval", "choosers", "paraphrases", "recall_report"),
+  "reuse": ("statements", "handbook", "chains", "embedding", "extraction", "index", "retrieval"),
+  "reuse/statements": ("relation_keys", "masking"),
+  "reuse/handbook": ("behavior", "duplicates", "handbook", "review_file"),
+  "reuse/chains": (
+    *("solutions", "comparison", "box_values", "comparison_words", "reasoning_patterns"),
+    *("chain_objects", "reasoning", "relation_verdict", "chain_check"),
   ),
+  "reuse/embedding": ("encoder_embedder", "embedder"),
+  "reuse/extraction": (
+    *("merging", "extractor", "patterns", "abstraction", "clusters"),
+    *("stated_comparisons", "teacher_extraction", "extractors"),
+  ),
+  "reuse/index": ("searchers", "vector_files", "vector_index", "behavior_index", "index_folder"),
+  "reuse/retrieval": ("recall", "choosers", "paraphrases", "recall_report"),
   "inference": (
     *("policy", "loading", "questions", "comparison_arms", "generation", "stored_answers"),
   ),
@@ -114,7 +119,7 @@ CALLERS = ("demo",)
 
 RESERVED = {
   "av": {"processor/video_files.py"},
-  "scann": {"reuse/searchers.py"},
+  "scann": {"reuse/index/searchers.py"},
   "google": {"synthesis/teachers/gemini.py"},
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
@@ -237,7 +242,7 @@ def test_imports_keep_to_the_layers():
     ("synthesis/run/requests.py", "from spatial_vlm.synthesis.teachers import gemini", False),
     ("synthesis/teachers/gemini.py", "from spatial_vlm.synthesis.run import requests", True),
     ("synthesis/run/journal.py", "from spatial_vlm.synthesis.run.ledger import Ledger", True),
-    ("reuse/searchers.py", "import scann", False),
+    ("reuse/index/searchers.py", "import scann", False),
     ("inference/questions.py", "from scann import scann_ops_pybind", True),
     ("processor/image.py", "from google import genai", True),
   ],

@@ -28,16 +28,16 @@ from spatial_vlm.evaluation.results import read_recalls
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
 from spatial_vlm.remote import write_whole
-from spatial_vlm.reuse import review_file
-from spatial_vlm.reuse.behavior import Behavior
-from spatial_vlm.reuse.behaviors import Handbook
-from spatial_vlm.reuse.chain_check import reading_report
-from spatial_vlm.reuse.embedder import load_embedder
-from spatial_vlm.reuse.extractor import ExtractionSettings
-from spatial_vlm.reuse.extractors import extract, find_extractor
-from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.index_folder import save_index
-from spatial_vlm.reuse.solutions import Solution
+from spatial_vlm.reuse.chains.chain_check import reading_report
+from spatial_vlm.reuse.chains.solutions import Solution
+from spatial_vlm.reuse.embedding.embedder import load_embedder
+from spatial_vlm.reuse.extraction.extractor import ExtractionSettings
+from spatial_vlm.reuse.extraction.extractors import extract, find_extractor
+from spatial_vlm.reuse.handbook import review_file
+from spatial_vlm.reuse.handbook.behavior import Behavior
+from spatial_vlm.reuse.handbook.handbook import Handbook
+from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
+from spatial_vlm.reuse.index.index_folder import save_index
 from spatial_vlm.synthesis.text_teacher import check_text_teacher, open_text_teacher
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train.behavior_data import training_examples

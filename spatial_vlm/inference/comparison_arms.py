@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
-from spatial_vlm.reuse.choosers import (
+from spatial_vlm.reuse.retrieval.choosers import (
   all_in_one,
   best_share,
   drawn_at_random,

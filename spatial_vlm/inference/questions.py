@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from spatial_vlm.reuse.behaviors import Behavior
-from spatial_vlm.reuse.choosers import Chooser
-from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.index_folder import load_index
-from spatial_vlm.reuse.retrieval import recall
+from spatial_vlm.reuse.handbook.handbook import Behavior
+from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
+from spatial_vlm.reuse.index.index_folder import load_index
+from spatial_vlm.reuse.retrieval.choosers import Chooser
+from spatial_vlm.reuse.retrieval.recall import recall
 from spatial_vlm.tasks.task import Task
 
 

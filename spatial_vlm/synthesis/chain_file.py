@@ -17,7 +17,7 @@ from spatial_vlm.data.records import BadRecord, read_lines
 from spatial_vlm.data.split_guard import Pair
 from spatial_vlm.data.statement import read_statement
 from spatial_vlm.inference.questions import QuestionBuilder
-from spatial_vlm.reuse.solutions import Solution
+from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.synthesis.draft import chain
 from spatial_vlm.synthesis.errors import UnusableDraftError
 from spatial_vlm.synthesis.formats import CHAIN, GEMINI, QWEN

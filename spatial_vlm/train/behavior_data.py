@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.inference.questions import QuestionBuilder
-from spatial_vlm.reuse.chain_check import UNDECIDED, WRONG, read_chain
-from spatial_vlm.reuse.extraction import short_from_chain
-from spatial_vlm.reuse.solutions import Solution
+from spatial_vlm.reuse.chains.chain_check import UNDECIDED, WRONG, read_chain
+from spatial_vlm.reuse.chains.solutions import Solution
+from spatial_vlm.reuse.extraction.patterns import short_from_chain
 
 RECALLS_NOTHING = "question recalls no behavior"
 STAYS_FULL = "in the share of full chains"

@@ -23,7 +23,7 @@ from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers
 from spatial_vlm.processor.chat import Processor
-from spatial_vlm.reuse.solutions import Solution
+from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.synthesis.chain_file import read_chains
 from spatial_vlm.tasks.task import Task
 

@@ -9,11 +9,11 @@ import skimage
 
 from spatial_vlm import config
 from spatial_vlm.commands import answer as command
-from spatial_vlm.reuse.behaviors import Handbook
-from spatial_vlm.reuse.embedder import LexicalEmbedder
-from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.index_folder import load_index
-from spatial_vlm.reuse.masking import mask_objects
+from spatial_vlm.reuse.embedding.embedder import LexicalEmbedder
+from spatial_vlm.reuse.handbook.handbook import Handbook
+from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
+from spatial_vlm.reuse.index.index_folder import load_index
+from spatial_vlm.reuse.statements.masking import mask_objects
 from spatial_vlm.tasks.statements import behavior_prompt, question
 
 ASTRONAUT = f"{skimage.__path__[0]}/data/astronaut.png"

@@ -9,7 +9,7 @@ from spatial_vlm import answers, config
 from spatial_vlm.data.conversations import ConversationSource
 from spatial_vlm.evaluation.results import RecallCount, recalls_json
 from spatial_vlm.inference import generation
-from spatial_vlm.reuse.index_folder import load_index
+from spatial_vlm.reuse.index.index_folder import load_index
 
 
 def test_the_index_names_procedures_and_where_they_come_from(extracted):

@@ -12,7 +12,7 @@ from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.evaluation.results import RecallCount, recalls_json
 from spatial_vlm.processor.chat import Processor
-from spatial_vlm.reuse.index_folder import load_index
+from spatial_vlm.reuse.index.index_folder import load_index
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.synthesis.formats import CHAIN_QUESTION
 from spatial_vlm.synthesis.local.local_server import LocalServer

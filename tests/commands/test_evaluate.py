@@ -14,7 +14,7 @@ from spatial_vlm.inference import generation
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import collate, encode_question, prompt_format
 from spatial_vlm.model import qwen3_vl
-from spatial_vlm.reuse.vector_index import VectorIndex
+from spatial_vlm.reuse.index.vector_index import VectorIndex
 from spatial_vlm.tasks.statements import question
 
 FIELDS = [

@@ -3,9 +3,9 @@
 import pytest
 
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
-from spatial_vlm.reuse.behaviors import Behavior, Handbook
-from spatial_vlm.reuse.embedder import LexicalEmbedder
-from spatial_vlm.reuse.index import BehaviorIndex
+from spatial_vlm.reuse.embedding.embedder import LexicalEmbedder
+from spatial_vlm.reuse.handbook.handbook import Behavior, Handbook
+from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
 from spatial_vlm.tasks import TASKS, statements
 
 LEFT = Behavior(

@@ -12,7 +12,7 @@ from etils import epath
 from spatial_vlm.model.xlm_roberta import XlmRobertaConfig
 from spatial_vlm.processor import sentencepiece
 from spatial_vlm.processor.encoder_tokenizer import load_encoder_tokenizer
-from spatial_vlm.reuse import searchers
+from spatial_vlm.reuse.index import searchers
 
 CONFIG = XlmRobertaConfig.small(
   vocab_size=262, hidden_size=8, num_hidden_layers=1, num_attention_heads=2

@@ -7,12 +7,12 @@ import pytest
 
 from spatial_vlm import answers
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
-from spatial_vlm.reuse import chain_check
-from spatial_vlm.reuse.behavior import Behavior
-from spatial_vlm.reuse.behaviors import Handbook
-from spatial_vlm.reuse.embedder import LexicalEmbedder
-from spatial_vlm.reuse.index import BehaviorIndex
-from spatial_vlm.reuse.solutions import Solution
+from spatial_vlm.reuse.chains import chain_check
+from spatial_vlm.reuse.chains.solutions import Solution
+from spatial_vlm.reuse.embedding.embedder import LexicalEmbedder
+from spatial_vlm.reuse.handbook.behavior import Behavior
+from spatial_vlm.reuse.handbook.handbook import Handbook
+from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train.behavior_data import RECALLS_NOTHING, STAYS_FULL, training_examples
 

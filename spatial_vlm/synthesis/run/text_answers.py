@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.reuse.extractor import TextQuestion
+from spatial_vlm.reuse.extraction.extractor import TextQuestion
 from spatial_vlm.synthesis.hashing import hash_seed
 from spatial_vlm.synthesis.run.journal import Journal
 from spatial_vlm.synthesis.run.ledger import Ledger

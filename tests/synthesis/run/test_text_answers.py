@@ -8,7 +8,7 @@ import pytest
 from synthesis_runs import MAX_USAGE, PRICES, REQUEST_LIMITS
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.reuse.extractor import TextQuestion
+from spatial_vlm.reuse.extraction.extractor import TextQuestion
 from spatial_vlm.synthesis.local.faults import TRANSIENT, Faults
 from spatial_vlm.synthesis.run.journal import Journal
 from spatial_vlm.synthesis.run.ledger import Ledger

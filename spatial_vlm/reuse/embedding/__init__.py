@@ -1,0 +1,1 @@
+"""Questions as vectors, and the similarity of two questions."""

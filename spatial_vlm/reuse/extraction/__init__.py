@@ -1,0 +1,1 @@
+"""Extractors: functions from correct chains to behaviors, by name."""

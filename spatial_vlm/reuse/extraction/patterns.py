@@ -1,0 +1,145 @@
+"""Extraction of behaviors from the policy's own correct chains on training records.
+
+Chains that answer the same object-masked question and end in the same masked comparison follow one procedure. The
+procedures that are frequent enough among the correct chains of a question become its behavior. The instruction is read
+from these chains, not from knowledge of the relation: a policy that reasons differently gets different behaviors.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from spatial_vlm import answers
+from spatial_vlm.reuse.chains.chain_check import check_chain, read_chain
+from spatial_vlm.reuse.chains.comparison import Comparison, fill_blanks
+from spatial_vlm.reuse.chains.solutions import Solution
+from spatial_vlm.reuse.handbook.behavior import Behavior
+
+ALTERNATIVE_SHARE = 0.5
+"""Frequency, relative to the most frequent procedure, from which a second one joins it ("w > h" or "w < h")."""
+
+OPPOSED_SHARE = 0.5
+"""Share of chains with the other verdict, relative to a procedure's own, from which it decides nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+  """One chain that follows a procedure."""
+
+  record: str
+  loose_values: tuple[float, ...]
+
+
+def verified_chain(solution: Solution) -> answers.Answer | None:
+  """Returns the chain of a solution if it reaches the label by a comparison that `read_chain` accepts; else None."""
+  reading = read_chain(solution)
+  return reading.answer if reading.comparison else None
+
+
+def extract_behaviors(
+  solutions: Iterable[Solution], count_tokens: Callable[[str], int], min_support: int
+) -> list[Behavior]:
+  """Extracts one behavior for each question whose verified chains share a procedure at least `min_support` times.
+
+  Args:
+    solutions: answers to training records; those whose comparison `read_chain` leaves are skipped.
+    count_tokens: length of a behavior's line under the policy's tokenizer.
+    min_support: chains that must agree, at least 1. Procedures are taken from the answers "Yes.", or from the answers
+      "No." where those have none with this support.
+
+  Returns:
+    Behaviors in the order of their names, with the agreeing records as provenance.
+  """
+  if min_support < 1:
+    raise ValueError(f"min_support is {min_support}; a behavior needs at least 1 chain")
+  chains: dict[str, list[tuple[Solution, Comparison]]] = collections.defaultdict(list)
+  for solution in solutions:
+    if comparison := read_chain(solution).comparison:
+      chains[solution.question].append((solution, comparison))
+  behaviors = (
+    _behavior(question, chains[question], count_tokens, min_support) for question in chains
+  )
+  return sorted((b for b in behaviors if b), key=lambda b: (b.name, b.questions))
+
+
+def short_from_chain(
+  behavior: Behavior, answer: answers.Answer, names: Iterable[str] = ()
+) -> str | None:
+  """Shortens a chain to the behavior's name, its comparison and the verdict; None without a comparison to use.
+
+  The comparison is checked and written anew: `since x=160 is less than x=640` becomes `red circle x=160 < blue square
+  x=640`. Objects are recognized by the boxes of the Caption and by `names`, subject first. Raises ValueError when
+  `answer` is not a chain.
+  """
+  if answer.form != "chain":
+    raise ValueError(
+      f"a short answer is made from a chain; the form of this answer is {answer.form!r}"
+    )
+  comparison = check_chain(answer, tuple(names), behavior.relation).comparison
+  return comparison and answers.render_short(behavior.name, comparison.with_names, answer.verdict)
+
+
+def _behavior(
+  question: str,
+  chains: Sequence[tuple[Solution, Comparison]],
+  count_tokens: Callable[[str], int],
+  min_support: int,
+) -> Behavior | None:
+  found = [_procedures(chains, verdict) for verdict in (0, 1)]
+  for verdict, word in ((1, "yes"), (0, "no")):
+    uses = _deciding(found[verdict], found[1 - verdict])
+    most = max(map(len, uses.values()), default=0)
+    enough = max(min_support, ALTERNATIVE_SHARE * most)
+    frequent = {p: uses[p] for p in uses if len(uses[p]) >= enough}
+    frequent = sorted(_without_opposites(frequent), key=lambda p: (-len(uses[p]), p))
+    if frequent:
+      relation = chains[0][0].relation
+      name = behavior_name(relation)
+      filled = (fill_blanks(p, [use.loose_values for use in uses[p]]) for p in frequent)
+      instruction = f"{word} when {' or '.join(filled)}"
+      records = sorted({use.record for p in frequent for use in uses[p]})
+      tokens = count_tokens(f"{name}: {instruction}")
+      return Behavior(name, instruction, relation, (question,), tuple(records), tokens)
+  return None
+
+
+def behavior_name(relation: str) -> str:
+  """Returns the name of the behavior for a relation.
+
+  >>> behavior_name("left of")
+  'behavior_left_of'
+  """
+  return "behavior_" + re.sub(r"[^a-z0-9]+", "_", relation.lower()).strip("_")
+
+
+def _procedures(
+  chains: Sequence[tuple[Solution, Comparison]], verdict: int
+) -> dict[str, list[_Use]]:
+  """Groups the chains of one verdict by the masked comparison that they end in."""
+  uses: dict[str, list[_Use]] = collections.defaultdict(list)
+  for solution, comparison in chains:
+    if solution.label == verdict:
+      letters = dict(zip(map(str.casefold, solution.names), "XY", strict=True))
+      uses[comparison.masked(letters)].append(_Use(solution.record, comparison.loose_values))
+  return uses
+
+
+def _deciding(
+  uses: Mapping[str, list[_Use]], others: Mapping[str, list[_Use]]
+) -> dict[str, list[_Use]]:
+  """Drops procedures that the other verdict follows, with equal thresholds, in half as many chains or more."""
+  kept = {}
+  for procedure, own in uses.items():
+    values = {use.loose_values for use in own}
+    opposed = sum(use.loose_values in values for use in others.get(procedure, ()))
+    if opposed < OPPOSED_SHARE * len(own):
+      kept[procedure] = own
+  return kept
+
+
+def _without_opposites(procedures: Iterable[str]) -> list[str]:
+  """Drops single inequalities that stand next to their opposite: "x < or x >" is always true."""
+  every = {*procedures}
+  opposite = {p: p.translate(str.maketrans("<>", "><")) for p in every}
+  return [p for p in every if ", " in p or opposite[p] == p or opposite[p] not in every]

@@ -1,0 +1,155 @@
+"""The handbook that collects behaviors.
+
+A behavior is extracted from training records only and stores which, so that a handbook which contains evaluation
+records can be refused.
+"""
+
+import dataclasses
+import json
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Self
+
+from etils import epath
+
+from spatial_vlm.evaluation.results import RecallCount
+from spatial_vlm.reuse.handbook.behavior import Behavior
+from spatial_vlm.reuse.handbook.duplicates import distinct, within_limits
+
+VERSION = 2
+_FIELDS = {
+  "name": str,
+  "instruction": str,
+  "relation": str,
+  "questions": list,
+  "provenance": list,
+  "tokens": int,
+  "recalls": int,
+  "successes": int,
+  "saved_tokens": float,
+}
+
+
+class HandbookError(ValueError):
+  """Raised for a handbook that cannot be read; the message names the file and the place in it."""
+
+
+class LeakError(ValueError):
+  """Raised for a behavior that was extracted from evaluation records."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Handbook:
+  """Behaviors in the order in which they were added, within two limits; every change returns a new handbook.
+
+  Behaviors of one relation that share a name, a question or (up to case, articles and punctuation) an instruction are
+  merged. Behaviors of different relations never are: the later of two with one name gets a numbered name. When a limit
+  is exceeded, the behavior of least `rank` is dropped first, of equals the latest.
+  """
+
+  max_entries: int
+  max_tokens: int
+  """Limit on the sum of all lines, in tokens."""
+  behaviors: tuple[Behavior, ...] = ()
+
+  def __post_init__(self):
+    if self.max_entries < 1 or self.max_tokens < 1:
+      raise ValueError(
+        f"a handbook needs limits of at least 1; got max_entries={self.max_entries}, max_tokens={self.max_tokens}"
+      )
+    kept = within_limits(distinct(self.behaviors), self.max_entries, self.max_tokens)
+    object.__setattr__(self, "behaviors", kept)
+
+  def __len__(self) -> int:
+    return len(self.behaviors)
+
+  def __getitem__(self, name: str) -> Behavior:
+    for behavior in self.behaviors:
+      if behavior.name == name:
+        return behavior
+    raise KeyError(
+      f"no behavior {name!r}; there are {[behavior.name for behavior in self.behaviors]}"
+    )
+
+  def upsert(
+    self, behaviors: Iterable[Behavior], recalls: Mapping[str, RecallCount] = MappingProxyType({})
+  ) -> Self:
+    """Returns the handbook with `behaviors` added to or merged into those that are there.
+
+    Args:
+      behaviors: the behaviors to add.
+      recalls: name of a behavior → further recalls of it. They are counted before the limits apply, so that behaviors
+        that proved useful stay. Names of unknown behaviors are ignored.
+    """
+    joined = (*self.behaviors, *behaviors)
+    if recalls:
+      joined = tuple(
+        b.with_recalls(recalls[b.name]) if b.name in recalls else b for b in distinct(joined)
+      )
+    return dataclasses.replace(self, behaviors=joined)
+
+  def refuse_leaks(self, splits: Collection[str] = (), records: Collection[str] = ()) -> None:
+    """Raises LeakError when a behavior comes from one of the evaluation `splits` or `records` (`SPLIT:ID`)."""
+    splits, records = frozenset(splits), frozenset(records)
+    for behavior in self.behaviors:
+      seen = [r for r in behavior.provenance if r in records or r.partition(":")[0] in splits]
+      if seen:
+        raise LeakError(
+          f"{behavior.name} was extracted from {len(seen)} evaluation records (first: {seen[0]}); extract behaviors "
+          "from training records only, or evaluate on others"
+        )
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the fields that `from_json` reads."""
+    behaviors = [dataclasses.asdict(behavior) for behavior in self.behaviors]
+    limits = {"max_entries": self.max_entries, "max_tokens": self.max_tokens}
+    return {"version": VERSION, **limits, "behaviors": behaviors}
+
+  @classmethod
+  def from_json(cls, data: Any, source: str) -> Self:
+    """Reads and checks what `to_json` wrote; `source` is the file that a HandbookError names."""
+    header = {"version": int, "max_entries": int, "max_tokens": int, "behaviors": list}
+    _check_fields(data, header, source)
+    if data["version"] != VERSION:
+      raise HandbookError(
+        f"{source}: version is {data['version']}, readable is {VERSION}; run `behaviors` again"
+      )
+    behaviors = tuple(
+      _read_behavior(b, f"{source}: behaviors[{i}]") for i, b in enumerate(data["behaviors"])
+    )
+    try:
+      handbook = cls(data["max_entries"], data["max_tokens"], behaviors)
+    except ValueError as error:
+      raise HandbookError(f"{source}: {error}") from error
+    if handbook.behaviors != behaviors:
+      raise HandbookError(f"{source}: behaviors repeat each other or exceed the file's own limits")
+    return handbook
+
+
+def read_json(path: epath.PathLike) -> Any:
+  """Reads a JSON file; raises HandbookError with the line where the JSON ends too early."""
+  try:
+    return json.loads(epath.Path(path).read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise HandbookError(f"{path}: not JSON ({error}); run `behaviors` again") from error
+
+
+def _read_behavior(data: Any, place: str) -> Behavior:
+  _check_fields(data, _FIELDS, place)
+  for field in ("questions", "provenance"):
+    for i, item in enumerate(data[field]):
+      if not isinstance(item, str):
+        raise HandbookError(f"{place}.{field}[{i}]: {item!r} is not text")
+  try:
+    return Behavior(**data | {field: tuple(data[field]) for field in ("questions", "provenance")})
+  except ValueError as error:
+    raise HandbookError(f"{place}: {error}") from error
+
+
+def _check_fields(data: Any, fields: Mapping[str, type], place: str) -> None:
+  if not isinstance(data, dict) or data.keys() != fields.keys():
+    found = sorted(data) if isinstance(data, dict) else type(data).__name__
+    raise HandbookError(f"{place}: expected the fields {sorted(fields)}, found {found}")
+  for field, kind in fields.items():
+    if type(data[field]) is not kind:
+      raise HandbookError(f"{place}.{field}: expected {kind.__name__}, found {data[field]!r}")

@@ -1,0 +1,242 @@
+"""Behaviors from chains: derived from the chains' text, and from correct chains only."""
+
+import dataclasses
+import random
+
+import pytest
+
+from spatial_vlm import answers
+from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.reuse.chains.solutions import Solution
+from spatial_vlm.reuse.extraction.patterns import (
+  extract_behaviors,
+  short_from_chain,
+  verified_chain,
+)
+from spatial_vlm.synthesis import scene_teacher
+
+
+def words(text):
+  return len(text.split())
+
+
+def solution(
+  number=0, x=160, label=1, verdict=None, sign="<", caption="The cat is left of the red mug."
+):
+  verdict = label if verdict is None else verdict
+  reasoning = f"cat centre x={x}; red mug centre x=640; x={x} {sign} x=640, so it is."
+  boxes = [("red mug", (600, 0, 680, 80)), ("cat", (x - 20, 0, x + 20, 20))]
+  text = answers.render_chain("s", answers.render_boxes(boxes), reasoning, verdict)
+  return Solution(f"train:{number}", caption, "left of", "cat", "red mug", text, label)
+
+
+def replaced(s, old, new):
+  assert old in s.text
+  return dataclasses.replace(s, text=s.text.replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+  source = SceneSource("train", seed=3, count=400, image_size=8)
+  return [source[i] for i in range(len(source))]
+
+
+@pytest.fixture(scope="module")
+def solutions(scenes):
+  return [
+    Solution(
+      f"train:{e.id}",
+      e.record.caption,
+      e.record.relation,
+      e.record.subj,
+      e.record.obj,
+      scene_teacher.chain(e),
+      e.record.label,
+    )
+    for e in scenes
+  ]
+
+
+def test_every_relation_of_the_scenes_gives_its_procedure(solutions):
+  found = {b.name: b.instruction for b in extract_behaviors(solutions, words, 5)}
+  assert found == {
+    "behavior_above": "yes when X centre y < Y centre y",
+    "behavior_below": "yes when X centre y > Y centre y",
+    "behavior_far_from": "yes when X to Y d > d=400",
+    "behavior_inside": "yes when X to Y overhang=0",
+    "behavior_left_of": "yes when X centre x < Y centre x",
+    "behavior_near": "yes when X to Y d < d=400",
+    "behavior_parallel_to": "yes when X w < h, Y w < h or X w > h, Y w > h",
+    "behavior_perpendicular_to": "yes when X w < h, Y w > h or X w > h, Y w < h",
+    "behavior_right_of": "yes when X centre x > Y centre x",
+    "behavior_touching": "yes when X to Y gap=0",
+  }
+
+
+def test_the_order_of_the_chains_does_not_matter(solutions):
+  shuffled = random.Random(0).sample(solutions, len(solutions))
+  assert extract_behaviors(shuffled, words, 5) == extract_behaviors(solutions, words, 5)
+
+
+def test_short_answers_of_scenes_state_the_comparison(scenes, solutions):
+  behaviors = {b.name: b for b in extract_behaviors(solutions, words, 5)}
+  for example, s in zip(scenes, solutions, strict=True):
+    behavior = behaviors["behavior_" + s.relation.replace(" ", "_")]
+    short = answers.STATEMENT.parse(short_from_chain(behavior, verified_chain(s), s.names))
+    assert (short.form, short.verdict, short.steps["behavior"]) == ("short", s.label, behavior.name)
+    expected = scene_teacher.comparison(example)
+    if s.relation == "inside":
+      expected = expected.replace(f"{s.subj} in {s.obj}", f"{s.subj} to {s.obj}")
+    assert short.steps["comparison"] == expected
+
+
+def test_the_instruction_follows_the_policy_not_the_relation():
+  """A policy that argues by other quantities gets that reasoning as its behavior."""
+  caption = "The cat is beyond the red mug."
+  odd = [
+    dataclasses.replace(
+      replaced(
+        solution(i, caption=caption), "x=160 < x=640", "cat bottom edge y=20 < red mug y=80"
+      ),
+      relation="beyond",
+    )
+    for i in range(3)
+  ]
+  (behavior,) = extract_behaviors(odd, words, 3)
+  assert behavior.instruction == "yes when X bottom edge y < Y bottom edge y"
+
+
+def test_chains_in_words_give_no_procedure():
+  wordy = [
+    replaced(solution(i), "; x=160 < x=640, so it is.", f"; cat faces {i} of red mug.")
+    for i in range(3)
+  ]
+  assert extract_behaviors(wordy, words, 1) == []
+
+
+def test_every_wording_of_a_comparison_is_one_procedure():
+  wordings = (
+    *("Since x=160 < x=640, it is.", "x=640 > x=160, which means that it is."),
+    *("Given that the cat's centre x=160 is less than the red mug's centre x=640, it is.",),
+    *("Comparing the centres, the red mug (x=640) lies to the right of the cat (x=160).",),
+  )
+  chains = [replaced(solution(i), "x=160 < x=640, so it is.", w) for i, w in enumerate(wordings)]
+  (behavior,) = extract_behaviors(chains, words, 4)
+  assert behavior.instruction == "yes when X centre x < Y centre x"
+  shorts = {short_from_chain(behavior, verified_chain(c), c.names) for c in chains}
+  assert shorts == {"Applying 'behavior_left_of': cat x=160 < red mug x=640\nConclusion: Yes."}
+
+
+def test_a_comparison_that_both_verdicts_follow_decides_nothing():
+  caption, yes = "The cat is beside the red mug.", "cat bottom edge y=20 < red mug bottom edge y=80"
+  beside = [
+    dataclasses.replace(
+      replaced(solution(i, label=i % 2, caption=caption), "x=160 < x=640", yes), relation="beside"
+    )
+    for i in range(8)
+  ]
+  assert extract_behaviors(beside, words, 3) == []
+  assert len(extract_behaviors([b for b in beside if b.label], words, 3)) == 1
+
+
+def test_a_comparison_and_its_opposite_decide_nothing():
+  caption = "The cat is beside the red mug."
+  below = "cat bottom edge y=20 < red mug bottom edge y=80"
+  chains = [
+    dataclasses.replace(
+      replaced(solution(i, caption=caption), "x=160 < x=640", below), relation="beside"
+    )
+    for i in range(3)
+  ]
+  low = [replaced(replaced(c, "0, 180, 20]", "0, 180, 90]"), "y=20 < ", "y=90 > ") for c in chains]
+  assert [b.instruction for b in extract_behaviors(low, words, 3)] == [
+    "yes when X bottom edge y > Y bottom edge y"
+  ]
+  assert extract_behaviors([*chains, *low], words, 3) == []
+
+
+def test_short_answers_are_left_where_no_comparison_can_be_used():
+  (behavior,) = extract_behaviors([solution()], words, 1)
+  for text in ("so it is.", "x=640 < x=160, so it is.", "red mug x=160 < cat x=640, so it is."):
+    chain = answers.STATEMENT.parse(replaced(solution(), "x=160 < x=640, so it is.", text).text)
+    assert short_from_chain(behavior, chain, solution().names) is None
+
+
+@pytest.mark.parametrize(
+  "broken",
+  [
+    solution(label=0, verdict=1),
+    solution(label=1, verdict=0),
+    replaced(solution(), "Summary", "summary"),
+    replaced(solution(), "Yes.", "Yes"),
+    replaced(solution(), "\nReasoning", " Reasoning"),
+    dataclasses.replace(solution(), text=solution().text + "\n"),
+    dataclasses.replace(solution(), text="Yes."),
+    dataclasses.replace(solution(), text="Applying 'behavior_left_of': a < b\nConclusion: Yes."),
+    dataclasses.replace(solution(), text=""),
+    solution(x=660),  # x=660 < x=640: right by luck
+    solution(x=660, sign=">"),  # contradicts the conclusion
+    replaced(solution(), "x=160 < x=640", "x=160 < x=650"),  # nobody's number
+    replaced(solution(), "x=160 < x=640", "red mug x=160 < cat x=640"),  # wrong owners
+    replaced(solution(), "x=160 < x=640, so it is.", "the cat is seen to the left."),
+  ],
+  ids=range(14),
+)
+def test_unverified_chains_do_not_count(broken):
+  assert verified_chain(broken) is None
+  good = [solution(i) for i in range(2)]
+  assert extract_behaviors([*good, broken], words, 3) == []
+  assert len(extract_behaviors([*good, solution(2)], words, 3)) == 1
+
+
+def test_provenance_is_the_chains_that_agree():
+  agree = [solution(i) for i in range(5)]
+  edges = "cat right edge x=180 < red mug left edge x=600"
+  other = [replaced(solution(10 + i), "x=160 < x=640", edges) for i in range(2)]
+  (behavior,) = extract_behaviors([*other, *agree], words, 2)
+  assert behavior.provenance == tuple(f"train:{i}" for i in range(5))
+  assert behavior.tokens == words(behavior.line) == 10
+
+
+def test_a_second_way_counts_from_half_as_many_on():
+  first = [solution(i) for i in range(4)]
+  second = [replaced(solution(10 + i), "x=160 < x=640", "x=180 < x=600") for i in range(2)]
+  (behavior,) = extract_behaviors([*first, *second], words, 2)
+  assert (
+    behavior.instruction == "yes when X centre x < Y centre x or X right edge x < Y left edge x"
+  )
+  assert len(behavior.provenance) == 6
+  assert " or " not in extract_behaviors([*first, *second[:1]], words, 1)[0].instruction
+
+
+def test_true_chains_are_preferred_to_false_ones():
+  true = [solution(i) for i in range(2)]
+  false = [solution(10 + i, x=700, label=0, sign=">") for i in range(9)]
+  assert extract_behaviors([*false, *true], words, 2)[0].instruction.startswith("yes when X")
+  (behavior,) = extract_behaviors([*false, *true], words, 3)
+  assert behavior.instruction == "no when X centre x > Y centre x"
+
+
+def test_objects_are_read_from_the_caption_where_the_record_does_not_say():
+  unnamed = [dataclasses.replace(solution(i), subj=None, obj=None) for i in range(3)]
+  (behavior,) = extract_behaviors(unnamed, words, 3)
+  assert behavior.instruction == "yes when X centre x < Y centre x"
+  assert behavior.questions == ("The X is left of the Y.",)
+
+
+def test_wordings_of_a_relation_stay_separate_until_merged():
+  caption = "The cat is at the left side of the red mug."
+  other = [
+    dataclasses.replace(solution(i, caption=caption), relation="at the left side of")
+    for i in range(3)
+  ]
+  found = extract_behaviors([solution(i) for i in range(3)] + other, words, 3)
+  assert [b.name for b in found] == ["behavior_at_the_left_side_of", "behavior_left_of"]
+
+
+def test_arguments_are_checked():
+  with pytest.raises(ValueError, match="min_support is 0"):
+    extract_behaviors([], words, 0)
+  (behavior,) = extract_behaviors([solution()], words, 1)
+  with pytest.raises(ValueError, match="'direct'"):
+    short_from_chain(behavior, answers.STATEMENT.parse("Yes."))
