@@ -70,6 +70,7 @@ FOLDERS = {
   "reuse/retrieval": ("recall", "choosers", "paraphrases", "recall_report"),
   "inference": (
     *("policy", "loading", "questions", "comparison_arms", "generation", "stored_answers"),
+    "timing",
   ),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),

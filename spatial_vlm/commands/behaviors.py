@@ -24,6 +24,7 @@ from spatial_vlm import answers
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
 from spatial_vlm.data import conversations
+from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation.results import read_recalls
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
@@ -43,8 +44,6 @@ from spatial_vlm.tasks import find_task
 from spatial_vlm.train.behavior_data import training_examples
 from spatial_vlm.train.chain_sources import chains_of_file, chains_of_policy, split_name
 
-HELD_OUT = ("validation", "val", "dev", "test")
-"""Splits that no behavior may come from."""
 HARMLESS = (
   *("evaluation", "extractor", "min_support", "*_similarity", "max_entries", "max_handbook_tokens"),
   *("max_instruction_tokens", "behavior_tokens", "embedder", "text_embedder", "review", "recalls"),
@@ -111,9 +110,8 @@ def reviewed_behaviors(
       raise UsageError(
         f"{config.review}: {', '.join(long)} tokens, more than max_instruction_tokens={most}; shorten the instruction"
       )
-    Handbook(len(behaviors), sum(b.tokens for b in behaviors), tuple(behaviors)).refuse_leaks(
-      HELD_OUT
-    )
+    handbook = Handbook(len(behaviors), sum(b.tokens for b in behaviors), tuple(behaviors))
+    handbook.refuse_leaks([*filter(is_held_out, handbook.splits)])
     return behaviors
   file = workdir / REVIEW_FILE
   if file.exists() and review_file.is_edited(file.read_text()):
@@ -174,7 +172,7 @@ def check(config: Config) -> None:
     ("data.split", split_name(config)),
     ("chains", epath.Path(config.chains).stem),
   ):
-    if split in HELD_OUT:
+    if is_held_out(split):
       raise UsageError(
         f"{name} is {split!r}, a split to measure on; behaviors come from training records"
       )

@@ -9,28 +9,34 @@ a figure. After an interruption, the same command resumes with the first batch o
 """
 
 import re
-import time
 
 from etils import epath
 
 from spatial_vlm import sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
-from spatial_vlm.data.records import Take, UnusableRecord
+from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation import reuse_comparison
 from spatial_vlm.evaluation.results import results_json
 from spatial_vlm.evaluation.reuse_comparison import Arm
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.inference.comparison_arms import BC_SFT, FULL_CHAIN, NO_BEHAVIOR, arms
+from spatial_vlm.inference.comparison_arms import (
+  BC_SFT,
+  FULL_CHAIN,
+  NO_BEHAVIOR,
+  arms,
+  behaviors_of,
+)
 from spatial_vlm.inference.generation import check_batch, make_generator, parsed_verdicts
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.questions import QuestionBuilder, load_recall
-from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers, with_seconds
-from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.inference.questions import load_recall
+from spatial_vlm.inference.stored_answers import AnswerStore, refuse_other_origin, stored_answers
+from spatial_vlm.inference.timing import choosing_seconds, with_seconds
+from spatial_vlm.remote import write_whole
 from spatial_vlm.tasks import find_task
 
 HARMLESS = ("timed_questions", "in_flight", "mesh.*", "handbook_shares", "bc_checkpoint")
-"""Settings that may change between two starts, since no stored answer depends on them."""
+"""Settings that may change between two starts. `refuse_other_origin` checks the answers of `bc_checkpoint`."""
 FIGURE = "accuracy_tokens.png"
 
 
@@ -48,6 +54,10 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     if config.bc_checkpoint:
       policies[BC_SFT] = load_policy(config.bc_checkpoint, mesh)
     snapshot(config, workdir, HARMLESS)
+    refuse_other_origin(workdir, recall.index.origin, f"behaviors {config.behaviors}")
+    if config.bc_checkpoint:
+      origin = {"bc_checkpoint": str(config.bc_checkpoint)}
+      refuse_other_origin(arm_folder(workdir, BC_SFT), origin, "bc_checkpoint")
   questions = arms(task, recall, config.handbook_shares)
   if config.bc_checkpoint:
     questions[BC_SFT] = questions[NO_BEHAVIOR]
@@ -55,40 +65,33 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   for name, builder in questions.items():
     policy = policies.get(name, policies[""])
     generator = make_generator(policy, mesh, builder, config, parsed_verdicts)
-    store = AnswerStore.from_config(workdir / re.sub(r"\W+", "_", name), config)
+    store = AnswerStore.from_config(arm_folder(workdir, name), config)
     predictions = stored_answers(store, generator, examples, name)
     predictions = with_seconds(predictions, generator, examples, config.timed_questions)
     seconds = choosing_seconds(builder, examples, config.timed_questions)
-    behaviors = len(builder.recall.index.handbook) if builder.recall else 0
-    measured[name] = Arm(predictions, seconds, behaviors)
+    measured[name] = Arm(predictions, seconds, behaviors_of(name, builder, recall))
+  measured = reuse_comparison.on_common_examples(measured)
   reference = measured[FULL_CHAIN]
   rows = [
     reuse_comparison.comparison_row(name, arm, reference, task.score(arm.predictions))
     for name, arm in measured.items()
   ]
-  (workdir / "results.json").write_text(results_json(rows))
+  left_out = len(examples) - len(reference.predictions)
+  write_whole(workdir / "results.json", results_json(rows, left_out=left_out))
   reuse_comparison.draw_comparison(rows, workdir / FIGURE)
   provenance = {
     **{"records": str(data.records), "policy": str(config.checkpoint)},
     **{"handbook": f"{config.behaviors}, {len(recall.index.handbook)} behaviors"},
   }
-  (workdir / "report.md").write_text(reuse_comparison.comparison_report(rows, FIGURE, provenance))
+  report = reuse_comparison.comparison_report(rows, left_out, FIGURE, provenance)
+  write_whole(workdir / "report.md", report)
   print(reuse_comparison.comparison_table(rows))
   print(reuse_comparison.paired_table(rows))
 
 
-def choosing_seconds(builder: QuestionBuilder, examples: Take, count: int) -> dict[int, float]:
-  """Measures the seconds in which the behaviors of the first `count` questions are chosen, one at a time."""
-  seconds: dict[int, float] = {}
-  for index in range(min(count, len(examples))):
-    try:
-      example = examples[index]
-    except (UnreadableImage, UnusableRecord):
-      continue  # reported when the batches were made
-    start = time.perf_counter()
-    builder(example.record.caption)
-    seconds[example.id] = time.perf_counter() - start
-  return seconds
+def arm_folder(workdir: epath.Path, name: str) -> epath.Path:
+  """Returns the folder of the answers of the arm `name`."""
+  return workdir / re.sub(r"\W+", "_", name)
 
 
 def check(config: Config) -> None:

@@ -4,12 +4,14 @@ Every answer is stored in WORKDIR/predictions, one file a batch; results.json an
 from them. After an interruption, the same command resumes with the first batch that is missing. Methods: `majority`
 (no model), `zero-shot` (the likeliest first word), `direct`, `chain`, `short` (the short form without a behavior, which
 `configs/sft.py:bc` teaches) and `reuse` (a recalled behavior and the short form, the full chain where nothing is
-similar enough).
+similar enough). A handbook may be measured on the training records that it comes from: `behaviors` reads how useful
+its behaviors were (`recalls`). Its accuracy there is not a held-out one.
 
   spatial-vlm evaluate --config.method=chain --config.checkpoint=runs/sft/export --workdir runs/evaluate_sft
 """
 
 import json
+import logging
 from collections.abc import Callable
 
 from etils import epath
@@ -19,6 +21,7 @@ from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import Take
+from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation import results
 from spatial_vlm.evaluation.predictions import Prediction, majority_predictions
 from spatial_vlm.hosts import user_errors
@@ -29,10 +32,14 @@ from spatial_vlm.inference.generation import (
   parsed_verdicts,
 )
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.inference.questions import QuestionBuilder, load_recall
-from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers, with_seconds
+from spatial_vlm.inference.questions import QuestionBuilder, Recall, load_recall
+from spatial_vlm.inference.stored_answers import AnswerStore, refuse_other_origin, stored_answers
+from spatial_vlm.inference.timing import with_seconds
+from spatial_vlm.remote import write_whole
 from spatial_vlm.tasks import find_task
 from spatial_vlm.tasks.task import Task
+
+log = logging.getLogger(__name__)
 
 FORMS = {
   "zero-shot": "direct",
@@ -53,16 +60,22 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     data, task = config.data, find_task(config.task)
     source = task.read(data.records, data.images, data.boxes or None, data.max_bad_share)
     examples = Take(source, config.limit or len(source))
-    make = majority if config.method == "majority" else model_answers
-    answer = make(config, task, workdir)
+    recall = recall_of(config) if config.method == "reuse" else None
+    if config.method == "majority":
+      answer = majority(config, task)
+    else:
+      answer = model_answers(config, task, workdir, recall)
     snapshot(config, workdir, HARMLESS)
+    if recall:
+      refuse_other_origin(workdir, recall.index.origin, f"behaviors {config.behaviors}")
   predictions = answer(examples)
-  (workdir / "predictions.jsonl").write_text("".join(p.to_json() + "\n" for p in predictions))
+  write_whole(workdir / "predictions.jsonl", "".join(p.to_json() + "\n" for p in predictions))
   figures = task.score(predictions)
   row = results.result_row(config.method, figures)
   recalls = results.recalls_json(results.count_recalls(predictions))
-  (workdir / "scores.json").write_text(json.dumps(figures, indent=2) + "\n")
-  (workdir / "results.json").write_text(results.results_json([row], recalls=recalls))
+  write_whole(workdir / "scores.json", json.dumps(figures, indent=2) + "\n")
+  content = results.results_json([row], split=split_of(config), recalls=recalls)
+  write_whole(workdir / "results.json", content)
   print(results.results_table([row]))
 
 
@@ -75,11 +88,16 @@ def check(config: Config) -> None:
   check_positive(config, "batch_size", "in_flight", "max_new_tokens")
 
 
+def split_of(config: Config) -> str:
+  """Returns the name of the split that is measured."""
+  return epath.Path(config.data.records).stem
+
+
 Answerer = Callable[[Take], list[Prediction]]
 """Answers all examples."""
 
 
-def majority(config: Config, task: Task, workdir: epath.Path) -> Answerer:
+def majority(config: Config, task: Task) -> Answerer:
   """Answers with the most frequent training label of each relation."""
   data = config.data
   train = task.read(data.training_records, data.images, None, data.max_bad_share)
@@ -93,15 +111,27 @@ def majority(config: Config, task: Task, workdir: epath.Path) -> Answerer:
   return answer
 
 
-def model_answers(config: Config, task: Task, workdir: epath.Path) -> Answerer:
+def recall_of(config: Config) -> Recall:
+  """Loads the handbook; LeakError if the records are held out and behaviors come from them."""
+  recall = load_recall(config.behaviors, config.behavior_tokens)
+  handbook, split = recall.index.handbook, split_of(config)
+  if is_held_out(split):
+    handbook.refuse_leaks(splits=(split,))
+  elif split in handbook.splits:
+    log.warning(
+      "%s are records that the behaviors come from: the accuracy is not held-out; give results.json to `behaviors`",
+      config.data.records,
+    )
+  return recall
+
+
+def model_answers(
+  config: Config, task: Task, workdir: epath.Path, recall: Recall | None
+) -> Answerer:
   """Answers with a model: reads stored answers, generates the missing ones, then times single questions."""
   mesh = sharding.make_mesh(config.mesh)
   check_batch(config, mesh)
   policy = load_policy(config.checkpoint, mesh)
-  recall = None
-  if config.method == "reuse":
-    recall = load_recall(config.behaviors, config.behavior_tokens)
-    recall.index.handbook.refuse_leaks(splits=(epath.Path(config.data.records).stem,))
   questions = QuestionBuilder(task, FORMS[config.method], recall)
   judge = likeliest_verdicts if config.method == "zero-shot" else parsed_verdicts
   generator = make_generator(policy, mesh, questions, config, judge)

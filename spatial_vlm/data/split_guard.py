@@ -15,8 +15,19 @@ from etils import epath
 from spatial_vlm.config import UsageError
 from spatial_vlm.data import vsr
 
+HELD_OUT = ("validation", "val", "dev", "test")
+"""Names of splits to measure on."""
 Pair = tuple[str, str]
 """Image and caption."""
+
+
+def is_held_out(split: str) -> bool:
+  """Whether a split is one to measure on, by its name.
+
+  >>> is_held_out("test"), is_held_out("vsr_dev"), is_held_out("train"), is_held_out("contest")
+  (True, True, False, False)
+  """
+  return any(word in HELD_OUT for word in re.split(r"[\W_]+", split.lower()))
 
 
 def read_pairs(file: epath.PathLike) -> list[Pair]:

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.scores import Scores
 from spatial_vlm.text import markdown_table, percent
@@ -94,17 +95,28 @@ def recalls_json(recalls: Mapping[str, RecallCount]) -> dict[str, dict[str, Any]
 def read_recalls(paths: Iterable[epath.PathLike]) -> dict[str, RecallCount]:
   """Sums the recalls of behaviors over several `results.json`; saved tokens are averaged over the recalls.
 
-  Raises UsageError for a file that does not count recalls.
+  Raises UsageError for a file that does not count recalls, and for one of held-out or unnamed records: a handbook that
+  is chosen by them would be measured on them.
   """
   counts: dict[str, list[RecallCount]] = defaultdict(list)
   for path in paths:
     try:
-      for name, count in json.loads(epath.Path(path).read_text())["recalls"].items():
+      content = json.loads(epath.Path(path).read_text())
+      for name, count in content["recalls"].items():
         counts[name].append(RecallCount(**count))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
       raise UsageError(
         f"{path} counts no recalls ({error!r}); give a results.json that `evaluate` wrote"
       ) from error
+    split = content.get("split")
+    if not isinstance(split, str):
+      raise UsageError(
+        f"{path} does not name the split of its records; start `evaluate` again in its workdir"
+      )
+    if is_held_out(split):
+      raise UsageError(
+        f"{path} counts recalls on {split!r}, a split to measure on; evaluate on training records"
+      )
   return {name: _sum(found) for name, found in counts.items()}
 
 

@@ -1,6 +1,6 @@
 """Comparison of reuse with full chains and with other behaviors in the prompt: rows, tables and a figure.
 
-All arms answer the same examples. Differences are paired with a reference, the arm of full chains.
+All arms are compared on the examples that each of them answered, and paired with a reference, the arm of full chains.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from spatial_vlm.config import UsageError
 from spatial_vlm.evaluation.figures import Point, scatter
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.results import number, rate_text
@@ -28,6 +29,21 @@ class Arm:
   """Id of a timed example → seconds in which its behavior was chosen: embedding and search."""
   behaviors: int
   """Number of behaviors that it chooses from; 0: it puts none into the prompt."""
+
+
+def on_common_examples(arms: Mapping[str, Arm]) -> dict[str, Arm]:
+  """Returns the arms with the answers to the examples that every arm answered.
+
+  An arm skips a question whose prompt is too long. Raises UsageError if nothing is left.
+  """
+  common = set.intersection(*({p.id for p in arm.predictions} for arm in arms.values()))
+  if not common:
+    counts = ", ".join(f"{name}: {len(arm.predictions)}" for name, arm in arms.items())
+    raise UsageError(f"no example was answered by every row ({counts}); raise prompt_shapes")
+  return {
+    name: dataclasses.replace(arm, predictions=[p for p in arm.predictions if p.id in common])
+    for name, arm in arms.items()
+  }
 
 
 def comparison_row(name: str, arm: Arm, reference: Arm, scores: Scores) -> dict[str, Any]:
@@ -131,13 +147,21 @@ def relation_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def comparison_report(
-  rows: Sequence[Mapping[str, Any]], figure: str, provenance: Mapping[str, str]
+  rows: Sequence[Mapping[str, Any]], left_out: int, figure: str, provenance: Mapping[str, str]
 ) -> str:
-  """Returns the Markdown report; `figure` is the file of `draw_comparison` in the same folder."""
+  """Returns the Markdown report.
+
+  Args:
+    rows: from `comparison_row`, the reference first, all on the same examples.
+    left_out: number of records that not every row answered.
+    figure: the file of `draw_comparison` in the same folder.
+    provenance: what the rows were made with.
+  """
   reference = rows[0]["method"]
   sections = [
     "# Reuse, compared",
-    f"Every row answers the same {rows[0]['n']:,} held-out statements. Intervals are Wilson's at 95 %. Prompt tokens "
+    f"Every row answers the same {rows[0]['n']:,} held-out statements; {left_out:,} others, which not every row "
+    "answered (unreadable, or the prompt is too long), are left out. Intervals are Wilson's at 95 %. Prompt tokens "
     "include the image and the behaviors. Seconds are those of a question asked alone.",
     comparison_table(rows),
     f"## Against {reference}, paired",

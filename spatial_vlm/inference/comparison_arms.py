@@ -24,7 +24,7 @@ BC_SFT = "BC-SFT"
 
 
 def arms(task: Task, recall: Recall, shares: Sequence[float]) -> dict[str, QuestionBuilder]:
-  """Returns name → questions of each arm of one policy.
+  """Returns name → questions of each arm of one policy; a handbook of one behavior has no wrong one.
 
   Args:
     task: the task of the questions.
@@ -44,9 +44,18 @@ def arms(task: Task, recall: Recall, shares: Sequence[float]) -> dict[str, Quest
     RANDOM: chosen(choose=drawn_at_random),
     ALL: chosen(index=together, behavior_tokens=together.handbook.max_tokens, choose=the_first),
   }
+  if len(recall.index.handbook) < 2:
+    del made[WRONG]
   for share in shares:
     part = best_share(recall.index, share)
     made[f"reuse, {len(part.handbook)} of {len(recall.index.handbook)} behaviors"] = chosen(
       index=part
     )
   return made
+
+
+def behaviors_of(name: str, questions: QuestionBuilder, recall: Recall) -> int:
+  """Returns from how many behaviors the arm `name` takes those of its prompts; 0: it has none in the prompt."""
+  if name == ALL:
+    return len(recall.index.handbook)
+  return len(questions.recall.index.handbook) if questions.recall else 0

@@ -92,6 +92,14 @@ class BatchGenerator(NamedTuple):
       if id >= 0
     ]
 
+  def fill_prefixes(self, row: Row, id: int) -> None:
+    """Computes the keys and values of a row's system turn, if the engine caches them."""
+    self.engine.fill_prefixes(self.requests([row], [id]))
+
+  def forget_captions(self) -> None:
+    """See `QuestionBuilder.forget_captions`."""
+    self.encode.questions.forget_captions()
+
   def requests(self, rows: Sequence[Row], ids: Sequence[int]) -> Requests:
     """Returns the rows as one batch over the engine's mesh."""
     labels = [-1] * len(rows)

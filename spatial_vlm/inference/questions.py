@@ -10,6 +10,7 @@ from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
 from spatial_vlm.reuse.index.index_folder import load_index
 from spatial_vlm.reuse.retrieval.choosers import Chooser
 from spatial_vlm.reuse.retrieval.recall import recall
+from spatial_vlm.reuse.statements.relation_keys import forget_readings, read_relation
 from spatial_vlm.tasks.task import Task
 
 
@@ -69,6 +70,15 @@ class QuestionBuilder:
       text, system = self.task.question(caption, "short"), self.task.behavior_prompt(behavior.line)
       questions.append(PreparedQuestion("short", text, system, behavior, similarity))
     return questions
+
+  def forget_captions(self) -> None:
+    """Drops what caches hold of earlier captions, so that each costs what a new one does; the handbook stays read."""
+    forget_readings()
+    if self.recall:
+      self.recall.index.forget_questions()
+      for behavior in self.recall.index.handbook.behaviors:
+        for question in behavior.questions:
+          read_relation(question)
 
   @property
   def systems(self) -> list[str]:

@@ -2,24 +2,27 @@
 
 import collections
 import dataclasses
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 from etils import epath
 from tqdm import tqdm
 
-from spatial_vlm.config import Config
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.pipeline import ordered_batches
 from spatial_vlm.data.reading import ReadOptions
-from spatial_vlm.data.records import Take, UnusableRecord
+from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.generation import BatchGenerator
-from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.remote import write_whole
 
+PART = "part-{}.jsonl"
 END = '{"end": true}'
 """Last line of a part; a part without it was being written when the run was killed."""
+ORIGIN = "origin.json"
+"""What else than the settings the stored answers of a folder depend on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class AnswerStore:
 
   def part(self, number: int) -> epath.Path:
     """Returns the path of the part file of one batch."""
-    return self.folder / f"part-{number:05d}.jsonl"
+    return self.folder / PART.format(f"{number:05d}")
 
 
 def stored_answers(
@@ -121,27 +124,37 @@ def _failing_last(items: Iterable[Any]) -> Iterator[Any]:
     yield future
 
 
-def with_seconds(
-  predictions: Sequence[Prediction], generator: BatchGenerator, examples: Take, count: int
-) -> list[Prediction]:
-  """Returns the predictions, the first `count` with the seconds that each takes when it is asked alone."""
-  seconds = time_one_by_one(generator, examples, count)
-  return [dataclasses.replace(p, seconds=seconds.get(p.id)) for p in predictions]
+def refuse_other_origin(folder: epath.Path, origin: Mapping[str, str], setting: str) -> None:
+  """Writes `origin` to ORIGIN before the first answer is stored; at later starts checks that it is the same.
 
+  Args:
+    folder: holds predictions/, or folders that do.
+    origin: what the answers depend on, in the order that they depend on.
+    setting: the setting that gives it, with its value, for the message.
 
-def time_one_by_one(generator: BatchGenerator, examples: Take, count: int) -> dict[int, float]:
-  """Measures seconds from image and statement to the parsed answer, one question at a time, retrieval included.
-
-  The first question is asked once more before the clock starts, so that compilation is not measured.
+  Raises:
+    UsageError: the stored answers have another origin, or an unknown one; the message lists the differences.
   """
-  seconds: dict[int, float] = {}
-  for index in range(min(count, len(examples))):
-    try:
-      example = examples[index]
-      for _ in range(1 if seconds else 2):
-        start = time.perf_counter()
-        generator.answer([generator.encode(example)], [example.id])
-        seconds[example.id] = time.perf_counter() - start
-    except (UnreadableImage, UnusableRecord):
-      continue  # reported when the batches were made
-  return seconds
+  file = folder / ORIGIN
+  if not file.exists():
+    parts = f"predictions/{PART.format('*')}"
+    if any(next(iter(folder.glob(pattern)), None) for pattern in (parts, f"*/{parts}")):
+      raise UsageError(
+        f"{folder} holds answers without {ORIGIN}, from an earlier version: whether {setting} is what they were made "
+        "with is unknown. Give another --workdir"
+      )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(origin, indent=2) + "\n")
+    return
+  before = json.loads(file.read_text())
+  if list(before.items()) == list(origin.items()):
+    return
+  changes = [
+    name if name in before and name in origin else f"{name} ({'new' if name in origin else 'gone'})"
+    for name in sorted(before.keys() | origin.keys())
+    if before.get(name) != origin.get(name)
+  ]
+  raise UsageError(
+    f"{folder} holds answers that were made before {setting} changed: {', '.join(changes) or 'another order'}. Give "
+    "another --workdir to answer anew, or what the stored answers were made with to continue"
+  )

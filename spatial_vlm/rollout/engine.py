@@ -117,6 +117,10 @@ class CompiledEngine:
     if self._prefix_cache is not None:
       self._prefix_cache.clear()
 
+  def fill_prefixes(self, requests: Requests) -> None:
+    """Computes the prefixes of the prompts that are not in memory yet."""
+    self._prefixes(requests)
+
   def _prefixes(self, requests: Requests) -> Prefixes | None:
     """Returns the prefixes of the prompts; None where all are whole, so that their program is the same as ever."""
     if not any(requests.prefixes):

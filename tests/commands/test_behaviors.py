@@ -94,7 +94,7 @@ def test_recalled_behaviors_are_kept_when_the_handbook_is_full(
   results = [tmp_path / "a.json", tmp_path / "b.json"]
   for path, name, successes in zip(results, (other, best.name), (2, 0), strict=True):
     counts = {name: RecallCount(2, successes, 30.0), "behavior_forgotten": RecallCount(9, 9, 9.0)}
-    path.write_text(json.dumps({"rows": [], "recalls": recalls_json(counts)}))
+    path.write_text(json.dumps({"split": "train", "recalls": recalls_json(counts)}))
   recalled = kept(recalls=",".join(map(str, results)))
   assert (recalled.name, recalled.recalls, recalled.utility) == (other, 2, 60)
 

@@ -114,7 +114,9 @@ def test_recalls_count_once_and_long_instructions_are_refused_in_a_review(
   assert of_file().code == 0
   name = handbook(tmp_path).behaviors[0].name
   results = tmp_path / "results.json"
-  results.write_text(json.dumps({"recalls": recalls_json({name: RecallCount(4, 3, 50.0)})}))
+  results.write_text(
+    json.dumps({"split": "train", "recalls": recalls_json({name: RecallCount(4, 3, 50.0)})})
+  )
   assert of_file(recalls=results).code == 0
   counted = handbook(tmp_path)[name]
   assert (counted.recalls, counted.utility) == (4, 150)

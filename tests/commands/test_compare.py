@@ -1,11 +1,15 @@
 """compare: every row from stored answers, resumed after an interruption."""
 
 import json
+import shutil
 
 import pytest
+from etils import epath
 
 from spatial_vlm import config
 from spatial_vlm.inference.generation import BatchGenerator
+from spatial_vlm.reuse.handbook.handbook import Handbook
+from spatial_vlm.reuse.index.index_folder import load_index, save_index
 
 ROWS = [
   *("full chain", "reuse", "short, no behavior", "short, wrong behavior", "short, random behavior"),
@@ -47,6 +51,7 @@ def test_every_arm_is_measured_on_the_same_records(finished):
   chain, reuse, none, wrong, random, everything, part, bc = rows
   assert chain["hit_rate"] is None and reuse["hit_rate"] > 0 and everything["hit_rate"] == 1
   assert everything["prompt_tokens_mean"] > wrong["prompt_tokens_mean"] > none["prompt_tokens_mean"]
+  assert everything["behaviors"] == reuse["behaviors"] > 1
   assert part["behaviors"] < reuse["behaviors"] and part["hit_rate"] <= reuse["hit_rate"]
   assert bc["accuracy"] == none["accuracy"]  # the same policy here
   report = (workdir / "report.md").read_text()
@@ -67,6 +72,32 @@ def test_an_interrupted_comparison_resumes(finished, run, changes, taught, stopp
     for text in ((f / "results.json").read_text() for f in (finished[0], tmp_path / "run"))
   ]
   assert accuracies[0] == accuracies[1]
+
+
+def test_answers_of_another_policy_or_handbook_are_refused(
+  finished, run, changes, taught, capsys, tmp_path
+):
+  """A row of BC-SFT may be added later, once; another policy would show the answers of the first."""
+  workdir = tmp_path / "run"
+  shutil.copytree(finished[0], workdir)
+  for folder in ("BC_SFT", "config.json"):
+    shutil.rmtree(workdir / folder, ignore_errors=True)
+  (workdir / "config.json").unlink()
+  changes = {**changes, "timed_questions": 0}
+  assert run("compare", workdir, changes).code == 0
+  assert run("compare", workdir, {**changes, "bc_checkpoint": taught}).code == 0
+  shutil.copytree(taught, tmp_path / "other")
+  capsys.readouterr()
+  assert run("compare", workdir, {**changes, "bc_checkpoint": tmp_path / "other"}).code == 2
+  assert f"before bc_checkpoint {tmp_path / 'other'} changed" in capsys.readouterr().err
+  (workdir / "config.json").unlink()
+  index = tmp_path / "index"
+  shutil.copytree(changes["behaviors"], index)
+  other = load_index(index)
+  best = other.with_handbook(Handbook(1, 9999, other.handbook.behaviors[:1]))
+  save_index(best, epath.Path(index), "spatial_vlm/assets/tiny_encoder")
+  assert run("compare", workdir, {**changes, "behaviors": index}).code == 2
+  assert f"before behaviors {index} changed: " in capsys.readouterr().err
 
 
 def test_every_leaf_of_every_preset_is_read(finished):

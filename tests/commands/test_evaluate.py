@@ -1,10 +1,13 @@
 """`evaluate`: measures a policy."""
 
+import dataclasses
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 from spatial_vlm import config
 from spatial_vlm.data.records import JsonlSource
@@ -14,6 +17,7 @@ from spatial_vlm.inference import generation
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import collate, encode_question, prompt_format
 from spatial_vlm.model import qwen3_vl
+from spatial_vlm.reuse.index.index_folder import load_index, save_index
 from spatial_vlm.reuse.index.vector_index import VectorIndex
 from spatial_vlm.tasks.statements import question
 
@@ -21,6 +25,7 @@ FIELDS = [
   *("method", "accuracy", "ci_low", "ci_high", "n", "generated_tokens_mean", "total_tokens_mean"),
   *("seconds_per_answer", "parse_rate", "box_iou"),
 ]
+EMBEDDER = "spatial_vlm/assets/tiny_encoder"
 METHODS = ("majority", "zero-shot", "direct", "chain", "short", "reuse")
 
 
@@ -51,7 +56,8 @@ def predictions(workdir):
 def test_results_have_the_schema_and_follow_from_the_predictions(finished, method):
   workdir, _ = finished[method]
   results = json.loads((workdir / "results.json").read_text())
-  assert list(results) == ["rows", "recalls"] and len(results["rows"]) == 1
+  assert list(results) == ["rows", "split", "recalls"] and len(results["rows"]) == 1
+  assert results["split"] == "test"
   row = results["rows"][0]
   assert list(row) == FIELDS and row["method"] == method
   stored = predictions(workdir)
@@ -236,15 +242,57 @@ def test_too_small_a_prompt_is_named_with_the_remedy(run, tmp_path, evaluate_cha
   )
 
 
-def test_behaviors_from_the_records_that_are_measured_are_refused(
-  refused, evaluate_changes, scenes_folder, extracted
+def changed_index(folder, to, **fields):
+  """Writes the index of `folder` to `to` with other fields of its first behavior."""
+  index = load_index(folder)
+  first, *others = index.handbook.behaviors
+  changed = (dataclasses.replace(first, **fields), *others)
+  save_index(
+    index.with_handbook(dataclasses.replace(index.handbook, behaviors=changed)), to, EMBEDDER
+  )
+
+
+def test_behaviors_from_held_out_records_that_are_measured_are_refused(
+  refused, evaluate_changes, extracted, tmp_path
 ):
-  changes = {
-    "method": "reuse",
-    "behaviors": extracted / "index",
-    "data.records": scenes_folder / "train.jsonl",
-  }
+  changed_index(extracted / "index", epath.Path(tmp_path / "index"), provenance=("test:1",))
+  changes = {"method": "reuse", "behaviors": tmp_path / "index"}
   assert "evaluation records" in refused("evaluate", {**evaluate_changes, **changes})
+
+
+def test_a_handbook_is_measured_on_its_own_training_records_and_its_recalls_are_read(
+  run, refused, evaluate_changes, told_records, behaviors_changes, extracted, finished, tmp_path
+):
+  """The results name the split; recalls on the test split are refused."""
+  changes = changes_of("reuse", evaluate_changes, extracted)
+  train = {"data.records": told_records, "data.boxes": "", "limit": 8, "timed_questions": 0}
+  assert run("evaluate", tmp_path / "run", {**changes, **train}).code == 0
+  file = tmp_path / "run" / "results.json"
+  content = json.loads(file.read_text())
+  assert content["split"] == told_records.stem and content["recalls"]
+  assert run("behaviors", tmp_path / "again", {**behaviors_changes, "recalls": file}).code == 0
+  counted = {b.name: b.recalls for b in load_index(tmp_path / "again" / "index").handbook.behaviors}
+  assert all(counted[name] == count["recalls"] for name, count in content["recalls"].items())
+  held_out = finished["reuse"][0] / "results.json"
+  message = refused("behaviors", {**behaviors_changes, "recalls": held_out})
+  assert "'test', a split to measure on" in message
+
+
+def test_answers_of_another_handbook_are_refused(
+  run, evaluate_changes, extracted, tmp_path, capsys
+):
+  """The index is rebuilt in its folder, as after a review."""
+  shutil.copytree(extracted / "index", tmp_path / "index")
+  changes = changes_of("reuse", evaluate_changes, extracted)
+  changes |= {"behaviors": tmp_path / "index", "limit": 8, "timed_questions": 0}
+  assert run("evaluate", tmp_path / "run", changes).code == 0
+  assert run("evaluate", tmp_path / "run", changes).code == 0
+  changed_index(extracted / "index", epath.Path(tmp_path / "index"), instruction="look twice")
+  name = load_index(tmp_path / "index").handbook.behaviors[0].name
+  capsys.readouterr()
+  assert run("evaluate", tmp_path / "run", changes).code == 2
+  error = capsys.readouterr().err
+  assert f"before behaviors {tmp_path / 'index'} changed: {name}. Give another --workdir" in error
 
 
 def test_broken_records_are_reported_and_skipped(

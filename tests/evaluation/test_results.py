@@ -93,7 +93,7 @@ def test_recalls_are_written_and_summed_over_runs(tmp_path):
   ]
   paths = [tmp_path / f"{i}.json" for i in range(len(runs))]
   for path, recalls in zip(paths, runs, strict=True):
-    path.write_text(results_json([], recalls=recalls_json(recalls)))
+    path.write_text(results_json([], split="train", recalls=recalls_json(recalls)))
   assert read_recalls(paths) == {
     "behavior_a": RecallCount(1, 1, 95),
     "behavior_b": RecallCount(6, 4, 70),  # (2 × 85 + 3 × 60) / 5: the last run measured nothing
@@ -112,4 +112,19 @@ def test_recalls_are_written_and_summed_over_runs(tmp_path):
 def test_a_file_without_recalls_is_named(tmp_path, text):
   (tmp_path / "results.json").write_text(text)
   with pytest.raises(UsageError, match="results.json counts no recalls"):
+    read_recalls([tmp_path / "results.json"])
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"split": "test"}, "on 'test', a split to measure on"),
+    ({"split": "vsr_dev"}, "on 'vsr_dev', a split to measure on"),
+    ({}, "does not name the split of its records; start `evaluate` again in its workdir"),
+  ],
+)
+def test_recalls_on_held_out_records_are_refused(tmp_path, fields, message):
+  recalls = recalls_json({"behavior_a": RecallCount(1, 1, 95.0)})
+  (tmp_path / "results.json").write_text(results_json([], **fields, recalls=recalls))
+  with pytest.raises(UsageError, match=message):
     read_recalls([tmp_path / "results.json"])

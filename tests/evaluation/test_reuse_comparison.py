@@ -3,6 +3,7 @@
 import pytest
 
 from spatial_vlm.answers import STATEMENT
+from spatial_vlm.config import UsageError
 from spatial_vlm.evaluation import reuse_comparison
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.reuse_comparison import Arm
@@ -77,7 +78,29 @@ def test_tables_show_the_rows(rows):
 def test_the_report_has_every_part_and_the_figure_is_drawn(rows, tmp_path):
   reuse_comparison.draw_comparison(rows, tmp_path / "f.png")
   assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
-  report = reuse_comparison.comparison_report(rows, "f.png", {"records": "a_b"})
-  assert "(f.png)" in report and "a\\_b" in report and "same 8 held-out" in report
+  report = reuse_comparison.comparison_report(rows, 2, "f.png", {"records": "a_b"})
+  assert (
+    "(f.png)" in report and "a\\_b" in report and "same 8 held-out statements; 2 others" in report
+  )
   for table in (reuse_comparison.comparison_table, reuse_comparison.paired_table):
     assert table(rows) in report
+
+
+def test_arms_are_compared_on_the_examples_that_all_answered():
+  """The second arm skipped the only example of one relation; the first has three times its tokens on the others."""
+  chain = Arm([prediction(i, True, 300 if i == 2 else 60, 60) for i in (0, 2, 1)], {}, 0)
+  reuse = Arm([prediction(i, True, 20, 60) for i in (0, 2, 4)], {}, 5)
+  arms = reuse_comparison.on_common_examples({"full chain": chain, "reuse": reuse})
+  assert {name: [p.id for p in arm.predictions] for name, arm in arms.items()} == {
+    "full chain": [0, 2],
+    "reuse": [0, 2],
+  }
+  rows = [
+    reuse_comparison.comparison_row(n, a, arms["full chain"], score(a.predictions, STATEMENT))
+    for n, a in arms.items()
+  ]
+  assert [row["n"] for row in rows] == [2, 2] and rows[1]["token_ratio"] == 9
+  assert "left of" not in reuse_comparison.relation_table(rows)
+  other = Arm([prediction(9, True, 1, 1)], {}, 0)
+  with pytest.raises(UsageError, match="full chain: 3, reuse: 1"):
+    reuse_comparison.on_common_examples({"full chain": chain, "reuse": other})

@@ -10,6 +10,7 @@ from spatial_vlm.inference.comparison_arms import (
   REUSE,
   WRONG,
   arms,
+  behaviors_of,
 )
 from spatial_vlm.inference.questions import Recall
 from spatial_vlm.reuse.embedding.embedder import LexicalEmbedder
@@ -25,9 +26,13 @@ def behavior(words, support):
 
 
 @pytest.fixture
-def built():
+def recall():
   behaviors = (behavior("left of", 1), behavior("above", 3), behavior("inside", 2))
-  recall = Recall(BehaviorIndex(Handbook(9, 99, behaviors), LexicalEmbedder(), 0.8), 48)
+  return Recall(BehaviorIndex(Handbook(9, 99, behaviors), LexicalEmbedder(), 0.8), 48)
+
+
+@pytest.fixture
+def built(recall):
   return arms(TASKS["scenes"], recall, (0.33, 0.67))
 
 
@@ -52,3 +57,17 @@ def test_every_arm_asks_its_question(built):
   above = "The cat is above the dog."
   assert asked(built["reuse, 1 of 3 behaviors"], above) == ("short", "behavior_above")
   assert asked(built["reuse, 2 of 3 behaviors"], above) == ("short", "behavior_above")
+
+
+def test_a_handbook_of_one_behavior_has_no_wrong_one():
+  recall = Recall(
+    BehaviorIndex(Handbook(9, 99, (behavior("above", 1),)), LexicalEmbedder(), 0.8), 48
+  )
+  assert list(arms(TASKS["scenes"], recall, ())) == [FULL_CHAIN, REUSE, NO_BEHAVIOR, RANDOM, ALL]
+
+
+def test_the_row_of_all_behaviors_counts_all(recall, built):
+  counts = {name: behaviors_of(name, questions, recall) for name, questions in built.items()}
+  assert (counts[FULL_CHAIN], counts[NO_BEHAVIOR]) == (0, 0)
+  assert (counts[REUSE], counts[WRONG], counts[ALL]) == (3, 3, 3)
+  assert counts["reuse, 1 of 3 behaviors"] == 1

@@ -6,10 +6,10 @@ import time
 import pytest
 from etils import epath
 
+from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import (
   BadRecord,
   BadRecordError,
-  JsonlSource,
   Take,
   TooManyBadRecords,
 )
@@ -135,18 +135,34 @@ def prediction(id):
   )
 
 
-def test_timed_questions_warm_up_before_the_clock(scenes_folder):
-  """The first question is asked twice; the clock of the second asking counts."""
-  asked = []
+ORIGIN = {"embedder": "a", "behavior_left_of": "1", "behavior_above": "2"}
 
-  class Fake:
-    def encode(self, example):
-      return example
 
-    def answer(self, rows, ids):
-      asked.extend(ids)
+@pytest.mark.parametrize(
+  ("later", "changes"),
+  [
+    ({**ORIGIN, "embedder": "b"}, "embedder"),
+    (
+      {**ORIGIN, "behavior_above": "3", "behavior_mine": "4"},
+      "behavior_above, behavior_mine (new)",
+    ),
+    ({"embedder": "a", "behavior_above": "2"}, "behavior_left_of (gone)"),
+    (dict(reversed(ORIGIN.items())), "another order"),
+  ],
+)
+def test_answers_of_another_origin_are_refused_by_name(tmp_path, later, changes):
+  folder = epath.Path(tmp_path / "run")
+  for _ in range(2):
+    stored_answers.refuse_other_origin(folder, ORIGIN, "behaviors INDEX")
+  with pytest.raises(UsageError) as refusal:
+    stored_answers.refuse_other_origin(folder, later, "behaviors INDEX")
+  assert f"before behaviors INDEX changed: {changes}. Give another" in str(refusal.value)
 
-  source = JsonlSource(scenes_folder / "test.jsonl", scenes_folder / "images")
-  seconds = stored_answers.time_one_by_one(Fake(), source, 3)
-  assert asked == [0, 0, 1, 2] and seconds.keys() == {0, 1, 2}
-  assert all(value > 0 for value in seconds.values())
+
+@pytest.mark.parametrize("row", ["", "reuse"])
+def test_answers_of_an_unknown_origin_are_refused(tmp_path, row):
+  part = tmp_path / row / "predictions" / "part-00000.jsonl"
+  part.parent.mkdir(parents=True)
+  part.write_text(stored_answers.END + "\n")
+  with pytest.raises(UsageError, match="answers without origin.json"):
+    stored_answers.refuse_other_origin(epath.Path(tmp_path), ORIGIN, "behaviors INDEX")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +31,10 @@ class Embedder(Protocol):
   @property
   def min_similarity(self) -> float:
     """Least value of `similarities` of a match, calibrated for this embedder."""
+    ...
+
+  def clear(self, keep: Collection[str] = ()) -> None:
+    """Drops cached encodings of all texts but those to keep."""
     ...
 
   def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
@@ -64,6 +68,9 @@ class LexicalEmbedder:
     self._vectorizer = HashingVectorizer(**self._settings)
 
   min_similarity = LEXICAL_MIN_SIMILARITY
+
+  def clear(self, keep: Collection[str] = ()) -> None:
+    """Does nothing: no encoding is cached."""
 
   @property
   def fingerprint(self) -> str:

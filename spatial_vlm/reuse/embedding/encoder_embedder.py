@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -94,6 +94,12 @@ class EncoderEmbedder:
     parts = [weights, self._tokenizer.fingerprint, WEIGHTS, self._config.max_tokens]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     return f"encoder-{digest.hexdigest()[:16]}"
+
+  def clear(self, keep: Collection[str] = ()) -> None:
+    """Drops the cached encodings of all texts but those to keep."""
+    with self._lock:
+      for text in self._cache.keys() - set(keep):
+        del self._cache[text]
 
   def embed(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
     """Returns the dense vectors, float32."""

@@ -88,6 +88,11 @@ class Handbook:
       )
     return dataclasses.replace(self, behaviors=joined)
 
+  @property
+  def splits(self) -> list[str]:
+    """The splits of the records that behaviors come from."""
+    return sorted({r.partition(":")[0] for b in self.behaviors for r in b.provenance})
+
   def refuse_leaks(self, splits: Collection[str] = (), records: Collection[str] = ()) -> None:
     """Raises LeakError when a behavior comes from one of the evaluation `splits` or `records` (`SPLIT:ID`)."""
     splits, records = frozenset(splits), frozenset(records)

@@ -3,7 +3,10 @@
 The questions of all behaviors are the ids of a `VectorIndex`, which is saved together with the handbook.
 """
 
+import dataclasses
+import hashlib
 import itertools
+import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -60,6 +63,16 @@ class BehaviorIndex:
     rows = [self._vectors[question] for b in self._handbook.behaviors for question in b.questions]
     return np.stack(rows) if rows else np.zeros((0, self._vectors.width), np.float32)
 
+  @property
+  def origin(self) -> dict[str, str]:
+    """What a recall depends on: the embedder, the least similarity, and a digest of each behavior, in their order."""
+    digests = {b.name: _digest(b) for b in self._handbook.behaviors}
+    return {
+      "embedder": self._fingerprint,
+      "min_similarity": str(self._min_similarity),
+      **digests,
+    }
+
   def upsert(
     self, behaviors: Iterable[Behavior], recalls: Mapping[str, RecallCount] = MappingProxyType({})
   ) -> None:
@@ -77,8 +90,12 @@ class BehaviorIndex:
     other._set(handbook)
     return other
 
-  def search(self, questions: Sequence[str], k: int) -> list[list[Match]]:
+  def search(
+    self, questions: Sequence[str], k: int, min_similarity: float | None = None
+  ) -> list[list[Match]]:
     """Returns up to `k` matches for each object-masked question, the most similar first.
+
+    `min_similarity` takes the place of the index's own.
 
     A question that a behavior was extracted for is looked up without embedding it again. The list is empty where
     nothing is similar enough: the full chain is then asked for.
@@ -94,7 +111,14 @@ class BehaviorIndex:
       # Among this many questions there are k behaviors, since none has more than `longest`.
       longest = max(len(b.questions) for b in self._handbook.behaviors)
       proposed = self._vectors.search(queries, max((k - 1) * longest + 1, PROPOSED))
-      return self._scored(questions, [[id for id, _ in found] for found in proposed], k)
+      floor = self._min_similarity if min_similarity is None else min_similarity
+      return self._scored(questions, [[id for id, _ in found] for found in proposed], k, floor)
+
+  def forget_questions(self) -> None:
+    """Drops cached encodings of questions that were searched for; those of the behaviors' questions stay."""
+    with self._lock:
+      self._embedder.clear(keep=self._owners)
+      self._embedder.embed(list(self._owners))
 
   def save(self, folder: epath.PathLike) -> None:
     """Saves the vectors and, in the same manifest, the handbook; see `VectorIndex.save`."""
@@ -160,7 +184,7 @@ class BehaviorIndex:
     return vectors
 
   def _scored(
-    self, questions: Sequence[str], proposed: Sequence[Sequence[str]], k: int
+    self, questions: Sequence[str], proposed: Sequence[Sequence[str]], k: int, floor: float
   ) -> list[list[Match]]:
     """Returns the best `k` behaviors of the proposed questions by the embedder's final similarity."""
     asked = {question: row for row, question in enumerate(dict.fromkeys(questions))}
@@ -171,7 +195,12 @@ class BehaviorIndex:
       row = scores[asked[question]]
       matches: dict[str, Match] = {}
       for id in sorted(ids, key=lambda id: -row[candidates[id]]):  # noqa: B023
-        if row[candidates[id]] >= self._min_similarity - _ROUNDING:
+        if row[candidates[id]] >= floor - _ROUNDING:
           matches.setdefault(self._owners[id].name, (self._owners[id], float(row[candidates[id]])))
       found.append(list(matches.values())[:k])
     return found
+
+
+def _digest(behavior: Behavior) -> str:
+  content = json.dumps(dataclasses.asdict(behavior), sort_keys=True)
+  return hashlib.sha256(content.encode()).hexdigest()[:16]

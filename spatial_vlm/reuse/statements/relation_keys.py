@@ -151,6 +151,11 @@ def read_relation(caption: str) -> Reading | None:
   return Reading(key, groups["x"], groups["y"])
 
 
+def forget_readings() -> None:
+  """Clears the cache of `read_relation`."""
+  read_relation.cache_clear()
+
+
 def is_name(text: str) -> bool:
   """Whether a text can be the name of an object: at most four words, none of them a preposition or an article."""
   return re.fullmatch(_NAME, text.casefold()) is not None

@@ -39,7 +39,7 @@ CAPTIONS = [
 ]
 
 
-def test_a_wrong_behavior_is_never_the_recalled_one(index):
+def test_a_wrong_behavior_is_never_the_recalled_one(index, monkeypatch):
   recalled = recall(index, CAPTIONS)
   wrong = least_similar(index, CAPTIONS)
   assert [m and m[0].name for m in recalled] == ["behavior_left_of", "behavior_above", None]
@@ -48,6 +48,9 @@ def test_a_wrong_behavior_is_never_the_recalled_one(index):
     "behavior_at_the_left_side_of",
     "behavior_above",
   ]
+  with monkeypatch.context() as patch:
+    patch.setattr(BehaviorIndex, "with_handbook", lambda *_: pytest.fail("an index was made"))
+    assert least_similar(index, CAPTIONS) == wrong
   assert wrong == [least_similar(index, [caption])[0] for caption in CAPTIONS]
 
 
