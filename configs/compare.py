@@ -19,7 +19,9 @@ def tiny() -> ConfigDict:
       algorithm="compare",  # the command that this config is for
       task="scenes",  # how records are read, asked about and scored: scenes | vsr
       checkpoint="runs/sft_reuse/export",  # Hugging Face folder of the policy that answers in both forms
-      bc_checkpoint="",  # policy trained on short answers without behaviors in the prompt; empty: no such row
+      # Policy trained on short answers without behaviors in the prompt; empty: no such row. A later start may add the
+      # row, but not answer it with another policy.
+      bc_checkpoint="",
       behaviors="runs/behaviors/index",  # folder of the index
       behavior_tokens=48,  # most tokens of a recalled behavior in the question
       handbook_shares=(
