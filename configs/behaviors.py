@@ -58,8 +58,8 @@ def tiny() -> ConfigDict:
       # An edited WORKDIR/behaviors.yaml, from which the index is made in place of extracting; empty: extract.
       review="",
       # results.json of `evaluate` runs on training records, e.g. ("runs/evaluate_train/results.json",); those of
-      # held-out splits are refused. When the handbook is full, behaviors whose recalls in these runs saved more tokens are
-      # kept. With `review`, the file's figures count.
+      # held-out splits are refused. When the handbook is full, behaviors whose recalls in these runs saved more tokens
+      # are kept. With `review`, the file's figures count.
       recalls=(),
       full_share=0.1,  # share of the verified answers that stay full chains in the fine-tuning set
       ask=teacher(),

@@ -56,8 +56,9 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     snapshot(config, workdir, HARMLESS)
     refuse_other_origin(workdir, recall.index.origin, f"behaviors {config.behaviors}")
     if config.bc_checkpoint:
-      origin = {"bc_checkpoint": str(config.bc_checkpoint)}
-      refuse_other_origin(arm_folder(workdir, BC_SFT), origin, "bc_checkpoint")
+      name = str(config.bc_checkpoint)
+      folder, setting = arm_folder(workdir, BC_SFT), f"bc_checkpoint {name}"
+      refuse_other_origin(folder, {"bc_checkpoint": name}, setting)
   questions = arms(task, recall, config.handbook_shares)
   if config.bc_checkpoint:
     questions[BC_SFT] = questions[NO_BEHAVIOR]
