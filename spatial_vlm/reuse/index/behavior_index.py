@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from etils import epath
@@ -96,15 +96,17 @@ class BehaviorIndex:
       proposed = self._vectors.search(queries, max((k - 1) * longest + 1, PROPOSED))
       return self._scored(questions, [[id for id, _ in found] for found in proposed], k)
 
-  def save(self, folder: epath.PathLike) -> None:
-    """Saves the vectors and, in the same manifest, the handbook; see `VectorIndex.save`."""
+  def save(
+    self, folder: epath.PathLike, attributes: Mapping[str, Any] = MappingProxyType({})
+  ) -> None:
+    """Saves the vectors and, in the same manifest, the handbook and other attributes; see `VectorIndex.save`."""
     with self._lock:
-      attributes = {
+      own = {
         "embedder": self._fingerprint,
         "min_similarity": self._min_similarity,
         "handbook": self._handbook.to_json(),
       }
-      self._vectors.save(folder, attributes)
+      self._vectors.save(folder, {**attributes, **own})
 
   @classmethod
   def load(cls, folder: epath.PathLike, embedder: Embedder) -> Self:
