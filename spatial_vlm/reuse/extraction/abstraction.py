@@ -55,8 +55,9 @@ def masked_reasoning(answer: Answer, names: tuple[str, str]) -> str:
 def deciding_sentences(masked: str, relation: str) -> list[str]:
   """Returns what is left of a masked reasoning as a rule.
 
-  Dropped are measurements (also "X centre x", without a sign or a verb), conclusions, clauses that only state the relation itself, clauses from which a number is
-  missing, and comparisons that do not say whose coordinates they compare.
+  Dropped are measurements (also "X centre x", without a sign or a verb), conclusions, clauses that only state the
+  relation itself, clauses from which a number is missing, and comparisons that do not say whose coordinates they
+  compare.
 
   >>> deciding_sentences("X spans x to x; Y spans x to x. Since X x < Y x, X is left of Y.", "left of")
   ['X x < Y x']

@@ -34,9 +34,9 @@ _WORD = rf"(?!(?:{_FUNCTION_WORDS})\b)[^\W_][\w'-]*"
 _NAME = rf"{_WORD}(?: {_WORD}){{0,3}}?"
 _X, _Y = (rf"{_DETERMINER}(?P<{letter}>{_NAME})" for letter in "xy")
 _LINK = (
-  r"(?:(?:is|are|was|were|be|being|'s|(?:appears?|seems?)(?: to be)?|can|does|do|did|stands?|standing|sits?|sitting|lies?"
-  r"|lying|rests?|resting|seated|parked|perched|stays?|remains?|located|positioned|situated|placed|found|spotted|seen|shown|visible|that|which"
-  r"|also|just|clearly|indeed|currently|now"
+  r"(?:(?:is|are|was|were|be|being|'s|(?:appears?|seems?)(?: to be)?|can|does|do|did|stands?|standing|sits?|sitting"
+  r"|lies?|lying|rests?|resting|seated|parked|perched|stays?|remains?|located|positioned|situated|placed|found|spotted"
+  r"|seen|shown|visible|that|which|also|just|clearly|indeed|currently|now|immediately"
   r"|right(?= (?:next|beside|behind|by|near|above|below|under|in|on|at|against)\b)) )"
 )
 _PICTURE = "(?:the|this) (?:image|picture|photo|photograph|scene|frame)"
@@ -98,13 +98,15 @@ _NEGATIONS = re.compile(
 )
 """Words that negate; "the no parking sign" has none."""
 _WITHOUT_APOSTROPHE = re.compile(
-  r"\b(is|are|was|were|do|does|did|has|have|had|could|should|would|might|must)nt\b"
+  r"\b(ai|is|are|was|were|do|does|did|has|have|had|ca|wo|could|should|would|might|must)nt\b"
 )
 _APOSTROPHES = str.maketrans(dict.fromkeys("’‘´`ʼ′", "'"))
 _HEDGES = re.compile(
   r"\b(?:almost|nearly|partly|partially|barely|hardly|scarcely|seldom|rarely|sometimes|few|half|might|may|could|should"
   r"|would|will|shall|must|maybe|perhaps|possibly|probably|likely|unlikely|doubt(?:s|ed|ful)?|pretend(?:s|ed)?"
-  r"|refuse[sd]?|supposedly|allegedly|or|either|rather|instead|except|unless|if|only|supposed|used|until|reverse|opposite of what)\b"
+  r"|refuse[sd]?|avoid(?:s|ed)?|wants?|wanted|hates?|dislikes?|tries|tried|claims?|claimed|said|guess|thinks?|thought"
+  r"|believed?|supposedly|allegedly|or|either|rather|instead|except|unless|if|only|supposed|used|until|reverse"
+  r"|opposite of what)\b"
 )
 _REVERSALS = re.compile(
   r"\b(?:has|have|with)\b.* (?:it|him|her|them|(?:its|his|her|their) (?:\w+ ?){1,3})$|\bwhose\b"
@@ -219,8 +221,8 @@ def _is_plausible(groups: dict[str, str | None], relation: str) -> bool:
   if groups.get("mutual"):
     return relation in SYMMETRIC
   link = groups.get("link")
-  if link and link.startswith(("be ", "being ")) and not groups["lead"]:
-    return False  # a verb that this grammar does not know is in front of it
+  if link and re.match(r"be |\w+ing ", link) and " " in names[0] and not groups["lead"]:
+    return False  # the name may end in a verb ("cat avoids" sitting)
   if link == "" and not groups["lead"]:
     return relation in _VERBS or " " not in names[0]
   return relation not in _WEAK or link is None or bool(_BE.fullmatch(link))
