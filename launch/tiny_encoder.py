@@ -90,7 +90,7 @@ class PairSource:
   def batch(self) -> tuple[list[str], list[str], np.ndarray]:
     """Returns texts, their positives, and which pairs mean the same and are no negatives."""
     relations = self._drawn(self._relations, RELATIONS_PER_BATCH)
-    # Negations, viewpoints and exchanged roles of the relations in the batch are its hard negatives.
+    # Negations and exchanged roles of the relations in the batch are its hard negatives; viewpoints come by chance.
     hard = [m for m in self._others if any(m.endswith(f" {r}") for r in relations[:12])]
     meanings = [*relations, *self._drawn(list(self._others), OTHERS_PER_BATCH // 2)]
     meanings += self._drawn(hard, min(len(hard), OTHERS_PER_BATCH - OTHERS_PER_BATCH // 2))

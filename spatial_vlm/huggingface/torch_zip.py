@@ -92,7 +92,8 @@ class _Unpickler(pickle.Unpickler):
     if len(pickles) != 1:
       raise ValueError(f"{path.name} has {len(pickles)} entries NAME/data.pkl; PyTorch writes one")
     self._root = pickles[0].removesuffix("data.pkl")
-    if (order := self._root + "byteorder") in self._entries and archive.read(order) != b"little":
+    order = self._entries.get(self._root + "byteorder")
+    if order and (order.file_size > 16 or archive.read(order) != b"little"):
       raise ValueError(f"{path.name} holds big-endian values; save it on a little-endian machine")
     if self._entries[pickles[0]].file_size > _LONGEST_PICKLE:
       raise ValueError(f"{path.name}: its pickle is larger than {_LONGEST_PICKLE} bytes")

@@ -112,9 +112,11 @@ def make_generator(
 
   The keys and values of system turns are computed once for all questions that share them.
   """
-  longest = longest_prefix(policy.processor, questions.systems)
+  systems = set(questions.systems)
+  longest = longest_prefix(policy.processor, systems)
   length = padded_length([longest], PREFIX_BUCKET) if longest else 0
-  cache = PrefixCache(policy.model, mesh, config.batch_size, length) if longest else None
+  slots = min(config.batch_size, len(systems))
+  cache = PrefixCache(policy.model, mesh, slots, length) if longest else None
   format = prompt_format(config.prompt_shapes, policy.dtype, length)
   encode = QuestionEncoder(policy.processor, format, questions)
   engine = inference_engine(policy, mesh, cache)

@@ -45,7 +45,7 @@ class PrefixCache:
   Args:
     model: sizes of the model.
     mesh: devices that generate; key-value heads are sharded as in attention.
-    slots: texts that are kept; at least as many as a batch has rows.
+    slots: texts that are kept; at least as many as one batch has different ones.
     tokens: padded length of a text.
   """
 
@@ -78,21 +78,22 @@ class PrefixCache:
 
   def _filled(self, weights: Params, wanted: Sequence[Text]) -> PrefixTable:
     """Returns the table with these texts in it."""
-    table = self._table or self._empty(weights)
-    missing = [text for text in wanted if text not in self._slot_of]
+    table, slot_of = self._table or self._empty(weights), self._slot_of.copy()
+    missing = [text for text in wanted if text not in slot_of]
     for text in wanted:
-      if text in self._slot_of:
-        self._slot_of.move_to_end(text)
+      if text in slot_of:
+        slot_of.move_to_end(text)
     for text in missing:
-      full = len(self._slot_of) == self.slots
-      self._slot_of[text] = self._slot_of.popitem(last=False)[1] if full else len(self._slot_of)
+      full = len(slot_of) == self.slots
+      slot_of[text] = slot_of.popitem(last=False)[1] if full else len(slot_of)
     count = min(FILLED_AT_ONCE, self.slots)
     for start in range(0, len(missing), count):
       texts = missing[start : start + count]
       slots = np.full(count, self.slots, np.int32)  # beyond the table: nothing is written
-      slots[: len(texts)] = [self._slot_of[text] for text in texts]
+      slots[: len(texts)] = [slot_of[text] for text in texts]
       table = fill(weights, table, *_padded(texts, count, self.tokens), slots, model=self.model)
-    self._table = table
+    # Both change only now: if a text could not be computed, the table is still that of the texts before.
+    self._table, self._slot_of = table, slot_of
     return table
 
   def _empty(self, weights: Params) -> PrefixTable:

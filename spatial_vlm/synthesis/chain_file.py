@@ -15,7 +15,6 @@ from spatial_vlm import answers
 from spatial_vlm.data import conversations
 from spatial_vlm.data.records import BadRecord, read_lines
 from spatial_vlm.data.split_guard import Pair
-from spatial_vlm.data.statement import read_statement
 from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.synthesis.draft import chain
@@ -87,11 +86,7 @@ def _parse(instruction: str, line: bytes) -> _Line:
     raise ValueError(
       f"no question for a full chain ('CAPTION{instruction}') with its answer; {_REMEDY}"
     )
-  statement = read_statement(caption)
-  relation = statement[1].removeprefix("is ").removeprefix("are ") if statement else ""
-  return _Line(
-    conversation.image, caption, relation, None, None, conversation.answer, answer.verdict
-  )
+  return _Line(conversation.image, caption, "", None, None, conversation.answer, answer.verdict)
 
 
 def _accepted(fields: dict[str, Any]) -> _Line:

@@ -59,7 +59,7 @@ def training_examples(
     if question.behavior is None or is_full:
       examples.full[STAYS_FULL if question.behavior else RECALLS_NOTHING] += 1
     else:
-      short = short_from_chain(question.behavior, reading.answer, solution.names)
+      short = short_from_chain(question.behavior, reading)
       examples.full.update([] if short else [reading.reason or UNDECIDED])
     if short:
       rows.append(Conversation(image, question.text, short, system=question.system))

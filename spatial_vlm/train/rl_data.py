@@ -19,7 +19,6 @@ from spatial_vlm.inference.generation import QuestionEncoder, Row, asked_questio
 from spatial_vlm.inference.policy import Policy, PromptFormat, make_requests, prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder, load_recall
 from spatial_vlm.process_rows import process_shard
-from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards.accuracy import is_correct
 from spatial_vlm.rewards.verdict_automaton import (
@@ -61,11 +60,13 @@ def open_data(
   """
   source = open_records(config, config.data.records)
   refuse_evaluation_records(config, source)
-  read = question_reader(config, policy.processor, source)
+  # Built once: the index of behaviors holds the weights of its embedder.
+  encode = QuestionEncoder(policy.processor, rl_format(config), question_builder(config))
+  read = Reader(source, encode, config.data.max_bad_share)
   return RlData(
     read,
     training_requests(config, policy, read),
-    validation(config, policy, mesh, automaton, engine),
+    validation(config, policy, encode, mesh, automaton, engine),
   )
 
 
@@ -106,12 +107,6 @@ def rl_format(config: Config) -> PromptFormat:
   return prompt_format(config.data.prompt_shapes, config.dtype)
 
 
-def question_reader(config: Config, processor: Processor, source: ExampleSource) -> Reader:
-  """Returns a reader of the questions about records."""
-  encode = QuestionEncoder(processor, rl_format(config), question_builder(config))
-  return Reader(source, encode, config.data.max_bad_share)
-
-
 def training_requests(
   config: Config, policy: Policy, read: Reader
 ) -> Callable[[Mesh, Sequence[int]], Requests]:
@@ -149,7 +144,12 @@ def as_requests(
 
 
 def validation(
-  config: Config, policy: Policy, mesh: Mesh, automaton: VerdictAutomaton, engine: Engine
+  config: Config,
+  policy: Policy,
+  encode: QuestionEncoder,
+  mesh: Mesh,
+  automaton: VerdictAutomaton,
+  engine: Engine,
 ) -> Callable[[Params], float]:
   """Returns trainable parameters -> accuracy of greedy answers to the first `validate_prompts` validation records.
 
@@ -157,7 +157,7 @@ def validation(
   count once.
   """
   source = open_records(config, config.data.validation)
-  read = question_reader(config, policy.processor, source)
+  read = Reader(source, encode, config.data.max_bad_share)
   found = (number for number in range(len(read)) if read(number) is not None)
   usable = list(itertools.islice(found, config.validate_prompts))
   count, size = len(usable), config.validate_batch

@@ -134,6 +134,23 @@ def test_new_weights_forget_the_old_keys_and_values(policy, single, asked):
   np.testing.assert_allclose(found, whole.first_token_logits(prompts), atol=1e-5)
 
 
+def test_a_text_that_could_not_be_computed_is_not_taken_for_cached(
+  policy, single, asked, monkeypatch
+):
+  engine, requests = asking(policy, single, asked, PREFIX)
+
+  def out_of_memory(*args, **settings):
+    raise MemoryError
+
+  with monkeypatch.context() as broken, pytest.raises(MemoryError):
+    broken.setattr(prefix_cache, "fill", out_of_memory)
+    engine.first_token_logits(requests)
+  fresh, _ = asking(policy, single, asked, PREFIX)
+  np.testing.assert_array_equal(
+    engine.first_token_logits(requests), fresh.first_token_logits(requests)
+  )
+
+
 def test_the_text_that_was_asked_for_longest_ago_makes_room(policy, single, asked):
   """Three texts take turns in two slots; each answer is right."""
   lines = [LINES[0], LINES[1], "Use X or Y."]

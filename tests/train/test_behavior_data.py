@@ -67,6 +67,29 @@ def test_what_cannot_be_shortened_stays_a_full_chain(questions):
   assert found.full == {chain_check.UNREADABLE: 1, RECALLS_NOTHING: 1} and not found.left_out
 
 
+@pytest.mark.parametrize("relation", ["", "left of"])
+def test_a_comparison_that_does_not_decide_the_statement_is_not_learned(questions, relation):
+  """Also where the recalled behavior is about another relation or about none that is known."""
+  facing = solution("cat x=200 < red mug x=640.", relation="facing")
+  recalled = dataclasses.replace(LEFT, relation=relation)
+  found = examples(_Recalling(questions, recalled), [facing])
+  assert [row.answer for row in found.rows] == [facing.text]
+  assert found.full == {chain_check.UNDECIDED: 1}
+
+
+class _Recalling:
+  """Builds questions that all recall one behavior."""
+
+  def __init__(self, builder, behavior):
+    self.builder, self.behavior = builder, behavior
+
+  def build_all(self, captions):
+    return [dataclasses.replace(q, behavior=self.behavior) for q in map(self.builder, captions)]
+
+  def without_behavior(self, caption):
+    return self.builder.without_behavior(caption)
+
+
 def test_nothing_is_learned_from_wrong_answers(questions):
   found = examples(questions, [*WRONG, dataclasses.replace(RIGHT, text="Yes.")])
   assert not found.rows

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.pipeline import prompt_order
+from spatial_vlm.data.reading import Reader
+from spatial_vlm.inference.generation import QuestionEncoder
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
@@ -55,10 +57,16 @@ def config(scenes_folder):
   )
 
 
-def test_a_prompt_is_a_function_of_its_number(config, policy, mesh):
+@pytest.fixture(scope="module")
+def encode(config, policy):
+  builder = rl_data.question_builder(config)
+  return QuestionEncoder(policy.processor, rl_data.rl_format(config), builder)
+
+
+def test_a_prompt_is_a_function_of_its_number(config, policy, encode, mesh):
   """An update reads the prompts of its mini-batches again, in another order and over another mesh."""
   source = rl_data.open_records(config, config.data.records)
-  read = rl_data.question_reader(config, policy.processor, source)
+  read = Reader(source, encode, config.data.max_bad_share)
   requests_of = rl_data.training_requests(config, policy, read)
   first = requests_of(mesh, range(70, 78))  # beyond the first pass over 64 records
   order = prompt_order(config.seed, len(read))
@@ -96,11 +104,11 @@ class LabelEngine:
     self.published.append(None)
 
 
-def test_the_last_validation_batch_is_filled_up_and_counted_once(config, policy, mesh):
+def test_the_last_validation_batch_is_filled_up_and_counted_once(config, policy, encode, mesh):
   engine = LabelEngine(policy)
   pieces = token_bytes(policy.processor.tokenizer)
   automaton = compile_automaton(TASKS["scenes"].grammar, pieces, policy.special.eos)
-  accuracy = rl_data.validation(config, policy, mesh, automaton, engine)
+  accuracy = rl_data.validation(config, policy, encode, mesh, automaton, engine)
   lines = config.data.validation
   labels = [json.loads(line)["label"] for line in open(lines).read().splitlines()[:10]]
   found = accuracy("weights")
@@ -110,19 +118,22 @@ def test_the_last_validation_batch_is_filled_up_and_counted_once(config, policy,
   assert engine.published == ["weights", None]
 
 
-def test_a_batch_may_be_larger_than_the_split(config, policy, mesh):
+def test_a_batch_may_be_larger_than_the_split(config, policy, encode, mesh):
   engine = LabelEngine(policy)
   pieces = token_bytes(policy.processor.tokenizer)
   automaton = compile_automaton(TASKS["scenes"].grammar, pieces, policy.special.eos)
   larger = Config(ConfigDict({**config.to_dict(), "validate_batch": 64, "validate_prompts": 400}))
-  accuracy = rl_data.validation(larger, policy, mesh, automaton, engine)
+  accuracy = rl_data.validation(larger, policy, encode, mesh, automaton, engine)
   assert 0 < accuracy("weights") < 1
   assert [len(batch) for batch in engine.batches] == [64]
 
 
-def test_validation_records_that_cannot_be_asked_about_are_refused(config, policy, mesh, tmp_path):
+def test_validation_records_that_cannot_be_asked_about_are_refused(
+  config, policy, encode, mesh, tmp_path
+):
   (tmp_path / "empty.jsonl").write_text("")
   empty = config.to_dict()
   empty["data"]["validation"] = str(tmp_path / "empty.jsonl")
   with pytest.raises((UsageError, ValueError), match="empty.jsonl"):
-    rl_data.validation(Config(ConfigDict(empty)), policy, mesh, None, types.SimpleNamespace())
+    nothing = Config(ConfigDict(empty))
+    rl_data.validation(nothing, policy, encode, mesh, None, types.SimpleNamespace())

@@ -3,7 +3,8 @@
 import dataclasses
 
 from spatial_vlm.data.statement import read_statement
-from spatial_vlm.reuse.statements.masking import mask_objects
+from spatial_vlm.reuse.statements.masking import mask_objects, object_names
+from spatial_vlm.reuse.statements.relation_keys import relation_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,18 +15,31 @@ class Solution:
   """`SPLIT:ID`."""
   caption: str
   relation: str
+  """Of the record; where that has none, it is read from the caption, "" if it cannot be read."""
   subj: str | None
   obj: str | None
   """Names of the objects; None where the record has none: they are then read from the caption."""
   text: str
   label: int
 
+  def __post_init__(self):
+    if not self.relation:
+      object.__setattr__(self, "relation", _read_relation(self.caption))
+
   @property
   def names(self) -> tuple[str, str]:
-    subj, _, obj = read_statement(self.caption) or ("", "", "")
+    subj, obj = object_names(self.caption)
     return self.subj or subj, self.obj or obj
 
   @property
   def question(self) -> str:
     """The object-masked caption."""
     return mask_objects(self.caption, *self.names)
+
+
+def _read_relation(caption: str) -> str:
+  """Returns the key of the relation; for a relation that has no key, its words in a caption of VSR's grammar."""
+  if key := relation_key(caption):
+    return key
+  _, words, _ = read_statement(caption) or ("", "", "")
+  return words.removeprefix("is ").removeprefix("are ")

@@ -16,7 +16,7 @@ from spatial_vlm.reuse.chains.chain_check import sound_chain
 from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.reuse.extraction.abstraction import BLANK, deciding_sentences, masked_reasoning
 from spatial_vlm.reuse.extraction.extractor import ExtractionSettings, relation_of
-from spatial_vlm.reuse.extraction.patterns import behavior_name
+from spatial_vlm.reuse.extraction.patterns import UNREAD_CAPTION, behavior_name, can_name
 from spatial_vlm.reuse.handbook.behavior import Behavior
 
 _MOST_REASONINGS = 1000
@@ -41,6 +41,9 @@ def extract_by_clusters(
     answer = sound_chain(solution)
     if answer is None:
       settings.refused["the chain is not verified"] += 1
+      continue
+    if not can_name(solution):
+      settings.refused[UNREAD_CAPTION] += 1
       continue
     text = masked_reasoning(answer, solution.names)
     reasonings[relation_of(solution), answer.verdict].append(_Reasoning(solution, text))

@@ -13,7 +13,7 @@ from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.reuse.extraction.clusters import extract_by_clusters
 from spatial_vlm.reuse.extraction.extractor import ExtractionSettings, Extractor
 from spatial_vlm.reuse.extraction.merging import merge_similar
-from spatial_vlm.reuse.extraction.patterns import extract_behaviors
+from spatial_vlm.reuse.extraction.patterns import UNREAD_CAPTION, can_name, extract_behaviors
 from spatial_vlm.reuse.extraction.teacher_extraction import extract_by_teacher
 from spatial_vlm.reuse.handbook.behavior import Behavior
 from spatial_vlm.reuse.statements.relation_keys import relation_key
@@ -22,6 +22,7 @@ from spatial_vlm.reuse.statements.relation_keys import relation_key
 def _extract_patterns(
   solutions: Sequence[Solution], settings: ExtractionSettings
 ) -> list[Behavior]:
+  settings.refused[UNREAD_CAPTION] += sum(not can_name(solution) for solution in solutions)
   found = extract_behaviors(solutions, settings.count_tokens, settings.min_support)
   return [dataclasses.replace(b, relation=relation_key(b.questions[0]) or "") for b in found]
 

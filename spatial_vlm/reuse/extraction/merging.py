@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from spatial_vlm.reuse.embedding.embedder import Embedder
 from spatial_vlm.reuse.handbook.behavior import Behavior
-from spatial_vlm.reuse.handbook.duplicates import merge
+from spatial_vlm.reuse.handbook.duplicates import merge, merge_equal
 
 _DECISIVE = re.compile(r"\b(?:x|y|yes|no|not|never|without)\b|[<>=≤≥]+", re.IGNORECASE)
 
@@ -14,11 +14,11 @@ _DECISIVE = re.compile(r"\b(?:x|y|yes|no|not|never|without)\b|[<>=≤≥]+", re.
 def merge_similar(
   behaviors: Iterable[Behavior], embedder: Embedder, min_similarity: float
 ) -> list[Behavior]:
-  """Merges behaviors with one name or with similar instructions; never across relations.
+  """Merges behaviors with equal or similar instructions; never across relations, and not by name.
 
-  The behavior of highest rank absorbs the others, then the next one. Two instructions are one if their similarity is at
-  least `min_similarity` and they name X and Y, compare and negate in the same order: "X < Y" and "Y < X" stay apart
-  however similar an embedder finds them.
+  Equal instructions are merged first. Then the behavior of highest rank absorbs similar ones, then the next one. Two
+  instructions are similar if their similarity is at least `min_similarity` and they name X and Y, compare and negate in
+  the same order: "X < Y" and "Y < X" stay apart however similar an embedder finds them.
 
   Returns:
     The merged behaviors, by relation in the order of its first behavior, then by rank.
@@ -37,21 +37,20 @@ def _groups(
   behaviors: list[Behavior], embedder: Embedder, min_similarity: float
 ) -> list[list[Behavior]]:
   """Groups behaviors of one relation around those of highest rank."""
-  ranked = sorted(behaviors, key=lambda b: b.rank, reverse=True)
-  texts = list(dict.fromkeys(b.instruction for b in ranked))
+  ranked = sorted(merge_equal(behaviors), key=lambda b: b.rank, reverse=True)
+  texts = [b.instruction for b in ranked]
   scores = embedder.similarities(texts, texts)
-  place = {text: i for i, text in enumerate(texts)}
-  groups: list[list[Behavior]] = []
-  for behavior in ranked:
+  groups: list[list[int]] = []
+  for i, behavior in enumerate(ranked):
     for group in groups:
-      first = group[0]
-      similar = scores[place[first.instruction], place[behavior.instruction]] >= min_similarity
-      if first.name == behavior.name or (similar and _decides(first) == _decides(behavior)):
-        group.append(behavior)
+      first = ranked[group[0]]
+      similar = scores[group[0], i] >= min_similarity
+      if similar and _decides(first) == _decides(behavior):
+        group.append(i)
         break
     else:
-      groups.append([behavior])
-  return groups
+      groups.append([i])
+  return [[ranked[i] for i in group] for group in groups]
 
 
 def _decides(behavior: Behavior) -> list[str]:

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from spatial_vlm import answers
-from spatial_vlm.reuse.chains.chain_check import check_chain, read_chain
+from spatial_vlm.reuse.chains.chain_check import Reading, read_chain
 from spatial_vlm.reuse.chains.comparison import Comparison, fill_blanks
+from spatial_vlm.reuse.chains.relation_verdict import can_decide, decides
 from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.reuse.handbook.behavior import Behavior
 
@@ -21,6 +22,9 @@ ALTERNATIVE_SHARE = 0.5
 
 OPPOSED_SHARE = 0.5
 """Share of chains with the other verdict, relative to a procedure's own, from which it decides nothing."""
+
+
+UNREAD_CAPTION = "the caption gives no relation that can be named, or no objects"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,8 @@ def extract_behaviors(
   """Extracts one behavior for each question whose verified chains share a procedure at least `min_support` times.
 
   Args:
-    solutions: answers to training records; those whose comparison `read_chain` leaves are skipped.
+    solutions: answers to training records; skipped are those whose comparison `read_chain` leaves and those that
+      `can_name` refuses.
     count_tokens: length of a behavior's line under the policy's tokenizer.
     min_support: chains that must agree, at least 1. Procedures are taken from the answers "Yes.", or from the answers
       "No." where those have none with this support.
@@ -54,7 +59,7 @@ def extract_behaviors(
   if min_support < 1:
     raise ValueError(f"min_support is {min_support}; a behavior needs at least 1 chain")
   chains: dict[str, list[tuple[Solution, Comparison]]] = collections.defaultdict(list)
-  for solution in solutions:
+  for solution in filter(can_name, solutions):
     if comparison := read_chain(solution).comparison:
       chains[solution.question].append((solution, comparison))
   behaviors = (
@@ -63,21 +68,19 @@ def extract_behaviors(
   return sorted((b for b in behaviors if b), key=lambda b: (b.name, b.questions))
 
 
-def short_from_chain(
-  behavior: Behavior, answer: answers.Answer, names: Iterable[str] = ()
-) -> str | None:
+def short_from_chain(behavior: Behavior, reading: Reading) -> str | None:
   """Shortens a chain to the behavior's name, its comparison and the verdict; None without a comparison to use.
 
-  The comparison is checked and written anew: `since x=160 is less than x=640` becomes `red circle x=160 < blue square
-  x=640`. Objects are recognized by the boxes of the Caption and by `names`, subject first. Raises ValueError when
-  `answer` is not a chain.
+  The comparison is the one that `read_chain` accepted; it must also be able to decide the behavior's relation and agree
+  with the verdict on it. It is written anew: `since x=160 is less than x=640` becomes `red circle x=160 < blue square
+  x=640`.
   """
-  if answer.form != "chain":
-    raise ValueError(
-      f"a short answer is made from a chain; the form of this answer is {answer.form!r}"
-    )
-  comparison = check_chain(answer, tuple(names), behavior.relation).comparison
-  return comparison and answers.render_short(behavior.name, comparison.with_names, answer.verdict)
+  answer, comparison = reading.answer, reading.comparison
+  if answer is None or comparison is None or not can_decide(behavior.relation, comparison):
+    return None
+  if decides(behavior.relation, comparison) not in (None, bool(answer.verdict)):
+    return None
+  return answers.render_short(behavior.name, comparison.with_names, answer.verdict)
 
 
 def _behavior(
@@ -105,12 +108,18 @@ def _behavior(
 
 
 def behavior_name(relation: str) -> str:
-  """Returns the name of the behavior for a relation.
+  """Returns the name of the behavior for a relation; "" for one without a Latin letter or digit.
 
-  >>> behavior_name("left of")
-  'behavior_left_of'
+  >>> behavior_name("left of"), behavior_name("左")
+  ('behavior_left_of', '')
   """
-  return "behavior_" + re.sub(r"[^a-z0-9]+", "_", relation.lower()).strip("_")
+  words = re.sub(r"[^a-z0-9]+", "_", relation.lower()).strip("_")
+  return words and f"behavior_{words}"
+
+
+def can_name(solution: Solution) -> bool:
+  """Tells whether a behavior can be made of a solution: its relation gives a name, and both objects are known."""
+  return bool(behavior_name(solution.relation) and all(solution.names))
 
 
 def _procedures(

@@ -88,8 +88,9 @@ def extract_by_teacher(
 ) -> list[Behavior]:
   """Extracts what a teacher writes about verified chains and what passes the checks, with enough support.
 
-  Behaviors with one name or similar instructions are merged, and need `min_support` chains together. Raises ValueError
-  if `settings.ask` is None.
+  Behaviors with similar instructions are merged, and need `min_support` chains together. Two that share a name but not
+  an instruction are both returned; the handbook keeps the better supported one. Raises ValueError if `settings.ask` is
+  None.
   """
   if settings.ask is None:
     raise ValueError("the extractor `teacher` asks a teacher; settings.ask is None")

@@ -1,5 +1,6 @@
 """Equal behaviors become one, and a full handbook drops the least useful ones; both in time n·log n."""
 
+import collections
 import dataclasses
 import functools
 import re
@@ -9,7 +10,7 @@ from spatial_vlm.reuse.handbook.behavior import Behavior
 
 
 def distinct(behaviors: Iterable[Behavior]) -> tuple[Behavior, ...]:
-  """Merges equal behaviors in the place of the first, in time linear in their number; names become unique."""
+  """Resolves equal behaviors in the place of the first, in time linear in their number; names become unique."""
   groups: list[list[Behavior]] = []
   places: dict[tuple[str, ...], int] = {}  # key of a behavior → its group
   for behavior in behaviors:
@@ -23,7 +24,7 @@ def distinct(behaviors: Iterable[Behavior]) -> tuple[Behavior, ...]:
       groups[other] = []
     for member in groups[place] if same[1:] else [behavior]:
       places.update(dict.fromkeys(_keys(member), place))
-  return _uniquely_named(merge(group) for group in groups if group)
+  return _uniquely_named(_resolve(group) for group in groups if group)
 
 
 def _keys(behavior: Behavior) -> Iterator[tuple[str, ...]]:
@@ -32,6 +33,24 @@ def _keys(behavior: Behavior) -> Iterator[tuple[str, ...]]:
   yield behavior.relation, "instruction", _plain(behavior.instruction)
   for question in behavior.questions:
     yield behavior.relation, "question", question
+
+
+def merge_equal(behaviors: Iterable[Behavior]) -> list[Behavior]:
+  """Merges behaviors whose instructions are equal up to case, articles and punctuation, in the place of the first."""
+  same: dict[str, list[Behavior]] = collections.defaultdict(list)
+  for behavior in behaviors:
+    same[_plain(behavior.instruction)].append(behavior)
+  return [merge(group) for group in same.values()]
+
+
+def _resolve(group: Sequence[Behavior]) -> Behavior:
+  """Returns the behavior of highest rank, after equal instructions were merged.
+
+  Questions and recalls of the others join it. Their provenance does not: those records gave another instruction.
+  """
+  merged = merge_equal(group)
+  best = max(merged, key=lambda b: b.rank)
+  return dataclasses.replace(merge(merged), provenance=best.provenance)
 
 
 def merge(group: Sequence[Behavior]) -> Behavior:

@@ -39,9 +39,10 @@ class LeakError(ValueError):
 class Handbook:
   """Behaviors in the order in which they were added, within two limits; every change returns a new handbook.
 
-  Behaviors of one relation that share a name, a question or (up to case, articles and punctuation) an instruction are
-  merged. Behaviors of different relations never are: the later of two with one name gets a numbered name. When a limit
-  is exceeded, the behavior of least `rank` is dropped first, of equals the latest.
+  Behaviors of one relation that share a name, a question or (up to case, articles and punctuation) an instruction
+  become one: that of highest `rank`, with the records of its own instruction. Behaviors of different relations stay
+  apart: the later of two with one name gets a numbered name. When a limit is exceeded, the behavior of least `rank` is
+  dropped first, of equals the latest.
   """
 
   max_entries: int

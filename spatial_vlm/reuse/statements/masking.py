@@ -48,6 +48,22 @@ def mask_objects(caption: str, subj: str = "", obj: str = "") -> str:
   return _replaced(caption, dict(zip(mentioned, "XY", strict=False)))
 
 
+def object_names(caption: str) -> tuple[str, str]:
+  """Returns the names of the objects that the caption's relation is about; ("", "") if they cannot be read.
+
+  >>> object_names("The cat is left of the dog from the dog's point of view.")
+  ('cat', 'dog')
+  >>> object_names("To the left of the dog you can see a cat.")
+  ('cat', 'dog')
+  """
+  reading = read_relation(caption)
+  read = reading and (reading.subject, reading.other)
+  statement = read_statement(caption)
+  if statement and (not read or _is_masked_by_grammar(statement, read)):
+    return statement[0], statement[2]
+  return read or ("", "")
+
+
 def _is_masked_by_grammar(statement: tuple[str, str, str], read: tuple[str, str] | None) -> bool:
   """Whether subject and object of the statement are two names: "dog from the cat" is none."""
   subj, relation, obj = statement

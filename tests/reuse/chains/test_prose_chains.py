@@ -74,8 +74,7 @@ def test_short_answers_have_no_leftovers(rows):
   for row in rows:
     s = solution(row)
     behavior = Behavior("behavior_b", "compare", row["relation"], ("q",), ("train:1",), 3)
-    answer = read_chain(s).answer
-    short = answer and short_from_chain(behavior, answer, s.names)
+    short = short_from_chain(behavior, read_chain(s))
     if not short:
       continue
     comparison = short.splitlines()[0].partition("': ")[2]

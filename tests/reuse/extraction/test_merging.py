@@ -58,11 +58,18 @@ def test_behaviors_of_other_relations_stay_apart():
   assert merge_similar([first, other], Alike(), 0.9) == [first, other]
 
 
-def test_the_threshold_decides_and_one_name_is_one_behavior():
+def test_the_most_frequent_instruction_absorbs_similar_ones_not_the_shortest():
+  rule, short = "yes when the centre of X < the centre of Y", "yes when X < Y"
+  many = [dataclasses.replace(behavior(f"n{i}", rule), tokens=20) for i in range(5)]
+  (merged,) = merge_similar([behavior("short", short), *many], Alike(), 0.9)
+  assert merged.instruction == rule and len(merged.provenance) == 6
+
+
+def test_the_threshold_decides_also_for_one_name():
   texts = ("yes when the centre of X lies to the left", "yes when the outline of X ends before")
   a, b = behavior("a", texts[0]), behavior("b", texts[1])
   same_name = dataclasses.replace(b, name=a.name)
   assert len(merge_similar([a, b], LexicalEmbedder(), 0.9)) == 2
   assert len(merge_similar([a, b], LexicalEmbedder(), 0.0)) == 1
-  assert len(merge_similar([a, same_name], LexicalEmbedder(), 0.9)) == 1
+  assert len(merge_similar([a, same_name], LexicalEmbedder(), 0.9)) == 2
   assert merge_similar([], LexicalEmbedder(), 0.9) == []

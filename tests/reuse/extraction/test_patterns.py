@@ -4,11 +4,15 @@ import dataclasses
 import random
 
 import pytest
+from chain_solutions import settings
 
 from spatial_vlm import answers
 from spatial_vlm.data.scenes.source import SceneSource
+from spatial_vlm.reuse.chains.chain_check import read_chain
 from spatial_vlm.reuse.chains.solutions import Solution
+from spatial_vlm.reuse.extraction.extractors import extract, find_extractor
 from spatial_vlm.reuse.extraction.patterns import (
+  UNREAD_CAPTION,
   extract_behaviors,
   short_from_chain,
   verified_chain,
@@ -82,7 +86,7 @@ def test_short_answers_of_scenes_state_the_comparison(scenes, solutions):
   behaviors = {b.name: b for b in extract_behaviors(solutions, words, 5)}
   for example, s in zip(scenes, solutions, strict=True):
     behavior = behaviors["behavior_" + s.relation.replace(" ", "_")]
-    short = answers.STATEMENT.parse(short_from_chain(behavior, verified_chain(s), s.names))
+    short = answers.STATEMENT.parse(short_from_chain(behavior, read_chain(s)))
     assert (short.form, short.verdict, short.steps["behavior"]) == ("short", s.label, behavior.name)
     expected = scene_teacher.comparison(example)
     if s.relation == "inside":
@@ -123,7 +127,7 @@ def test_every_wording_of_a_comparison_is_one_procedure():
   chains = [replaced(solution(i), "x=160 < x=640, so it is.", w) for i, w in enumerate(wordings)]
   (behavior,) = extract_behaviors(chains, words, 4)
   assert behavior.instruction == "yes when X centre x < Y centre x"
-  shorts = {short_from_chain(behavior, verified_chain(c), c.names) for c in chains}
+  shorts = {short_from_chain(behavior, read_chain(c)) for c in chains}
   assert shorts == {"Applying 'behavior_left_of': cat x=160 < red mug x=640\nConclusion: Yes."}
 
 
@@ -158,8 +162,11 @@ def test_a_comparison_and_its_opposite_decide_nothing():
 def test_short_answers_are_left_where_no_comparison_can_be_used():
   (behavior,) = extract_behaviors([solution()], words, 1)
   for text in ("so it is.", "x=640 < x=160, so it is.", "red mug x=160 < cat x=640, so it is."):
-    chain = answers.STATEMENT.parse(replaced(solution(), "x=160 < x=640, so it is.", text).text)
-    assert short_from_chain(behavior, chain, solution().names) is None
+    chain = replaced(solution(), "x=160 < x=640, so it is.", text)
+    assert short_from_chain(behavior, read_chain(chain)) is None
+  assert (
+    short_from_chain(behavior, read_chain(dataclasses.replace(solution(), text="Yes."))) is None
+  )
 
 
 @pytest.mark.parametrize(
@@ -224,6 +231,39 @@ def test_objects_are_read_from_the_caption_where_the_record_does_not_say():
   assert behavior.questions == ("The X is left of the Y.",)
 
 
+@pytest.mark.parametrize(
+  "caption", ["To the left of the red mug there is a cat.", "Cat left of red mug"]
+)
+def test_relation_and_objects_are_read_from_captions_outside_of_vsrs_grammar(caption):
+  unnamed = [
+    dataclasses.replace(solution(i), caption=caption, relation="", subj=None, obj=None)
+    for i in range(3)
+  ]
+  unnamed = [Solution(**dataclasses.asdict(s)) for s in unnamed]
+  (behavior,) = extract_behaviors(unnamed, words, 3)
+  assert behavior.line == "behavior_left_of: yes when X centre x < Y centre x"
+  assert behavior.questions == (
+    caption.replace("red mug", "Y").replace("cat", "X").replace("Cat", "X"),
+  )
+
+
+@pytest.mark.parametrize("extractor", ["pattern", "clusters"])
+@pytest.mark.parametrize(
+  ("caption", "relation"), [("The cat is 左 the red mug.", ""), ("Behold them!", "left of")]
+)
+def test_captions_without_a_name_or_objects_are_counted(extractor, caption, relation):
+  good = [solution(i) for i in range(3)]
+  unread = [
+    Solution(f"train:{10 + i}", caption, relation, None, None, solution(i).text, 1)
+    for i in range(6)
+  ]
+  given = settings()
+  assert [b.name for b in extract(find_extractor(extractor), unread, given)] == []
+  assert given.refused[UNREAD_CAPTION] == 6
+  if extractor == "pattern":
+    assert len(extract(find_extractor(extractor), [*good, *unread], given)) == 1
+
+
 def test_wordings_of_a_relation_stay_separate_until_merged():
   caption = "The cat is at the left side of the red mug."
   other = [
@@ -237,6 +277,3 @@ def test_wordings_of_a_relation_stay_separate_until_merged():
 def test_arguments_are_checked():
   with pytest.raises(ValueError, match="min_support is 0"):
     extract_behaviors([], words, 0)
-  (behavior,) = extract_behaviors([solution()], words, 1)
-  with pytest.raises(ValueError, match="'direct'"):
-    short_from_chain(behavior, answers.STATEMENT.parse("Yes."))

@@ -58,6 +58,17 @@ def test_names_differ_but_similar_instructions_support_each_other():
   assert len(behavior.provenance) == 3
 
 
+def test_one_name_for_several_instructions_supports_none_of_them():
+  """Five chains state one rule and a sixth another, shorter one under the same name."""
+  behaviors = [GOOD] * 5 + [GOOD | {"instruction": "yes: X looks small"}]
+  written = iter(behaviors)
+  teacher = Teacher(write=lambda _: json.dumps({"behaviors": [next(written)]}))
+  (behavior,), refused = extracted([solution(i, HEAD) for i in range(6)], teacher, min_support=5)
+  assert behavior.instruction == GOOD["instruction"]
+  assert behavior.provenance == tuple(f"train:{i}" for i in range(5))
+  assert refused["fewer chains than min_support"] == 1
+
+
 @pytest.mark.parametrize(
   ("change", "reason"),
   [

@@ -54,7 +54,7 @@ def test_same_name_is_one_behavior():
   )
   (merged,) = Handbook(9, 99).upsert([old]).upsert([new]).behaviors
   assert merged.instruction == "no when X x > Y x"  # the more useful one
-  assert merged.provenance == ("train:1", "train:2", "train:3")
+  assert merged.provenance == ("train:2", "train:3")  # the records of this instruction
   assert (merged.recalls, merged.successes, merged.saved_tokens) == (4, 3, 16)  # (4 + 3 × 20) / 4
 
 
@@ -64,6 +64,18 @@ def test_instructions_equal_up_to_writing_are_one_behavior():
   (merged,) = Handbook(9, 99, (b, a)).behaviors
   assert merged.name == "behavior_left_of"
   assert set(merged.questions) == {*a.questions, *b.questions}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_two_instructions_the_better_supported_stays_with_its_own_sources(reverse):
+  rule = "yes when X x < Y x"
+  often = [behavior(instruction=rule, provenance=(f"train:{i}",), tokens=20) for i in range(5)]
+  once = behavior(instruction="yes: X looks small", provenance=("train:9",), questions=("X, Y?",))
+  candidates = [*often, once][:: -1 if reverse else 1]
+  (merged,) = Handbook(9, 99, tuple(candidates)).behaviors
+  assert merged.instruction == rule
+  assert merged.provenance == tuple(f"train:{i}" for i in range(5))
+  assert {*merged.questions} == {"X, Y?", *often[0].questions}
 
 
 @pytest.mark.parametrize("other", ["yes when Y x < X x", "yes when X x > Y x", "no when X x < Y x"])
