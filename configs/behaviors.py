@@ -98,7 +98,9 @@ def teacher() -> dict:
       batch_share=1.0,  # no request is sent in a batch
     ),
     estimate=dict(
-      max_prompt_tokens=2048,  # of the longest question; the budget relies on it
+      # Prompt tokens that the budget reserves for each question; longer questions are not sent. Each UTF-8 byte counts
+      # as a token: a chain of 1,024 tokens and a reflection of 4,096 are about 24,000 bytes.
+      max_prompt_tokens=32_768,
     ),
     # No question is sent that could exceed the budget; none: no limit.
     budget_usd=config_dict.FieldReference(20.0, field_type=float),

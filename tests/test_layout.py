@@ -97,7 +97,8 @@ FOLDERS = {
     *("text_answers", "estimate", "results"),
   ),
   "train": (
-    *("update", "trained_weights", "run", "sft", "sft_data", "chain_sources", "behavior_data"),
+    *("update", "trained_weights", "run", "sft", "sft_data", "chain_sources"),
+    *("behavior_sources", "behavior_data"),
     *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
   ),
   "planning": (

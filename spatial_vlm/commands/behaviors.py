@@ -15,8 +15,7 @@ the edited file. After an interruption, the same command resumes: answers of the
     --config.evaluation=vsr/test.jsonl --workdir runs/behaviors
 """
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -31,27 +30,29 @@ from spatial_vlm.remote import write_whole
 from spatial_vlm.reuse.chains.chain_check import reading_report
 from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.reuse.embedding.embedder import load_embedder
-from spatial_vlm.reuse.extraction.extractor import ExtractionSettings
-from spatial_vlm.reuse.extraction.extractors import extract, find_extractor
+from spatial_vlm.reuse.extraction.extractors import find_extractor
 from spatial_vlm.reuse.handbook import review_file
 from spatial_vlm.reuse.handbook.behavior import Behavior
 from spatial_vlm.reuse.handbook.handbook import Handbook
 from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
 from spatial_vlm.reuse.index.index_folder import save_index
-from spatial_vlm.synthesis.text_teacher import check_text_teacher, open_text_teacher
+from spatial_vlm.synthesis.text_teacher import check_text_teacher
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train.behavior_data import training_examples
+from spatial_vlm.train.behavior_sources import (
+  HELD_OUT,
+  REVIEW_FILE,
+  prepare_extraction,
+  reviewed_behaviors,
+)
 from spatial_vlm.train.chain_sources import chains_of_file, chains_of_policy, split_name
 
-HELD_OUT = ("validation", "val", "dev", "test")
-"""Splits that no behavior may come from."""
 HARMLESS = (
   *("evaluation", "extractor", "min_support", "*_similarity", "max_entries", "max_handbook_tokens"),
   *("max_instruction_tokens", "behavior_tokens", "embedder", "text_embedder", "review", "recalls"),
   *("full_share", "in_flight", "mesh.*", "ask.*"),
 )
 """Settings that may change between two starts: the answers do not depend on them, and everything else is made again."""
-REVIEW_FILE = "behaviors.yaml"
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
@@ -67,20 +68,19 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     recalls = read_recalls(config.recalls)
     source = (chains_of_file if config.chains else chains_of_policy)(config, task, workdir)
     reviewed = reviewed_behaviors(config, workdir, source.count_tokens)
+    extract = prepare_extraction(config, workdir, source.count_tokens) if reviewed is None else None
     snapshot(config, workdir, HARMLESS)
   solutions, images = source.read()
-  if reviewed is None:
-    found = extracted(config, workdir, solutions, source.count_tokens)
+  if extract:
+    found, unused = extract(solutions)
+    for reason, count in unused.most_common():
+      print(f"not used: {count} ({reason})")
     index.upsert(found, recalls)
   else:
-    found = reviewed
+    found = reviewed or []
     index.upsert(found)
   if not index.handbook:
-    raise UsageError(
-      f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy "
-      "that answers more of them right, more records, a lower min_support or another extractor "
-      f"({reading_report(solutions)})"
-    )
+    raise UsageError(why_empty(config, found, solutions))
   save_index(index, workdir / "index", config.embedder)
   kept = index.handbook.behaviors
   if reviewed is None:
@@ -96,57 +96,19 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   print(f"{workdir / 'conversations.jsonl'}: {', '.join(examples.report())}")
 
 
-def reviewed_behaviors(
-  config: Config, workdir: epath.Path, count_tokens: Callable[[str], int]
-) -> list[Behavior] | None:
-  """Returns the behaviors of the file `review`; None without one.
-
-  Raises UsageError for behaviors that are too long, and where an edited file would be overwritten; LeakError for
-  behaviors from held-out splits.
-  """
-  if config.review:
-    behaviors = review_file.read(config.review, count_tokens)
-    most = config.max_instruction_tokens
-    if long := [f"{b.name} has {b.tokens}" for b in behaviors if b.tokens > most]:
-      raise UsageError(
-        f"{config.review}: {', '.join(long)} tokens, more than max_instruction_tokens={most}; shorten the instruction"
-      )
-    Handbook(len(behaviors), sum(b.tokens for b in behaviors), tuple(behaviors)).refuse_leaks(
-      HELD_OUT
+def why_empty(config: Config, found: Sequence[Behavior], solutions: Sequence[Solution]) -> str:
+  """Returns why the handbook has no behavior, and what to do."""
+  if found:
+    best = max(found, key=lambda b: b.rank)
+    return (
+      f"max_handbook_tokens={config.max_handbook_tokens} drops all {len(found)} behaviors that were found; the best "
+      f"one ({best.name}) has {best.tokens} tokens; raise max_handbook_tokens"
     )
-    return behaviors
-  file = workdir / REVIEW_FILE
-  if file.exists() and review_file.is_edited(file.read_text()):
-    raise UsageError(
-      f"{file} was edited and would be overwritten; use it with --config.review={file}, or move it away"
-    )
-  return None
-
-
-def extracted(
-  config: Config,
-  workdir: epath.Path,
-  solutions: Sequence[Solution],
-  count_tokens: Callable[[str], int],
-) -> list[Behavior]:
-  """Extracts behaviors, with a teacher if the extractor asks one, and prints what could not be used."""
-  with contextlib.ExitStack() as stack:
-    asks = config.extractor == "teacher"
-    settings = ExtractionSettings(
-      count_tokens,
-      config.min_support,
-      config.max_instruction_tokens,
-      load_embedder(config.text_embedder),
-      config.cluster_similarity,
-      config.duplicate_similarity,
-      config.ask.chains_per_relation,
-      stack.enter_context(open_text_teacher(config.ask, workdir / "journal")) if asks else None,
-    )
-    found = extract(find_extractor(config.extractor), solutions, settings)
-  for reason, count in settings.refused.most_common():
-    if count:
-      print(f"not used: {count} ({reason})")
-  return found
+  return (
+    f"no procedure is shared by {config.min_support} verified chains among {len(solutions)} answers; give a policy "
+    "that answers more of them right, more records, a lower min_support or another extractor "
+    f"({reading_report(solutions)})"
+  )
 
 
 def reasonings(solutions: Sequence[Solution], behaviors: Sequence[Behavior]) -> dict[str, str]:

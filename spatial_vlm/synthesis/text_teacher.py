@@ -30,25 +30,40 @@ def check_text_teacher(config: Config) -> None:
   read_prices(config, datetime.date.today())
 
 
+def read_text_key(config: Config) -> str:
+  """Returns the API key; raises UsageError for a missing key, and for a model that has ended or does not exist."""
+  identity(config)
+  return find_teacher(config.teacher).read_key(config)
+
+
 @contextlib.contextmanager
-def open_text_teacher(config: Config, folder: epath.Path) -> Iterator[TextAsker]:
+def open_text_teacher(config: Config, key: str, folder: epath.Path) -> Iterator[TextAsker]:
   """Opens teacher and journal.
 
   Args:
     config: group with the settings of a teacher, as in `configs/synthesize.py`.
+    key: as `read_text_key` returns it.
     folder: of the journal.
   """
   setup = find_teacher(config.teacher)
-  key = setup.read_key(config)
   prices = read_prices(config, datetime.date.today())
-  max_usage = Usage(config.estimate.max_prompt_tokens, 0, config.max_output_tokens, 0)
+  max_prompt_tokens = config.estimate.max_prompt_tokens
+  max_usage = Usage(max_prompt_tokens, 0, config.max_output_tokens, 0)
   with Journal(folder) as journal, asyncio.Runner() as loop:
     ledger = Ledger(journal, prices, max_usage, config.budget_usd)
     run = TextRun(journal, ledger, request_limits(config))
     opened = setup.open(config, key)
     teacher = loop.run(_enter(opened))
     try:
-      yield TextAsker(run, teacher, loop, identity(config), config.seed, setup.takes_instructions)
+      yield TextAsker(
+        run,
+        teacher,
+        loop,
+        identity(config),
+        config.seed,
+        setup.takes_instructions,
+        max_prompt_tokens,
+      )
     finally:
       loop.run(_exit(opened))
 

@@ -157,6 +157,12 @@ def test_wrong_missing_and_empty_files_are_refused_on_one_line(refused_file, tmp
   assert "absent.jsonl" in messages["absent"]
 
 
+def test_limits_that_drop_all_behaviors_are_named(of_file, capsys):
+  assert of_file(max_handbook_tokens=5).code == 2
+  message = capsys.readouterr().err
+  assert "max_handbook_tokens=5" in message and "no procedure is shared" not in message
+
+
 def test_limits_drop_the_least_useful(of_file, tmp_path):
   assert of_file(max_entries=2).code == 0
   assert len(handbook(tmp_path)) == 2
@@ -199,6 +205,24 @@ def test_a_teacher_writes_them_and_is_paid_once(of_file, tmp_path, asked):
   assert of_file(**leaves, max_handbook_tokens=60_000).code == 0
   assert sum(server.stats().answers.values()) == answers > 6
   assert (tmp_path / "run" / "behaviors.yaml").read_bytes() == before
+
+
+def test_a_question_beyond_the_reserved_tokens_is_not_sent_and_counted(of_file, asked, capsys):
+  server, leaves = asked
+  assert of_file(**leaves, **{"ask.estimate.max_prompt_tokens": 900}).code == 2
+  assert not server.stats().answers
+  found = capsys.readouterr()
+  assert "the question may be longer than ask.estimate.max_prompt_tokens=900" in found.out
+
+
+def test_a_missing_key_and_a_wrong_encoder_are_refused_before_chains_are_read(
+  refused_file, asked, monkeypatch
+):
+  assert "no/such/encoder" in refused_file(text_embedder="no/such/encoder")
+  missing = {"ask.teacher": "policy", "ask.model": "no/such/policy", "ask.temperature": 1.0}
+  assert "no/such/policy" in refused_file(**asked[1] | missing)
+  monkeypatch.delenv("GEMINI_API_KEY")
+  assert "GEMINI_API_KEY" in refused_file(**asked[1])
 
 
 def test_every_setting_of_ask_is_read_for_some_teacher(of_file, asked, chains, nano):

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from spatial_vlm.synthesis.run.questions import question_key
 from spatial_vlm.synthesis.run.requests import RequestRun, send_with_retries, work_on
 from spatial_vlm.synthesis.teacher import Question, Reply, Teacher
 
+_TURN_TOKENS = 64
+"""Most tokens that mark the turns of a prompt."""
+
 
 @dataclasses.dataclass
 class TextRun(RequestRun):
@@ -31,6 +35,7 @@ class TextRun(RequestRun):
 class TextAsker:
   """Answers text questions (`reuse.extractor.Ask`): those that the journal knows from there, the others by the teacher.
 
+  The answer to a question that could have more tokens than the budget reserves is None; it is not sent.
   Raises UsageError if the run stops with questions unanswered; the same command continues with them.
   """
 
@@ -43,12 +48,21 @@ class TextAsker:
   seed: int
   takes_instructions: bool
   """Whether the teacher takes a system turn and a schema; else both are left to the text."""
+  max_prompt_tokens: int
+  """Prompt tokens that the ledger reserves for a question."""
+  refused: set[str] = dataclasses.field(default_factory=set)
+  """Filled by calls: keys of the questions that are not sent, because they could have more tokens."""
 
   def __call__(self, questions: Sequence[TextQuestion]) -> list[str | None]:
     sent = [self._question(question) for question in questions]
     keys = [question_key(question, "", self.identity) for question in sent]
     answers = self.run.journal.answers
     missing = {key: q for key, q in zip(keys, sent, strict=True) if key not in answers}
+    long = {
+      key for key, question in missing.items() if _most_tokens(question) > self.max_prompt_tokens
+    }
+    self.refused.update(long)
+    missing = {key: question for key, question in missing.items() if key not in long}
     if missing:
       self.loop.run(_send(self.run, missing, self.teacher))
     if unanswered := sum(key not in answers for key in missing):
@@ -56,7 +70,7 @@ class TextAsker:
         f"{unanswered:,} of {len(keys):,} questions to the teacher are not answered "
         f"({self.run.stop_reason or 'no answer came'}); the same command continues with them"
       )
-    replies = [answers[key] for key in keys]
+    replies = [answers.get(key) for key in keys]
     return [r.text if isinstance(r, Reply) and r.finish == "STOP" else None for r in replies]
 
   def _question(self, asked: TextQuestion) -> Question:
@@ -64,6 +78,12 @@ class TextAsker:
     if self.takes_instructions:
       return Question(asked.system, asked.text, b"", "", seed, asked.schema)
     return Question("", f"{asked.system}\n\n{asked.text}", b"", "", seed, None)
+
+
+def _most_tokens(question: Question) -> int:
+  """Returns a bound on the prompt tokens of a question: its UTF-8 bytes, since each token stands for at least one."""
+  schema = json.dumps(question.schema) if question.schema else ""
+  return _TURN_TOKENS + len(f"{question.system}{question.text}{schema}".encode())
 
 
 async def _send(run: TextRun, questions: Mapping[str, Question], teacher: Teacher) -> None:

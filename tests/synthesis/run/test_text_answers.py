@@ -33,7 +33,15 @@ def openai(server):
 def ask(tmp_path):
   """Asks one teacher, as `ask(teacher, questions)`, with the journal of the test's folder."""
 
-  def begin(teacher, questions, budget_usd=None, identity="m", limits=REQUEST_LIMITS, plain=False):
+  def begin(
+    teacher,
+    questions,
+    budget_usd=None,
+    identity="m",
+    limits=REQUEST_LIMITS,
+    plain=False,
+    longest=2000,
+  ):
     with Journal(tmp_path / "journal") as journal, asyncio.Runner() as loop:
       run = TextRun(journal, Ledger(journal, PRICES, MAX_USAGE, budget_usd), limits)
 
@@ -41,7 +49,9 @@ def ask(tmp_path):
         await teacher.__aexit__(None, None, None)
 
       try:
-        return TextAsker(run, teacher, loop, {"model": identity}, 0, not plain)(questions)
+        asker = TextAsker(run, teacher, loop, {"model": identity}, 0, not plain, longest)
+        begin.asker = asker
+        return asker(questions)
       finally:
         loop.run(close())
 
@@ -62,6 +72,18 @@ def test_answers_come_in_order_and_are_never_paid_for_twice(kind, serve, gemini,
   assert again[:-1] == found[::-1]
   assert again[-1] != found[0]  # a further attempt has a seed of its own
   assert collections.Counter(server.stats().requests.values()) == {1: len(QUESTIONS) + 1}
+
+
+def test_questions_that_could_exceed_the_reserved_tokens_are_not_sent(serve, gemini, ask):
+  """UTF-8 bytes of text, instructions and schema are counted: a token has at least one."""
+  server = serve(answer)
+  long = TextQuestion("You reflect.", "犬" * 100)
+  found = ask(gemini(server), [QUESTIONS[0], long, long], longest=300)
+  assert found[0] and found[1:] == [None, None]
+  assert sum(server.stats().answers.values()) == 1 and len(ask.asker.refused) == 1
+  assert ask(gemini(server), [QUESTIONS[1]._replace(schema={"a": "b" * 300})], longest=300) == [
+    None
+  ]
 
 
 def test_another_model_answers_anew(serve, gemini, ask):
