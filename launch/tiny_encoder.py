@@ -38,7 +38,6 @@ from spatial_vlm.reuse.embedding.encoder_embedder import EncoderEmbedder
 from spatial_vlm.reuse.retrieval.paraphrases import (
   Paraphrases,
   Sentence,
-  caption_template,
   read_paraphrases,
 )
 from spatial_vlm.reuse.retrieval.recall_report import (
@@ -54,6 +53,7 @@ from spatial_vlm.reuse.retrieval.recall_report import (
   relations_table,
   summary_table,
 )
+from spatial_vlm.reuse.statements.captions import caption_template
 from spatial_vlm.reuse.statements.masking import mask_objects
 
 SEED, STEPS = 0, 350

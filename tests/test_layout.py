@@ -55,7 +55,7 @@ FOLDERS = {
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": ("sampler", "prefix_cache", "engine"),
   "reuse": ("statements", "handbook", "chains", "embedding", "extraction", "index", "retrieval"),
-  "reuse/statements": ("relation_keys", "masking"),
+  "reuse/statements": ("relation_keys", "captions", "masking"),
   "reuse/handbook": ("behavior", "duplicates", "handbook", "review_file"),
   "reuse/chains": (
     *("solutions", "comparison", "box_values", "comparison_words", "reasoning_patterns"),

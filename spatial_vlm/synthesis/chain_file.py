@@ -96,6 +96,8 @@ def _accepted(fields: dict[str, Any]) -> _Line:
   texts = (fields.get("image"), fields["caption"], fields.get("relation"), text)
   if not all(isinstance(value, str) for value in texts) or label not in (0, 1):
     raise ValueError("image, caption, relation and text must be text, and label 0 or 1")
+  if not all(name is None or isinstance(name, str) for name in (subj, obj)):
+    raise ValueError("subj and obj must be text or null")
   reasons = []
   for response_format in (GEMINI, QWEN, CHAIN):
     try:

@@ -62,6 +62,8 @@ def test_accepted_answers_of_every_teacher_give_the_same(tmp_path, response_form
     (json.dumps(accepted(formats.GEMINI) | {"text": "{}"}), "no chain in the format of a teacher"),
     (json.dumps(accepted(formats.GEMINI) | {"label": "yes"}), "label 0 or 1"),
     (json.dumps(accepted(formats.GEMINI) | {"text": None}), "must be text"),
+    (json.dumps(accepted(formats.GEMINI) | {"subj": 3}), "subj and obj must be text or null"),
+    (json.dumps(accepted(formats.GEMINI) | {"obj": ["mug"]}), "subj and obj must be text or null"),
   ],
 )
 def test_bad_lines_are_counted_with_their_reason(tmp_path, line, reason):

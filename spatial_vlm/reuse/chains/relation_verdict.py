@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.reuse.chains.comparison import Comparison, Inequality
 
+_NOT = "not "
 _SIDES = {
   **{relation: ("x", "<") for relation in ("left of", "at the left side of")},
   **{relation: ("x", ">") for relation in ("right of", "at the right side of")},
@@ -35,7 +36,11 @@ _INNER = {"left edge": ">", "top edge": ">", "right edge": "<", "bottom edge": "
 
 
 def can_decide(relation: str, comparison: Comparison) -> bool:
-  """Tells whether quantities of this kind can decide the relation; True for a relation that is not known."""
+  """Tells whether quantities of this kind can decide the relation; True for a relation that is not known.
+
+  A relation and its negation ("not left of") are decided by the same quantities.
+  """
+  relation = relation.removeprefix(_NOT)
   keys = {inequality.left.key for inequality in comparison.inequalities}
   if relation in _ALIGNED:
     return keys <= {"w", "h"}
@@ -48,6 +53,9 @@ def can_decide(relation: str, comparison: Comparison) -> bool:
 
 def decides(relation: str, comparison: Comparison) -> bool | None:
   """Returns whether the relation holds by the comparison; None where the comparison leaves it open."""
+  if relation.startswith(_NOT):
+    holds = decides(relation.removeprefix(_NOT), comparison)
+    return None if holds is None else not holds
   inequalities = comparison.inequalities
   if comparison.joiner == " or ":
     return None

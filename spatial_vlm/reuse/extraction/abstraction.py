@@ -19,6 +19,11 @@ _OPENING = re.compile(r"^(?:since|because|as|given that|and|but|here|there)\b,?\
 _MEASURES = re.compile(r"\bspans?\b|\bcentred? (?:is )?at\b", re.IGNORECASE)
 _EMPTY_CLAUSE = re.compile(r"(?:comparing|which)\b.*", re.IGNORECASE)
 ANOTHER = "another object"
+_NOUN = r"(?:left|right|top|bottom) (?:edge|side)|cent(?:re|er)|middle|width|height|area|gap|distance|overlap"
+_MEASURED = re.compile(
+  rf"(?=.*\b(?:{_NOUN}|[xywhd])\b)(?:(?:(?:[XY]|{ANOTHER})(?:'s)?|{_NOUN}|[xywhd]|the|its|of|to|and)\b ?)+"
+)
+"""A measurement whose number was dropped ("X centre x"): it compares nothing."""
 
 
 def object_pattern(names: Iterable[str]) -> re.Pattern[str] | None:
@@ -50,8 +55,9 @@ def masked_reasoning(answer: Answer, names: tuple[str, str]) -> str:
 def deciding_sentences(masked: str, relation: str) -> list[str]:
   """Returns what is left of a masked reasoning as a rule.
 
-  Dropped are measurements, conclusions, clauses that only state the relation itself, clauses from which a number is
-  missing, and comparisons that do not say whose coordinates they compare.
+  Dropped are measurements (also "X centre x", without a sign or a verb), conclusions, clauses that only state the
+  relation itself, clauses from which a number is missing, and comparisons that do not say whose coordinates they
+  compare.
 
   >>> deciding_sentences("X spans x to x; Y spans x to x. Since X x < Y x, X is left of Y.", "left of")
   ['X x < Y x']
@@ -78,6 +84,7 @@ def _is_rule(clause: str, relation: str) -> bool:
     and BLANK not in clause
     and not restates
     and not _EMPTY_CLAUSE.match(clause)
+    and not _MEASURED.fullmatch(clause)
   )
 
 

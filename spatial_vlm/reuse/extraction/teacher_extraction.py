@@ -24,7 +24,7 @@ from spatial_vlm.reuse.extraction.extractor import (
 from spatial_vlm.reuse.extraction.merging import merge_similar
 from spatial_vlm.reuse.extraction.stated_comparisons import false_comparison
 from spatial_vlm.reuse.handbook.behavior import NAME, Behavior
-from spatial_vlm.reuse.statements.relation_keys import relation_in_words
+from spatial_vlm.reuse.statements.captions import relation_in_words
 
 _BEHAVIOR = """\
 A behavior is a short, named rule of reasoning (a strategy, a trick, a test) that helps with many other questions of \

@@ -5,12 +5,9 @@ records can be refused.
 """
 
 import dataclasses
-import json
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Self
-
-from etils import epath
 
 from spatial_vlm.evaluation.results import RecallCount
 from spatial_vlm.reuse.handbook.behavior import Behavior
@@ -94,11 +91,10 @@ class Handbook:
     """The splits of the records that behaviors come from."""
     return sorted({r.partition(":")[0] for b in self.behaviors for r in b.provenance})
 
-  def refuse_leaks(self, splits: Collection[str] = (), records: Collection[str] = ()) -> None:
-    """Raises LeakError when a behavior comes from one of the evaluation `splits` or `records` (`SPLIT:ID`)."""
-    splits, records = frozenset(splits), frozenset(records)
+  def refuse_leaks(self, splits: Collection[str]) -> None:
+    """Raises LeakError when a behavior comes from one of the evaluation `splits`."""
     for behavior in self.behaviors:
-      seen = [r for r in behavior.provenance if r in records or r.partition(":")[0] in splits]
+      seen = [record for record in behavior.provenance if record.partition(":")[0] in splits]
       if seen:
         raise LeakError(
           f"{behavior.name} was extracted from {len(seen)} evaluation records (first: {seen[0]}); extract behaviors "
@@ -130,14 +126,6 @@ class Handbook:
     if handbook.behaviors != behaviors:
       raise HandbookError(f"{source}: behaviors repeat each other or exceed the file's own limits")
     return handbook
-
-
-def read_json(path: epath.PathLike) -> Any:
-  """Reads a JSON file; raises HandbookError with the line where the JSON ends too early."""
-  try:
-    return json.loads(epath.Path(path).read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise HandbookError(f"{path}: not JSON ({error}); run `behaviors` again") from error
 
 
 def _read_behavior(data: Any, place: str) -> Behavior:

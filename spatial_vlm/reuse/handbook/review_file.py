@@ -13,7 +13,7 @@ from etils import epath
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.reuse.handbook.behavior import Behavior
-from spatial_vlm.reuse.statements.relation_keys import relation_in_words
+from spatial_vlm.reuse.statements.captions import masked_caption, relation_in_words
 
 BY_HAND = "by-hand"
 """Split of the provenance of a behavior that a person wrote."""
@@ -83,10 +83,9 @@ def _render_item(behavior: Behavior, examples: Mapping[str, str]) -> str:
   lines = [f"# chains: {len(behavior.provenance)}, tokens: {behavior.tokens}"]
   shown = next((record for record in behavior.provenance if record in examples), None)
   if shown:
-    text = textwrap.shorten(examples[shown], 300)
-    lines += textwrap.wrap(
-      f"{shown}: {text}", _WIDTH, initial_indent="# ", subsequent_indent="#   "
-    )
+    text = f"{shown}: {textwrap.shorten(examples[shown], 300)}"
+    printable = "".join(c if c.isprintable() else " " for c in text)  # YAML refuses the others
+    lines += textwrap.wrap(printable, _WIDTH, initial_indent="# ", subsequent_indent="#   ")
   sources = yaml.safe_dump(
     {"sources": list(behavior.provenance)}, default_flow_style=None, width=_WIDTH
   )
@@ -123,6 +122,10 @@ def read(path: epath.PathLike, count_tokens: Callable[[str], int]) -> list[Behav
   return list(behaviors.values())
 
 
+_RELATIONS = (
+  "write a relation of VSR (left of, contains), also as 'not left of', 'reversed behind' (Y is behind X) or "
+  '"left of, from Y\'s viewpoint"; for any other, give questions and no relation'
+)
 _QUOTES = "put text with a colon or # in quotes, and indent with spaces"
 
 
@@ -137,11 +140,11 @@ def _behavior(item: Any, file: str, count_tokens: Callable[[str], int]) -> Behav
   if not isinstance(item, dict):
     raise ValueError(f"{item!r} is no behavior; write fields as `name: …`")
   _check_fields(item)
-  relation = item.get("relation", "")
-  relation = relation_in_words(relation) or relation
-  questions: Sequence[str] = item.get("questions") or [f"The X is {relation} the Y."] * bool(
-    relation
-  )
+  stated = item.get("relation", "").strip()
+  relation = relation_in_words(stated)
+  if stated and not relation:
+    raise ValueError(f"relation {stated!r} is not known; {_RELATIONS}")
+  questions: Sequence[str] = item.get("questions") or [masked_caption(relation)] * bool(relation)
   if not questions:
     raise ValueError(f"{item['name']} has neither relation nor questions; give one of them")
   return Behavior(

@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from etils import epath
@@ -120,15 +120,17 @@ class BehaviorIndex:
       self._embedder.clear(keep=self._owners)
       self._embedder.embed(list(self._owners))
 
-  def save(self, folder: epath.PathLike) -> None:
-    """Saves the vectors and, in the same manifest, the handbook; see `VectorIndex.save`."""
+  def save(
+    self, folder: epath.PathLike, attributes: Mapping[str, Any] = MappingProxyType({})
+  ) -> None:
+    """Saves the vectors and, in the same manifest, the handbook and other attributes; see `VectorIndex.save`."""
     with self._lock:
-      attributes = {
+      own = {
         "embedder": self._fingerprint,
         "min_similarity": self._min_similarity,
         "handbook": self._handbook.to_json(),
       }
-      self._vectors.save(folder, attributes)
+      self._vectors.save(folder, {**attributes, **own})
 
   @classmethod
   def load(cls, folder: epath.PathLike, embedder: Embedder) -> Self:

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from spatial_vlm.reuse.statements.captions import caption_template
+
 FILE = Path(__file__).parents[2] / "assets" / "paraphrases.json"
 SPLITS = ("train", "calibration", "held_out")
 
@@ -117,16 +119,6 @@ _REVERSED = {
 def read_paraphrases() -> Paraphrases:
   """Reads FILE."""
   return Paraphrases(**json.loads(FILE.read_text()))
-
-
-def caption_template(relation: str) -> str:
-  """Returns a relation's caption in VSR's grammar.
-
-  >>> caption_template("left of"), caption_template("contains")
-  ('The {X} is left of the {Y}.', 'The {X} contains the {Y}.')
-  """
-  has_verb = relation.split()[0] in ("contains", "consists", "has")
-  return f"The {{X}} {'' if has_verb else 'is '}{relation} the {{Y}}."
 
 
 def negated(template: str, variant: int) -> str:

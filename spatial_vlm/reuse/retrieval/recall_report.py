@@ -11,8 +11,9 @@ from spatial_vlm.reuse.embedding.embedder import Embedder
 from spatial_vlm.reuse.extraction.patterns import behavior_name
 from spatial_vlm.reuse.handbook.handbook import Behavior, Handbook
 from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
-from spatial_vlm.reuse.retrieval.paraphrases import Paraphrases, caption_template
+from spatial_vlm.reuse.retrieval.paraphrases import Paraphrases
 from spatial_vlm.reuse.retrieval.recall import recall
+from spatial_vlm.reuse.statements.captions import caption_template
 from spatial_vlm.reuse.statements.masking import mask_objects
 from spatial_vlm.reuse.statements.relation_keys import qualifiers, relation_key
 

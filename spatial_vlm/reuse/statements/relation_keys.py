@@ -6,9 +6,10 @@
   The cat is left of the dog from the dog's point of view.  left of, from Y's viewpoint
   The dog has the cat behind it.                            reversed behind
 
-A caption is read as a whole or not at all: one word that this grammar does not know leaves the caption without a key,
-and its similarity decides. Negations, viewpoints and hedges ("almost", "or") are found in any sentence, so that
-similarity never equates a statement with its qualified form.
+A caption is read as a whole or not at all: words that neither this grammar nor the name of an object can hold leave
+the caption without a key, and its similarity decides. A name has at most four words, none of them a preposition, a
+modal verb or a quantifier. Negations, viewpoints and hedges ("almost", "or") are found in any sentence, so that
+similarity never equates a statement with its qualified form. A hedged statement has no key.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ _FUNCTION_WORDS = (
   "|cent(?:er|re)|edge|corner|end|rear|part|half|and|or|but|nor|not|no|than|as|is|are|was|were|be|being|been|has|have"
   "|having|had|does|do|did|that|which|who|whom|whose|while|where|when|if|then|so|because|its?|they|them|there|here"
   "|only|almost|nearly|views?|viewpoint|perspective|each|one|another|other|you|we|i|can|sees?|seen|parallel|touching"
-  "|facing|own"
+  "|facing|own|might|may|could|should|would|must|shall|will|cannot|ought|seldom|rarely|hardly|scarcely|barely|never"
+  "|probably|possibly|perhaps|maybe|likely|unlikely|sometimes|often|always|nothing|nobody|none|noone|few|every|all|most"
 )
 """Words that no object's name contains: a reading that would need one in a name is wrong."""
 _DETERMINER = "(?:(?:the|an?|one|this|that|some|my|your|his|her|their|our) )?"
@@ -32,9 +34,9 @@ _WORD = rf"(?!(?:{_FUNCTION_WORDS})\b)[^\W_][\w'-]*"
 _NAME = rf"{_WORD}(?: {_WORD}){{0,3}}?"
 _X, _Y = (rf"{_DETERMINER}(?P<{letter}>{_NAME})" for letter in "xy")
 _LINK = (
-  r"(?:(?:is|are|was|were|be|being|'s|appears?|seems?|to be|can|does|do|did|stands?|standing|sits?|sitting|lies?"
-  r"|lying|rests?|resting|seated|parked|perched|stays?|remains?|located|positioned|situated|placed|found|spotted|seen|shown|visible|that|which"
-  r"|also|just|clearly|indeed|currently|now"
+  r"(?:(?:is|are|was|were|be|being|'s|(?:appears?|seems?)(?: to be)?|can|does|do|did|stands?|standing|sits?|sitting"
+  r"|lies?|lying|rests?|resting|seated|parked|perched|stays?|remains?|located|positioned|situated|placed|found|spotted"
+  r"|seen|shown|visible|that|which|also|just|clearly|indeed|currently|now|immediately"
   r"|right(?= (?:next|beside|behind|by|near|above|below|under|in|on|at|against)\b)) )"
 )
 _PICTURE = "(?:the|this) (?:image|picture|photo|photograph|scene|frame)"
@@ -72,7 +74,7 @@ _VERBS = (
 """Relations that a verb of their own may say, without "is"."""
 _WEAK = ("to", "from", "by", "at", "with", "after", "through")
 """Relations whose preposition means something else after most verbs ("seen by", "found after")."""
-_BE = re.compile("(?:(?:is|are|was|were|be|to be|that|which|also|just) )*")
+_BE = re.compile("(?:(?:is|are|was|were|be|that|which|also|just) )*")
 _SIGHT = "(?:point of view|viewpoint|vantage point|perspective|standpoint|view|eyes|side|angle)"
 _VIEWER = "(?:(?:the|a) )?(?:camera|viewer|observer|photographer)"
 _CAMERA = re.compile(
@@ -89,12 +91,22 @@ _VIEWPOINT = re.compile(
   rf"|as {_DETERMINER}(?P<f>{_NAME}) sees it)\b,?"
 )
 _NEGATIONS = re.compile(
-  r"\b(?:not|never|nowhere|neither|no longer|no|without|fails? to|anything but)\b ?|n't\b|(?<=can)not\b"
-  r"|\bfar from (?:being|actually)\b ?|\b(?:it is )?(?:false|untrue|wrong|incorrect) that "
+  r"\b(?:not|never|nowhere|neither|no longer|nothing|nobody|none|noone|without|fails? to|anything but)\b ?|n't\b"
+  r"|(?<=can)not\b|\bfar from (?:being|actually)\b ?|(?<!\bthe )(?<!\ba )\bno\b ?"
+  r"|\b(?:it is )?(?:false|untrue|wrong|incorrect|a lie) that |\b(?:deny|denies|denied|denying)\b ?"
+  r"|,? (?:which|that|but this|but that) is (?:a lie|false|untrue|wrong|incorrect)$"
 )
+"""Words that negate; "the no parking sign" has none."""
+_WITHOUT_APOSTROPHE = re.compile(
+  r"\b(ai|is|are|was|were|do|does|did|has|have|had|ca|wo|could|should|would|might|must)nt\b"
+)
+_APOSTROPHES = str.maketrans(dict.fromkeys("’‘´`ʼ′", "'"))
 _HEDGES = re.compile(
-  r"\b(?:almost|nearly|partly|partially|barely|hardly|half|might|may|could|should|would|maybe|perhaps|possibly"
-  r"|probably|or|either|rather|instead|except|unless|if|only|supposed|used|until|reverse|opposite of what)\b"
+  r"\b(?:almost|nearly|partly|partially|barely|hardly|scarcely|seldom|rarely|sometimes|few|half|might|may|could|should"
+  r"|would|will|shall|must|maybe|perhaps|possibly|probably|likely|unlikely|doubt(?:s|ed|ful)?|pretend(?:s|ed)?"
+  r"|refuse[sd]?|avoid(?:s|ed)?|wants?|wanted|hates?|dislikes?|tries|tried|claims?|claimed|said|guess|thinks?|thought"
+  r"|believed?|supposedly|allegedly|or|either|rather|instead|except|unless|if|only|supposed|used|until|reverse"
+  r"|opposite of what)\b"
 )
 _REVERSALS = re.compile(
   r"\b(?:has|have|with)\b.* (?:it|him|her|them|(?:its|his|her|their) (?:\w+ ?){1,3})$|\bwhose\b"
@@ -133,6 +145,8 @@ def relation_key(caption: str) -> str | None:
 def read_relation(caption: str) -> Reading | None:
   """Returns the relation and the objects of a caption; None if any part of the caption is unknown."""
   text, viewpoint, negations = _without_qualifiers(caption)
+  if _HEDGES.search(text) or viewpoint in ("its", "his", "her", "their"):  # whose view is not said
+    return None
   matches = filter(None, (sentence.fullmatch(text) for sentence in _SENTENCES))
   for groups in (match.groupdict() for match in matches):
     relation = _relation(groups)
@@ -181,7 +195,8 @@ def qualifiers(caption: str) -> frozenset[str]:
 
 def _without_qualifiers(caption: str) -> tuple[str, str, int]:
   """Returns the statement in lower case, whose viewpoint it takes ("" if none) and the number of its negations."""
-  text = " ".join(caption.casefold().replace("’", "'").split()).strip(" .?!")
+  text = " ".join(caption.casefold().translate(_APOSTROPHES).split()).strip(" .?!")
+  text = _WITHOUT_APOSTROPHE.sub(r"\1n't", text)
   text = _CAMERA.sub("", text)
   viewpoint = ""
   if match := _VIEWPOINT.search(text):
@@ -204,24 +219,15 @@ def _relation(groups: dict[str, str | None]) -> str:
 
 
 def _is_plausible(groups: dict[str, str | None], relation: str) -> bool:
-  """Whether no verb hides in a name ("cat looks" at, "cat running" towards) or changes the preposition."""
+  """Whether no verb or adverb hides in a name ("cat looks" at, "cat sadly" is) or changes the preposition."""
   names = [groups["x"] or "", groups["y"] or ""]
-  if any(re.fullmatch(r".* \w+(?:ing|ed)", name) for name in names):
+  if any(re.fullmatch(r".* \w+(?:ing|ed|ly)", name) for name in names):
     return False
   if groups.get("mutual"):
     return relation in SYMMETRIC
   link = groups.get("link")
+  if link and re.match(r"be |\w+ing ", link) and " " in names[0] and not groups["lead"]:
+    return False  # the name may end in a verb ("cat avoids" sitting)
   if link == "" and not groups["lead"]:
     return relation in _VERBS or " " not in names[0]
   return relation not in _WEAK or link is None or bool(_BE.fullmatch(link))
-
-
-def relation_in_words(words: str) -> str:
-  """Returns the relation key of a relation as people write it ("is left of", "contains"); "" for an unknown one.
-
-  >>> relation_in_words("is to the left of"), relation_in_words("contains"), relation_in_words("not touching")
-  ('left of', 'contains', 'not touching')
-  """
-  words = re.sub(r"^(?:is|are) ", "", " ".join(words.split()))
-  keys = (relation_key(f"The X {verb}{words} the Y.") for verb in ("is ", ""))
-  return next(filter(None, keys), "")

@@ -51,6 +51,8 @@ def test_the_comparison_agrees_with_the_verdict():
   assert read_chain(solution(right, 0, 0)).reason == chain_check.CONTRADICTS
   assert read_chain(solution(right, 1, 1, "right of")).reason == chain_check.CONTRADICTS
   assert read_chain(solution(right, 0, 0, "right of")).reason == ""
+  assert read_chain(solution(right, 1, 1, "not left of")).reason == chain_check.CONTRADICTS
+  assert read_chain(solution(right, 0, 0, "not left of")).reason == ""
 
 
 def test_an_object_without_a_box_has_its_measured_numbers():

@@ -84,6 +84,9 @@ def test_the_largest_cluster():
       "The cats are by the mugs; comparing the centres, the cat is left of the mug.",
       ["X are by Y"],
     ),
+    ("cat centre x=55; mug centre x=600; x=55 < x=600, so yes.", []),
+    ("The cat's left edge x=5; the width of the mug w=3; the cat to mug gap=0.", []),
+    ("cat centre x=55, its head touches the mug.", ["its head touches Y"]),
   ],
 )
 def test_what_is_left_of_a_reasoning(reasoning, rules):
@@ -92,3 +95,11 @@ def test_what_is_left_of_a_reasoning(reasoning, rules):
   text = answers.render_chain("s", answers.render_boxes(boxes), reasoning, 1)
   masked = masked_reasoning(answers.STATEMENT.parse(text), ("cat", "mug"))
   assert deciding_sentences(masked, "left of") == rules
+
+
+def test_measurements_alone_give_no_behavior():
+  text = "{X} centre x=200; {Y} centre x=750; x=200 < x=750, so it is."
+  given = settings()
+  chains = [solution(i, text, caption="The {X} is left of the {Y}.") for i in range(3)]
+  assert extract_by_clusters(chains, given) == []
+  assert given.refused["no reasoning of the cluster gives a rule within the limit on tokens"] == 3

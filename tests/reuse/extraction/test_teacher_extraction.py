@@ -100,6 +100,16 @@ def test_each_behavior_is_checked_against_its_chain(change, reason):
   assert sum(refused[r] for r in refused if reason and r.startswith(reason)) == bool(reason)
 
 
+@pytest.mark.parametrize("relation", ["reversed behind", "has behind it", "has the Y behind it"])
+def test_exchanged_roles_are_a_relation(relation):
+  source = solution(0, HEAD, caption="The {X} has the {Y} behind it.")
+  fields = GOOD | {"relation": relation}
+  assert refusal(fields, source, sound_chain(source), settings()) == ""
+  assert "relation" in refusal(
+    GOOD | {"relation": "behind"}, source, sound_chain(source), settings()
+  )
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"behaviors": 3}', None])
 def test_unreadable_answers_are_drawn_once_more_then_counted(text):
   teacher = Teacher(write=lambda _: text)

@@ -96,6 +96,44 @@ def test_a_mistake_is_named_with_its_line(tmp_path, item, line, message):
   assert str(error.value).startswith(f"{path}:{line + 4}: ")
 
 
+@pytest.mark.parametrize(
+  ("relation", "key", "question"),
+  [
+    ("contains", "contains", "The X contains the Y."),
+    ("is to the left of", "left of", "The X is left of the Y."),
+    ("not near", "not near", "The X is not near the Y."),
+    ("reversed behind", "reversed behind", "The X has the Y behind it."),
+    (
+      "left of, from Y's viewpoint",
+      "left of, from Y's viewpoint",
+      "The X is left of the Y, from the Y's point of view.",
+    ),
+  ],
+)
+def test_a_relation_without_questions_gets_its_caption(tmp_path, relation, key, question):
+  path = tmp_path / "b.yaml"
+  path.write_text(f'- {{name: behavior_a, instruction: do, relation: "{relation}"}}\n')
+  (behavior,) = read(path, words)
+  assert (behavior.relation, behavior.questions) == (key, (question,))
+
+
+@pytest.mark.parametrize("questions", ["", ", questions: [The X wobbles the Y.]"])
+@pytest.mark.parametrize("relation", ["gibberish wobble", "is", "reversed", "not"])
+def test_an_unknown_relation_is_refused_with_the_allowed_form(tmp_path, relation, questions):
+  path = tmp_path / "b.yaml"
+  path.write_text(f'- {{name: behavior_a, instruction: do, relation: "{relation}"{questions}}}\n')
+  with pytest.raises(UsageError, match=f"relation '{relation}' is not known; write .*left of"):
+    read(path, words)
+
+
+def test_control_characters_of_a_chain_do_not_spoil_the_file(tmp_path):
+  path = tmp_path / "behaviors.yaml"
+  path.write_text(
+    render([LEFT], {"train:3": "The\x07 dog\u2028- name:\x85 {cat}\ufffe is \ud800."})
+  )
+  assert [b.name for b in read(path, words)] == [LEFT.name]
+
+
 def test_names_are_unique(tmp_path):
   path = tmp_path / "b.yaml"
   path.write_text("- {name: behavior_a, instruction: do, relation: near}\n" * 2)

@@ -3,12 +3,8 @@
 import pytest
 
 from spatial_vlm.data.relations import META_CATEGORY
-from spatial_vlm.reuse.retrieval.paraphrases import (
-  SPLITS,
-  caption_template,
-  negated,
-  read_paraphrases,
-)
+from spatial_vlm.reuse.retrieval.paraphrases import SPLITS, negated, read_paraphrases
+from spatial_vlm.reuse.statements.captions import caption_template
 from spatial_vlm.reuse.statements.masking import mask_objects
 from spatial_vlm.reuse.statements.relation_keys import qualifiers, relation_key
 
