@@ -24,7 +24,7 @@ from spatial_vlm.inference.policy import (
   prompt_format,
 )
 from spatial_vlm.inference.questions import PreparedQuestion, QuestionBuilder
-from spatial_vlm.processor.chat import Encoded, Processor
+from spatial_vlm.processor.chat import Encoded, Processor, Size
 from spatial_vlm.processor.image import padded_length
 from spatial_vlm.rollout.engine import CompiledEngine, Requests
 from spatial_vlm.rollout.prefix_cache import PrefixCache
@@ -91,6 +91,11 @@ class BatchGenerator(NamedTuple):
       for row, id, text, verdict in zip(rows, ids, texts, verdicts, strict=True)
       if id >= 0
     ]
+
+  def program(self, row: Row) -> tuple[bool, Size]:
+    """Returns what decides which program answers a row alone: whether a cached text precedes it, and its size."""
+    prefix, rest = self.encode.format.split(row[2])
+    return bool(prefix), self.encode.format.size([rest])
 
   def fill_prefixes(self, row: Row, id: int) -> None:
     """Computes the keys and values of a row's system turn, if the engine caches them."""

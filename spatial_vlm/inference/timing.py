@@ -29,14 +29,16 @@ def time_one_by_one(generator: BatchGenerator, examples: Take, count: int) -> di
   The keys and values of behaviors are computed before, as they are once for all questions.
   """
   asked: list[Example] = []
+  compiled = set()
   for example in _first(examples, count):
     try:
       row = generator.encode(example)
     except UnusableRecord:
       continue
     generator.fill_prefixes(row, example.id)
-    if not asked:
-      generator.answer([row], [example.id])  # compiles
+    if (program := generator.program(row)) not in compiled:
+      generator.answer([row], [example.id])
+      compiled.add(program)
     asked.append(example)
   seconds: dict[int, float] = {}
   for example in asked:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -40,13 +41,25 @@ class RlData(NamedTuple):
   """(mesh, numbers) -> those prompts of the training stream."""
   validate: Callable[[Params], float]
   """Trainable parameters -> accuracy on validation records."""
+  behaviors: Mapping[str, str] = MappingProxyType({})
+  """What the recalled behaviors depend on, see `BehaviorIndex.origin`; empty without behaviors."""
 
   def host_state(self) -> dict[str, Any]:
-    """Returns the records that each process has skipped, for a checkpoint; all processes call it."""
-    return {"skipped": hosts.all_gather_json(self.read.skipped)}
+    """Returns the records that each process has skipped and the behaviors, for a checkpoint; all processes call it."""
+    return {"skipped": hosts.all_gather_json(self.read.skipped), "behaviors": dict(self.behaviors)}
 
   def restore(self, host: Mapping[str, Any]) -> None:
-    """Reports and counts the records that an earlier start skipped, as if this start had read them."""
+    """Reports and counts the records that an earlier start skipped, as if this start had read them.
+
+    Raises UsageError where the behaviors have changed: an update reads the prompts of stored answers again.
+    """
+    before, now = host.get("behaviors", {}), dict(self.behaviors)
+    if before != now:
+      changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+      raise UsageError(
+        f"the index of behaviors is not the one that the run began with (different: {', '.join(changed)}); restore it, "
+        "or give another --workdir"
+      )
     for number in own_skipped(host["skipped"]):
       self.read(number)
 
@@ -61,12 +74,14 @@ def open_data(
   source = open_records(config, config.data.records)
   refuse_evaluation_records(config, source)
   # Built once: the index of behaviors holds the weights of its embedder.
-  encode = QuestionEncoder(policy.processor, rl_format(config), question_builder(config))
+  questions = question_builder(config)
+  encode = QuestionEncoder(policy.processor, rl_format(config), questions)
   read = Reader(source, encode, config.data.max_bad_share)
   return RlData(
     read,
     training_requests(config, policy, read),
     validation(config, policy, encode, mesh, automaton, engine),
+    questions.recall.index.origin if questions.recall else {},
   )
 
 

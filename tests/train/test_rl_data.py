@@ -137,3 +137,14 @@ def test_validation_records_that_cannot_be_asked_about_are_refused(
   with pytest.raises((UsageError, ValueError), match="empty.jsonl"):
     nothing = Config(ConfigDict(empty))
     rl_data.validation(nothing, policy, encode, mesh, None, types.SimpleNamespace())
+
+
+def test_a_checkpoint_goes_on_with_the_same_behaviors_only():
+  """An update reads the prompts of stored answers again: with other behaviors they would be other prompts."""
+  data = rl_data.RlData(None, None, None, {"embedder": "lexical", "behavior_left_of": "1a"})
+  saved = {"skipped": [[]], "behaviors": {"embedder": "lexical", "behavior_left_of": "1a"}}
+  data.restore(saved)
+  with pytest.raises(UsageError, match="different: behavior_left_of"):
+    data._replace(behaviors={"embedder": "lexical", "behavior_left_of": "2b"}).restore(saved)
+  with pytest.raises(UsageError, match="different: behavior_left_of, embedder"):
+    data.restore({"skipped": [[]]})
