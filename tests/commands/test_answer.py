@@ -12,7 +12,7 @@ from spatial_vlm.commands import answer as command
 from spatial_vlm.reuse.embedding.embedder import LexicalEmbedder
 from spatial_vlm.reuse.handbook.handbook import Handbook
 from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
-from spatial_vlm.reuse.index.index_folder import load_index
+from spatial_vlm.reuse.index.index_folder import load_index, save_index
 from spatial_vlm.reuse.statements.masking import mask_objects
 from spatial_vlm.tasks.statements import behavior_prompt, question
 
@@ -94,7 +94,7 @@ def test_answer_and_evaluate_recall_the_same(
   behaviors = tuple(dataclasses.replace(b, tokens=tokens) for b in stored.behaviors)
   handbook = Handbook(stored.max_entries, stored.max_tokens, behaviors)
   folder = tmp_path / "index"
-  BehaviorIndex(handbook, LexicalEmbedder(), 0.8).save(folder)
+  save_index(BehaviorIndex(handbook, LexicalEmbedder(), 0.8), folder, "lexical")
 
   changes = {**evaluate_changes, "method": "reuse", "behaviors": folder, "timed_questions": 0}
   assert run("evaluate", tmp_path / "evaluate", changes).code == 0
