@@ -3,6 +3,7 @@
 import fnmatch
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -40,12 +41,15 @@ def read_model_config(folder: epath.PathLike) -> ModelConfig:
     FileNotFoundError: config.json is missing.
     ValueError: it does not describe a dense Qwen3-VL.
   """
+  return ModelConfig.from_huggingface(read_config(folder, "a Hugging Face Qwen3-VL checkpoint"))
+
+
+def read_config(folder: epath.PathLike, kind: str) -> dict[str, Any]:
+  """Reads config.json of a folder; raises FileNotFoundError, which names the `kind` of folder to give, without one."""
   file = epath.Path(folder) / CONFIG_FILE
   if not file.is_file():
-    raise FileNotFoundError(
-      f"{folder} has no {CONFIG_FILE}; give the folder of a Hugging Face Qwen3-VL checkpoint"
-    )
-  return ModelConfig.from_huggingface(json.loads(file.read_text()))
+    raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give the folder of {kind}")
+  return json.loads(file.read_text())
 
 
 PROCESSOR_FILES = (

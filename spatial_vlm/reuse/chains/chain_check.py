@@ -6,6 +6,7 @@ with the reason; one that is wrong must not be learned from.
 
 import collections
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable
 
@@ -45,6 +46,9 @@ class Reading:
   """"" for a chain that is read; else one of the reasons above."""
 
 
+@functools.lru_cache(
+  maxsize=1 << 15
+)  # extraction, report and training examples read the same chains
 def read_chain(solution: Solution) -> Reading:
   """Reads and checks a solution's chain.
 

@@ -35,12 +35,6 @@ class _Use:
   loose_values: tuple[float, ...]
 
 
-def verified_chain(solution: Solution) -> answers.Answer | None:
-  """Returns the chain of a solution if it reaches the label by a comparison that `read_chain` accepts; else None."""
-  reading = read_chain(solution)
-  return reading.answer if reading.comparison else None
-
-
 def extract_behaviors(
   solutions: Iterable[Solution], count_tokens: Callable[[str], int], min_support: int
 ) -> list[Behavior]:

@@ -15,7 +15,6 @@ from spatial_vlm.reuse.extraction.patterns import (
   UNREAD_CAPTION,
   extract_behaviors,
   short_from_chain,
-  verified_chain,
 )
 from spatial_vlm.synthesis import scene_teacher
 
@@ -190,7 +189,7 @@ def test_short_answers_are_left_where_no_comparison_can_be_used():
   ids=range(14),
 )
 def test_unverified_chains_do_not_count(broken):
-  assert verified_chain(broken) is None
+  assert read_chain(broken).comparison is None
   good = [solution(i) for i in range(2)]
   assert extract_behaviors([*good, broken], words, 3) == []
   assert len(extract_behaviors([*good, solution(2)], words, 3)) == 1
