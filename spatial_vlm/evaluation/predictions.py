@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from spatial_vlm.answers import Box
 from spatial_vlm.data.records import Example
 
+CANNOT_TELL = 1_000_000
+"""Verdict of an answer that says "Cannot tell."; no label has it, so that such an answer is never right."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -20,7 +23,10 @@ class Prediction:
   label: int
   """The right verdict; for statements 1 true, 0 false."""
   verdict: int
-  """The verdict given (for statements 1 yes, 0 no); −1 when the answer does not parse or was cut off."""
+  """The verdict given (for statements 1 yes, 0 no); −1 when the answer does not parse or was cut off.
+
+  CANNOT_TELL where the question offered that option and the answer took it.
+  """
   text: str
   """The generated answer without its end-of-turn token.
 
@@ -35,6 +41,8 @@ class Prediction:
   """Name of the behavior in the prompt; None where none is similar enough or the method retrieves none."""
   seconds: float | None = None
   """Wall-clock time of this answer alone, retrieval included; None when it was answered in a batch."""
+  image: str = ""
+  """Name of the record's image, under a control too; records of one image make contrastive pairs."""
 
   @property
   def right(self) -> bool:
@@ -91,6 +99,7 @@ def majority_predictions(
       generated_tokens=0,
       prompt_tokens=0,
       truncated=False,
+      image=example.record.image,
     )
     for example in test
   ]

@@ -199,4 +199,5 @@ def _prediction(
     prompt_tokens=len(row.tokens),
     truncated=text.truncated,
     retrieved=question.behavior.name if question.behavior else None,
+    image=example.record.image,
   )
