@@ -7,6 +7,7 @@ sees should fall to the accuracy of guessing.
 
 import dataclasses
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import UInt8
 
+from spatial_vlm.answer_extraction import conclusion
 from spatial_vlm.answers import Box
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import Example, ExampleSource, Record
@@ -23,6 +25,7 @@ from spatial_vlm.tasks.task import Task
 Shown = UInt8[np.ndarray, "H W 3"] | None
 """The image that is shown; None: the prompt has no image."""
 WHITE, GREY = 255, 128
+_CANNOT_TELL = re.compile(r"\bcan(?:not|['’]t| not) tell\b", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +114,9 @@ class ControlledSource:
 def other_records(records: Sequence[Record], images: Sequence[str]) -> list[int]:
   """Returns for each record the number of another one, whose image is shown in its place.
 
-  Every record is chosen once, and none for a record with the same image. As few as possible are chosen for a record with
-  the same label: in the order of labels, then of digests of the records, each gets the one that stands as many places
-  later as the most frequent label has records. The result depends on the records only.
+  Every record is chosen once, and none for a record with the same image. As few as possible are chosen for a record
+  with the same label: in the order of labels, then of digests of the records, each gets the one that stands as many
+  places later as the most frequent label has records. The result depends on the records only.
 
   Raises UsageError if more than half of the records have one image, so that there is no such choice.
   """
@@ -164,12 +167,17 @@ def _swap(
 def with_cannot_tell(task: Task) -> Task:
   """Returns the task whose questions offer "Cannot tell." and whose grammar accepts it, in every form.
 
-  The first word of a direct answer is chosen among the same words as before.
+  In any wording, "can't tell" and "cannot tell" state it too. The first word of a direct answer is chosen among the same
+  words as before.
   """
 
   def question(caption: str, form: str) -> str:
     return f"{task.question(caption, form)} If the image does not show it, answer Cannot tell."
 
+  def extract(text: str, record: Record) -> int:
+    declines = _CANNOT_TELL.search(conclusion(text) or "")
+    return CANNOT_TELL if declines else task.extract(text, record)
+
   verdicts = {**task.grammar.verdicts, CANNOT_TELL: r"Cannot tell\."}
   grammar = dataclasses.replace(task.grammar, verdicts=verdicts)
-  return dataclasses.replace(task, question=question, grammar=grammar)
+  return dataclasses.replace(task, question=question, grammar=grammar, extract=extract)

@@ -132,3 +132,18 @@ def test_cannot_tell_is_offered_and_read_in_every_form():
     assert STATEMENT.parse(text) is None
   assert task.grammar.parse("Yes.").verdict == 1
   assert task.grammar.parse("Cannot tell. Yes.") is None
+
+
+@pytest.mark.parametrize(
+  ("text", "verdict"),
+  [
+    ("I can't tell.", CANNOT_TELL),
+    ("Reasoning: it is not left.\nConclusion: **Cannot tell**", CANNOT_TELL),
+    ("Cannot tell at first. Conclusion: Yes.", 1),
+    ("no", 0),
+    ("perhaps", -1),
+  ],
+)
+def test_cannot_tell_is_extracted_from_any_wording(boxed, text, verdict):
+  record = boxed.describe(0)[0]
+  assert with_cannot_tell(TASKS["scenes"]).extract(text, record) == verdict
