@@ -49,7 +49,15 @@ FOLDERS = {
   "data/scenes": ("render", "scene_layout", "source", "writing"),
   "evaluation": (
     *("predictions", "statistics", "boxes", "contrastive_pairs", "scores", "results"),
-    *("results_report", "box_drawing", "figures", "reuse_comparison", "runs", "runs_report"),
+    *(
+      "results_report",
+      "box_drawing",
+      "figures",
+      "reuse_comparison",
+      "runs",
+      "runs_comparison",
+      "runs_report",
+    ),
   ),
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),

@@ -136,9 +136,9 @@ def paired_lower_bound(gains: int, losses: int, n: int, confidence: float) -> fl
 def cochran_q(runs: Sequence[Outcomes]) -> float:
   """Returns the p-value of Cochran's Q test that k methods are equally accurate on the same examples (Cochran 1950).
 
-  Q = (k − 1)(k Σⱼ Cⱼ² − T²) / (k T − Σᵢ Rᵢ²), with Cⱼ right answers of method j, Rᵢ of example i and T in all. Q has the
-  χ² distribution with k − 1 degrees of freedom. Examples that not every method answered are skipped. Returns 1 where all
-  methods are right on the same examples.
+  Q = (k − 1)(k Σⱼ Cⱼ² − T²) / (k T − Σᵢ Rᵢ²), with Cⱼ right answers of method j, Rᵢ of example i and T in all. Q has
+  the χ² distribution with k − 1 degrees of freedom. Examples that not every method answered are skipped. Returns 1
+  where all methods are right on the same examples.
   """
   common = set.intersection(*(set(run) for run in runs))
   right = np.array([[run[key] for key in common] for run in runs], int).reshape(len(runs), -1)

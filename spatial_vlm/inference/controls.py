@@ -167,8 +167,8 @@ def _swap(
 def with_cannot_tell(task: Task) -> Task:
   """Returns the task whose questions offer "Cannot tell." and whose grammar accepts it, in every form.
 
-  In any wording, "can't tell" and "cannot tell" state it too. The first word of a direct answer is chosen among the same
-  words as before.
+  In any wording, "can't tell" and "cannot tell" state it too. The first word of a direct answer is chosen among the
+  same words as before.
   """
 
   def question(caption: str, form: str) -> str:

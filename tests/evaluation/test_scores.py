@@ -199,7 +199,9 @@ def test_distractors_do_not_enter_the_iou_but_can_attract_a_box(predict, chain):
   boxes = {"cat": true["cat"], "mug": (480, 480, 560, 560), "dog": true["hat"]}
   got = score_statements([predict(0, 1, 1, chain(1, boxes), boxes_true=true)])
   assert got["box_iou"] == 0.5
-  assert got["binding_errors"]["share"] == 0.5  # the mug's box is the hat's; a dog is not in the image
+  assert (
+    got["binding_errors"]["share"] == 0.5
+  )  # the mug's box is the hat's; a dog is not in the image
 
 
 @pytest.mark.parametrize(
