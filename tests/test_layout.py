@@ -10,7 +10,7 @@ from spatial_vlm.cli import COMMANDS
 PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
-  ("types", "config", "remote", "answers", "text", "jsonl"),
+  ("types", "config", "remote", "answers", "answer_extraction", "text", "jsonl"),
   (
     *("parameters", "sharding", "process_rows", "hosts", "checkpoint", "metrics"),
     *("model", "huggingface", "processor", "objectives", "optim"),
