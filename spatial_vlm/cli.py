@@ -31,6 +31,7 @@ COMMANDS = {
   "compare": "spatial_vlm.commands.compare",
   "report": "spatial_vlm.commands.report",
   "answer": "spatial_vlm.commands.answer",
+  "serve": "spatial_vlm.commands.serve",
   "export": "spatial_vlm.commands.export",
   "plan": "spatial_vlm.commands.plan",
   "bench": "spatial_vlm.commands.bench",

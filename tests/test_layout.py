@@ -17,7 +17,7 @@ LAYERS = (
   ),
   (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
-    *("synthesis", "train", "planning", "benchmark"),
+    *("synthesis", "train", "planning", "benchmark", "serving"),
   ),
   ("demo", "commands", "cli"),
 )
@@ -61,7 +61,15 @@ FOLDERS = {
   ),
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
-  "rollout": ("sampler", "prefix_cache", "engine"),
+  "rollout": (
+    "sampler",
+    "prefix_cache",
+    "slots",
+    "slot_requests",
+    "slot_queue",
+    "slot_engine",
+    "engine",
+  ),
   "reuse": ("statements", "handbook", "chains", "embedding", "extraction", "index", "retrieval"),
   "reuse/statements": ("relation_keys", "captions", "masking"),
   "reuse/handbook": ("behavior", "duplicates", "handbook", "review_file"),
@@ -120,6 +128,11 @@ FOLDERS = {
     *("inference_rows", "prefix_rows", "training_rows", "dapo_rows", "against_transformers"),
     *("measurements", "results"),
   ),
+  "serving": (
+    *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
+    *("chat_response", "server_metrics", "compiled_slots", "engine_thread", "service", "setup"),
+    *("http_guard", "app", "server"),
+  ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
@@ -133,11 +146,14 @@ RESERVED = {
   "google": {"synthesis/teachers/gemini.py"},
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
+  "prometheus_client": {"serving/server_metrics.py"},
   "pyarrow": {"data/vsr.py"},
   "tensorflow": {"processor/sentencepiece.py"},
   "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
+  "starlette": {"serving/app.py", "serving/server.py"},
   "torchvision": set(),
+  "uvicorn": {"serving/server.py"},
 }
 """Heavy or remote libraries and the files that may import them."""
 
