@@ -122,7 +122,7 @@ FOLDERS = {
   ),
   "serving": (
     *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
-    *("chat_response", "server_metrics", "compiled_slots", "engine_thread", "service", "setup"),
+    *("chat_response", "server_metrics", "engine_thread", "service", "setup"),
     *("http_guard", "app", "server"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),

@@ -100,10 +100,16 @@ def test_every_field_is_read():
 
 def test_shorter_ways_to_say_the_same():
   assert parse(stop="x").stop == ("x",)
-  assert parse(max_tokens=5).max_new_tokens == parse(max_tokens=5, max_completion_tokens=5).max_new_tokens == 5
+  assert (
+    parse(max_tokens=5).max_new_tokens
+    == parse(max_tokens=5, max_completion_tokens=5).max_new_tokens
+    == 5
+  )
   assert parse(top_k=-1).top_k == 0
   assert parse(spatial_vlm={"behaviors": True}).form == "chain"
-  nothing = {name: None for name in (*NEUTRAL, "n", "seed", "stop", "stream", "stream_options", "logprobs")}
+  nothing = {
+    name: None for name in (*NEUTRAL, "n", "seed", "stop", "stream", "stream_options", "logprobs")
+  }
   assert parse(**nothing) == parse()
 
 
@@ -138,7 +144,10 @@ def content(*parts):
     (content({"type": "text", "text": 1}), "messages[0].content[0].text"),
     (content(TEXT, {"type": "image_url"}), "messages[0].content[1].image_url.url"),
     (content({"type": "image_url", "image_url": "x"}), "messages[0].content[0].image_url"),
-    (content({"type": "image_url", "image_url": {"url": "x", "detail": "most"}}), "messages[0].content[0].image_url.detail"),
+    (
+      content({"type": "image_url", "image_url": {"url": "x", "detail": "most"}}),
+      "messages[0].content[0].image_url.detail",
+    ),
     (content(IMAGE, IMAGE, IMAGE), "messages"),
     (content({"type": "text", "text": "x" * 1001}), "messages"),
     ({"temperature": 2.1}, "temperature"),

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import socket
 import threading
 import time
@@ -121,8 +122,7 @@ def test_private_addresses_are_refused(address, monkeypatch):
 @contextlib.contextmanager
 def answering(monkeypatch, answer):
   """A host whose connections `answer(socket)` handles, reached without TLS."""
-  listener = socket.create_server(("127.0.0.1", 0))
-  asked = []
+  listener, asked = socket.create_server(("127.0.0.1", 0)), []
 
   def handle():
     with contextlib.suppress(OSError):
@@ -132,12 +132,14 @@ def answering(monkeypatch, answer):
         answer(peer)
 
   threading.Thread(target=handle, daemon=True).start()
-  port, connect = listener.getsockname()[1], socket.create_connection
-  connected = []
+  port, connected = listener.getsockname()[1], []
 
   def to_listener(address, timeout):
     connected.append(address)
-    return connect(("127.0.0.1", port), timeout)
+    connection = socket.socket()
+    connection.settimeout(timeout)
+    connection.connect(("127.0.0.1", port))
+    return connection
 
   class Plain:
     def wrap_socket(self, plain, server_hostname):
@@ -195,8 +197,6 @@ def test_a_slow_host_is_given_up(monkeypatch):
 
 def test_animations_show_their_first_frame(noise):
   frames = [noise(n).convert("P", palette=PIL.Image.Palette.ADAPTIVE) for n in range(2)]
-  import io
-
   buffer = io.BytesIO()
   frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
   loaded = load(f"data:image/gif;base64,{base64.b64encode(buffer.getvalue()).decode()}")
