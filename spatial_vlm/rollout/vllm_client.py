@@ -87,9 +87,7 @@ class VllmClient:
       raise UsageError(f"{self.url}/weight_checker returned no checksums; a newer vLLM is needed")
     return found
 
-  def _call(
-    self, path: str, data: bytes | None, waits_s: Sequence[float] = ()
-  ) -> dict[str, Any]:
+  def _call(self, path: str, data: bytes | None, waits_s: Sequence[float] = ()) -> dict[str, Any]:
     for wait_s in (*waits_s, None):
       request = urllib.request.Request(self.url + path, data=data)
       request.add_header("Content-Type", "application/json")

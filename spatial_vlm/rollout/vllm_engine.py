@@ -1,8 +1,8 @@
 """The engine over HTTP: a vLLM server samples, and gets new weights by its weight-update calls.
 
-The server runs elsewhere, e.g. on a GPU, and tokenizes and resizes on its own. Three checks keep it the trainer's policy:
-checksums of its weights after every update, the tokens of every prompt, and the metric `rollout_logprob_gap`, which
-compares its log-probabilities with the trainer's. Start it on the folder that the run starts from:
+The server runs elsewhere, e.g. on a GPU, and tokenizes and resizes images itself. Three checks keep it equal to the
+trainer's policy: checksums of its weights after every update, the tokens of every prompt, and the metric
+`rollout_logprob_gap`, which compares log-probabilities. Start the server on the folder that the run starts from:
 
   VLLM_SERVER_DEV_MODE=1 vllm serve FOLDER --dtype bfloat16 --logprobs-mode processed_logprobs \\
     --weight-transfer-config '{"backend": "disk"}'
@@ -110,7 +110,10 @@ class VllmEngine:
   def generate(
     self, requests: Requests, key: PRNGKeyArray, sampling: SamplingSettings
   ) -> Completions:
-    """Raises UsageErrorOfAll, on all processes, for a request that fails or a prompt that the server reads otherwise."""
+    """Samples completions of every prompt.
+
+    Raises UsageErrorOfAll, on all processes, for a request that fails or a prompt whose tokens differ in the server.
+    """
     if self._published is None:
       raise RuntimeError("the engine has no weights; call publish first")
     ids = _own_rows(requests.prompts.ids)
@@ -245,7 +248,9 @@ def _answer(choice: Any, sampling: SamplingSettings, vocabulary: int) -> Answer:
   reason, ended = choice["finish_reason"], tokens[-1] == sampling.eos
   whole = ended if reason == "stop" else len(tokens) == sampling.max_new_tokens
   if reason not in ("stop", "length") or not whole:
-    raise ValueError(f"finish_reason is {reason!r} after {len(tokens)} tokens, the last {tokens[-1]}")
+    raise ValueError(
+      f"finish_reason is {reason!r} after {len(tokens)} tokens, the last {tokens[-1]}"
+    )
   return Answer(tokens, logp)
 
 

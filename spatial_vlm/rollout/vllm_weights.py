@@ -1,8 +1,7 @@
-"""The weights of a policy as a vLLM server reads them, and checksums that say whether it did.
+"""Writes a policy's weights for a vLLM server, and compares the server's checksums with those of what was written.
 
-vLLM keeps fewer and larger tensors than a checkpoint has: queries, keys and values of a text layer are one matrix, so are
-gate and up of its MLP, and the rows of the vocabulary are padded (vllm/model_executor/models/qwen3_vl.py and
-layers/vocab_parallel_embedding.py).
+vLLM fuses tensors of a checkpoint: queries, keys and values of a text layer are one matrix, and so are gate and up of
+its MLP. It pads the rows of the vocabulary (vllm/model_executor/models/qwen3_vl.py, layers/vocab_parallel_embedding.py).
 """
 
 import hashlib
@@ -114,13 +113,13 @@ def check_served(expected: Mapping[str, str], served: Mapping[str, str], url: st
   wrong = [
     key
     for key, digest in served.items()
-    if expected.get(name := _RANKS.sub("", key), digest) != digest
+    if expected.get(_RANKS.sub("", key), digest) != digest
   ]
   missing = [*expected.keys() - {_RANKS.sub("", key) for key in served}]
   if wrong or missing:
     first = min(wrong or missing)
     raise UsageError(
-      f"after the update {url} holds other weights than the trainer: {len(wrong)} tensors differ and {len(missing)} are "
-      f"missing, first {first}; serve the folder that the run starts from, with --dtype equal to engine.dtype and no "
-      "quantization"
+      f"after the update {url} holds other weights than the trainer: {len(wrong)} tensors differ and {len(missing)} "
+      f"are missing, first {first}; serve the folder that the run starts from, with --dtype equal to engine.dtype and "
+      "no quantization"
     )

@@ -65,6 +65,6 @@ def check_engine(settings: Config) -> None:
     raise UsageError(f"engine.timeout_s is {settings.timeout_s}; give seconds above 0")
   if settings.kind == "vllm" and not settings.folder.startswith("/"):
     raise UsageError(
-      f"engine.folder is {settings.folder!r}; the engine vllm needs the absolute path of a folder that this machine and "
-      "the server share, for the weights of each update"
+      f"engine.folder is {settings.folder!r}; the engine vllm needs the absolute path of a folder that this machine "
+      "and the server share, for the weights of each update"
     )

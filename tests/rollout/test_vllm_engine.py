@@ -182,7 +182,9 @@ def test_an_update_pauses_transfers_resumes_and_compares(
   engine.publish(moved)
   update = ["/pause?mode=wait", *calls, "/resume", "/weight_checker"]
   assert server.calls == update
-  assert not list(tmp_path.iterdir())  # the weights of an update are removed when the server holds them
+  assert not list(
+    tmp_path.iterdir()
+  )  # the weights of an update are removed when the server holds them
   engine.release()
   engine.publish(jax.tree.map(lambda x: x + 0, moved))
   assert server.calls == update  # equal weights are not sent again
@@ -196,7 +198,8 @@ def test_a_wrong_checksum_names_the_tensor(moved, engine_of, server):
   engine = engine_of()
   server.faults.corrupt = "model.language_model.layers.1.self_attn.k_proj.weight"
   with pytest.raises(
-    UsageError, match=r"1 tensors differ and 0 are missing.*\.layers\.1\.self_attn\.qkv_proj\.weight"
+    UsageError,
+    match=r"1 tensors differ and 0 are missing.*\.layers\.1\.self_attn\.qkv_proj\.weight",
   ):
     engine.publish(moved)
   server.faults.corrupt = None
