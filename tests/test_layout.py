@@ -54,13 +54,8 @@ FOLDERS = {
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": (
-    "sampler",
-    "prefix_cache",
-    "slots",
-    "slot_requests",
-    "slot_queue",
-    "slot_engine",
-    "engine",
+    *("sampler", "prefix_cache", "slots", "slot_requests", "slot_queue", "slot_engine", "engine"),
+    *("vllm_client", "vllm_weights", "vllm_engine"),
   ),
   "reuse": ("statements", "handbook", "chains", "embedding", "extraction", "index", "retrieval"),
   "reuse/statements": ("relation_keys", "captions", "masking"),
@@ -109,6 +104,7 @@ FOLDERS = {
     *("update", "trained_weights", "run", "sft", "sft_data", "chain_sources"),
     *("behavior_sources", "behavior_data"),
     *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
+    "engines",
   ),
   "planning": (
     *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
