@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,7 +97,7 @@ def run_row(run: FinishedRun, reference: FinishedRun, settings: Sequence[str]) -
   }
 
 
-def _generated(run: FinishedRun) -> dict[Hashable, float]:
+def _generated(run: FinishedRun) -> dict[int, float]:
   return {p.id: p.generated_tokens for p in run.predictions}
 
 
@@ -165,15 +165,15 @@ def template_row(group: Sequence[FinishedRun], reading: str) -> Row:
   by_run = [{p.id: read(p) == p.label for p in run.predictions} for run in group]
   common = sorted(set.intersection(*(set(found) for found in by_run)))
   rates = [rate([found[id] for id in common]) for found in by_run]
-  accuracies = [r["accuracy"] for r in rates]
+  by_accuracy = sorted(rates, key=lambda r: r["accuracy"])
   return {
     "names": [run.name for run in group],
     "reading": reading,
     "rates": rates,
     "n": len(common),
-    "mean": float(np.mean(accuracies)),
-    "min": min(accuracies),
-    "max": max(accuracies),
+    "mean": float(np.mean([r["accuracy"] for r in rates])),
+    "min": by_accuracy[0],
+    "max": by_accuracy[-1],
     "p_value": cochran_q(by_run),
     "always_right": share([all(found[id] for found in by_run) for id in common]),
   }

@@ -149,7 +149,7 @@ def _tokens(tokens: Mapping[str, Any]) -> list[str]:
 def controls_table(rows: Sequence[Row]) -> str:
   """Returns the accuracies with the image and under each control."""
   header = ["row", "control", "read", "with the image", "without", *_DIFFERENCE, "McNemar p"]
-  header += ["same verdict", "no verdict", "cannot tell", "decided", "p"]
+  header += ["same verdict", "no verdict", "cannot tell", "decided", "p, above guessing"]
   cells = [
     [
       escaped(row["name"]),
@@ -212,7 +212,8 @@ def templates_table(rows: Sequence[Row]) -> str:
       row["reading"],
       f"{row['n']:,}",
       percent(row["mean"]),
-      *(rate_text(extreme(row["rates"], key=lambda r: r["accuracy"])) for extreme in (min, max)),
+      rate_text(row["min"]),
+      rate_text(row["max"]),
       p_value(row["p_value"]),
       share_text(row["always_right"]),
     ]
