@@ -49,7 +49,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     mesh = sharding.make_mesh(config.mesh)
     check_batch(config, mesh)
     recall = load_recall(config.behaviors, config.behavior_tokens)
-    recall.index.handbook.refuse_leaks(splits=(epath.Path(data.records).stem,))
+    recall.index.handbook.refuse_leaks((epath.Path(data.records).stem,), source.pairs)
     policies = {"": load_policy(config.checkpoint, mesh)}
     if config.bc_checkpoint:
       policies[BC_SFT] = load_policy(config.bc_checkpoint, mesh)
