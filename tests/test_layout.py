@@ -10,14 +10,14 @@ from spatial_vlm.cli import COMMANDS
 PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
-  ("types", "config", "remote", "answers", "text", "jsonl"),
+  ("types", "config", "remote", "answers", "answer_extraction", "text", "jsonl"),
   (
     *("parameters", "sharding", "process_rows", "hosts", "checkpoint", "metrics"),
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
-    *("synthesis", "train", "planning", "benchmark"),
+    *("synthesis", "train", "planning", "benchmark", "serving"),
   ),
   ("demo", "commands", "cli"),
 )
@@ -48,12 +48,23 @@ FOLDERS = {
   ),
   "data/scenes": ("render", "scene_layout", "source", "writing"),
   "evaluation": (
-    *("predictions", "statistics", "boxes", "scores", "results", "results_report"),
-    *("box_drawing", "figures", "reuse_comparison"),
+    *("predictions", "statistics", "boxes", "contrastive_pairs", "scores", "results"),
+    *(
+      "results_report",
+      "box_drawing",
+      "figures",
+      "reuse_comparison",
+      "runs",
+      "runs_comparison",
+      "runs_report",
+    ),
   ),
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
-  "rollout": ("sampler", "prefix_cache", "engine"),
+  "rollout": (
+    *("sampler", "prefix_cache", "slots", "slot_requests", "slot_queue", "slot_engine", "engine"),
+    *("vllm_client", "vllm_weights", "vllm_engine"),
+  ),
   "reuse": ("statements", "handbook", "chains", "embedding", "extraction", "index", "retrieval"),
   "reuse/statements": ("relation_keys", "captions", "masking"),
   "reuse/handbook": ("behavior", "duplicates", "handbook", "review_file"),
@@ -69,8 +80,8 @@ FOLDERS = {
   "reuse/index": ("searchers", "vector_files", "vector_index", "behavior_index", "index_folder"),
   "reuse/retrieval": ("recall", "choosers", "paraphrases", "recall_report"),
   "inference": (
-    *("policy", "loading", "questions", "comparison_arms", "generation", "stored_answers"),
-    "timing",
+    *("controls", "policy", "loading", "questions", "comparison_arms", "generation"),
+    *("stored_answers", "timing"),
   ),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
@@ -101,6 +112,7 @@ FOLDERS = {
     *("update", "trained_weights", "run", "sft", "sft_data", "chain_sources"),
     *("behavior_sources", "behavior_data"),
     *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
+    "engines",
   ),
   "planning": (
     *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
@@ -111,6 +123,11 @@ FOLDERS = {
     *("row", "measure", "limits", "inputs", "weights", "subject", "correctness"),
     *("inference_rows", "prefix_rows", "training_rows", "dapo_rows", "against_transformers"),
     *("measurements", "results"),
+  ),
+  "serving": (
+    *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
+    *("chat_response", "server_metrics", "engine_thread", "service", "setup"),
+    *("http_guard", "app", "server"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
 }
@@ -125,11 +142,14 @@ RESERVED = {
   "google": {"synthesis/teachers/gemini.py"},
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
+  "prometheus_client": {"serving/server_metrics.py"},
   "pyarrow": {"data/vsr.py"},
   "tensorflow": {"processor/sentencepiece.py"},
   "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
+  "starlette": {"serving/app.py", "serving/server.py"},
   "torchvision": set(),
+  "uvicorn": {"serving/server.py"},
 }
 """Heavy or remote libraries and the files that may import them."""
 
@@ -284,6 +304,7 @@ def test_functions_keep_the_size_limits():
 
 
 QUESTION_CALLERS = {
+  "inference/controls.py": "adds an option to the question of another task",
   "inference/questions.py": "the builder",
   "synthesis/scene_teacher.py": "training texts of a tokenizer, which no model is asked",
 }
