@@ -18,6 +18,7 @@ from spatial_vlm.evaluation.runs import (
   of_several_templates,
   with_their_controls,
 )
+from spatial_vlm.evaluation.scores import rates_by, rates_by_stratum
 from spatial_vlm.evaluation.statistics import (
   cochran_q,
   mcnemar,
@@ -61,6 +62,7 @@ def compare_runs(runs: Sequence[FinishedRun], statements: bool) -> dict[str, Any
     ],
     "pairs": [pair_row(run, reference, what) for what in PAIRS for run in runs if statements],
     "boxes": [box_row(run) for run in runs if statements],
+    "strata": stratum_rows([run for run in runs if not run.control]),
   }
 
 
@@ -193,3 +195,25 @@ def pair_row(run: FinishedRun, reference: FinishedRun, what: str) -> Row:
 def box_row(run: FinishedRun) -> Row:
   """Returns the scores of the boxes that its answers name."""
   return {"name": run.name, **box_scores(run.predictions)}
+
+
+def stratum_rows(runs: Sequence[FinishedRun]) -> list[Row]:
+  """Returns the accuracy of every run in each relation and in each value of the records' strata."""
+  by_run = {
+    run.name: {
+      "relation": rates_by(run.predictions, lambda p: p.relation),
+      **rates_by_stratum(run.predictions),
+    }
+    for run in runs
+  }
+  places = {
+    (name, value): None for found in by_run.values() for name in found for value in found[name]
+  }
+  return [
+    {
+      "stratum": name,
+      "value": value,
+      "rates": {run: found.get(name, {}).get(value) for run, found in by_run.items()},
+    }
+    for name, value in places
+  ]
