@@ -14,21 +14,27 @@ Visual = Image.Image | np.ndarray | Video | tuple
 """An image or a video, or the `ImageSize` or `VideoInfo` that replaces it when only its size is needed."""
 
 
-def messages(visual: Visual, text: str, answer: str | None = None, system: str = "") -> Messages:
-  """Returns one question about one image or video, after a system turn and with its answer if they are given."""
+def messages(
+  visual: Visual | list, text: str, answer: str | None = None, system: str = ""
+) -> Messages:
+  """Returns one question about an image or video or a list of them, after a system turn and with its answer if given."""
   turns = [] if answer is None else [answer]
   before: Messages = [{"role": "system", "content": [{"type": "text", "text": system}]}]
   return [*(before if system else []), *conversation(visual, [(text, *turns)])]
 
 
-def conversation(visual: Visual, turns: Sequence[tuple[str, ...]]) -> Messages:
-  """Returns several (question, answer) turns about one image or video, which precedes the first question."""
-  kind = "video" if isinstance(visual, Video | VideoInfo) else "image"
+def conversation(visual: Visual | list, turns: Sequence[tuple[str, ...]]) -> Messages:
+  """Returns several (question, answer) turns about an image or video or a list of them; they precede all questions."""
   result: Messages = []
   for text, *answer in turns:
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
     if not result:
-      content.insert(0, {"type": kind, kind: visual})
+      content[:0] = map(_part, visual if isinstance(visual, list) else [visual])
     result.append({"role": "user", "content": content})
     result += [{"role": "assistant", "content": [{"type": "text", "text": a}]} for a in answer]
   return result
+
+
+def _part(visual: Visual) -> dict[str, Any]:
+  kind = "video" if isinstance(visual, Video | VideoInfo) else "image"
+  return {"type": kind, kind: visual}

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from spatial_vlm.answers import Box
 from spatial_vlm.config import UsageError
+from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.data.image_files import ImageFiles, ImageLocations
 from spatial_vlm.data.image_locations import UnusableArchive
 from spatial_vlm.data.relations import META_CATEGORY
@@ -62,6 +63,22 @@ class Record:
     """Meta-category of the relation; a relation outside VSR is Unallocated."""
     return META_CATEGORY.get(self.relation, "Unallocated")
 
+  @property
+  def options(self) -> tuple[str, ...]:
+    """None: a statement is answered by yes or no (see `BenchmarkRecord`)."""
+    return ()
+
+  @property
+  def strata(self) -> dict[str, str]:
+    """Meta-category, and whether all validators agree with the label."""
+    votes = {None: "none", 1.0: "unanimous"}.get(self.agreement, "divided")
+    return {"category": self.category, "votes": votes}
+
+  @property
+  def group(self) -> str:
+    """Empty: every statement counts alone."""
+    return ""
+
   def to_json(self) -> dict[str, Any]:
     """Returns the fields as VSR writes them, without optional fields that are None."""
     fields = dataclasses.asdict(self)
@@ -78,10 +95,17 @@ _VOTE_FIELDS = ("vote_true_validator_id", "vote_false_validator_id")
 class Example:
   """A statement with its image; `boxes` are the known ones, by name, in 0–1000 (none for VSR itself)."""
 
-  record: Record
+  record: Record | BenchmarkRecord
   image: UInt8[np.ndarray, "H W 3"]
   boxes: dict[str, Box]
   id: int
+  more_images: tuple[UInt8[np.ndarray, "_ _ 3"], ...] = dataclasses.field(default=(), kw_only=True)
+  """Images after the first, of a question about several."""
+
+  @property
+  def images(self) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """All images in their order."""
+    return [self.image, *self.more_images]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,10 @@ class Prediction:
   """Wall-clock time of this answer alone, retrieval included; None when it was answered in a batch."""
   extracted: int = -1
   """The verdict that the text states in whatever form (`answer_extraction`); −1 where it states none."""
+  strata: dict[str, str] = dataclasses.field(default_factory=dict)
+  """Name of a stratum → its value for the record, such as {"votes": "unanimous"}."""
+  group: str = ""
+  """Answers with the same group count only together (circular evaluation); "": the answer counts alone."""
 
   @property
   def right(self) -> bool:
@@ -107,6 +111,8 @@ def majority_predictions(
       prompt_tokens=0,
       truncated=False,
       extracted=verdict(example.record.relation),
+      strata=dict(example.record.strata),
+      group=example.record.group,
     )
     for example in test
   ]

@@ -129,9 +129,12 @@ class Generation(NamedTuple):
 
 
 def encode_question(
-  processor: Processor, image: Image.Image | np.ndarray, text: str, system: str = ""
+  processor: Processor,
+  image: Image.Image | np.ndarray | list[np.ndarray],
+  text: str,
+  system: str = "",
 ) -> Encoded:
-  """Encodes one question about one image, after a system turn if it is given, up to where the answer begins."""
+  """Encodes one question about an image or several, after a system turn if given, up to where the answer begins."""
   return encode(processor, messages(image, text, system=system), generation_prompt=True)
 
 
@@ -151,12 +154,13 @@ def collate(
 
 
 class AskedQuestion(NamedTuple):
-  """A question about an image, in words and encoded."""
+  """A question about images, in words and encoded."""
 
   text: str
   image: Any
+  """Image, or a list of several."""
   encoded: Encoded
-  """The system turn, the image and the words."""
+  """The system turn, the images and the words."""
   system: str = ""
 
 
