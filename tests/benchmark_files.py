@@ -56,7 +56,7 @@ def mmbench_rows():
         {
           "index": number + turn * 1_000_000,
           "question": "How is it?\nLook twice.",
-          "hint": "There is a \"hint\".\tIt has a tab." if number == 3 else None,
+          "hint": 'There is a "hint".\tIt has a tab.' if number == 3 else None,
           **{letter: named.get(letter) for letter in "ABCD"},
           "answer": "ABCD"[turned.index(options[0])],
           "category": "spatial_relationship",
@@ -104,9 +104,13 @@ def cvbench_columns(count=5):
     "task": tasks[:count],
     "image": [cell(n) for n in range(count)],
     "question": [f"Question {n}?" for n in range(count)],
-    "choices": [["2", "3", "1", "0", "4", "5"], ["left", "right"], ["a", "b"], ["a", "b"], ["0", "1"]][
-      :count
-    ],
+    "choices": [
+      ["2", "3", "1", "0", "4", "5"],
+      ["left", "right"],
+      ["a", "b"],
+      ["a", "b"],
+      ["0", "1"],
+    ][:count],
     "answer": ["(F)", "(B)", "(A)", "(B)", "(A)"][:count],
     "source": ["ADE20K", "COCO", "Omni3D", "Omni3D", "COCO"][:count],
   }

@@ -28,7 +28,12 @@ from spatial_vlm.tasks.task import Task
 
 ROTATED = 1_000_000
 """Rows of MMBench with one index modulo this are one question with rotated options (VLMEvalKit, `mcq_circular_eval`)."""
-_BLINK_SPATIAL = ("spatial relation", "relative depth", "multi view reasoning", "object localization")
+_BLINK_SPATIAL = (
+  "spatial relation",
+  "relative depth",
+  "multi view reasoning",
+  "object localization",
+)
 
 
 def whatsup_record(fields: Fields) -> BenchmarkRecord:
@@ -112,7 +117,8 @@ BENCHMARKS: Mapping[str, Task] = MappingProxyType(
     "vsr-zeroshot": dataclasses.replace(
       statements.VSR,
       read=functools.partial(
-        BenchmarkSource, to_record=functools.partial(yes_no_record, relation=("relation", "category"))
+        BenchmarkSource,
+        to_record=functools.partial(yes_no_record, relation=("relation", "category")),
       ),
     ),
     "whatsup": choice_task(whatsup_record),

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from spatial_vlm.answer_extraction import extract_option, extract_short, normalized
 from spatial_vlm.answers import FORMS, Grammar
+from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.data.benchmarks.fields import LETTERS, Fields
 from spatial_vlm.data.benchmarks.source import BenchmarkSource
-from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.evaluation.scores import score
 from spatial_vlm.tasks.explanations import explain_choices
 from spatial_vlm.tasks.statements import behavior_prompt, instruction

@@ -78,9 +78,7 @@ class Task:
         f"template is {name!r}; choose one of {', '.join(['project', *self.templates])}"
       )
     template = self.templates[name]
-    changes = {
-      field.name: getattr(template, field.name) for field in dataclasses.fields(template)
-    }
+    changes = {field.name: getattr(template, field.name) for field in dataclasses.fields(template)}
     return dataclasses.replace(self, **changes)
 
   def explained(self) -> "Task":

@@ -135,7 +135,12 @@ def yes_no(answer: Any) -> int:
   >>> yes_no("Yes"), yes_no("no."), yes_no(1), yes_no(False)
   (1, 0, 1, 0)
   """
-  words = {word: verdict for verdict, word in YES_NO.items()} | {"true": 1, "false": 0, "1": 1, "0": 0}
+  words = {word: verdict for verdict, word in YES_NO.items()} | {
+    "true": 1,
+    "false": 0,
+    "1": 1,
+    "0": 0,
+  }
   if (word := normalized(str(answer))) not in words:
     raise ValueError(f"answer is {answer!r}; it must be yes or no")
   return words[word]

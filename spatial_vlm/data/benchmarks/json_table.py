@@ -24,7 +24,9 @@ class JsonTable:
     except (ValueError, RecursionError) as error:
       raise UsageError(f"{os.fspath(file)} is no JSON ({error}); copy it again") from error
     if not isinstance(found, list):
-      raise UsageError(f"{os.fspath(file)} holds a {type(found).__name__}; give a JSON list of questions")
+      raise UsageError(
+        f"{os.fspath(file)} holds a {type(found).__name__}; give a JSON list of questions"
+      )
     self.rows: list[Row] = []
     self.bad: list[BadRecord] = []
     for number, value in enumerate(found, start=1):

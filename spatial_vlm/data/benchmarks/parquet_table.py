@@ -63,7 +63,8 @@ class ParquetTable:
     schema = file.schema_arrow
     features = _features(schema.metadata)
     images = sorted(
-      (field.name for field in schema if _holds_images(field, features.get(field.name))), key=_natural
+      (field.name for field in schema if _holds_images(field, features.get(field.name))),
+      key=_natural,
     )
     if self._image_columns and images != self._image_columns:
       raise UsageError(f"{os.fspath(path)} has other image columns than the first shard: {images}")
@@ -131,12 +132,16 @@ def _holds_images(field: Any, feature: Any) -> bool:
     if isinstance(inner, dict):
       return inner.get("_type") == "Image"
   kind = str(field.type)
-  return bool(re.match(r"((large_)?list<\w+: )?struct<(bytes: (large_)?binary|path: \w+, bytes: )", kind))
+  return bool(
+    re.match(r"((large_)?list<\w+: )?struct<(bytes: (large_)?binary|path: \w+, bytes: )", kind)
+  )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
   """Returns a key that sorts image_10 after image_2."""
-  return [(int(part or 0), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+  return [
+    (int(part or 0), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)
+  ]
 
 
 def _named(value: Any, feature: Any) -> Any:

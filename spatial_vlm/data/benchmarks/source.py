@@ -62,7 +62,9 @@ class BenchmarkSource:
     to_record: ToRecord,
   ):
     if boxes is not None:
-      raise UsageError(f"data.boxes is {os.fspath(boxes)!r}; benchmarks have no true boxes: set it to ''")
+      raise UsageError(
+        f"data.boxes is {os.fspath(boxes)!r}; benchmarks have no true boxes: set it to ''"
+      )
     self._table, self._images = open_table(path), images
     self.bad = list(self._table.bad)
     self._numbered: list[tuple[int, BenchmarkRecord]] = []
@@ -71,7 +73,9 @@ class BenchmarkSource:
     if len(self.bad) > max_bad_share * total:
       raise TooManyBadRecords(self.bad, total, max_bad_share)
     if not self._numbered:
-      raise UsageError(f"{os.fspath(path)} holds no question of this task; {left_out} rows are of another")
+      raise UsageError(
+        f"{os.fspath(path)} holds no question of this task; {left_out} rows are of another"
+      )
     if left_out:
       log.info("%d rows of %s belong to no category of this task", left_out, os.fspath(path))
 
@@ -130,7 +134,9 @@ class BenchmarkSource:
   @functools.cached_property
   def _files(self) -> ImageFiles:
     if not self._images:
-      raise UsageError("the file names its images and data.images is empty; give their folder or archive")
+      raise UsageError(
+        "the file names its images and data.images is empty; give their folder or archive"
+      )
     return ImageFiles(self._images)
 
 
@@ -138,5 +144,7 @@ def open_table(path: epath.PathLike) -> Table:
   """Returns the rows of a file, by its suffix; UsageError for a suffix that no benchmark has."""
   suffix = epath.Path(path).suffix.lower()
   if suffix not in TABLES:
-    raise UsageError(f"{os.fspath(path)} is no file of a benchmark; its suffix must be {', '.join(TABLES)}")
+    raise UsageError(
+      f"{os.fspath(path)} is no file of a benchmark; its suffix must be {', '.join(TABLES)}"
+    )
   return TABLES[suffix](path)

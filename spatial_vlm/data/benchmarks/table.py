@@ -52,7 +52,9 @@ def find_files(pattern: epath.PathLike) -> list[Path]:
   path = epath.Path(pattern)
   found = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
   if not found or not all(file.is_file() for file in found):
-    raise UsageError(f"{path} does not exist; give a file, or a pattern such as FOLDER/test-*.parquet")
+    raise UsageError(
+      f"{path} does not exist; give a file, or a pattern such as FOLDER/test-*.parquet"
+    )
   _check_shards([file.name for file in found])
   return local_copies(found) if is_remote(path) else [Path(file) for file in found]
 

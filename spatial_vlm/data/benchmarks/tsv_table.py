@@ -63,7 +63,9 @@ class TsvTable:
     while reference := self._places[number].reference:
       number = self._by_index.get(reference, -1)
       if number < 0 or number in seen:
-        raise UnreadableImage(f"image refers to the row with index {reference!r}, which has no image")
+        raise UnreadableImage(
+          f"image refers to the row with index {reference!r}, which has no image"
+        )
       seen.add(number)
       fields = {**fields, "image": self._fields(number)["image"]}
     if image := fields.get("image"):
@@ -100,7 +102,9 @@ class TsvTable:
 
   def _fault(self, values: list[str]) -> str:
     if len(values) != len(self._header):
-      return f"the row has {len(values)} fields and the header {len(self._header)}; a quote may be open"
+      return (
+        f"the row has {len(values)} fields and the header {len(self._header)}; a quote may be open"
+      )
     if any("\ufffd" in value for value in values):
       return "the row is not UTF-8"
     return ""
@@ -183,4 +187,3 @@ def decode_base64(text: str) -> bytes:
     return binascii.a2b_base64("".join(encoded.split()), strict_mode=True)
   except ValueError as error:
     raise UnreadableImage(f"the image is no base64: {error}") from error
-

@@ -25,7 +25,9 @@ def test_images_are_read_from_structs_row_group_by_row_group(tmp_path, features)
   assert [row.line for row in table.rows] == [1, 2, 3, 4, 5]
   for number in (4, 0, 3, 1, 2):
     assert table.images(number) == [png(number)]
-  assert table.rows[1].fields["choices"] == ["left", "right"] and "image" not in table.rows[1].fields
+  assert (
+    table.rows[1].fields["choices"] == ["left", "right"] and "image" not in table.rows[1].fields
+  )
 
 
 def test_shards_are_one_table_and_none_may_be_missing(tmp_path):

@@ -124,7 +124,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "text", ["hello!" * 20, encoded()[:-3], "data:image/png;base64,@@", f"{encoded()}=AAAA", "[" * 900]
+  "text",
+  ["hello!" * 20, encoded()[:-3], "data:image/png;base64,@@", f"{encoded()}=AAAA", "[" * 900],
 )
 def test_what_is_no_base64_is_no_image(text):
   with pytest.raises(UnreadableImage, match="no base64"):
@@ -137,7 +138,9 @@ def test_data_urls_and_broken_lines_are_decoded():
   np.testing.assert_array_equal(pixels(decode_base64(broken)), pixels(png(1)))
 
 
-@pytest.mark.parametrize("image", ["[]", "[1, 2]", "['a'", "[" * 3000 + "]", "[]" * 40, str(["a"] * 99)])
+@pytest.mark.parametrize(
+  "image", ["[]", "[1, 2]", "['a'", "[" * 3000 + "]", "[]" * 40, str(["a"] * 99)]
+)
 def test_broken_lists_are_no_images(tmp_path, image):
   row = choice_row(0, image=image.ljust(70))
   table = TsvTable(write_tsv(tmp_path / "x.tsv", [row]))
