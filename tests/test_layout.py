@@ -55,13 +55,8 @@ FOLDERS = {
   "tasks": ("task", "explanations", "statements", "choices", "benchmarks"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": (
-    "sampler",
-    "prefix_cache",
-    "slots",
-    "slot_requests",
-    "slot_queue",
-    "slot_engine",
-    "engine",
+    *("sampler", "prefix_cache", "slots", "slot_requests", "slot_queue", "slot_engine", "engine"),
+    *("vllm_client", "vllm_weights", "vllm_engine"),
   ),
   "reuse": ("statements", "handbook", "chains", "embedding", "extraction", "index", "retrieval"),
   "reuse/statements": ("relation_keys", "captions", "masking"),
@@ -110,6 +105,7 @@ FOLDERS = {
     *("update", "trained_weights", "run", "sft", "sft_data", "chain_sources"),
     *("behavior_sources", "behavior_data"),
     *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
+    "engines",
   ),
   "planning": (
     *("chips", "hlo_text", "hlo", "collectives", "hbm_traffic", "flops", "inputs", "compiled"),
@@ -123,7 +119,7 @@ FOLDERS = {
   ),
   "serving": (
     *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
-    *("chat_response", "server_metrics", "compiled_slots", "engine_thread", "service", "setup"),
+    *("chat_response", "server_metrics", "engine_thread", "service", "setup"),
     *("http_guard", "app", "server"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
