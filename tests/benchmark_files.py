@@ -1,4 +1,4 @@
-"""Files of benchmarks with their published schemas and the traps of the real ones, drawn here: no row was downloaded."""
+"""Files of benchmarks with their published schemas and the traps of the real ones; every row is made up."""
 
 import base64
 import csv

@@ -17,7 +17,7 @@ Visual = Image.Image | np.ndarray | Video | tuple
 def messages(
   visual: Visual | list, text: str, answer: str | None = None, system: str = ""
 ) -> Messages:
-  """Returns one question about an image or video or a list of them, after a system turn and with its answer if given."""
+  """Returns one question about an image or video or a list of them, after a system turn, with its answer if given."""
   turns = [] if answer is None else [answer]
   before: Messages = [{"role": "system", "content": [{"type": "text", "text": system}]}]
   return [*(before if system else []), *conversation(visual, [(text, *turns)])]

@@ -1,6 +1,6 @@
 """Benchmarks of others, by the files that they are published as.
 
-Each reads a file of its published schema, as its comment gives it; `docs/evaluation.md` lists the files to download.
+Each reads a file of its published schema, as its comment gives it; `docs/tasks.md` lists the files to download.
 A TSV has the columns of VLMEvalKit (`data.benchmarks.tsv_table`), whatever the benchmark, so that every one of its
 datasets with options or yes and no can be read by `mmbench` or `pope`. No row was seen here: tests write files of these
 schemas.
@@ -27,7 +27,7 @@ from spatial_vlm.tasks.choices import choice_task, short_task
 from spatial_vlm.tasks.task import Task
 
 ROTATED = 1_000_000
-"""Rows of MMBench with one index modulo this are one question with rotated options (VLMEvalKit, `mcq_circular_eval`)."""
+"""Rows of MMBench with one index modulo this are rotations of one question (VLMEvalKit, `mcq_circular_eval`)."""
 _BLINK_SPATIAL = (
   "spatial relation",
   "relative depth",
@@ -97,8 +97,10 @@ def blink_record(fields: Fields) -> BenchmarkRecord | None:
   answer "(A)" ("hidden" in the test split), prompt. TSV `BLINK.tsv`: all subtasks, named by `category`; the others are
   left out. Source: Fu et al., arXiv 2404.12390.
   """
-  record = choice_record(fields, relation=("sub_task", "category"))
-  return record if re.sub(r"[\W_]+", " ", record.relation.lower()) in _BLINK_SPATIAL else None
+  subtask = str(fields.get("sub_task") or fields.get("category") or "")
+  if re.sub(r"[\W_]+", " ", subtask.lower()) not in _BLINK_SPATIAL:
+    return None
+  return choice_record(fields, relation=("sub_task", "category"))
 
 
 _YES_NO = dataclasses.replace(
@@ -123,28 +125,28 @@ BENCHMARKS: Mapping[str, Task] = MappingProxyType(
     ),
     "whatsup": choice_task(whatsup_record),
     # CV-Bench (Tong et al., arXiv 2406.16860), test_2d.parquet and test_3d.parquet: idx, type (2D, 3D), task (Count,
-    # Relation, Depth, Distance), image, question, choices, answer "(A)", prompt, filename, source (ADE20K, COCO, Omni3D),
-    # source_dataset, source_filename, target_class, target_size, bbox. TSV of VLMEvalKit: CV-Bench-2D, CV-Bench-3D.
+    # Relation, Depth, Distance), image, question, choices, answer "(A)", prompt, filename, source (ADE20K, COCO,
+    # Omni3D), source_dataset, source_filename, target_class, target_size, bbox. TSV: CV-Bench-2D, CV-Bench-3D.
     "cvbench": choice_task(
       functools.partial(choice_record, relation=("task", "category"), strata=("type", "source"))
     ),
     "blink": choice_task(blink_record),
     # EmbSpatial-Bench (Du et al., arXiv 2406.05756), Parquet: question_id, image, question, relation, answer_options,
-    # answer (number from 0), data_source (ai2thor, mp3d, scannet), scene_id. TSV of VLMEvalKit: EmbSpatialBench.
+    # answer (number from 0), data_source (ai2thor, mp3d, scannet), scene_id. TSV: EmbSpatialBench.
     "embspatial": choice_task(
       functools.partial(choice_record, relation=("relation", "category"), strata=("data_source",))
     ),
-    # RealWorldQA (xAI), test-*.parquet: image, question (with options and what to answer with), answer: a letter, a word
-    # or a number. TSV of VLMEvalKit: RealWorldQA, with options in columns.
+    # RealWorldQA (xAI), test-*.parquet: image, question (with options and what to answer with), answer: a letter, a
+    # word or a number. TSV: RealWorldQA, with options in columns.
     "realworldqa": short_task(short_record),
     # POPE (Li et al., arXiv 2305.10355), test-*.parquet: id, question_id, question, answer (yes, no), image_source,
-    # image, category (adversarial, popular, random). TSV of VLMEvalKit: POPE, also with Yes and No.
+    # image, category (adversarial, popular, random). TSV: POPE, with Yes and No.
     "pope": dataclasses.replace(
       _YES_NO,
       read=functools.partial(BenchmarkSource, to_record=yes_no_record),
     ),
-    # 3DSRBench (Ma et al., arXiv 2412.07825), 3dsrbench_v1_vlmevalkit_circular.tsv: index, qid, question, A, B, and C, D
-    # for some, answer, category (such as height_higher), image.
+    # 3DSRBench (Ma et al., arXiv 2412.07825), 3dsrbench_v1_vlmevalkit_circular.tsv: index, qid, question, A, B, for
+    # some C and D, answer, category (such as height_higher), image.
     "3dsrbench": choice_task(functools.partial(choice_record, group=three_d_group)),
     # MMBench (Liu et al., arXiv 2307.06281), MMBench_DEV_EN.tsv: index, question, hint, A … D, answer, category,
     # l2-category, split, image (or the index of the row with the image, as all rotated copies have it).

@@ -32,7 +32,7 @@ TABLES: Mapping[str, Callable[[epath.PathLike], Table]] = {
 """Suffix → reader of the file format."""
 
 ToRecord = Callable[[Mapping[str, Any]], BenchmarkRecord | None]
-"""Fields of a row → its question; None for a row that the task leaves out. Raises ValueError with the fault of a row."""
+"""Fields of a row → its question; None for a row that the task leaves out. Raises ValueError for a bad row."""
 
 
 class BenchmarkSource:

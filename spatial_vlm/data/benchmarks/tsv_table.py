@@ -1,7 +1,7 @@
 """TSV files of VLMEvalKit: one question a row, its images in base64.
 
-Columns (`vlmeval/dataset/image_base.py`, `image_mcq.py`): `index`, `image`, `question`, `answer`, options in `A`, `B`, …,
-and optionally `hint`, `category`, `l2-category`, `split`, `image_path`. As there:
+Columns (`vlmeval/dataset/image_base.py`, `image_mcq.py`): `index`, `image`, `question`, `answer`, options in `A`, `B`,
+…, and optionally `hint`, `category`, `l2-category`, `split`, `image_path`. As there:
 
 - `image` is base64, a list of base64 (JSON or Python), or, if it has at most 64 characters, the index of the row that
   holds the image.
@@ -9,7 +9,7 @@ and optionally `hint`, `category`, `l2-category`, `split`, `image_path`. As ther
 - Fields with tabs, quotes or line breaks are quoted. An empty field and `nan` are missing. Unlike in pandas, the words
   "None", "NA" and "null" are text, since they occur as options.
 
-A file may hold gigabytes of images. It is read once for the other fields; an image is read from its place when asked for.
+A file may hold gigabytes of images. It is read once for the other fields; an image is read from its place on demand.
 """
 
 import ast
