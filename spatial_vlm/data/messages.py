@@ -10,8 +10,8 @@ from spatial_vlm.processor.video import Video, VideoInfo
 
 Messages = list[dict[str, Any]]
 """Turns in Hugging Face's format: {"role": …, "content": [{"type": "image" | "video" | "text", …}]}."""
-Visual = Image.Image | np.ndarray | Video | tuple
-"""An image or a video, or the `ImageSize` or `VideoInfo` that replaces it when only its size is needed."""
+Visual = Image.Image | np.ndarray | Video | tuple | None
+"""An image or a video, or the `ImageSize` or `VideoInfo` that replaces it when only its size is needed; None: none."""
 
 
 def messages(
@@ -24,12 +24,13 @@ def messages(
 
 
 def conversation(visual: Visual | list, turns: Sequence[tuple[str, ...]]) -> Messages:
-  """Returns several (question, answer) turns about an image or video or a list of them; they precede all questions."""
+  """Returns several (question, answer) turns about an image or video, a list of them or none; they come first."""
+  visuals = visual if isinstance(visual, list) else [] if visual is None else [visual]
   result: Messages = []
   for text, *answer in turns:
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
     if not result:
-      content[:0] = map(_part, visual if isinstance(visual, list) else [visual])
+      content[:0] = map(_part, visuals)
     result.append({"role": "user", "content": content})
     result += [{"role": "assistant", "content": [{"type": "text", "text": a}]} for a in answer]
   return result

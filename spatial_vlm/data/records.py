@@ -93,7 +93,10 @@ _VOTE_FIELDS = ("vote_true_validator_id", "vote_false_validator_id")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A statement with its image; `boxes` are the known ones, by name, in 0–1000 (none for VSR itself)."""
+  """A statement with its image; `boxes` are the known ones, by name, in 0–1000 (none for VSR itself).
+
+  Readers give every example an image. Only the control `text_only` of `evaluate` takes it away (None).
+  """
 
   record: Record | BenchmarkRecord
   image: UInt8[np.ndarray, "H W 3"]
@@ -104,8 +107,8 @@ class Example:
 
   @property
   def images(self) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """All images in their order."""
-    return [self.image, *self.more_images]
+    """All images in their order; [] where there is none."""
+    return [] if self.image is None else [self.image, *self.more_images]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -223,6 +223,7 @@ def _prediction(
     truncated=text.truncated,
     retrieved=question.behavior.name if question.behavior else None,
     extracted=extracted,
+    image=example.record.image,
     strata=dict(example.record.strata),
     group=example.record.group,
   )

@@ -130,11 +130,14 @@ class Generation(NamedTuple):
 
 def encode_question(
   processor: Processor,
-  image: Image.Image | np.ndarray | list[np.ndarray],
+  image: Image.Image | np.ndarray | list[np.ndarray] | None,
   text: str,
   system: str = "",
 ) -> Encoded:
-  """Encodes one question about an image or several, after a system turn if given, up to where the answer begins."""
+  """Encodes one question, about one image, several or none, up to where the answer begins.
+
+  A system turn comes first if it is given.
+  """
   return encode(processor, messages(image, text, system=system), generation_prompt=True)
 
 
