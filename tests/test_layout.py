@@ -49,7 +49,15 @@ FOLDERS = {
   "data/benchmarks": ("table", "tsv_table", "parquet_table", "json_table", "fields", "source"),
   "data/scenes": ("render", "scene_layout", "source", "writing"),
   "evaluation": (
-    *("predictions", "statistics", "boxes", "contrastive_pairs", "scores", "results"),
+    *(
+      "predictions",
+      "statistics",
+      "extracted_scores",
+      "boxes",
+      "contrastive_pairs",
+      "scores",
+      "results",
+    ),
     *(
       "results_report",
       "box_drawing",

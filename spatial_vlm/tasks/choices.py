@@ -84,6 +84,7 @@ def choice_task(to_record: Callable[[Fields], BenchmarkRecord | None]) -> Task:
         question=_vlmevalkit_question,
         grammar=CHOICE,
         first_words=dict(enumerate(LETTERS)),
+        score=functools.partial(score, grammar=CHOICE),
         extract=extract_choice,
         explanations=explain_choices(),
       )

@@ -76,10 +76,12 @@ def _template(wording: str, direct: str, words: Mapping[int, str]) -> Template:
   def extract(text: str, record: Question) -> int:
     return extract_word(text, YES_NO if words[1].lower() == "yes" else TRUE_FALSE)
 
+  grammar = Grammar(FORMS, {verdict: rf"{word}\.?" for verdict, word in words.items()})
   return Template(
     question=ask,
-    grammar=Grammar(FORMS, {verdict: rf"{word}\.?" for verdict, word in words.items()}),
+    grammar=grammar,
     first_words=words,
+    score=functools.partial(score_statements, meta_category=META_CATEGORY, grammar=grammar),
     extract=extract,
     explanations=explain_statements({verdict: f"{word}." for verdict, word in words.items()}),
   )

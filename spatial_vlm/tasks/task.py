@@ -37,6 +37,7 @@ class Template:
   """(caption, form of the answer) → the question in words."""
   grammar: Grammar
   first_words: Mapping[int, str]
+  score: Callable[[Sequence[Prediction]], Scores]
   extract: Callable[[str, Question], int]
   explanations: Mapping[str, str]
 
