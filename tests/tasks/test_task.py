@@ -153,10 +153,11 @@ def test_scores_are_accuracy_with_wilsons_interval_and_nothing_of_yes_and_no():
 
 def test_the_majority_is_the_most_frequent_choice():
   train = [("left of", 2), ("left of", 2), ("left of", 3), ("near", 1), ("near", 0)]
-  record = dataclasses.make_dataclass("Record", ["caption", "relation", "label"])
+  fields = ["caption", "relation", "label", "image", "strata", "group"]
+  record = dataclasses.make_dataclass("Record", fields)
   example = dataclasses.make_dataclass("Example", ["id", "record", "boxes"])
   names = ["left of", "near", "never trained"]
-  examples = [example(i, record("", name, 0), {}) for i, name in enumerate(names)]
+  examples = [example(i, record("", name, 0, "", {}, ""), {}) for i, name in enumerate(names)]
   found = majority_predictions(train, examples)
   assert [p.verdict for p in found] == [2, 1, 2]  # the larger of a tie; the most frequent of all
 
