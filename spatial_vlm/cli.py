@@ -30,6 +30,7 @@ COMMANDS = {
   "evaluate": "spatial_vlm.commands.evaluate",
   "compare": "spatial_vlm.commands.compare",
   "answer": "spatial_vlm.commands.answer",
+  "serve": "spatial_vlm.commands.serve",
   "export": "spatial_vlm.commands.export",
   "plan": "spatial_vlm.commands.plan",
   "bench": "spatial_vlm.commands.bench",

@@ -10,14 +10,14 @@ from spatial_vlm.cli import COMMANDS
 PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
-  ("types", "config", "remote", "answers", "text", "jsonl"),
+  ("types", "config", "remote", "answers", "answer_extraction", "text", "jsonl"),
   (
     *("parameters", "sharding", "process_rows", "hosts", "checkpoint", "metrics"),
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
-    *("synthesis", "train", "planning", "benchmark"),
+    *("synthesis", "train", "planning", "benchmark", "serving"),
   ),
   ("demo", "commands", "cli"),
 )
@@ -112,6 +112,11 @@ FOLDERS = {
     *("inference_rows", "prefix_rows", "training_rows", "dapo_rows", "against_transformers"),
     *("measurements", "results"),
   ),
+  "serving": (
+    *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
+    *("chat_response", "server_metrics", "compiled_slots", "engine_thread", "service", "setup"),
+    *("http_guard", "app", "server"),
+  ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
@@ -125,11 +130,14 @@ RESERVED = {
   "google": {"synthesis/teachers/gemini.py"},
   "httpx2": {"synthesis/teachers/gemini.py"},
   "openai": {"synthesis/teachers/openai_chat.py"},
+  "prometheus_client": {"serving/server_metrics.py"},
   "pyarrow": {"data/vsr.py"},
   "tensorflow": {"processor/sentencepiece.py"},
   "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
+  "starlette": {"serving/app.py", "serving/server.py"},
   "torchvision": set(),
+  "uvicorn": {"serving/server.py"},
 }
 """Heavy or remote libraries and the files that may import them."""
 

@@ -5,6 +5,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from spatial_vlm.answer_extraction import extract_word
 from spatial_vlm.answers import Box
 from spatial_vlm.data.records import Example
 
@@ -20,7 +21,7 @@ class Prediction:
   label: int
   """The right verdict; for statements 1 true, 0 false."""
   verdict: int
-  """The verdict given (for statements 1 yes, 0 no); −1 when the answer does not parse or was cut off."""
+  """The strict verdict (for statements 1 yes, 0 no); −1 when the answer does not parse or was cut off."""
   text: str
   """The generated answer without its end-of-turn token.
 
@@ -35,11 +36,18 @@ class Prediction:
   """Name of the behavior in the prompt; None where none is similar enough or the method retrieves none."""
   seconds: float | None = None
   """Wall-clock time of this answer alone, retrieval included; None when it was answered in a batch."""
+  extracted: int = -1
+  """The verdict that the text states in whatever form (`answer_extraction`); −1 where it states none."""
 
   @property
   def right(self) -> bool:
-    """Whether the verdict is the label."""
+    """Whether the strict verdict is the label."""
     return self.verdict == self.label
+
+  @property
+  def right_extracted(self) -> bool:
+    """Whether the extracted verdict is the label."""
+    return self.extracted == self.label
 
   def to_json(self) -> str:
     """Returns one line, without a line break."""
@@ -47,9 +55,16 @@ class Prediction:
 
   @classmethod
   def from_json(cls, line: str) -> "Prediction":
-    """Reads a line of `to_json`; raises ValueError for anything else, such as a line cut off by a kill."""
+    """Reads a line of `to_json`; raises ValueError for anything else, such as a line cut off by a kill.
+
+    Lines of earlier versions, which only answered statements, lack `extracted`: it is read from their text, and is the
+    verdict where no text was generated.
+    """
     try:
       fields = json.loads(line)
+      if "extracted" not in fields:
+        generated = fields["generated_tokens"] > 0
+        fields["extracted"] = extract_word(fields["text"]) if generated else fields["verdict"]
       boxes = {
         name: (int(a), int(b), int(c), int(d))
         for name, (a, b, c, d) in fields["boxes_true"].items()
@@ -91,6 +106,7 @@ def majority_predictions(
       generated_tokens=0,
       prompt_tokens=0,
       truncated=False,
+      extracted=verdict(example.record.relation),
     )
     for example in test
   ]

@@ -86,8 +86,9 @@ class BatchGenerator(NamedTuple):
     completions = self.engine.generate(requests, key, sampling)
     texts = decode_completions(self.policy, completions)
     verdicts = self.judge(self, requests, texts)
+    extract = self.encode.questions.task.extract
     return [
-      _prediction(*row, text, verdict)
+      _prediction(*row, text, verdict, extract(text.text, row[0].record))
       for row, id, text, verdict in zip(rows, ids, texts, verdicts, strict=True)
       if id >= 0
     ]
@@ -185,7 +186,12 @@ def check_batch(config: Config, mesh: Mesh) -> None:
 
 
 def _prediction(
-  example: Example, question: PreparedQuestion, row: Encoded, text: Generation, verdict: int
+  example: Example,
+  question: PreparedQuestion,
+  row: Encoded,
+  text: Generation,
+  verdict: int,
+  extracted: int,
 ) -> Prediction:
   return Prediction(
     id=example.id,
@@ -199,4 +205,5 @@ def _prediction(
     prompt_tokens=len(row.tokens),
     truncated=text.truncated,
     retrieved=question.behavior.name if question.behavior else None,
+    extracted=extracted,
   )

@@ -5,11 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
+from spatial_vlm.answer_extraction import extract_word
 from spatial_vlm.answers import Grammar
 from spatial_vlm.data.image_files import ImageLocations
-from spatial_vlm.data.records import ExampleSource
+from spatial_vlm.data.records import ExampleSource, Record
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.scores import Scores
+
+
+def extract_yes_no(text: str, record: Record) -> int:
+  """Returns the verdict of exactly one of the words yes and no; −1 for none or both."""
+  return extract_word(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,3 +34,5 @@ class Task:
   """Verdict → first word of a direct answer, one token; a zero-shot verdict is the likeliest of them."""
   score: Callable[[Sequence[Prediction]], Scores]
   """Stored answers → scores."""
+  extract: Callable[[str, Record], int] = extract_yes_no
+  """(text, record) → the verdict that the text states in whatever form; −1 for none (see `answer_extraction`)."""

@@ -1,0 +1,135 @@
+"""Answer over HTTP in OpenAI's format.
+
+OpenAI's clients reach it at http://HOST:PORT/v1: text, images as data URLs, several turns, streams. With --behaviors,
+plain statements are answered with a recalled behavior in the short form. At SIGTERM, running requests end before the
+server does. Other machines reach it only with --host, which needs a bearer token: the environment variable
+SPATIAL_VLM_API_KEY, or --token-file.
+
+  spatial-vlm serve --checkpoint runs/dapo/export --behaviors runs/behaviors/index --port 8000
+"""
+
+import argparse
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+from etils import epath
+
+from spatial_vlm import sharding
+from spatial_vlm.commands.command import Command
+from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.inference.loading import load_policy
+from spatial_vlm.inference.questions import load_recall
+from spatial_vlm.tasks import find_task
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("prometheus_client", "starlette", "uvicorn")
+TOKEN_VARIABLE = "SPATIAL_VLM_API_KEY"
+MIN_TOKEN_CHARACTERS = 16
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--checkpoint", required=True, metavar="DIR", help="Hugging Face folder of a Qwen3-VL model"
+  )
+  parser.add_argument(
+    "--behaviors", metavar="DIR", help="index written by `behaviors`: recalled for plain statements"
+  )
+  parser.add_argument(
+    "--host", default="127.0.0.1", help="address to bind (default: %(default)s, this machine only)"
+  )
+  parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+  parser.add_argument(
+    "--token-file",
+    metavar="FILE",
+    help=f"file of the bearer token that clients must send (default: ${TOKEN_VARIABLE})",
+  )
+
+
+def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
+  check_libraries()
+  from spatial_vlm.serving import app, http_guard, server, setup
+
+  with user_errors():
+    check(config)
+    token = read_token(args.token_file)
+    check_address(args.host, args.port, token, server.is_loopback(args.host))
+    mesh = sharding.make_mesh(config.mesh)
+    policy = load_policy(args.checkpoint, mesh)
+    recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
+    name = config.model_name or epath.Path(args.checkpoint).name
+    service = setup.make_service(policy, mesh, config, name, recall)
+  guard = http_guard.HttpGuard(token, args.host)
+  log.info("serving %s at http://%s:%d/v1", name, args.host, args.port)
+  server.serve(app.make_app(service, guard), args.host, args.port, config.limits.drain_s)
+
+
+def check(config: Config) -> None:
+  """Raises UsageError for a config of another command, and for settings out of their range."""
+  check_algorithm(config, "serve")
+  find_task(config.task)
+  check_positive(
+    config, "slots", "decode_tokens", "max_new_tokens", "max_patches", "behavior_tokens"
+  )
+  limits = config.limits
+  check_positive(limits, "body_bytes", "images", "image_pixels", "samples", "image_bytes")
+  if limits.samples > config.slots:
+    raise UsageError(
+      f"limits.samples is {limits.samples} and slots {config.slots}; the answers of one request must fit in the slots"
+    )
+  if not 0 <= config.temperature <= 2:
+    raise UsageError(f"temperature is {config.temperature}; it must be from 0 to 2")
+
+
+def check_libraries() -> None:
+  """Raises UsageError where the extra is not installed."""
+  missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+  if missing:
+    raise UsageError(
+      f"serving needs {', '.join(missing)}, which are not installed: pip install 'spatial-vlm[serve]'"
+    )
+
+
+def read_token(file: str | None) -> str | None:
+  """Returns the bearer token of the file or of the environment; None if there is none.
+
+  Raises UsageError for a file that cannot be read and for a token that is too short or has spaces.
+  """
+  where = file or f"${TOKEN_VARIABLE}"
+  if file:
+    try:
+      token = Path(file).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+      raise UsageError(f"--token-file {file} cannot be read; give a text file") from error
+  elif TOKEN_VARIABLE in os.environ:
+    token = os.environ[TOKEN_VARIABLE].strip()
+  else:
+    return None
+  if (
+    len(token) < MIN_TOKEN_CHARACTERS
+    or not token.isascii()
+    or not token.isprintable()
+    or " " in token
+  ):
+    raise UsageError(
+      f"the token in {where} has {len(token)} characters; give at least {MIN_TOKEN_CHARACTERS} of ASCII without "
+      "spaces: openssl rand -hex 32"
+    )
+  return token
+
+
+def check_address(host: str, port: int, token: str | None, is_loopback: bool) -> None:
+  """Raises UsageError for an address that other machines reach without a token."""
+  if not 1 <= port <= 65_535:
+    raise UsageError(f"--port is {port}; give one from 1 to 65535")
+  if not is_loopback and token is None:
+    raise UsageError(
+      f"--host {host} can be reached by other machines and there is no token: export "
+      f"{TOKEN_VARIABLE}=$(openssl rand -hex 32), or leave --host out to serve this machine only"
+    )
+
+
+COMMAND = Command("serve", run, check=check, add_arguments=arguments)

@@ -1,0 +1,64 @@
+"""Checks of every request before it is read: the host it was sent to, and the bearer token."""
+
+import ipaddress
+import secrets
+from collections.abc import Mapping
+
+from spatial_vlm.serving.api_error import ApiError
+
+GUARDED = "/v1/"
+"""Paths that need the token; /health, /metrics and the page do not."""
+
+
+class HttpGuard:
+  """Refuses requests.
+
+  Args:
+    token: bearer token of the API; None: none is needed.
+    host: address that the server binds.
+
+  Without a token, only requests to the bound address or to a loopback name are answered: a web page whose name an
+  attacker lets resolve to this machine ("DNS rebinding") sends its own name as the host.
+  """
+
+  def __init__(self, token: str | None = None, host: str = "127.0.0.1"):
+    self._token = token.encode() if token else None
+    self._host = host.lower()
+
+  def check(self, path: str, headers: Mapping[str, str]) -> None:
+    """Raises ApiError for a request that is refused."""
+    if self._token is None:
+      self._check_host(headers.get("host", ""))
+    elif path.startswith(GUARDED):
+      self._check_token(headers.get("authorization", ""))
+
+  def _check_host(self, header: str) -> None:
+    name = header.rsplit(":", 1)[0] if not header.endswith("]") else header
+    name = name.strip("[]").lower()
+    if name not in (self._host, "localhost") and not _is_address(name):
+      raise ApiError(
+        403,
+        "the request's Host names another server; use the address that was given with --host, or give the server a "
+        "token to serve under other names",
+        code="host_not_allowed",
+      )
+
+  def _check_token(self, header: str) -> None:
+    scheme, _, given = header.partition(" ")
+    right = secrets.compare_digest(given.strip().encode(), self._token or b"")
+    if scheme.lower() != "bearer" or not right:
+      raise ApiError(
+        401,
+        "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+      )
+
+
+def _is_address(name: str) -> bool:
+  """An address is no name that somebody could let resolve to this machine."""
+  try:
+    ipaddress.ip_address(name)
+  except ValueError:
+    return False
+  return True

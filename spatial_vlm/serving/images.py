@@ -1,0 +1,153 @@
+"""Images of requests: data URLs, and https addresses of hosts that the server's owner named.
+
+A download reaches only hosts of the list, at public addresses, over TLS, without redirects, and within limits of bytes
+and seconds: a client must not be able to make the server read its own network.
+"""
+
+import base64
+import binascii
+import http.client
+import io
+import ipaddress
+import re
+import socket
+import ssl
+import threading
+import urllib.parse
+
+import PIL.Image
+
+from spatial_vlm.processor.image import UnreadableImage, open_image
+from spatial_vlm.serving.api_error import ApiError, invalid
+from spatial_vlm.serving.chat_request import ImageUrl
+from spatial_vlm.serving.limits import Limits
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+"""File formats that are decoded, as at OpenAI; of an animation the first frame."""
+_DATA = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
+_CHUNK_BYTES = 65_536
+
+
+def load_image(image: ImageUrl, limits: Limits) -> PIL.Image.Image:
+  """Returns the image upright and as RGB; ApiError for one that cannot be had or exceeds a limit."""
+  if match := _DATA.match(image.url):
+    try:
+      data = base64.b64decode(image.url[match.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+      raise _refused(image, f"the data URL is not base64: {error}") from error
+  else:
+    data = _download(image, limits)
+  return _decoded(image, data, limits.image_pixels)
+
+
+def is_remote(image: ImageUrl) -> bool:
+  """Returns whether the image has to be downloaded."""
+  return not _DATA.match(image.url)
+
+
+def _refused(image: ImageUrl, reason: str) -> ApiError:
+  return invalid(reason, image.param, "invalid_image_url")
+
+
+def _decoded(image: ImageUrl, data: bytes, pixels: int) -> PIL.Image.Image:
+  try:
+    with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as opened:  # reads the header only
+      width, height = opened.size
+  except Exception as error:  # decoders of damaged files raise anything
+    allowed = ", ".join(FORMATS)
+    raise _refused(
+      image, f"the image ({len(data)} bytes) cannot be read; give a file of {allowed}"
+    ) from error
+  if width * height > pixels:
+    raise _refused(
+      image, f"the image has {width}×{height} pixels; at most {pixels} are allowed: scale it down"
+    )
+  try:
+    return open_image(data)
+  except UnreadableImage as error:
+    raise _refused(image, str(error)) from error
+
+
+def _download(image: ImageUrl, limits: Limits) -> bytes:
+  host, target = allowed_target(image, limits.image_hosts)
+  connection = _connected(image, host, limits.image_timeout_s)
+  # A timeout of single reads would not end a server that sends one byte at a time.
+  expired = threading.Timer(limits.image_timeout_s, _shut, [connection])
+  expired.start()
+  try:
+    connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "spatial-vlm"})
+    response = connection.getresponse()
+    if response.status != 200:
+      raise _refused(
+        image, f"{host} answered with status {response.status}; redirects are not followed"
+      )
+    return _body(image, response, limits.image_bytes)
+  except (OSError, http.client.HTTPException, ValueError) as error:
+    raise _refused(
+      image, f"the image could not be downloaded from {host} within {limits.image_timeout_s:g} s"
+    ) from error
+  finally:
+    expired.cancel()
+    connection.close()
+
+
+def allowed_target(image: ImageUrl, hosts: tuple[str, ...]) -> tuple[str, str]:
+  """Returns (host, path and query) of an address that may be read; ApiError for any other."""
+  if not hosts:
+    raise _refused(
+      image,
+      "the image is not a data URL (data:image/png;base64,…), and this server downloads none",
+    )
+  try:
+    url = urllib.parse.urlsplit(image.url)
+    host, port = (url.hostname or "").lower(), url.port
+  except ValueError as error:
+    raise _refused(image, "the address of the image is not a URL") from error
+  if url.scheme != "https" or port not in (None, 443) or "@" in url.netloc:
+    raise _refused(image, "an image is a data URL or https://HOST/PATH, without port and user")
+  if host not in hosts:
+    raise _refused(image, f"images are downloaded from {', '.join(hosts)} only")
+  target = urllib.parse.urlunsplit(("", "", url.path or "/", url.query, ""))
+  if not re.fullmatch(r"/[!-~]*", target):
+    raise _refused(image, "the path of the image has characters that must be percent-encoded")
+  return host, target
+
+
+def public_address(image: ImageUrl, host: str) -> str:
+  """Returns an address of the host; ApiError if any of its addresses is not public."""
+  try:
+    found = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+  except OSError as error:
+    raise _refused(image, f"{host} is not known to this server's resolver") from error
+  addresses = [str(entry[4][0]) for entry in found]
+  for text in addresses:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if not address.is_global or address.is_multicast:
+      raise _refused(image, f"{host} has an address that is not public")
+  return addresses[0]
+
+
+def _connected(image: ImageUrl, host: str, timeout_s: float) -> http.client.HTTPConnection:
+  """Connects to the address that was checked: a second look-up could give another."""
+  address = public_address(image, host)
+  connection = http.client.HTTPSConnection(host, timeout=timeout_s)
+  try:
+    plain = socket.create_connection((address, 443), timeout_s)
+    connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+  except OSError as error:
+    raise _refused(image, f"{host} could not be reached over TLS") from error
+  return connection
+
+
+def _shut(connection: http.client.HTTPConnection) -> None:
+  if connection.sock is not None:
+    connection.sock.close()
+
+
+def _body(image: ImageUrl, response: http.client.HTTPResponse, limit: int) -> bytes:
+  data = bytearray()
+  while chunk := response.read(_CHUNK_BYTES):
+    data += chunk
+    if len(data) > limit:
+      raise _refused(image, f"the image has more than {limit} bytes")
+  return bytes(data)
