@@ -115,7 +115,7 @@ FOLDERS = {
   "serving": (
     *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
     *("chat_response", "server_metrics", "compiled_slots", "engine_thread", "service", "setup"),
-    *("http_guard", "app", "server"),
+    *("http_guard", "sample_scenes", "page_routes", "app", "server"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
 }
@@ -135,7 +135,7 @@ RESERVED = {
   "tensorflow": {"processor/sentencepiece.py"},
   "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
-  "starlette": {"serving/app.py", "serving/server.py"},
+  "starlette": {"serving/page_routes.py", "serving/app.py", "serving/server.py"},
   "torchvision": set(),
   "uvicorn": {"serving/server.py"},
 }
