@@ -97,12 +97,14 @@ class PrefixCache:
     return table
 
   def _empty(self, weights: Params) -> PrefixTable:
-    shapes = table_shapes(self.model, self.mesh, self.slots, self.tokens, _dtype(weights))
+    shapes = table_shapes(
+      self.model, self.mesh, self.slots, self.tokens, computation_dtype(weights)
+    )
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
 
 
-def _dtype(weights: Params) -> np.dtype:
-  """Returns the type of the weights, which keys and values have too."""
+def computation_dtype(weights: Params) -> np.dtype:
+  """Returns the type of the weights; keys, values and patches have it too."""
   return weights["text"]["embed"]["embedding"].dtype
 
 

@@ -6,7 +6,7 @@ interruptions of the run.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,61 @@ def sample_token(
   else:
     token = jnp.argmax(logp, axis=-1)
   return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
+
+
+class RowSampling(Protocol):
+  """What `sample_rows` reads of the rows' settings (see `slots.RowSettings`)."""
+
+  temperature: Any
+  top_p: Any
+  top_k: Any
+
+
+def sample_rows(
+  logits: Float[Array, "R V"],
+  keys: Key[Array, "R"],
+  t: Int[Array, "R"],
+  settings: RowSampling,
+  active: Bool[Array, "R"],
+) -> tuple[Int[Array, "R"], Float[Array, "R"]]:
+  """Returns the next token of each row, and its log-probability at the row's temperature over all allowed tokens.
+
+  Temperature 0 means the likeliest token (log-probability at 1). What no active row needs (random numbers, the sort of
+  top-p and top-k) is not computed.
+  """
+  is_drawn = settings.temperature > 0
+  scale = jnp.where(is_drawn, settings.temperature, 1.0)
+  logp = jax.nn.log_softmax(logits.astype(jnp.float32) / scale[:, None], axis=-1)
+  likeliest = jnp.argmax(logp, axis=-1)
+
+  def draw() -> Int[Array, "R"]:
+    cuts = is_drawn & active & ((settings.top_p < 1) | (settings.top_k > 0))
+    kept = jax.lax.cond(
+      jnp.any(cuts), lambda: truncate(logp, settings.top_p, settings.top_k), lambda: logp
+    )
+    now = jax.vmap(jax.random.fold_in)(keys, t)
+    return jnp.where(is_drawn, jax.vmap(jax.random.categorical)(now, kept), likeliest)
+
+  token = jax.lax.cond(jnp.any(is_drawn & active), draw, lambda: likeliest)
+  return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
+
+
+def truncate(
+  logp: Float[Array, "R V"], top_p: Float[Array, "R"], top_k: Int[Array, "R"]
+) -> Float[Array, "R V"]:
+  """Returns the log-probabilities with −inf outside the `top_k` likeliest tokens (0: all) and the nucleus `top_p`.
+
+  The nucleus is the smallest set of the likeliest tokens whose probability, among the `top_k`, reaches `top_p`
+  (Holtzman et al., arXiv 1904.09751). Tokens as likely as its last one belong to it.
+  """
+  V = logp.shape[-1]
+  ordered = jnp.sort(logp, axis=-1, descending=True)
+  is_kept = jnp.arange(V)[None] < jnp.where(top_k > 0, top_k, V)[:, None]
+  p = jax.nn.softmax(jnp.where(is_kept, ordered, -jnp.inf), axis=-1)
+  is_kept &= jnp.cumsum(p, axis=-1) - p < top_p[:, None]
+  count = jnp.maximum(jnp.sum(is_kept, axis=-1), 1)
+  last = jnp.take_along_axis(ordered, count[:, None] - 1, axis=-1)
+  return jnp.where(logp >= last, logp, -jnp.inf)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampling"))

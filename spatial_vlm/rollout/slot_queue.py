@@ -1,0 +1,120 @@
+"""Which request takes which slot: the host's side of continuous batching, without any array on a device.
+
+Each part of the mesh (its share of the rows) has its own slots. Rows are numbered as the arrays of this process are:
+part by part, slot by slot, n rows a slot.
+"""
+
+import collections
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from spatial_vlm.rollout.slot_requests import RequestKind, SlotRequest
+
+
+class WaitingRequest(NamedTuple):
+  """A request in the queue."""
+
+  request: SlotRequest
+  key: np.ndarray
+  """Data of the random key that its number is folded into."""
+  kind: RequestKind
+
+
+class Assignment(NamedTuple):
+  """A request and the slots of its part that it takes."""
+
+  waiting: WaitingRequest
+  slots: list[int]
+
+
+class SlotQueue:
+  """The requests that wait, the answers that run, and the free slots.
+
+  Args:
+    parts: parts of the mesh that this process feeds.
+    slots: slots of each part.
+    rows_per_slot: answers that share a slot.
+  """
+
+  def __init__(self, parts: int, slots: int, rows_per_slot: int):
+    self.slots, self.rows_per_slot = slots, rows_per_slot
+    self.waiting: collections.deque[WaitingRequest] = collections.deque()
+    self.running: dict[int, tuple[int, int]] = {}
+    """Row → (id, sample) of its answer."""
+    self._free = [list(range(slots)) for _ in range(parts)]
+    self._dropped: set[int] = set()
+
+  @property
+  def rows(self) -> int:
+    """Rows of all parts."""
+    return len(self._free) * self.slots * self.rows_per_slot
+
+  def add(self, waiting: WaitingRequest) -> None:
+    """Puts a request at the end; raises ValueError for an id that is taken."""
+    id = waiting.request.id
+    live = {w.request.id for w in self.waiting} | {of for of, _ in self.running.values()}
+    if id in live:
+      raise ValueError(f"request {id} is in the engine already; give every request its own id")
+    self.waiting.append(waiting)
+
+  def cancel(self, id: int) -> None:
+    """Forgets a request and frees its slots; nothing happens if there is none of this id."""
+    self.waiting = collections.deque(w for w in self.waiting if w.request.id != id)
+    rows = [row for row, (of, _) in self.running.items() if of == id]
+    self._dropped.update(rows)
+    self.end(rows)
+
+  def take_dropped(self) -> list[int]:
+    """Returns the rows of cancelled answers that no other answer has taken since the last call."""
+    dropped, self._dropped = sorted(self._dropped), set()
+    return dropped
+
+  def next_kind(self) -> RequestKind | None:
+    """Returns the kind of the first request, None if there is none or no room for it.
+
+    Later requests wait for it even if they need less room, so that it gets its turn.
+    """
+    if not self.waiting:
+      return None
+    kind = self.waiting[0].kind
+    return kind if max(map(len, self._free)) >= kind.slots else None
+
+  def take(self, kind: RequestKind, most: int) -> list[list[Assignment]]:
+    """Moves up to `most` requests of one kind to each part, which has slots for them, and returns those of each."""
+    taken: list[list[Assignment]] = [[] for _ in self._free]
+    left: collections.deque[WaitingRequest] = collections.deque()
+    for waiting in self.waiting:
+      parts = [
+        part
+        for part, free in enumerate(self._free)
+        if len(taken[part]) < most and len(free) >= kind.slots
+      ]
+      if waiting.kind != kind or not parts:
+        left.append(waiting)
+        continue
+      part = max(parts, key=lambda part: len(self._free[part]))
+      free = self._free[part]
+      slots, self._free[part] = free[: kind.slots], free[kind.slots :]
+      taken[part].append(Assignment(waiting, slots))
+      self._start(waiting.request, part, slots)
+    self.waiting = left
+    return taken
+
+  def _start(self, request: SlotRequest, part: int, slots: list[int]) -> None:
+    n = self.rows_per_slot
+    for sample in range(request.samples):
+      row = (part * self.slots + slots[sample // n]) * n + sample % n
+      self.running[row] = (request.id, sample)
+      self._dropped.discard(row)
+
+  def end(self, rows: Iterable[int]) -> None:
+    """Forgets the answers in these rows, and frees the slots in which none is left."""
+    n, ended = self.rows_per_slot, set(rows)
+    for row in ended:
+      del self.running[row]
+    for number in sorted({row // n for row in ended}):
+      if not any(number * n + i in self.running for i in range(n)):
+        part, slot = divmod(number, self.slots)
+        self._free[part] = sorted([*self._free[part], slot])
