@@ -5,19 +5,17 @@ import {STEPS, readBoxes, readSteps, splitAtNames} from "./grammar.js";
 const COORDINATES = /(\[\d+, \d+, \d+, \d+\])/;
 const VERDICTS = {1: "Yes", 0: "No"};
 
-/** What a panel is for: {heading, about, form, behaviors}. */
+/** What a panel is for; `form` is the request's field `spatial_vlm`, and a server recalls what behaviors it has. */
 export const PANELS = {
   chain: {
     heading: "Full chain",
     about: "Four steps: it finds the things, writes their boxes and compares them.",
-    form: "chain",
-    behaviors: false,
+    form: {form: "chain", behaviors: false},
   },
   short: {
     heading: "Short answer",
     about: "Recalls a behavior, a procedure learnt from earlier chains, and applies it.",
-    form: "short",
-    behaviors: true,
+    form: {form: "short"},
   },
 };
 
@@ -101,8 +99,8 @@ export class AnswerPanel {
     } else if ((own?.verdict ?? null) === null) {
       remarks.push("The text is not an answer in the form that was asked for.");
     }
-    if (this.kind.behaviors && own && !own.behavior) {
-      remarks.push("No behavior of the server's handbook fits this statement.");
+    if (this.kind.form.form === "short" && own && !own.behavior) {
+      remarks.push("No behavior was recalled.");
     }
     return remarks.join(" ");
   }
@@ -110,7 +108,7 @@ export class AnswerPanel {
   render(isWriting) {
     const written = readSteps(this.text);
     const labels = written.map((step) => step.label);
-    const form = labels.includes("Summary") ? "chain" : this.kind.form;
+    const form = labels.includes("Summary") ? "chain" : this.kind.form.form;
     const isFreeText = labels.includes("Answer");
     const waiting = isFreeText ? [] : STEPS[form].filter((label) => !labels.includes(label));
     const caption = written.find((step) => step.label === "Caption");

@@ -25,7 +25,7 @@ export async function findSamples(token) {
 /**
  * Asks whether a statement is true of an image and yields the chunks of the streamed answer.
  *
- * `question` is {model, image, statement, form, behaviors}; `image` is a data URL.
+ * `question` is {model, image, statement, form}; `image` is a data URL and `form` the request's field `spatial_vlm`.
  */
 export async function* streamAnswer(question, token, signal) {
   const body = JSON.stringify({
@@ -37,7 +37,7 @@ export async function* streamAnswer(question, token, signal) {
     temperature: 0,
     stream: true,
     stream_options: {include_usage: true},
-    spatial_vlm: {form: question.form, behaviors: question.behaviors},
+    spatial_vlm: question.form,
   });
   const headers = {"Content-Type": "application/json"};
   const options = {method: "POST", headers, body, signal};

@@ -31,7 +31,37 @@ export async function readImage(file) {
   return canvas.toDataURL(file.type === "image/png" ? "image/png" : "image/jpeg", 0.92);
 }
 
-/** Returns the first image among dropped or pasted things, or null. */
-export function imageOf(transfer) {
+/** Calls `take` with each image file that is chosen by `input`, pasted or dropped; `refuse` gets an Error. */
+export function watchForImages(input, stage, take, refuse) {
+  input.addEventListener("change", () => input.files[0] && take(input.files[0]));
+  document.addEventListener("paste", (event) => {
+    const file = imageOf(event.clipboardData);
+    if (file) {
+      event.preventDefault();
+      take(file);
+    }
+  });
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    stage.classList.add("over");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) {
+      stage.classList.remove("over");
+    }
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    stage.classList.remove("over");
+    const file = imageOf(event.dataTransfer);
+    if (file) {
+      take(file);
+    } else {
+      refuse(new Error("Drop an image file; nothing else can be read."));
+    }
+  });
+}
+
+function imageOf(transfer) {
   return [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/")) ?? null;
 }

@@ -3,7 +3,7 @@
 import {AnswerPanel, PANELS, inSeconds} from "./answer.js";
 import {RequestError, findModel, findSamples, streamAnswer} from "./api.js";
 import {BoxOverlay} from "./boxes.js";
-import {imageOf, readImage} from "./image_file.js";
+import {readImage, watchForImages} from "./image_file.js";
 import {offerSamples} from "./samples.js";
 
 const SMALL_IMAGE = 256; // pixels; smaller ones are shown with their pixels visible
@@ -23,9 +23,13 @@ async function start() {
     model = await findModel(at("token").value);
     const limit = model.max_model_len ? `, ${model.max_model_len} tokens at most` : "";
     at("model").textContent = `${model.id}${limit}`;
+    if (!model.spatial_vlm?.behaviors) {
+      at("ask-short").checked = false;
+      at("short-hint").hidden = false;
+    }
     samples = await findSamples(at("token").value);
     offerSamples(samples, at("samples"), at("sample-list"), chooseSample);
-    if (samples.length && !image) {
+    if (samples.length && !image && !at("statement").value) {
       at("sample-list").querySelector("input").click();
     }
     showError(null);
@@ -83,19 +87,18 @@ async function ask() {
   const statement = at("statement").value.trim();
   const chosen = panels.filter(([id]) => at(`ask-${id}`).checked);
   const missing = whatIsMissing(statement, chosen);
-  if (missing) {
+  if (!model) {
+    await start(); // it failed when the page was opened, e.g. without a token
+    if (!model || missing) {
+      return;
+    }
+  } else if (missing) {
     showError(new Error(missing));
     return;
   }
   stop();
   clearAnswers(statement);
   showError(null);
-  if (!model) {
-    await start(); // a token was missing when the page was opened
-  }
-  if (!model) {
-    return;
-  }
   const controller = new AbortController();
   setRunning(controller);
   document.body.classList.add("asked");
@@ -130,7 +133,7 @@ function whatIsMissing(statement, chosen) {
 
 /** Streams one answer into its panel. Seconds are those that a reader waits, the network included. */
 async function answer(panel, statement, signal) {
-  const {heading, form, behaviors} = panel.kind;
+  const {heading, form} = panel.kind;
   const result = {tokens: undefined, seconds: 0, first: undefined, finish: null, own: null};
   const began = performance.now();
   const elapsed = () => (performance.now() - began) / 1000;
@@ -138,7 +141,7 @@ async function answer(panel, statement, signal) {
   say(`${heading}: being written.`);
   const clock = setInterval(() => panel.setFigures({...result, seconds: elapsed()}), 100);
   try {
-    const question = {model: model.id, image, statement, form, behaviors};
+    const question = {model: model.id, image, statement, form};
     for await (const chunk of streamAnswer(question, at("token").value, signal)) {
       const text = chunk.choices?.[0]?.delta?.content;
       if (text) {
@@ -217,7 +220,6 @@ function showError(error) {
 }
 
 at("image").addEventListener("load", fitFrame);
-at("file").addEventListener("change", () => at("file").files[0] && chooseFile(at("file").files[0]));
 at("question").addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
@@ -230,31 +232,6 @@ at("statement").addEventListener("keydown", (event) => {
   }
 });
 document.addEventListener("keydown", (event) => event.key === "Escape" && stop());
-document.addEventListener("paste", (event) => {
-  const file = imageOf(event.clipboardData);
-  if (file) {
-    event.preventDefault();
-    chooseFile(file);
-  }
-});
-document.addEventListener("dragover", (event) => {
-  event.preventDefault();
-  at("stage").classList.add("over");
-});
-document.addEventListener("dragleave", (event) => {
-  if (!event.relatedTarget) {
-    at("stage").classList.remove("over");
-  }
-});
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  at("stage").classList.remove("over");
-  const file = imageOf(event.dataTransfer);
-  if (file) {
-    chooseFile(file);
-  } else {
-    showError(new Error("Drop an image file; nothing else can be read."));
-  }
-});
+watchForImages(at("file"), at("stage"), chooseFile, showError);
 
 start();
