@@ -36,15 +36,18 @@ class Answer(NamedTuple):
 
 
 class SpatialVlm(lmms):
-  """Args, which `--model_args` gives as texts:
+  """The model of the manifest; lmms-eval gives its arguments as texts (`--model_args`).
 
-  base_url: address of the server's API.
-  form: "chain", "short" or "direct" for tasks of one image and one statement; "" sends the texts of a task as they are.
-  api_key: the server's token, if it has one.
-  log: JSON lines of this run's whole answers are written there; "" for none.
-  num_concurrent: requests at a time.
-  timeout_s: longest time of one answer.
-  """  # noqa: D205, D415
+  Args:
+    base_url: address of the server's API.
+    form: "chain", "short" or "direct" for tasks of one image and one statement; "" sends the texts of a task as they
+      are.
+    api_key: the server's token, if it has one.
+    log: file to which JSON lines of the whole answers are appended; "" for none.
+    num_concurrent: requests at a time.
+    timeout_s: longest time of one answer.
+    harness: lmms-eval's batch_size and device, which the server decides.
+  """
 
   is_simple = False
 
@@ -56,7 +59,7 @@ class SpatialVlm(lmms):
     log: str = "",
     num_concurrent: int = 16,
     timeout_s: float = 300.0,
-    **harness: Any,  # batch_size, device: the server decides both
+    **harness: Any,
   ):
     super().__init__()
     if form not in FORMS:

@@ -9,7 +9,6 @@ import PIL.Image
 
 from spatial_vlm.answer_extraction import extract_word
 
-
 IMAGES = "SPATIAL_VLM_IMAGES"
 """Environment variable that names the folder of the images."""
 
