@@ -109,9 +109,9 @@ async function ask() {
     }
     compare(statement);
   } catch (error) {
-    say(error.name === "AbortError" ? "Stopped." : "");
-    if (error.name !== "AbortError") {
-      showError(error);
+    if (!isReplaced(controller.signal)) {
+      say(controller.signal.aborted ? "Stopped." : "");
+      showError(controller.signal.aborted ? null : error);
     }
   } finally {
     if (running === controller) {
@@ -157,7 +157,9 @@ async function answer(panel, statement, signal) {
     const verdict = panel.part(".verdict").textContent;
     say(`${heading}: ${verdict}, ${result.tokens} tokens in ${inSeconds(result.seconds)}.`);
   } catch (error) {
-    panel.stop(error.name === "AbortError" ? "Stopped." : "No answer.");
+    if (!isReplaced(signal)) {
+      panel.stop(signal.aborted ? "Stopped." : "No answer.");
+    }
     throw error;
   } finally {
     clearInterval(clock);
@@ -196,6 +198,11 @@ function bringIntoView(element) {
 function stop() {
   running?.abort();
   setRunning(null);
+}
+
+/** Whether a later question has taken the place of the one with this signal: the panels are then the later one's. */
+function isReplaced(signal) {
+  return running !== null && running.signal !== signal;
 }
 
 function setRunning(controller) {
