@@ -5,14 +5,20 @@ import json
 import jax
 import ml_dtypes
 import numpy as np
+import PIL.Image
 import pytest
 import transformers
+import yaml
 from checkpoint_folders import read_checkpoint
+from etils import epath
 from orbax.checkpoint import CheckpointManager
 from safetensors.numpy import load_file
 
 from spatial_vlm import config
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.inference.questions import question_words
+from spatial_vlm.processor.chat import Processor
+from spatial_vlm.tasks import TASKS
 
 
 @pytest.mark.parametrize(
@@ -41,12 +47,78 @@ def test_exports_the_newest_checkpoint_of_a_stopped_run(
   # The trained weights, not the initial ones, and the same as the run itself exports.
   before = load_file(changes["checkpoint"] / "model.safetensors")
   assert any(not np.array_equal(before[tensor], value) for tensor, value in stored.items())
+  check_that_it_can_be_served(tmp_path / "exported", model, name)
   if name == "sft":
     assert run(name, tmp_path / "run", {**changes}).code == 0
     assert run("export", tmp_path / "again", {"run": tmp_path / "run"}).code == 0
     final = load_file(tmp_path / "run" / "export" / "model.safetensors")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(np.array_equal(final[tensor], again[tensor]) for tensor in final)
+
+
+def check_that_it_can_be_served(folder, model, algorithm):
+  """Other programs find the end of a turn, the questions and what the policy knows."""
+  processor = Processor.from_folder(folder)
+  special = processor.special
+  generation = transformers.GenerationConfig.from_pretrained(folder)
+  assert generation.eos_token_id == [special.eos] and generation.pad_token_id == special.pad
+  description = json.loads((folder / "config.json").read_text())["text_config"]
+  assert (description["eos_token_id"], description["pad_token_id"]) == (special.eos, special.pad)
+  rope = description["rope_parameters"]
+  assert description["rope_scaling"] | {"rope_theta": description["rope_theta"]} == rope
+  known = json.loads((folder / "spatial_vlm.json").read_text())
+  assert known["tasks"][0] in TASKS and known["forms"] == ["chain"]
+  assert known["image_height"] == known["image_width"] == [64, 64]
+  assert known["vocabulary_size"] == len(processor.tokenizer)
+  assert [stage["algorithm"] for stage in known["stages"]][-1] == algorithm
+  metadata = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+  assert metadata["pipeline_tag"] == "image-text-to-text" and algorithm in metadata["tags"]
+  template = processor.tokenizer.chat_template
+  (words,) = [question_words(TASKS[known["tasks"][0]])["chain"]]
+  turn = [{"role": "user", "content": "It is so."}]
+  text = processor.tokenizer.apply_chat_template(turn, form="chain", tokenize=False)
+  assert "It is so.".join(words) in text and template
+
+
+def test_generate_ends_at_the_end_of_a_turn(taught, run, tmp_path):
+  """Transformers stops where `answer` stops, with the folder's own settings."""
+  folder = tmp_path / "exported"
+  settings = json.loads((taught.parent / "config.json").read_text())["config"]
+  assert run("export", folder, {"run": taught.parent}).code == 0
+  model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(folder)
+  reader = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+  reader.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+  image = next(epath.Path(settings["data.images"]).glob("*.png"))
+  row = json.loads((taught.parent / "conversations.jsonl").read_text().splitlines()[0])
+  caption = row["question"].partition(" True?")[0]
+  content = [{"type": "image"}, {"type": "text", "text": caption}]
+  text = reader.apply_chat_template(
+    [{"role": "user", "content": content}],
+    add_generation_prompt=True,
+    tokenize=False,
+    form="chain",
+  )
+  assert row["question"] in text
+  inputs = reader(text=[text], images=[PIL.Image.open(image)], return_tensors="pt")
+  written = model.generate(**inputs, max_new_tokens=160)[0, inputs["input_ids"].shape[1] :].tolist()
+  eos = reader.tokenizer.convert_tokens_to_ids("<|im_end|>")
+  assert len(written) < 160 and written.index(eos) == len(written) - 1
+  assert TASKS["vsr"].grammar.parse(reader.tokenizer.decode(written[:-1])) is not None
+
+
+def test_the_card_holds_results_and_license(run, sft_changes, before_saving, tmp_path, refused):
+  with before_saving(2):
+    run("sft", tmp_path / "run", sft_changes)
+  scores = {"accuracy": 0.75, "ci_low": 0.7, "ci_high": 0.8, "parse_rate": 1.0, "box_iou": None}
+  row = {"method": "chain", "n": 64, **scores, "seconds_per_answer": 0.5}
+  row |= {"generated_tokens_mean": 101.5, "total_tokens_mean": 150.0}
+  (tmp_path / "results.json").write_text(json.dumps({"rows": [row]}))
+  card = {"run": tmp_path / "run", "results": tmp_path, "license": "apache-2.0"}
+  assert run("export", tmp_path / "exported", card).code == 0
+  text = (tmp_path / "exported" / "README.md").read_text()
+  assert "license: apache-2.0" in text and "75.0 % (70.0–80.0)" in text
+  assert "holds no results" in refused("export", {**card, "results": tmp_path / "run"})
+  assert "license is 'a: b'" in refused("export", {"license": "a: b"})
 
 
 def test_weights_stream_and_are_written_in_the_requested_dtype_and_sizes(
@@ -133,5 +205,11 @@ def test_a_run_without_a_checkpoint(run, nano, tmp_path, capsys):
 
 def test_presets():
   tiny, full = (config.leaves(config.read_preset(f"configs/export.py:{n}")) for n in ("tiny", "8b"))
-  assert tiny.keys() == full.keys() == {"run", "adapter", "dtype", "max_file_bytes"}
+  assert (
+    tiny.keys()
+    == full.keys()
+    == {
+      *("run", "adapter", "dtype", "max_file_bytes", "results", "license"),
+    }
+  )
   assert (tiny["dtype"], full["dtype"]) == ("float32", "bfloat16")
