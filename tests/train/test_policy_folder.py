@@ -3,10 +3,16 @@
 import json
 import logging
 
+import numpy as np
+import PIL.Image
 import pytest
+import transformers
 import yaml
 from etils import epath
 
+from spatial_vlm import answers
+from spatial_vlm.config import PACKAGE_FOLDER
+from spatial_vlm.data.scenes.source import SceneImageSource
 from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.model_card import Card, Knowledge, model_card, read_knowledge
 from spatial_vlm.processor.tokenizer import SpecialIds, load_tokenizer
@@ -77,6 +83,32 @@ def test_generation_settings_of_the_base_are_kept(nano, dapo, tmp_path):
     write_policy_files(exported, source, dapo)
     found = json.loads((exported / "generation_config.json").read_text())
     assert found == settings | {"eos_token_id": expected}
+
+
+@pytest.mark.parametrize("config_alone", [False, True])
+def test_generate_ends_at_the_end_of_a_turn(dapo, tmp_path, config_alone):
+  """Transformers stops where this package stops, by generation_config.json or, without it, by config.json."""
+  base, exported = epath.Path(PACKAGE_FOLDER / "assets" / "tiny_base"), epath.Path(tmp_path)
+  write_policy_files(exported, base, dapo)
+  for name in ("config.json", "model.safetensors"):
+    (exported / name).write_bytes((base / name).read_bytes())
+  if config_alone:
+    (exported / "generation_config.json").unlink()
+  model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(exported)
+  reader = transformers.AutoProcessor.from_pretrained(exported, local_files_only=True)
+  reader.image_processor = transformers.AutoImageProcessor.from_pretrained(exported, backend="pil")
+  image = SceneImageSource("validation", 0, 2, objects=(2, 3))[0].image
+  content = [{"type": "image"}, {"type": "text", "text": "List the objects."}]
+  turn = [{"role": "user", "content": content}]
+  text = reader.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+  inputs = reader(text=[text], images=[PIL.Image.fromarray(np.asarray(image))], return_tensors="pt")
+  length = inputs["input_ids"].shape[1]
+  written = model.generate(**inputs, max_new_tokens=96)[0, length:].tolist()
+  eos = reader.tokenizer.convert_tokens_to_ids("<|im_end|>")
+  assert written.index(eos) == len(written) - 1 < 95
+  assert answers.parse_boxes(reader.tokenizer.decode(written[:-1]))
+  asked = reader.apply_chat_template(turn, tokenize=False, form="chain")
+  assert "List the objects. True? Think in four steps" in asked
 
 
 def test_the_license_is_the_bases_unless_it_is_given(nano, dapo, tmp_path):
