@@ -49,8 +49,16 @@ FOLDERS = {
   ),
   "data/scenes": ("render", "scene_layout", "source", "writing"),
   "evaluation": (
-    *("predictions", "statistics", "boxes", "scores", "results", "results_report"),
-    *("box_drawing", "figures", "reuse_comparison"),
+    *("predictions", "statistics", "boxes", "contrastive_pairs", "scores", "results"),
+    *(
+      "results_report",
+      "box_drawing",
+      "figures",
+      "reuse_comparison",
+      "runs",
+      "runs_comparison",
+      "runs_report",
+    ),
   ),
   "tasks": ("task", "statements"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
@@ -73,8 +81,8 @@ FOLDERS = {
   "reuse/index": ("searchers", "vector_files", "vector_index", "behavior_index", "index_folder"),
   "reuse/retrieval": ("recall", "choosers", "paraphrases", "recall_report"),
   "inference": (
-    *("policy", "loading", "questions", "comparison_arms", "generation", "stored_answers"),
-    "timing",
+    *("controls", "policy", "loading", "questions", "comparison_arms", "generation"),
+    *("stored_answers", "timing"),
   ),
   "synthesis": (
     *("errors", "hashing", "teacher", "draft", "formats"),
@@ -128,7 +136,7 @@ FOLDERS = {
   ),
   "serving": (
     *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
-    *("chat_response", "server_metrics", "compiled_slots", "engine_thread", "service", "setup"),
+    *("chat_response", "server_metrics", "engine_thread", "service", "setup"),
     *("http_guard", "app", "server"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),
@@ -306,6 +314,7 @@ def test_functions_keep_the_size_limits():
 
 
 QUESTION_CALLERS = {
+  "inference/controls.py": "adds an option to the question of another task",
   "inference/questions.py": "the builder",
   "synthesis/scene_teacher.py": "training texts of a tokenizer, which no model is asked",
 }
