@@ -11,6 +11,7 @@ import functools
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.data.benchmarks.fields import (
@@ -43,10 +44,10 @@ def whatsup_record(fields: Fields) -> BenchmarkRecord:
   captions}. `coco_qa_*.json` and `vg_qa_*.json`: a list of [image id, right caption, wrong caption]. Source: Kamath,
   Hessel and Chang, arXiv 2310.19785; github.com/amitakamath/whatsup_vlms.
   """
-  if "image_path" in fields:
-    image, captions = fields["image_path"], fields.get("caption_options")
-  else:
-    image, captions = fields.get("0"), [fields.get("1"), fields.get("2")]
+  captions: Any = fields.get("caption_options")
+  image = fields.get("image_path")
+  if "0" in fields:
+    image, captions = fields["0"], [fields.get("1"), fields.get("2")]
     image = f"{image:012d}.jpg" if isinstance(image, int) else image
   if not isinstance(image, str) or not isinstance(captions, list):
     raise ValueError("a question is {image_path, caption_options} or [image id, caption, caption]")

@@ -87,8 +87,8 @@ class BenchmarkSource:
     first, *others = map(np.asarray, opened)
     return Example(self._numbered[index][1], first, {}, int(index), more_images=tuple(others))
 
-  def describe(self, index: int) -> tuple[BenchmarkRecord, dict[str, Box]]:
-    """Returns the record; no boxes."""
+  def describe(self, index: int) -> tuple[Any, dict[str, Box]]:
+    """Returns the BenchmarkRecord; no boxes."""
     return self._numbered[index][1], {}
 
   @property
