@@ -125,8 +125,8 @@ FOLDERS = {
     *("measurements", "results"),
   ),
   "serving": (
-    *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
-    *("chat_response", "server_metrics", "engine_thread", "service", "setup"),
+    *("address", "api_error", "limits", "fields", "chat_request", "images", "text_stream"),
+    *("prompts", "chat_response", "server_metrics", "engine_thread", "service", "setup"),
     *("http_guard", "app", "server"),
   ),
   "demo": ("methods", "stages", "schedule", "demo_report"),

@@ -15,7 +15,7 @@ import pytest
 
 from spatial_vlm import cli, config
 from spatial_vlm.commands import serve as command
-from spatial_vlm.serving import server, setup
+from spatial_vlm.serving import address, server, setup
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 VARIABLE = command.TOKEN_VARIABLE
@@ -75,16 +75,21 @@ def test_a_missing_library_is_named_with_its_remedy(refused, nano, monkeypatch):
   [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)],
 )
 def test_loopback_addresses_are_known(host, expected):
-  assert server.is_loopback(host) == expected
+  assert address.is_loopback(host) == expected
 
 
 def test_every_leaf_of_every_preset_is_read(run, nano, tmp_path, monkeypatch, capsys):
   served = []
-  monkeypatch.setattr(server, "serve", lambda app, *where: served.append(where))
+  monkeypatch.setattr(
+    server, "serve", lambda app, bound, drain_s: served.append((bound.getsockname(), drain_s))
+  )
   monkeypatch.setattr(setup.EngineFactory, "compile", lambda self: None)
   monkeypatch.setenv(VARIABLE, TOKEN)
-  done = run("serve", tmp_path, {}, "--checkpoint", nano, "--host", "0.0.0.0", "--port", "8001")
-  assert done.code == 0 and served == [("0.0.0.0", 8001, 60.0)]
+  with socket.create_server(("127.0.0.1", 0)) as probe:
+    port = probe.getsockname()[1]
+  where = ("--host", "0.0.0.0", "--port", port)
+  done = run("serve", tmp_path, {}, "--checkpoint", nano, *where)
+  assert done.code == 0 and served == [(("0.0.0.0", port), 60.0)]
   assert not config.unread(done.configs[0])
   assert TOKEN not in "".join(capsys.readouterr())
   for preset in ("tiny", "8b"):

@@ -5,9 +5,7 @@ import concurrent.futures
 import jax
 import pytest
 
-from spatial_vlm.answers import STATEMENT
 from spatial_vlm.inference.generation import inference_engine
-from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import (
   AskedQuestion,
   decode_completions,
@@ -41,28 +39,23 @@ def recall():
   return Recall(index, 48)
 
 
-@pytest.fixture(scope="module")
-def policy(taught, serving_mesh):
-  return load_policy(str(taught), serving_mesh)
+@pytest.fixture
+def client(service_of, client_of, recall):
+  return client_of(service_of("prompt_shapes=((64, 64),)", recall=recall))
 
 
 @pytest.fixture
-def client(service_of, client_of, policy, recall):
-  sizes = ("prompt_shapes=((64, 64),)", "max_new_tokens=128")
-  return client_of(service_of(*sizes, recall=recall, policy=policy))
-
-
-@pytest.fixture
-def reference(policy, serving_mesh):
+def reference(serving_policy, serving_mesh):
   """(image, statement, form, recall) -> the answer of the engine of whole batches, without a cache of behaviors."""
-  format, engine = prompt_format([(128, 64)], "float32"), inference_engine(policy, serving_mesh)
+  policy, format = serving_policy, prompt_format([(128, 64)], "float32")
+  engine = inference_engine(policy, serving_mesh)
 
   def answer(image, statement, form, recall=None):
     question = QuestionBuilder(TASKS["scenes"], form, recall)(statement)
     row = encode_question(policy.processor, image, question.text, question.system)
     asked = AskedQuestion(question.text, image, row, question.system)
     requests = make_requests(policy, serving_mesh, [asked], [0], [-1], format)
-    completions = engine.generate(requests, jax.random.key(0), policy.sampling(128))
+    completions = engine.generate(requests, jax.random.key(0), policy.sampling(24))
     return decode_completions(policy, completions)[0]
 
   return answer
@@ -77,31 +70,49 @@ def ask(client, body, image, statement, **spatial):
 def test_statements_are_answered_as_the_other_commands_answer_them(
   client, body, noise, reference, recall
 ):
-  chain = ask(client, body, noise(), KNOWN, form="chain", behaviors=False)
-  expected = reference(noise(), KNOWN, "chain")
-  content = chain["choices"][0]["message"]["content"]
-  assert content == expected.text
-  assert chain["usage"]["completion_tokens"] == expected.tokens
-  parsed = STATEMENT.parse(content)
-  assert parsed
-  assert chain["spatial_vlm"] == {
-    "behavior": None,
-    "saved_tokens": 0,
-    "boxes": {name: list(box) for name, box in parsed.boxes.items()},
-    "verdict": parsed.verdict,
-  }
-  direct = ask(client, body, noise(), KNOWN, form="direct")
-  assert direct["choices"][0]["message"]["content"] == reference(noise(), KNOWN, "direct").text
-
-  recalled = ask(client, body, noise(), KNOWN, behaviors=True)
-  expected = reference(noise(), KNOWN, "chain", recall)
-  assert recalled["choices"][0]["message"]["content"] == expected.text
-  assert recalled["usage"]["saved_tokens"] == recalled["spatial_vlm"]["saved_tokens"] == 42
-  assert recalled["spatial_vlm"]["behavior"] == "behavior_left_of"
-  assert recalled["usage"]["prompt_tokens"] > chain["usage"]["prompt_tokens"]
+  for spatial, form, recalls in (
+    ({"form": "chain", "behaviors": False}, "chain", None),
+    ({"form": "direct"}, "direct", None),
+    ({"behaviors": True}, "chain", recall),
+  ):
+    answer = ask(client, body, noise(), KNOWN, **spatial)
+    expected = reference(noise(), KNOWN, form, recalls)
+    assert answer["choices"][0]["message"]["content"] == expected.text
+    assert answer["usage"]["completion_tokens"] == expected.tokens
+    saved = 42 if recalls else 0
+    assert answer["usage"]["saved_tokens"] == answer["spatial_vlm"]["saved_tokens"] == saved
+    assert answer["spatial_vlm"]["behavior"] == (BEHAVIOR.name if recalls else None)
   metrics = client.get("/metrics").text
   assert "spatial_vlm_recalled_behaviors_total 1.0" in metrics
   assert "spatial_vlm_saved_tokens_total 42.0" in metrics
+
+
+@pytest.mark.parametrize(
+  ("boxes", "ending", "verdict"),
+  [
+    ("cat [0, 20, 400, 600]", "Yes.", 1),
+    ("cat [0, 20, 400, 600]", "No.", 0),
+    ("none", "So?", None),
+  ],
+)
+def test_a_chain_is_read(scripted, client_of, body, noise, read_events, boxes, ending, verdict):
+  text = f"Summary: a\nCaption: {boxes}\nReasoning: c\nConclusion: {ending}"
+  service, _ = scripted("max_new_tokens=144", text=text)
+  client, request = client_of(service), body(KNOWN, noise(), spatial_vlm={"form": "chain"})
+  whole = client.post(CHAT, json=request).json()
+  assert whole["choices"][0]["message"]["content"] == text
+  assert whole["spatial_vlm"] == {
+    "behavior": None,
+    "saved_tokens": 0,
+    "boxes": {} if boxes == "none" else {"cat": [0, 20, 400, 600]},
+    "verdict": verdict,
+  }
+  chunks = read_events(client.post(CHAT, json=request | {"stream": True}))
+  assert [chunk for chunk in chunks if "spatial_vlm" in chunk] == [chunks[-1]]
+  assert chunks[-1]["spatial_vlm"] == whole["spatial_vlm"]
+  cut = client.post(CHAT, json=request | {"max_tokens": 5}).json()
+  assert cut["choices"][0]["finish_reason"] == "length"
+  assert cut["spatial_vlm"]["verdict"] is None
 
 
 def test_a_behavior_is_recalled_where_one_fits_unless_the_request_refuses(client, body, noise):
@@ -125,14 +136,6 @@ def test_a_text_without_a_form_goes_to_the_model_as_it_is(client, body, noise):
   assert own_words["usage"].keys() < chain["usage"].keys()
   plain = client.post(CHAT, json=body(KNOWN, noise())).json()
   assert plain["usage"]["prompt_tokens"] < chain["usage"]["prompt_tokens"]
-
-
-def test_the_last_chunk_of_a_stream_reads_the_answer(client, body, noise, read_events):
-  request = body(KNOWN, noise(), spatial_vlm={"form": "chain"})
-  whole = client.post(CHAT, json=request).json()
-  chunks = read_events(client.post(CHAT, json=request | {"stream": True}))
-  assert [chunk for chunk in chunks if "spatial_vlm" in chunk] == [chunks[-1]]
-  assert chunks[-1]["spatial_vlm"] == whole["spatial_vlm"]
 
 
 def test_clients_own_system_turns_do_not_fill_the_cache_of_behaviors(client, body, noise):
