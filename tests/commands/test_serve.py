@@ -65,7 +65,9 @@ def test_tokens_are_read_from_the_file_first(monkeypatch, tmp_path):
 
 def test_a_missing_library_is_named_with_its_remedy(refused, nano, monkeypatch):
   find = importlib.util.find_spec
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "uvicorn" and find(name))
+  monkeypatch.setattr(
+    importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name)
+  )
   message = refused("serve", {}, "--checkpoint", nano)
   assert "serving needs uvicorn" in message and "pip install 'spatial-vlm[serve]'" in message
 
