@@ -1,9 +1,9 @@
 """Answer over HTTP in OpenAI's format.
 
-OpenAI's clients reach it at http://HOST:PORT/v1: text, images as data URLs, several turns, streams. With --behaviors,
-plain statements are answered with a recalled behavior in the short form. At SIGTERM, running requests end before the
-server does. Other machines reach it only with --host, which needs a bearer token: the environment variable
-SPATIAL_VLM_API_KEY, or --token-file.
+A page for people is at http://HOST:PORT/. OpenAI's clients reach the server at http://HOST:PORT/v1: text, images as data
+URLs, several turns, streams. With --behaviors, plain statements are answered with a recalled behavior in the short
+form. At SIGTERM, running requests end before the server does. Other machines reach it only with --host, which needs a
+bearer token: the environment variable SPATIAL_VLM_API_KEY, or --token-file.
 
   spatial-vlm serve --checkpoint runs/dapo/export --behaviors runs/behaviors/index --port 8000
 """
@@ -52,7 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   check_libraries()
-  from spatial_vlm.serving import app, http_guard, server, setup
+  from spatial_vlm.serving import app, http_guard, sample_scenes, server, setup
 
   with user_errors():
     check(config)
@@ -68,8 +68,9 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
       service, engines = setup.make_service(policy, mesh, config, name, recall)
     engines.compile()
     guard = http_guard.HttpGuard(token, args.host)
-    log.info("serving %s at http://%s:%d/v1", name, args.host, args.port)
-    server.serve(app.make_app(service, guard), bound, config.limits.drain_s)
+    samples = sample_scenes.sample_scenes(config.sample_image_size)
+    log.info("serving %s at http://%s:%d/", name, args.host, args.port)
+    server.serve(app.make_app(service, guard, samples), bound, config.limits.drain_s)
 
 
 def check(config: Config) -> None:
@@ -77,7 +78,9 @@ def check(config: Config) -> None:
   check_algorithm(config, "serve")
   find_task(config.task)
   check_positive(
-    config, "slots", "decode_tokens", "max_new_tokens", "max_patches", "behavior_tokens"
+    config,
+    *("slots", "decode_tokens", "max_new_tokens", "max_patches", "behavior_tokens"),
+    "sample_image_size",
   )
   check_positive(config.limits, "body_bytes", "images", "image_pixels", "samples", "image_bytes")
   if not 0 <= config.temperature <= 2:
