@@ -1,7 +1,7 @@
 """Answer over HTTP in OpenAI's format.
 
-A page for people is at http://HOST:PORT/. OpenAI's clients reach the server at http://HOST:PORT/v1: text, images as data
-URLs, several turns, streams. With --behaviors, plain statements are answered with a recalled behavior in the short
+A page for people is at http://HOST:PORT/. OpenAI's clients reach the server at http://HOST:PORT/v1: text, images as
+data URLs, several turns, streams. With --behaviors, plain statements are answered with a recalled behavior in the short
 form. At SIGTERM, running requests end before the server does. Other machines reach it only with --host, which needs a
 bearer token: the environment variable SPATIAL_VLM_API_KEY, or --token-file.
 
