@@ -25,6 +25,8 @@ from lmms_eval.protocol import ChatMessages  # pyright: ignore[reportMissingImpo
 from spatial_vlm.answer_extraction import conclusion
 
 FORMS = ("chain", "short", "direct", "")
+HARNESS = {"batch_size", "max_batch_size", "device"}
+"""Arguments that lmms-eval gives every model; the server decides what they say."""
 VERDICTS = {1: "Yes", 0: "No"}
 
 
@@ -46,7 +48,7 @@ class SpatialVlm(lmms):
     log: file to which JSON lines of the whole answers are appended; "" for none.
     num_concurrent: requests at a time.
     timeout_s: longest time of one answer.
-    harness: lmms-eval's batch_size and device, which the server decides.
+    harness: those of HARNESS, which have no effect.
   """
 
   is_simple = False
@@ -64,6 +66,9 @@ class SpatialVlm(lmms):
     super().__init__()
     if form not in FORMS:
       raise ValueError(f"form is {form!r}; give one of {', '.join(map(repr, FORMS))}")
+    if unknown := sorted(harness.keys() - HARNESS):
+      known = "base_url, form, api_key, log, num_concurrent, timeout_s"
+      raise ValueError(f"model_args has {', '.join(unknown)}; allowed are {known}")
     self.client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=float(timeout_s))
     self.model = self.client.models.list().data[0].id
     self.form, self.log = form, log
@@ -100,7 +105,8 @@ class SpatialVlm(lmms):
     )
     text = completion.choices[0].message.content or ""
     reading = (completion.model_extra or {}).get("spatial_vlm") or {}
-    stated = VERDICTS.get(reading.get("verdict")) or conclusion(text) or ""
+    verdict: Any = reading.get("verdict")
+    stated = VERDICTS.get(verdict) or conclusion(text) or ""
     usage = completion.usage
     tokens = TokenCounts(usage.prompt_tokens, usage.completion_tokens) if usage else None
     line = {"task": task, "split": split, "doc_id": doc_id, "conclusion": stated, "text": text}

@@ -1,4 +1,4 @@
-"""`serve`: refusals at the door, and a real process that drains at SIGTERM."""
+"""`serve`: what is refused before anything loads, and the settings that are read."""
 
 import importlib.util
 import socket
