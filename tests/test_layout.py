@@ -29,6 +29,7 @@ FOLDERS = {
   "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),
   "huggingface": (
     *("folder", "tensor_table", "tensor_slices", "safetensors_folder", "checkpoint_folder"),
+    *("question_template", "model_card"),
     *("weights", "peft_adapter", "encoder_table", "torch_zip", "encoder_folder"),
   ),
   "processor": (
@@ -41,14 +42,23 @@ FOLDERS = {
   ),
   "data": (
     *("shards", "image_locations", "image_archives", "image_files"),
-    *("relations", "relation_wordings", "records", "statement"),
+    *("relations", "relation_wordings", "benchmark_record", "records", "statement"),
     *("measurements", "vsr", "split_guard", "statistics", "split_report", "splits", "store"),
     *("scenes", "messages", "conversations", "sizes", "batch_plan"),
-    *("reading", "skipped_records", "pipeline", "mixing", "contact_sheet"),
+    *("reading", "skipped_records", "pipeline", "mixing", "contact_sheet", "benchmarks"),
   ),
+  "data/benchmarks": ("table", "tsv_table", "parquet_table", "json_table", "fields", "source"),
   "data/scenes": ("render", "scene_layout", "source", "writing"),
   "evaluation": (
-    *("predictions", "statistics", "boxes", "contrastive_pairs", "scores", "results"),
+    *(
+      "predictions",
+      "statistics",
+      "extracted_scores",
+      "boxes",
+      "contrastive_pairs",
+      "scores",
+      "results",
+    ),
     *(
       "results_report",
       "box_drawing",
@@ -59,7 +69,7 @@ FOLDERS = {
       "runs_report",
     ),
   ),
-  "tasks": ("task", "statements"),
+  "tasks": ("task", "explanations", "statements", "choices", "benchmarks"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": (
     *("sampler", "prefix_cache", "slots", "slot_requests", "slot_queue", "slot_engine", "engine"),
@@ -109,7 +119,16 @@ FOLDERS = {
     *("text_answers", "estimate", "results"),
   ),
   "train": (
-    *("update", "trained_weights", "run", "sft", "sft_data", "chain_sources"),
+    *(
+      "update",
+      "policy_knowledge",
+      "policy_folder",
+      "trained_weights",
+      "run",
+      "sft",
+      "sft_data",
+      "chain_sources",
+    ),
     *("behavior_sources", "behavior_data"),
     *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
     "engines",
@@ -125,10 +144,12 @@ FOLDERS = {
     *("measurements", "results"),
   ),
   "serving": (
-    *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
-    *("chat_response", "server_metrics", "engine_thread", "service", "setup"),
-    *("http_guard", "app", "server"),
+    *("address", "api_error", "limits", "fields", "chat_request", "images", "text_stream"),
+    *("prompts", "chat_response", "server_metrics", "engine_thread", "service", "setup"),
+    *("http_guard", "sample_scenes", "page_routes", "app", "server"),
+    *("lmms_eval_manifest", "lmms_eval_model", "lmms_eval_tasks"),
   ),
+  "serving/lmms_eval_tasks": ("utils",),
   "demo": ("methods", "stages", "schedule", "demo_report"),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
@@ -141,13 +162,14 @@ RESERVED = {
   "scann": {"reuse/index/searchers.py"},
   "google": {"synthesis/teachers/gemini.py"},
   "httpx2": {"synthesis/teachers/gemini.py"},
-  "openai": {"synthesis/teachers/openai_chat.py"},
+  "lmms_eval": {"serving/lmms_eval_manifest.py", "serving/lmms_eval_model.py"},
+  "openai": {"synthesis/teachers/openai_chat.py", "serving/lmms_eval_model.py"},
   "prometheus_client": {"serving/server_metrics.py"},
-  "pyarrow": {"data/vsr.py"},
+  "pyarrow": {"data/vsr.py", "data/benchmarks/parquet_table.py"},
   "tensorflow": {"processor/sentencepiece.py"},
   "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
-  "starlette": {"serving/app.py", "serving/server.py"},
+  "starlette": {"serving/page_routes.py", "serving/app.py", "serving/server.py"},
   "torchvision": set(),
   "uvicorn": {"serving/server.py"},
 }

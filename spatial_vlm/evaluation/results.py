@@ -20,6 +20,7 @@ from spatial_vlm.text import markdown_table
 def result_row(method: str, scores: Scores) -> dict[str, Any]:
   """Returns one row of `results.json`.
 
+  `accuracy` is that of answers in the form that was asked for, `extracted` that of verdicts in whatever form.
   Seconds per answer are the mean, so that falling back to a long answer shows.
   """
   return {
@@ -28,6 +29,7 @@ def result_row(method: str, scores: Scores) -> dict[str, Any]:
     "ci_low": scores["ci_low"],
     "ci_high": scores["ci_high"],
     "n": scores["n"],
+    "extracted": scores["extracted"],
     "generated_tokens_mean": scores["generated_tokens_mean"],
     "total_tokens_mean": scores["total_tokens_mean"],
     "seconds_per_answer": scores["seconds_mean"],
@@ -143,6 +145,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
   header = [
     "method",
     "accuracy, 95 % CI",
+    "extracted, 95 % CI",
     "generated tokens",
     "total tokens",
     "s/answer",
@@ -155,10 +158,11 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
       [
         row["method"],
         rate_text(row),
+        rate_text(row.get("extracted")),  # rows of earlier versions have none
         number(row["generated_tokens_mean"], "{:.1f}"),
         number(row["total_tokens_mean"], "{:.1f}"),
         number(row["seconds_per_answer"], "{:.3f}"),
-        share_text(row["parse_rate"], row["n"]),
+        fraction_text(row["parse_rate"], row["n"]),
         number(row["box_iou"], "{:.2f}"),
       ]
       for row in rows
@@ -168,22 +172,20 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def rate_text(rate: Mapping[str, Any] | None) -> str:
   """Returns accuracy and interval in percent; a dash for None."""
-  if rate is None:
-    return "–"
-  return f"{100 * rate['accuracy']:.1f} % ({100 * rate['ci_low']:.1f}–{100 * rate['ci_high']:.1f})"
+  return "–" if rate is None else _interval(rate["accuracy"], rate["ci_low"], rate["ci_high"])
 
 
-def share_text(share: Share | float | None, n: int = 0) -> str:
-  """Returns a share and its Wilson interval in percent; a dash for None.
+def share_text(share: Share | None) -> str:
+  """Returns a share and its interval in percent; a dash for None."""
+  return "–" if share is None else _interval(share["share"], share["ci_low"], share["ci_high"])
 
-  A share that is a number is one of `n` cases.
-  """
-  if share is None:
-    return "–"
-  if isinstance(share, float):
-    low, high = wilson(round(share * n), n)
-  else:
-    share, low, high = share["share"], share["ci_low"], share["ci_high"]
+
+def fraction_text(fraction: float | None, n: int) -> str:
+  """Returns a share of n cases and its Wilson interval in percent; a dash for None."""
+  return "–" if fraction is None else _interval(fraction, *wilson(round(fraction * n), n))
+
+
+def _interval(share: float, low: float, high: float) -> str:
   return f"{100 * share:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
 

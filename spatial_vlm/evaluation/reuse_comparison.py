@@ -13,7 +13,7 @@ from etils import epath
 from spatial_vlm.config import UsageError
 from spatial_vlm.evaluation.figures import Point, scatter
 from spatial_vlm.evaluation.predictions import Prediction
-from spatial_vlm.evaluation.results import number, rate_text, share_text
+from spatial_vlm.evaluation.results import fraction_text, number, rate_text
 from spatial_vlm.evaluation.results_report import p_value, points
 from spatial_vlm.evaluation.scores import Scores
 from spatial_vlm.evaluation.statistics import mcnemar
@@ -62,6 +62,7 @@ def comparison_row(name: str, arm: Arm, reference: Arm, scores: Scores) -> dict[
   row = {
     "method": name,
     **{key: scores[key] for key in ("n", "accuracy", "ci_low", "ci_high", "parse_rate")},
+    "extracted": scores["extracted"],
     "generated_tokens_mean": scores["generated_tokens_mean"],
     "prompt_tokens_mean": scores["prompt_tokens_mean"],
     "total_tokens_mean": scores["total_tokens_mean"],
@@ -90,12 +91,21 @@ def _ratio(reference: Arm, arm: Arm, tokens: Callable[[Prediction], int]) -> flo
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
   """Returns the table of accuracy, cost and use of behaviors."""
-  header = ["method", "accuracy, 95 % CI", "generated", "prompt", "total tokens", "fewer generated"]
+  header = [
+    "method",
+    "accuracy, 95 % CI",
+    "extracted",
+    "generated",
+    "prompt",
+    "total tokens",
+    "fewer generated",
+  ]
   header += ["s, p50", "p95", "without choosing: p50", "p95", "behaviors", "hits", "fallbacks"]
   cells = [
     [
       row["method"],
       rate_text(row),
+      rate_text(row["extracted"]),
       *(number(row[f"{kind}_tokens_mean"], "{:.1f}") for kind in ("generated", "prompt", "total")),
       number(row["token_ratio"], "{:.2f}×"),
       *(
@@ -104,8 +114,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for p in (50, 95)
       ),
       str(row["behaviors"]),
-      share_text(row["hit_rate"], row["n"]),
-      share_text(row["fallback_rate"], row["n"]),
+      fraction_text(row["hit_rate"], row["n"]),
+      fraction_text(row["fallback_rate"], row["n"]),
     ]
     for row in rows
   ]
