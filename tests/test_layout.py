@@ -144,8 +144,8 @@ FOLDERS = {
     *("measurements", "results"),
   ),
   "serving": (
-    *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
-    *("chat_response", "server_metrics", "engine_thread", "service", "setup"),
+    *("address", "api_error", "limits", "fields", "chat_request", "images", "text_stream"),
+    *("prompts", "chat_response", "server_metrics", "engine_thread", "service", "setup"),
     *("http_guard", "sample_scenes", "page_routes", "app", "server"),
     *("lmms_eval_manifest", "lmms_eval_model", "lmms_eval_tasks"),
   ),

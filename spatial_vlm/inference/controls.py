@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from spatial_vlm.answer_extraction import conclusion
-from spatial_vlm.answers import Box
+from spatial_vlm.answers import Box, Grammar
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import Example, ExampleSource, Record
 from spatial_vlm.evaluation.predictions import CANNOT_TELL
-from spatial_vlm.tasks.task import Task
+from spatial_vlm.tasks.task import Question, Task
 
 Shown = list[UInt8[np.ndarray, "_ _ 3"]]
 """The images that are shown; []: the prompt has none."""
@@ -175,10 +175,18 @@ def with_cannot_tell(task: Task) -> Task:
   def question(caption: str, form: str) -> str:
     return f"{task.question(caption, form)} If the image does not show it, answer Cannot tell."
 
-  def extract(text: str, record: Record) -> int:
+  def extract(text: str, record: Question) -> int:
     declines = _CANNOT_TELL.search(conclusion(text) or "")
     return CANNOT_TELL if declines else task.extract(text, record)
 
-  verdicts = {**task.grammar.verdicts, CANNOT_TELL: r"Cannot tell\."}
+  def strict(grammar: Grammar, text: str, record: Question) -> int:
+    parsed = grammar.parse(text)
+    declines = parsed is not None and parsed.verdict == CANNOT_TELL
+    return CANNOT_TELL if declines else task.strict(task.grammar, text, record)
+
+  # It comes first, since an answer in any words matches it too.
+  verdicts = {CANNOT_TELL: r"Cannot tell\.", **task.grammar.verdicts}
   grammar = dataclasses.replace(task.grammar, verdicts=verdicts)
-  return dataclasses.replace(task, question=question, grammar=grammar, extract=extract)
+  return dataclasses.replace(
+    task, question=question, grammar=grammar, extract=extract, strict=strict
+  )
