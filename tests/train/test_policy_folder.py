@@ -17,7 +17,7 @@ from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.model_card import Card, Knowledge, model_card, read_knowledge
 from spatial_vlm.processor.tokenizer import SpecialIds, load_tokenizer
 from spatial_vlm.train.policy_folder import license_of, write_policy_files
-from spatial_vlm.train.policy_knowledge import training_knowledge
+from spatial_vlm.train.policy_knowledge import taught_by_sft, training_knowledge
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,7 @@ def sft(scenes_folder):
   return {
     "algorithm": "sft",
     "checkpoint": "base",
+    "task": "vsr",
     "data.pretrain.scenes": (),
     "data.conversations": str(scenes_folder / "chains.jsonl"),
     "data.images": str(scenes_folder / "images"),
@@ -50,7 +51,7 @@ def test_a_policy_knows_what_its_trainings_taught(nano, sft, dapo, tmp_path):
   (first / "config.json").write_bytes((nano / "config.json").read_bytes())
   write_policy_files(second, first, dapo | {"behaviors": "index"})
   known = read_knowledge(second)
-  assert known.tasks[0] in ("vsr", "scenes") and "scenes" in known.tasks
+  assert known.tasks == ["vsr", "scenes"]
   assert sorted(known.forms) == ["chain", "direct", "short"]
   assert known.image_height == known.image_width == [64, 64]
   assert [stage["algorithm"] for stage in known.stages] == ["sft", "dapo"]
@@ -60,6 +61,33 @@ def test_a_policy_knows_what_its_trainings_taught(nano, sft, dapo, tmp_path):
     "secret" not in (second / "README.md").read_text() + (second / "spatial_vlm.json").read_text()
   )
   assert sorted(read_knowledge(first).forms) == ["chain", "direct"]
+
+
+@pytest.mark.parametrize(
+  ("task", "question", "expected"),
+  [
+    (
+      "vsr",
+      "It is so. True? Think in four steps: Summary, Caption, Reasoning, Conclusion.",
+      "chain",
+    ),
+    ("vsr", "List the objects.", None),
+    (
+      "realworldqa",
+      "What is it?\nThink in four steps: Summary, Caption, Reasoning, Conclusion.",
+      "chain",
+    ),
+    ("realworldqa", "What is it?", None),
+  ],
+)
+def test_only_what_a_run_was_about_counts_as_taught(sft, tmp_path, task, question, expected):
+  """Benchmarks share words with it, and a short answer's question has none."""
+  row = {"image": "0.png", "question": question, "answer": "Yes."}
+  (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n")
+  settings = {"task": task, "data.conversations": str(tmp_path / "c.jsonl"), "data.mix": ()}
+  found = taught_by_sft(sft | settings)
+  known = ([task], [expected]) if expected else ([], [])
+  assert (list(found.tasks), list(found.forms)) == known
 
 
 def test_data_that_is_gone_is_reported(nano, dapo, caplog):
