@@ -78,21 +78,21 @@ def check_that_it_can_be_served(folder, algorithm):
   assert "It is so.".join(words) in text and template
 
 
-def write_results(workdir, checkpoint, **changes):
+def write_results(workdir, **changes):
   """Writes what `evaluate` leaves in its workdir."""
   scores = {"accuracy": 0.75, "ci_low": 0.7, "ci_high": 0.8, "parse_rate": 1.0, "box_iou": None}
   row = {"method": "chain", "n": 64, **scores, "seconds_per_answer": 0.5}
   row |= {"generated_tokens_mean": 101.5, "total_tokens_mean": 150.0}
   (workdir / "results.json").write_text(json.dumps({"rows": [row], "split": "test"}))
   settings = {"task": "scenes", "template": "project", "prompt": "plain", "method": "chain"}
-  settings |= {"control": "", "checkpoint": str(checkpoint), **changes}
+  settings |= {"control": "", **changes}
   (workdir / "config.json").write_text(json.dumps({"config": settings}))
 
 
 def test_the_card_holds_results_and_license(run, sft_changes, before_saving, tmp_path, refused):
   with before_saving(2):
     run("sft", tmp_path / "run", sft_changes)
-  write_results(tmp_path, tmp_path / "run" / "export")
+  write_results(tmp_path, checkpoint=str(tmp_path / "run" / "export"))
   card = {"run": tmp_path / "run", "results": tmp_path, "license": "apache-2.0"}
   card |= {"base_model": "Qwen/Qwen3-VL-8B-Instruct"}
   assert run("export", tmp_path / "exported", card).code == 0
@@ -117,7 +117,7 @@ def test_the_card_holds_results_and_license(run, sft_changes, before_saving, tmp
   ],
 )
 def test_only_results_of_the_exported_policy_go_into_its_card(tmp_path, changes, message):
-  write_results(tmp_path, tmp_path / "export", **changes)
+  write_results(tmp_path, **{"checkpoint": str(tmp_path / "export"), **changes})
   if message is None:
     assert "records 64" in read_results(str(tmp_path), [tmp_path / "run", tmp_path / "export"])
   else:
