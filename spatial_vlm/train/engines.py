@@ -64,9 +64,9 @@ def check_gap(settings: Config, gap: float) -> None:
   """
   if not gap <= settings.max_logprob_gap:  # not a number is too far as well
     raise UsageErrorOfAll(
-      f"rollout_logprob_gap is {gap:.3g}, above engine.max_logprob_gap = {settings.max_logprob_gap:g}: the engine samples "
-      "from another policy than the one that is trained; compare its weights, type and image processing with the "
-      "trainer's (docs/rl_guide.md)"
+      f"rollout_logprob_gap is {gap:.3g}, above engine.max_logprob_gap = {settings.max_logprob_gap:g}: the engine "
+      "samples from another policy than the one that is trained; compare its weights, type and image processing with "
+      "the trainer's (docs/rl_guide.md)"
     )
 
 

@@ -16,7 +16,7 @@ from spatial_vlm.data.scenes.source import SceneImageSource
 from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.model_card import Card, Knowledge, model_card, read_knowledge
 from spatial_vlm.processor.tokenizer import SpecialIds, load_tokenizer
-from spatial_vlm.train.policy_folder import license_of, write_policy_files
+from spatial_vlm.train.policy_folder import card_field, write_policy_files
 from spatial_vlm.train.policy_knowledge import taught_by_sft, training_knowledge
 
 
@@ -139,19 +139,23 @@ def test_generate_ends_at_the_end_of_a_turn(dapo, tmp_path, config_alone):
   assert "List the objects. True? Think in four steps" in asked
 
 
-def test_the_license_is_the_bases_unless_it_is_given(nano, dapo, tmp_path):
+def test_license_and_base_are_those_of_the_source_unless_they_are_given(nano, dapo, tmp_path):
   source = epath.Path(tmp_path / "source")
-  write_policy_files(source, epath.Path(nano), dapo, license="apache-2.0")
+  given = {"license": "apache-2.0", "base_model": "Qwen/Qwen3-VL-8B"}
+  write_policy_files(source, epath.Path(nano), dapo, **given)
   (source / "config.json").write_bytes((nano / "config.json").read_bytes())
-  assert license_of(source) == "apache-2.0" and license_of(epath.Path(nano)) == ""
+  assert (
+    card_field(source, "license") == "apache-2.0" and card_field(epath.Path(nano), "license") == ""
+  )
   write_policy_files(epath.Path(tmp_path / "next"), source, dapo)
-  assert license_of(epath.Path(tmp_path / "next")) == "apache-2.0"
+  for field, value in given.items():
+    assert card_field(epath.Path(tmp_path / "next"), field) == value
 
 
 def test_names_in_a_card_are_text():
   stage = {"algorithm": "sft", "checkpoint": "b", "data": "<script>|`x`"}
   knowledge = Knowledge([], [], None, None, 8, [stage])
-  text = model_card(knowledge, Card("[b](http://evil)", "", ""))
+  text = model_card(knowledge, Card("[b](http://evil)", "", "", ""))
   assert "<script>" not in text and "[b](" not in text
   assert "sizes not known" in text and "license" not in yaml.safe_load(text.split("---\n")[1])
 
