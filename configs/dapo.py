@@ -55,6 +55,17 @@ def tiny() -> ConfigDict:
       # Mesh of the same devices while answers are sampled: weights are cut by heads and hidden units (tensor). Cut by
       # width (fsdp), every token would gather the whole model.
       sampling_mesh=data_parallel_mesh(),
+      engine=dict(
+        # What samples the answers: "compiled" (programs of this process) or "vllm" (a vLLM server, see the RL guide).
+        kind="compiled",
+        # The rest is for "vllm".
+        url="http://127.0.0.1:8000",  # base address of the server
+        folder="",  # absolute path that the server sees too; the weights of an update are written there
+        transfer="disk",  # how the server reads them: "disk" (its weight-update calls) or "reload" (any vLLM)
+        dtype="bfloat16",  # type that the server computes in: its --dtype
+        in_flight=256,  # prompts that are with the server at a time
+        timeout_s=600.0,  # longest silence of the server in one call
+      ),
       validate_steps=10,  # batches between measurements on the validation split
       validate_prompts=256,
       validate_batch=256,

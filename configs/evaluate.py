@@ -19,6 +19,9 @@ def tiny() -> ConfigDict:
       algorithm="evaluate",  # the command that this config is for
       task="scenes",  # how records are read, asked about and scored: scenes | vsr
       method="chain",  # majority | zero-shot | direct | chain | short (without a behavior) | reuse
+      # What is shown in place of the image: blank (white) | cannot_tell (grey; the question offers "Cannot tell.") |
+      # other_image (that of another record) | text_only (no image in the prompt). Empty: the image.
+      control="",
       checkpoint="runs/dapo/export",  # Hugging Face folder (majority reads none)
       behaviors="runs/behaviors/index",  # folder of the index; only reuse reads it
       behavior_tokens=48,  # most tokens of a recalled behavior in the question

@@ -29,6 +29,7 @@ COMMANDS = {
   "behaviors": "spatial_vlm.commands.behaviors",
   "evaluate": "spatial_vlm.commands.evaluate",
   "compare": "spatial_vlm.commands.compare",
+  "report": "spatial_vlm.commands.report",
   "answer": "spatial_vlm.commands.answer",
   "serve": "spatial_vlm.commands.serve",
   "export": "spatial_vlm.commands.export",

@@ -8,6 +8,7 @@ rounds of one batch. `trainable` and `lora` choose what trains, as in `sft`.
   spatial-vlm dapo --config configs/dapo.py:tiny --workdir runs/dapo
   spatial-vlm dapo --config.objectives="(('gspo', 1.0),)"                            # another objective
   spatial-vlm dapo --config.objectives="(('dapo', 1.0), ('kl_reference', 0.01))"     # stays near the start
+  spatial-vlm dapo --config.engine.kind=vllm --config.engine.folder=/shared/weights  # samples from a vLLM server
 """
 
 import argparse
@@ -23,16 +24,16 @@ from spatial_vlm.config import Config, settings_from
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.metrics import PhaseClock
 from spatial_vlm.optim.optimizers import optimizer_from_config
-from spatial_vlm.train import rl_data, rollout_buffer
+from spatial_vlm.train import rl_data, rl_settings, rollout_buffer
+from spatial_vlm.train.engines import ENGINES, check_engine
 from spatial_vlm.train.policy_optimization import rl_loop
 from spatial_vlm.train.rl_engine import (
   TrainingMeshes,
   check_batches,
-  compiled_engine,
   group_sampler,
   policy_update,
 )
-from spatial_vlm.train.rl_settings import RlSettings, check
+from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.run import (
   RunFiles,
   checkpoint_cadence,
@@ -44,6 +45,12 @@ from spatial_vlm.train.run import (
 )
 from spatial_vlm.train.trained_weights import write_trained
 from spatial_vlm.types import RlState
+
+
+def check(config: Config) -> None:
+  """Raises UsageError for settings that cannot work together."""
+  rl_settings.check(config)
+  check_engine(config.engine)
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
@@ -58,7 +65,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     automaton = rl_data.answer_automaton(config, policy)
     settings = settings_from(RlSettings, config, eos=special.eos, pad=special.pad)
     optimizer = optimizer_from_config(config.optimizer, config.steps * config.minibatches)
-    engine = compiled_engine(trainable, meshes.sampling, config.dtype)
+    engine = ENGINES[config.engine.kind](config, trainable, meshes.sampling)
     data = rl_data.open_data(config, policy, meshes.sampling, automaton, engine)
   record_settings(config, workdir)
   clock, requests_of = PhaseClock(), data.requests_of

@@ -5,7 +5,8 @@ from them. After an interruption, the same command resumes with the first batch 
 (no model), `zero-shot` (the likeliest first word), `direct`, `chain`, `short` (the short form without a behavior, which
 `configs/sft.py:bc` teaches) and `reuse` (a recalled behavior and the short form, the full chain where nothing is
 similar enough). A handbook may be measured on the training records that it comes from: `behaviors` reads how useful
-its behaviors were (`recalls`). Its accuracy there is not a held-out one.
+its behaviors were (`recalls`). Its accuracy there is not a held-out one. A control (`control`) asks the same questions
+without the image; `report` sets its answers next to those with the image.
 
   spatial-vlm evaluate --config.method=chain --config.checkpoint=runs/sft/export --workdir runs/evaluate_sft
 """
@@ -20,11 +21,12 @@ from spatial_vlm import sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
 from spatial_vlm.data.reading import Reader
-from spatial_vlm.data.records import Take
+from spatial_vlm.data.records import ExampleSource, Take
 from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation import results
 from spatial_vlm.evaluation.predictions import Prediction, majority_predictions
 from spatial_vlm.hosts import user_errors
+from spatial_vlm.inference.controls import ControlledSource, find_control, with_cannot_tell
 from spatial_vlm.inference.generation import (
   check_batch,
   likeliest_verdicts,
@@ -59,6 +61,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     check(config)
     data, task = config.data, find_task(config.task)
     source = task.read(data.records, data.images, data.boxes or None, data.max_bad_share)
+    if config.control:
+      task, source = controlled(config.control, task, source)
     examples = Take(source, config.limit or len(source))
     recall = recall_of(config) if config.method == "reuse" else None
     if config.method == "majority":
@@ -66,8 +70,10 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     else:
       answer = model_answers(config, task, workdir, recall)
     snapshot(config, workdir, HARMLESS)
-    if recall:
-      refuse_other_origin(workdir, recall.index.origin, f"behaviors {config.behaviors}")
+    origin = {**(recall.index.origin if recall else {}), **control_origin(config)}
+    if origin:
+      setting = f"behaviors {config.behaviors}" if recall else f"control {config.control}"
+      refuse_other_origin(workdir, origin, setting)
   predictions = answer(examples)
   write_whole(workdir / "predictions.jsonl", "".join(p.to_json() + "\n" for p in predictions))
   figures = task.score(predictions)
@@ -86,6 +92,29 @@ def check(config: Config) -> None:
   if config.method not in METHODS:
     raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")
   check_positive(config, "batch_size", "in_flight", "max_new_tokens")
+  if not config.control:
+    return
+  if config.method == "majority":
+    raise UsageError("method is 'majority', which sees no image; set control to ''")
+  if find_control(config.control).offers_cannot_tell and config.method == "zero-shot":
+    raise UsageError(
+      f"control is {config.control!r} and method 'zero-shot' chooses between the first words of the task's answers, "
+      'which "Cannot tell." is not; choose another method or control'
+    )
+
+
+def controlled(name: str, task: Task, source: ExampleSource) -> tuple[Task, ControlledSource]:
+  """Returns the task and the source under the control of this name."""
+  control = find_control(name)
+  return (
+    with_cannot_tell(task) if control.offers_cannot_tell else task,
+    ControlledSource(source, control),
+  )
+
+
+def control_origin(config: Config) -> dict[str, str]:
+  """Returns what the stored answers of a control depend on: its name; nothing without a control."""
+  return {"control": config.control} if config.control else {}
 
 
 def split_of(config: Config) -> str:

@@ -61,7 +61,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     policy = load_policy(args.checkpoint, mesh)
     recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
     name = config.model_name or epath.Path(args.checkpoint).name
-    service = setup.make_service(policy, mesh, config, name, recall)
+    service, engines = setup.make_service(policy, mesh, config, name, recall)
+  engines.compile()
   guard = http_guard.HttpGuard(token, args.host)
   log.info("serving %s at http://%s:%d/v1", name, args.host, args.port)
   server.serve(app.make_app(service, guard), args.host, args.port, config.limits.drain_s)
@@ -74,12 +75,7 @@ def check(config: Config) -> None:
   check_positive(
     config, "slots", "decode_tokens", "max_new_tokens", "max_patches", "behavior_tokens"
   )
-  limits = config.limits
-  check_positive(limits, "body_bytes", "images", "image_pixels", "samples", "image_bytes")
-  if limits.samples > config.slots:
-    raise UsageError(
-      f"limits.samples is {limits.samples} and slots {config.slots}; the answers of one request must fit in the slots"
-    )
+  check_positive(config.limits, "body_bytes", "images", "image_pixels", "samples", "image_bytes")
   if not 0 <= config.temperature <= 2:
     raise UsageError(f"temperature is {config.temperature}; it must be from 0 to 2")
 

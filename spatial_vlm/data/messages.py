@@ -10,8 +10,8 @@ from spatial_vlm.processor.video import Video, VideoInfo
 
 Messages = list[dict[str, Any]]
 """Turns in Hugging Face's format: {"role": …, "content": [{"type": "image" | "video" | "text", …}]}."""
-Visual = Image.Image | np.ndarray | Video | tuple
-"""An image or a video, or the `ImageSize` or `VideoInfo` that replaces it when only its size is needed."""
+Visual = Image.Image | np.ndarray | Video | tuple | None
+"""An image or a video, or the `ImageSize` or `VideoInfo` that replaces it when only its size is needed; None: none."""
 
 
 def messages(visual: Visual, text: str, answer: str | None = None, system: str = "") -> Messages:
@@ -22,12 +22,12 @@ def messages(visual: Visual, text: str, answer: str | None = None, system: str =
 
 
 def conversation(visual: Visual, turns: Sequence[tuple[str, ...]]) -> Messages:
-  """Returns several (question, answer) turns about one image or video, which precedes the first question."""
+  """Returns several (question, answer) turns about one image or video, if any; it precedes the first question."""
   kind = "video" if isinstance(visual, Video | VideoInfo) else "image"
   result: Messages = []
   for text, *answer in turns:
     content: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    if not result:
+    if not result and visual is not None:
       content.insert(0, {"type": kind, kind: visual})
     result.append({"role": "user", "content": content})
     result += [{"role": "assistant", "content": [{"type": "text", "text": a}]} for a in answer]

@@ -76,7 +76,10 @@ _VOTE_FIELDS = ("vote_true_validator_id", "vote_false_validator_id")
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A statement with its image; `boxes` are the known ones, by name, in 0–1000 (none for VSR itself)."""
+  """A statement with its image; `boxes` are the known ones, by name, in 0–1000 (none for VSR itself).
+
+  Readers give every example an image. Only the control `text_only` of `evaluate` takes it away (None).
+  """
 
   record: Record
   image: UInt8[np.ndarray, "H W 3"]

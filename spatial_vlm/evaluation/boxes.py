@@ -9,6 +9,7 @@ import numpy as np
 
 from spatial_vlm.answers import STATEMENT, Box
 from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.evaluation.statistics import Share, share
 
 RIGHT_BOX_IOU = 0.5
 """Least overlap of a right box (PASCAL VOC's threshold)."""
@@ -19,8 +20,9 @@ class BoxScores(TypedDict):
 
   box_n: int
   box_iou: float | None
-  correct_with_wrong_boxes: float | None
-  binding_errors: float | None
+  correct_with_wrong_boxes: Share | None
+  correct_with_swapped_boxes: Share | None
+  binding_errors: Share | None
 
 
 def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
@@ -30,7 +32,9 @@ def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
   - `box_iou`: mean over these answers of the IoU of the objects named in the statement; a missing
     box counts 0.
   - `correct_with_wrong_boxes`: share of the right ones among them in which the box of a named
-    object has IoU < 0.5.
+    object has IoU < 0.5 or is missing.
+  - `correct_with_swapped_boxes`: share of the right ones among them in which the box of a named object
+    lies nearer to another object.
   - `binding_errors`: share of the predicted boxes that lie nearer to another object than to the one
     whose name they carry. Boxes whose name is not in the image are not counted.
 
@@ -45,23 +49,33 @@ def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
   ]
   chains = [answer.form == "chain" for answer in parsed if answer]
   if not judged or sum(chains) * 2 <= len(chains):
-    return BoxScores(box_n=0, box_iou=None, correct_with_wrong_boxes=None, binding_errors=None)
+    return BoxScores(
+      box_n=0,
+      box_iou=None,
+      correct_with_wrong_boxes=None,
+      correct_with_swapped_boxes=None,
+      binding_errors=None,
+    )
   ious = [
     [iou(boxes[n], p.boxes_true[n]) if n in boxes else 0.0 for n in named_objects(p)]
     for p, boxes in judged
   ]
   lucky = [min(row) < RIGHT_BOX_IOU for (p, _), row in zip(judged, ious, strict=True) if p.right]
   misbound = [
-    nearest_object(box, p.boxes_true) != name
+    {n: nearest_object(box, p.boxes_true) != n for n, box in boxes.items() if n in p.boxes_true}
     for p, boxes in judged
-    for name, box in boxes.items()
-    if name in p.boxes_true
+  ]
+  swapped = [
+    any(wrong.get(name, False) for name in named_objects(p))
+    for (p, _), wrong in zip(judged, misbound, strict=True)
+    if p.right
   ]
   return BoxScores(
     box_n=len(judged),
     box_iou=_mean(map(_mean, ious)),
-    correct_with_wrong_boxes=_mean(lucky) if lucky else None,
-    binding_errors=_mean(misbound) if misbound else None,
+    correct_with_wrong_boxes=share(lucky),
+    correct_with_swapped_boxes=share(swapped),
+    binding_errors=share([wrong for found in misbound for wrong in found.values()]),
   )
 
 

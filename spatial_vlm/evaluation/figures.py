@@ -24,6 +24,7 @@ from spatial_vlm.data.records import Example
 from spatial_vlm.evaluation.boxes import named_objects
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.scores import Scores
+from spatial_vlm.evaluation.statistics import Rate
 
 BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE = (
   "#0072B2",
@@ -226,6 +227,38 @@ def scatter(points: Mapping[str, Point], xlabel: str, ylabel: str, path: epath.P
       )
     axes.margins(x=0.08)
     figure.legend(loc="outside right upper")
+    _save(figure, path)
+
+
+def accuracy_intervals(
+  rates: Mapping[str, Mapping[str, Rate]], guess: float, path: epath.PathLike
+) -> None:
+  """Draws accuracies with their 95 % intervals, one row for each name.
+
+  Args:
+    rates: name → name in the legend → accuracy.
+    guess: accuracy of guessing, drawn as a dashed line.
+    path: of the PNG.
+  """
+  names, kinds = [*rates], [*next(iter(rates.values()))]
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(9, 1.5 + 0.42 * len(names)), layout="constrained")
+    axes = figure.add_subplot(xlabel="accuracy, % (95 % interval; dashed: guessing)")
+    offsets = np.linspace(-0.16, 0.16, len(kinds)) if len(kinds) > 1 else [0.0]
+    for kind, (color, marker), offset in zip(kinds, _cycle(), offsets, strict=False):
+      drawn = [rates[name][kind] for name in names]
+      mean, low, high = (
+        100 * np.array([r[key] for r in drawn]) for key in ("accuracy", "ci_low", "ci_high")
+      )
+      errors = np.clip([mean - low, high - mean], 0, None)
+      y = np.arange(len(names)) + offset
+      axes.errorbar(mean, y, xerr=errors, fmt=marker, color=color, elinewidth=1.4, label=kind)
+    axes.axvline(100 * guess, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(names)), [textwrap.shorten(n, 40, placeholder="…") for n in names])
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper center", ncols=len(kinds))
     _save(figure, path)
 
 

@@ -9,6 +9,9 @@ from spatial_vlm.answer_extraction import extract_word
 from spatial_vlm.answers import Box
 from spatial_vlm.data.records import Example
 
+CANNOT_TELL = 1_000_000
+"""Verdict of an answer that says "Cannot tell."; no label has it, so that such an answer is never right."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -21,7 +24,10 @@ class Prediction:
   label: int
   """The right verdict; for statements 1 true, 0 false."""
   verdict: int
-  """The strict verdict (for statements 1 yes, 0 no); −1 when the answer does not parse or was cut off."""
+  """The strict verdict (for statements 1 yes, 0 no); −1 when the answer does not parse or was cut off.
+
+  CANNOT_TELL where the question offered that option and the answer took it.
+  """
   text: str
   """The generated answer without its end-of-turn token.
 
@@ -38,6 +44,8 @@ class Prediction:
   """Wall-clock time of this answer alone, retrieval included; None when it was answered in a batch."""
   extracted: int = -1
   """The verdict that the text states in whatever form (`answer_extraction`); −1 where it states none."""
+  image: str = ""
+  """Name of the record's image, under a control too; records of one image make contrastive pairs."""
 
   @property
   def right(self) -> bool:
@@ -107,6 +115,7 @@ def majority_predictions(
       prompt_tokens=0,
       truncated=False,
       extracted=verdict(example.record.relation),
+      image=example.record.image,
     )
     for example in test
   ]

@@ -13,7 +13,8 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.scores import Scores
-from spatial_vlm.text import markdown_table, percent
+from spatial_vlm.evaluation.statistics import Share, wilson
+from spatial_vlm.text import markdown_table
 
 
 def result_row(method: str, scores: Scores) -> dict[str, Any]:
@@ -40,7 +41,12 @@ def results_json(rows: Sequence[Mapping[str, Any]], **others: Any) -> str:
 
   A figure that does not apply is null.
   """
-  return json.dumps({"rows": list(rows), **others}, indent=2, allow_nan=False) + "\n"
+  return to_json({"rows": list(rows), **others})
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+  """Returns the text of a JSON file; ValueError for a number that is not finite."""
+  return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +158,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         number(row["generated_tokens_mean"], "{:.1f}"),
         number(row["total_tokens_mean"], "{:.1f}"),
         number(row["seconds_per_answer"], "{:.3f}"),
-        percent(row["parse_rate"]),
+        share_text(row["parse_rate"], row["n"]),
         number(row["box_iou"], "{:.2f}"),
       ]
       for row in rows
@@ -165,6 +171,20 @@ def rate_text(rate: Mapping[str, Any] | None) -> str:
   if rate is None:
     return "–"
   return f"{100 * rate['accuracy']:.1f} % ({100 * rate['ci_low']:.1f}–{100 * rate['ci_high']:.1f})"
+
+
+def share_text(share: Share | float | None, n: int = 0) -> str:
+  """Returns a share and its Wilson interval in percent; a dash for None.
+
+  A share that is a number is one of `n` cases.
+  """
+  if share is None:
+    return "–"
+  if isinstance(share, float):
+    low, high = wilson(round(share * n), n)
+  else:
+    share, low, high = share["share"], share["ci_low"], share["ci_high"]
+  return f"{100 * share:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def number(value: float | None, form: str) -> str:

@@ -8,11 +8,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from spatial_vlm.evaluation.predictions import Prediction
-from spatial_vlm.evaluation.results import number, rate_text, result_row, results_table
+from spatial_vlm.evaluation.results import number, rate_text, result_row, results_table, share_text
 from spatial_vlm.evaluation.scores import UNALLOCATED, StatementScores
 from spatial_vlm.evaluation.statistics import Paired, Rate, mcnemar
 from spatial_vlm.text import escaped, fenced, markdown_table, percent
 
+BOX_SHARES = ("correct_with_wrong_boxes", "correct_with_swapped_boxes", "binding_errors")
+"""Shares of the table of boxes, in the order of its columns."""
 Runs = Mapping[str, Sequence[Prediction]]
 """Answers by method; all methods answer the same examples."""
 
@@ -120,7 +122,8 @@ def _beyond_accuracy(scores: Mapping[str, StatementScores]) -> str:
     "balanced accuracy",
     "F1",
     "yes-rate",
-    "contrastive pairs, both right",
+    "pairs of images, both right",
+    "pairs of captions, both right",
     "cut off",
     "behavior retrieved",
     "prompt tokens",
@@ -132,10 +135,11 @@ def _beyond_accuracy(scores: Mapping[str, StatementScores]) -> str:
       method,
       percent(s["balanced_accuracy"]),
       number(s["f1"], "{:.3f}"),
-      percent(s["yes_rate"]),
+      share_text(s["yes_rate"], s["n"]),
       rate_text(s["pairs"]),
-      percent(s["truncated_rate"]),
-      percent(s["retrieved_rate"]),
+      rate_text(s["image_pairs"]),
+      share_text(s["truncated_rate"], s["n"]),
+      share_text(s["retrieved_rate"], s["n"]),
       number(s["prompt_tokens_mean"], "{:.1f}"),
       number(s["seconds_p50"], "{:.3f}"),
       number(s["seconds_p95"], "{:.3f}"),
@@ -143,7 +147,8 @@ def _beyond_accuracy(scores: Mapping[str, StatementScores]) -> str:
     for method, s in scores.items()
   ]
   return markdown_table(header, rows) + (
-    "\n\nA pair is one caption with a true and a false image. The yes-rate is the share of all answers that say yes."
+    "\n\nA pair of images is one caption with a true and a false image. A pair of captions is one image with a true "
+    "and a false caption about the same two objects. The yes-rate is the share of all answers that say yes."
   )
 
 
@@ -153,8 +158,7 @@ def _boxes_table(scores: Mapping[str, StatementScores]) -> str:
       method,
       f"{s['box_n']:,}",
       number(s["box_iou"], "{:.3f}"),
-      percent(s["correct_with_wrong_boxes"]),
-      percent(s["binding_errors"]),
+      *(share_text(s[name]) for name in BOX_SHARES),
     ]
     for method, s in scores.items()
     if s["box_iou"] is not None
@@ -166,11 +170,13 @@ def _boxes_table(scores: Mapping[str, StatementScores]) -> str:
     "answers",
     "box IoU",
     "correct with wrong boxes",
+    "correct with swapped boxes",
     "boxes nearer to another object",
   ]
   return markdown_table(header, rows) + (
     "\n\nIoU is over the objects that the statement names; a missing box counts 0. A correct answer has wrong "
-    "boxes when the box of a named object has an IoU below 0.5."
+    "boxes when the box of a named object has an IoU below 0.5 or is missing, and swapped boxes when it lies nearer to "
+    "another object."
   )
 
 

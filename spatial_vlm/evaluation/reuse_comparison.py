@@ -13,11 +13,11 @@ from etils import epath
 from spatial_vlm.config import UsageError
 from spatial_vlm.evaluation.figures import Point, scatter
 from spatial_vlm.evaluation.predictions import Prediction
-from spatial_vlm.evaluation.results import number, rate_text
+from spatial_vlm.evaluation.results import number, rate_text, share_text
 from spatial_vlm.evaluation.results_report import p_value, points
 from spatial_vlm.evaluation.scores import Scores
 from spatial_vlm.evaluation.statistics import mcnemar
-from spatial_vlm.text import escaped, markdown_table, percent
+from spatial_vlm.text import escaped, markdown_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for p in (50, 95)
       ),
       str(row["behaviors"]),
-      percent(row["hit_rate"]),
-      percent(row["fallback_rate"]),
+      share_text(row["hit_rate"], row["n"]),
+      share_text(row["fallback_rate"], row["n"]),
     ]
     for row in rows
   ]
@@ -139,7 +139,7 @@ def relation_table(rows: Sequence[Mapping[str, Any]]) -> str:
     [
       escaped(relation),
       f"{first[relation]['n']:,}",
-      *(percent(row["by_relation"][relation]["accuracy"]) for row in rows),
+      *(rate_text(row["by_relation"][relation]) for row in rows),
     ]
     for relation in first
   ]

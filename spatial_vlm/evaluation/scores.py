@@ -15,8 +15,9 @@ import numpy as np
 
 from spatial_vlm.answers import STATEMENT, Grammar
 from spatial_vlm.evaluation.boxes import box_scores
-from spatial_vlm.evaluation.predictions import Prediction
-from spatial_vlm.evaluation.statistics import Rate, rate
+from spatial_vlm.evaluation.contrastive_pairs import Key, both_right, of_one_caption, of_one_image
+from spatial_vlm.evaluation.predictions import CANNOT_TELL, Prediction
+from spatial_vlm.evaluation.statistics import Rate, Share, rate
 
 UNALLOCATED = "Unallocated"
 """VSR's own meta-category for relations that belong to none of the other six."""
@@ -33,6 +34,7 @@ class Scores(TypedDict):
   parse_rate: float | None
   truncated_rate: float
   retrieved_rate: float
+  cannot_tell_rate: float
   by_relation: dict[str, Rate]
   generated_tokens_mean: float
   prompt_tokens_mean: float
@@ -51,10 +53,12 @@ class StatementScores(Scores):
   yes_rate: float
   box_n: int
   box_iou: float | None
-  correct_with_wrong_boxes: float | None
-  binding_errors: float | None
+  correct_with_wrong_boxes: Share | None
+  correct_with_swapped_boxes: Share | None
+  binding_errors: Share | None
   by_category: dict[str, Rate]
   pairs: Rate | None
+  image_pairs: Rate | None
 
 
 def score(predictions: Sequence[Prediction], grammar: Grammar) -> Scores:
@@ -88,9 +92,10 @@ def score_statements(
     called true.
   - `yes_rate`: share of *all* answers whose verdict is yes (not of the labels, not of the parsed
     ones).
-  - `box_*`, `correct_with_wrong_boxes`, `binding_errors`: see `box_scores`.
-  - `pairs`: share of contrastive pairs (one caption, a true and a false image) with both answers
-    right.
+  - `box_*`, `correct_with_*`, `binding_errors`: see `box_scores`.
+  - `pairs`, `image_pairs`: share of contrastive pairs with both answers right; the former have one
+    caption with a true and a false image, the latter one image with a true and a false caption about
+    the same objects (see `contrastive_pairs`).
   - The other figures and the errors are those of `score`.
   """
   _check_ids(predictions)
@@ -103,7 +108,8 @@ def score_statements(
     **box_scores(predictions),
     by_relation=_rates_by(predictions, lambda p: p.relation),
     by_category=_rates_by(predictions, lambda p: meta_category.get(p.relation, UNALLOCATED)),
-    pairs=_pair_rate(predictions),
+    pairs=_pair_rate(predictions, of_one_caption),
+    image_pairs=_pair_rate(predictions, of_one_image),
     **_costs(predictions),
   )
 
@@ -122,6 +128,7 @@ class _Writing(TypedDict):
   parse_rate: float | None
   truncated_rate: float
   retrieved_rate: float
+  cannot_tell_rate: float
 
 
 def _writing(predictions: Sequence[Prediction], grammar: Grammar) -> _Writing:
@@ -129,6 +136,7 @@ def _writing(predictions: Sequence[Prediction], grammar: Grammar) -> _Writing:
     parse_rate=_parse_rate(predictions, grammar),
     truncated_rate=_mean(p.truncated for p in predictions),
     retrieved_rate=_mean(p.retrieved is not None for p in predictions),
+    cannot_tell_rate=_mean(p.verdict == CANNOT_TELL for p in predictions),
   )
 
 
@@ -172,7 +180,10 @@ def _parse_rate(predictions: Sequence[Prediction], grammar: Grammar) -> float | 
   written = [p for p in predictions if p.text or p.generated_tokens]
   if not written:
     return None
-  return _mean(grammar.parse(p.text) is not None and not p.truncated for p in written)
+  return _mean(
+    p.verdict == CANNOT_TELL or (grammar.parse(p.text) is not None and not p.truncated)
+    for p in written
+  )
 
 
 def _rates_by(
@@ -184,16 +195,9 @@ def _rates_by(
   return {name: rate(groups[name]) for name in sorted(groups)}
 
 
-def _pair_rate(predictions: Sequence[Prediction]) -> Rate | None:
-  """Pairs the k-th true example of each caption with its k-th false one, in the order of ids.
-
-  An example without a partner does not count.
-  """
-  groups: dict[str, dict[int, list[bool]]] = defaultdict(lambda: {0: [], 1: []})
-  for p in sorted(predictions, key=lambda p: p.id):
-    groups[p.caption][p.label].append(p.right)
-  both = [a and b for group in groups.values() for a, b in zip(group[0], group[1], strict=False)]
-  return rate(both) if both else None
+def _pair_rate(predictions: Sequence[Prediction], key: Key) -> Rate | None:
+  pairs = both_right(predictions, key)
+  return rate([*pairs.values()]) if pairs else None
 
 
 def _mean(values: Iterable[float]) -> float:

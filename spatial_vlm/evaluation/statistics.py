@@ -1,10 +1,11 @@
-"""Rates with Wilson intervals, and paired tests between two methods on the same examples."""
+"""Shares with Wilson intervals, and paired tests between methods on the same examples."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypedDict
 
+import numpy as np
 from scipy import optimize, stats
 
 from spatial_vlm.evaluation.predictions import Prediction
@@ -20,13 +21,36 @@ class Rate(TypedDict):
   ci_high: float
 
 
+class Share(TypedDict):
+  """A share of cases with its Wilson interval at 95 %."""
+
+  n: int
+  count: int
+  share: float
+  ci_low: float
+  ci_high: float
+
+
 def rate(right: Sequence[bool]) -> Rate:
   """Returns the share of True with Wilson's 95 % interval; `right` must not be empty."""
   n, k = len(right), sum(right)
+  low, high = wilson(k, n)
+  return Rate(n=n, right=k, accuracy=k / n, ci_low=low, ci_high=high)
+
+
+def share(hits: Sequence[bool]) -> Share | None:
+  """Returns the share of True with Wilson's 95 % interval; None if there is no case."""
+  if not hits:
+    return None
+  n, k = len(hits), sum(hits)
+  low, high = wilson(k, n)
+  return Share(n=n, count=k, share=k / n, ci_low=low, ci_high=high)
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+  """Returns Wilson's 95 % interval of k cases among n (Wilson 1927)."""
   interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
-  return Rate(
-    n=n, right=k, accuracy=k / n, ci_low=float(interval.low), ci_high=float(interval.high)
-  )
+  return float(interval.low), float(interval.high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +71,34 @@ class Paired:
   """One-sided 95 % bound: b loses less than a margin δ when `lower_bound` > −δ."""
 
 
-def mcnemar(a: Sequence[Prediction], b: Sequence[Prediction]) -> Paired:
-  """Runs the exact McNemar test (binomial on the discordant pairs), with Tango's score interval of the difference.
+Outcomes = Mapping[Hashable, bool]
+"""Key of an example, or of a pair of them → whether the answer is right."""
 
-  Examples that only one side answered (because the other's prompt was too long, say) are skipped. Raises ValueError
-  when none is left.
+
+def outcomes(predictions: Sequence[Prediction]) -> dict[Hashable, bool]:
+  """Returns whether each answer is right, by the id of its example."""
+  return {p.id: p.right for p in predictions}
+
+
+def mcnemar(a: Sequence[Prediction], b: Sequence[Prediction]) -> Paired:
+  """Runs `paired_test` on the answers of two methods."""
+  return paired_test(outcomes(a), outcomes(b))
+
+
+def paired_test(a: Outcomes, b: Outcomes) -> Paired:
+  """Runs the exact McNemar test (binomial on the discordant cases), with Tango's score interval of the difference.
+
+  Cases that only one side answered (because the other's prompt was too long, say) are skipped. Raises ValueError when
+  none is left.
   """
-  right_a, right_b = ({p.id: p.right for p in method} for method in (a, b))
-  both = right_a.keys() & right_b.keys()
+  both = a.keys() & b.keys()
   n = len(both)
   if not n:
     raise ValueError(
-      f"a paired test needs examples in common: {len(right_a)} and {len(right_b)} given, none on both sides"
+      f"a paired test needs examples in common: {len(a)} and {len(b)} given, none on both sides"
     )
-  only_a = sum(right_a[id] and not right_b[id] for id in both)
-  only_b = sum(right_b[id] and not right_a[id] for id in both)
+  only_a = sum(a[key] and not b[key] for key in both)
+  only_b = sum(b[key] and not a[key] for key in both)
   discordant = only_a + only_b
   return Paired(
     n=n,
@@ -94,3 +131,69 @@ def paired_lower_bound(gains: int, losses: int, n: int, confidence: float) -> fl
     return b - c - n * delta - z * math.sqrt(max(n * (2 * q + delta * (1 - delta)), 0.0))
 
   return float(optimize.root_scalar(excess, bracket=(-1.0, estimate - 1e-12), xtol=1e-12).root)
+
+
+def cochran_q(runs: Sequence[Outcomes]) -> float:
+  """Returns the p-value of Cochran's Q test that k methods are equally accurate on the same examples (Cochran 1950).
+
+  Q = (k − 1)(k Σⱼ Cⱼ² − T²) / (k T − Σᵢ Rᵢ²), with Cⱼ right answers of method j, Rᵢ of example i and T in all. Q has
+  the χ² distribution with k − 1 degrees of freedom. Examples that not every method answered are skipped. Returns 1
+  where all methods are right on the same examples.
+  """
+  common = set.intersection(*(set(run) for run in runs))
+  right = np.array([[run[key] for key in common] for run in runs], int).reshape(len(runs), -1)
+  k, C, R, T = len(runs), right.sum(axis=1), right.sum(axis=0), right.sum()
+  below = k * T - np.sum(R**2)
+  if below == 0:
+    return 1.0
+  return float(stats.chi2.sf((k - 1) * (k * np.sum(C**2) - T**2) / below, k - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanDifference:
+  """Difference of two means over the same n examples, mean(b) − mean(a)."""
+
+  n: int
+  difference: float
+  ci_low: float
+  ci_high: float
+  """95 % percentile interval of the bootstrap."""
+  p_value: float
+  """Two-sided: twice the share of the resamples on the other side of 0."""
+
+
+RESAMPLES = 10_000
+_RESAMPLES_AT_ONCE = 100
+
+
+def paired_bootstrap(
+  a: Mapping[Hashable, float], b: Mapping[Hashable, float], seed: int = 0
+) -> MeanDifference:
+  """Resamples examples with their values on both sides (paired percentile bootstrap, Efron and Tibshirani 1993).
+
+  For means of numbers such as tokens, where McNemar's test does not apply. Raises ValueError if no example has a value
+  on both sides.
+  """
+  both = [key for key in a if key in b]
+  if not both:
+    raise ValueError(
+      f"a paired test needs examples in common: {len(a)} and {len(b)} given, none on both sides"
+    )
+  differences = np.array([b[key] - a[key] for key in both], float)
+  n, rng = len(differences), np.random.default_rng(seed)
+  means = np.concatenate(
+    [
+      differences[rng.integers(0, n, (_RESAMPLES_AT_ONCE, n))].mean(axis=1)
+      for _ in range(RESAMPLES // _RESAMPLES_AT_ONCE)
+    ]
+  )
+  low, high = np.percentile(means, (2.5, 97.5))
+  # The sample itself counts as one more resample, so that no p-value is 0 (Davison and Hinkley 1997).
+  tail = (min(np.sum(means <= 0), np.sum(means >= 0)) + 1) / (RESAMPLES + 1)
+  return MeanDifference(
+    n=n,
+    difference=float(differences.mean()),
+    ci_low=float(low),
+    ci_high=float(high),
+    p_value=min(1.0, 2 * float(tail)),
+  )

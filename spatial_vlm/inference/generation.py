@@ -206,4 +206,5 @@ def _prediction(
     truncated=text.truncated,
     retrieved=question.behavior.name if question.behavior else None,
     extracted=extracted,
+    image=example.record.image,
   )

@@ -129,9 +129,12 @@ class Generation(NamedTuple):
 
 
 def encode_question(
-  processor: Processor, image: Image.Image | np.ndarray, text: str, system: str = ""
+  processor: Processor, image: Image.Image | np.ndarray | None, text: str, system: str = ""
 ) -> Encoded:
-  """Encodes one question about one image, after a system turn if it is given, up to where the answer begins."""
+  """Encodes one question, about one image if there is one, up to where the answer begins.
+
+  A system turn comes first if it is given.
+  """
   return encode(processor, messages(image, text, system=system), generation_prompt=True)
 
 

@@ -5,14 +5,27 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from spatial_vlm.serving.compiled_slots import Progress, SlotRequest, StepEngine
+from spatial_vlm.rollout.slot_requests import Progress, SlotRequest
 
 log = logging.getLogger(__name__)
 
 Sink = Callable[[Progress | Exception], None]
 """Receives the progress of one request in its event loop, or the error that ended it."""
+
+
+class StepEngine(Protocol):
+  """What the thread drives, e.g. `rollout.slot_engine.SlotEngine`."""
+
+  @property
+  def busy(self) -> bool: ...
+
+  def submit(self, request: SlotRequest) -> None: ...
+
+  def step(self) -> list[Progress]: ...
+
+  def cancel(self, id: int) -> None: ...
 
 
 class _Submitted(NamedTuple):

@@ -6,6 +6,7 @@ and seconds: a client must not be able to make the server read its own network.
 
 import base64
 import binascii
+import contextlib
 import http.client
 import io
 import ipaddress
@@ -13,6 +14,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 import urllib.parse
 
 import PIL.Image
@@ -72,7 +74,8 @@ def _download(image: ImageUrl, limits: Limits) -> bytes:
   host, target = allowed_target(image, limits.image_hosts)
   connection = _connected(image, host, limits.image_timeout_s)
   # A timeout of single reads would not end a server that sends one byte at a time.
-  expired = threading.Timer(limits.image_timeout_s, _shut, [connection])
+  deadline = time.monotonic() + limits.image_timeout_s
+  expired = threading.Timer(limits.image_timeout_s, _shut, [connection.sock])
   expired.start()
   try:
     connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "spatial-vlm"})
@@ -81,7 +84,7 @@ def _download(image: ImageUrl, limits: Limits) -> bytes:
       raise _refused(
         image, f"{host} answered with status {response.status}; redirects are not followed"
       )
-    return _body(image, response, limits.image_bytes)
+    return _body(image, response, limits.image_bytes, deadline)
   except (OSError, http.client.HTTPException, ValueError) as error:
     raise _refused(
       image, f"the image could not be downloaded from {host} within {limits.image_timeout_s:g} s"
@@ -139,15 +142,20 @@ def _connected(image: ImageUrl, host: str, timeout_s: float) -> http.client.HTTP
   return connection
 
 
-def _shut(connection: http.client.HTTPConnection) -> None:
-  if connection.sock is not None:
-    connection.sock.close()
+def _shut(connection: socket.socket) -> None:
+  """Ends the reads of the thread that downloads, under TLS too."""
+  with contextlib.suppress(OSError):
+    socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
-def _body(image: ImageUrl, response: http.client.HTTPResponse, limit: int) -> bytes:
+def _body(
+  image: ImageUrl, response: http.client.HTTPResponse, limit: int, deadline: float
+) -> bytes:
   data = bytearray()
-  while chunk := response.read(_CHUNK_BYTES):
+  while chunk := response.read1(_CHUNK_BYTES):
     data += chunk
     if len(data) > limit:
       raise _refused(image, f"the image has more than {limit} bytes")
+  if time.monotonic() >= deadline:
+    raise TimeoutError("the connection was shut")
   return bytes(data)

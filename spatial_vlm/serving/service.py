@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import logging
 import secrets
@@ -12,14 +13,14 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import PIL.Image
 
 from spatial_vlm.processor.tokenizer import token_bytes
+from spatial_vlm.rollout.slot_requests import Progress, SlotRequest
 from spatial_vlm.serving.api_error import ApiError
 from spatial_vlm.serving.chat_request import ChatRequest, Defaults
 from spatial_vlm.serving.chat_response import Completion, Piece, TokenLogprob
-from spatial_vlm.serving.compiled_slots import Progress, SlotRequest
 from spatial_vlm.serving.engine_thread import EngineThread
 from spatial_vlm.serving.images import is_remote, load_image
 from spatial_vlm.serving.limits import Limits
-from spatial_vlm.serving.prompts import Prompt, PromptBuilder
+from spatial_vlm.serving.prompts import PromptBuilder
 from spatial_vlm.serving.server_metrics import ServerMetrics
 from spatial_vlm.serving.text_stream import TextStream
 
@@ -31,7 +32,8 @@ CHARACTERS_PER_TOKEN = 32
 """Texts of more characters for each token that fits are refused before they are tokenized."""
 DOWNLOADS = 8
 """Images that are downloaded at a time."""
-DEFAULT_SEEDS = 2**31
+SEEDS = 2**31
+"""Seeds of clients count modulo this number."""
 
 
 class ChatService:
@@ -127,43 +129,56 @@ class ChatService:
 
     Closing the iterator frees the slots. Raises ApiError if the engine fails.
     """
-    request, prompt = completion.request, completion.prompt
-    id = next(self._ids)
-    streams = [TextStream(self._table, request.stop) for _ in completion.samples]
-    arrived: asyncio.Queue[Progress | Exception] = asyncio.Queue()
-    self.engine.submit(self._slot_request(id, request, prompt), arrived.put_nowait)
+    arrived: asyncio.Queue[tuple[int, Progress | Exception]] = asyncio.Queue()
+    streams = [TextStream(self._table, completion.request.stop) for _ in completion.samples]
     begun = time.monotonic()
+    running = self._submit(completion, arrived)
     try:
-      while not all(sample.finished for sample in completion.samples):
-        progress = await arrived.get()
+      while running:
+        sample, progress = await arrived.get()
         if isinstance(progress, Exception):
           raise ApiError(500, "the engine failed; try again") from progress
-        if completion.samples[progress.sample].finished:
-          continue  # a stop string ended it
+        if sample not in running:
+          continue  # a stop string has ended it
         if not any(sample.count for sample in completion.samples):
           self.metrics.first_token_seconds.observe(time.monotonic() - begun)
-        piece = self._piece(progress, streams[progress.sample])
+        piece = self._piece(sample, progress, streams[sample])
+        if piece.finished:
+          self.engine.cancel(running.pop(sample))
         self._add(completion, piece)
         yield piece
     finally:
-      self.engine.cancel(id)
+      for id in running.values():
+        self.engine.cancel(id)
 
-  def _slot_request(self, id: int, request: ChatRequest, prompt: Prompt) -> SlotRequest:
-    seed = secrets.randbelow(DEFAULT_SEEDS) if request.seed is None else request.seed
-    return SlotRequest(
-      id=id,
-      prompt=prompt.rest,
-      prefix=prompt.prefix,
-      samples=request.samples,
-      max_new_tokens=request.max_new_tokens,
-      temperature=request.temperature,
-      top_p=request.top_p,
-      top_k=request.top_k,
-      seed=seed % DEFAULT_SEEDS,
-      stop=(),
-    )
+  def _submit(
+    self, completion: Completion, arrived: asyncio.Queue[tuple[int, Progress | Exception]]
+  ) -> dict[int, int]:
+    """Hands in one request for each answer; returns their ids by the number of the answer.
 
-  def _piece(self, progress: Progress, stream: TextStream) -> Piece:
+    Answers of one request take slots one by one, so that their number compiles no further program; the number keys
+    their random draws.
+    """
+    request, prompt = completion.request, completion.prompt
+    seed = secrets.randbelow(SEEDS) if request.seed is None else request.seed % SEEDS
+    ids = {sample: next(self._ids) for sample in range(request.samples)}
+    for sample, id in ids.items():
+      slot_request = SlotRequest(
+        id=id,
+        key_id=sample,
+        prompt=prompt.rest,
+        prefix=prompt.prefix,
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        seed=seed,
+      )
+      put = functools.partial(_put, arrived, sample)
+      self.engine.submit(slot_request, put)
+    return ids
+
+  def _piece(self, sample: int, progress: Progress, stream: TextStream) -> Piece:
     text, tokens, count = "", [], 0
     for token, logp in zip(progress.tokens, progress.logp, strict=True):
       count += 1
@@ -171,11 +186,11 @@ class ChatService:
         tokens.append(TokenLogprob(piece, logp))
         text += stream.push(token)
       if stream.stopped:
-        return Piece(progress.sample, text, tokens, count, "stop")
+        return Piece(sample, text, tokens, count, "stop")
     if progress.finished:
       text += stream.end()
     finished = "stop" if stream.stopped else progress.finished
-    return Piece(progress.sample, text, tokens, count, finished)
+    return Piece(sample, text, tokens, count, finished)
 
   def _add(self, completion: Completion, piece: Piece) -> None:
     sample = completion.samples[piece.sample]
@@ -195,3 +210,7 @@ class ChatService:
         "max_model_len": self.max_model_len,
       }
     ]
+
+
+def _put(arrived: asyncio.Queue, sample: int, progress: Progress | Exception) -> None:
+  arrived.put_nowait((sample, progress))

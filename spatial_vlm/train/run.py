@@ -29,7 +29,10 @@ from spatial_vlm.train.trained_weights import base_record, check_base
 from spatial_vlm.train.update import init_state
 from spatial_vlm.types import Params, Purpose, TrainState
 
-HARMLESS = ("log_*", "checkpoint_*", "max_to_keep", "*.workers", "mesh.*", "sampling_mesh.*")
+HARMLESS = (
+  *("log_*", "checkpoint_*", "max_to_keep", "*.workers", "mesh.*", "sampling_mesh.*"),
+  *("engine.url", "engine.folder", "engine.in_flight", "engine.timeout_s"),
+)
 """Settings that may change when a run resumes: its results do not depend on them."""
 
 

@@ -159,8 +159,12 @@ def test_box_figures_by_hand(predict, chain):
   got = score_statements(predictions)
   assert got["box_n"] == 5
   assert got["box_iou"] == pytest.approx((1 + 2 / 3 + 0 + 1 / 2 + 0) / 5)
-  assert got["correct_with_wrong_boxes"] == pytest.approx(2 / 3)
-  assert got["binding_errors"] == pytest.approx(2 / 7)
+  assert got["correct_with_wrong_boxes"]["share"] == pytest.approx(2 / 3)
+  assert got["correct_with_wrong_boxes"]["n"] == 3  # the right answers
+  assert got["correct_with_swapped_boxes"]["share"] == pytest.approx(1 / 3)
+  assert got["binding_errors"]["share"] == pytest.approx(2 / 7)
+  low, high = statistics.wilson(2, 7)
+  assert (got["binding_errors"]["ci_low"], got["binding_errors"]["ci_high"]) == (low, high)
 
 
 def test_forms_without_boxes_have_no_box_figures(predict, chain):
@@ -175,7 +179,9 @@ def test_forms_without_boxes_have_no_box_figures(predict, chain):
 
 def test_chain_without_boxes_counts_as_missing(predict, chain):
   got = score_statements([predict(0, 1, 1, chain(1, {}))])
-  assert (got["box_iou"], got["correct_with_wrong_boxes"], got["binding_errors"]) == (0, 1, None)
+  assert (got["box_iou"], got["binding_errors"]) == (0, None)
+  assert got["correct_with_wrong_boxes"]["count"] == 1
+  assert got["correct_with_swapped_boxes"]["count"] == 0  # a missing box lies nowhere
 
 
 def test_examples_without_true_boxes_are_not_judged(predict, chain):
@@ -193,7 +199,9 @@ def test_distractors_do_not_enter_the_iou_but_can_attract_a_box(predict, chain):
   boxes = {"cat": true["cat"], "mug": (480, 480, 560, 560), "dog": true["hat"]}
   got = score_statements([predict(0, 1, 1, chain(1, boxes), boxes_true=true)])
   assert got["box_iou"] == 0.5
-  assert got["binding_errors"] == 0.5  # the mug's box is the hat's; a dog is not in the image
+  assert (
+    got["binding_errors"]["share"] == 0.5
+  )  # the mug's box is the hat's; a dog is not in the image
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def service_of(serving_policy, serving_mesh):
     sizes = ("slots=4", "limits.samples=4", "max_new_tokens=24", "limits.queued_requests=8")
     settings = [f"--config.{setting}" for setting in (*sizes, *overrides)]
     config = config_lib.load("configs/serve.py:tiny", settings)
-    return make_service(policy, serving_mesh, config, MODEL, recall)
+    return make_service(policy, serving_mesh, config, MODEL, recall)[0]
 
   return make
 

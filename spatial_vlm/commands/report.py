@@ -1,0 +1,63 @@
+"""Compare finished evaluations of the same records in one report.
+
+Reads the workdirs of several `evaluate` runs and writes WORKDIR/report.md, results.json and a figure: accuracy by both
+readings of an answer, differences from the first row, answers with and without the image (controls), reasoning against
+direct answers, the spread over templates, contrastive pairs and right verdicts through wrong boxes. Every share has its
+Wilson interval, every difference a paired test. A later start may add or drop rows.
+
+  spatial-vlm report --config.runs="('runs/evaluate_sft', 'blank=runs/evaluate_sft_blank')" --workdir runs/report
+"""
+
+import datetime
+
+from etils import epath
+
+from spatial_vlm.commands.command import Command
+from spatial_vlm.config import Config, UsageError, check_algorithm, snapshot, versions
+from spatial_vlm.evaluation import runs_report
+from spatial_vlm.evaluation.results import to_json
+from spatial_vlm.evaluation.runs import FinishedRun, read_runs
+from spatial_vlm.evaluation.runs_comparison import compare_runs
+from spatial_vlm.hosts import user_errors
+from spatial_vlm.remote import write_whole
+from spatial_vlm.tasks import find_task
+
+HARMLESS = ("runs",)
+"""Settings that may change between two starts."""
+FIGURE = "accuracy.png"
+
+
+def run(config: Config, workdir: epath.Path, args) -> None:
+  with user_errors():
+    check(config)
+    runs = read_runs(config.runs)
+    is_statements = answers_statements(runs[0])
+    snapshot(config, workdir, HARMLESS)
+  found = compare_runs(runs, is_statements)
+  write_whole(workdir / "results.json", to_json(found))
+  runs_report.draw_runs(found, workdir / FIGURE)
+  provenance = {
+    "date": datetime.date.today().isoformat(),
+    "records": str(runs[0].settings.get("data.records")),
+    "rows": ", ".join(run.name for run in runs),
+    "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+  }
+  write_whole(workdir / "report.md", runs_report.runs_report(found, FIGURE, provenance))
+  print(runs_report.results_table(found["rows"]))
+  print(f"\nreport: {workdir / 'report.md'}   numbers: {workdir / 'results.json'}")
+
+
+def check(config: Config) -> None:
+  """Raises UsageError for a config of another command, and for one without runs."""
+  check_algorithm(config, "report")
+  if not config.runs:
+    raise UsageError("runs is empty; give workdirs of `evaluate`")
+
+
+def answers_statements(run: FinishedRun) -> bool:
+  """Returns whether the run's task asks for yes or no."""
+  words = find_task(run.settings.get("task", "")).first_words
+  return words == {1: "Yes", 0: "No"}
+
+
+COMMAND = Command("report", run, check=check)

@@ -1,0 +1,185 @@
+"""What the answers of several finished evaluations show together, as plain JSON; every test is paired by example."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from spatial_vlm.evaluation.boxes import box_scores
+from spatial_vlm.evaluation.contrastive_pairs import both_right, of_one_caption, of_one_image
+from spatial_vlm.evaluation.predictions import CANNOT_TELL, Prediction
+from spatial_vlm.evaluation.runs import (
+  FinishedRun,
+  differing_settings,
+  direct_and_reasoned,
+  of_several_templates,
+  with_their_controls,
+)
+from spatial_vlm.evaluation.statistics import (
+  cochran_q,
+  mcnemar,
+  paired_bootstrap,
+  paired_test,
+  rate,
+  share,
+)
+
+READINGS: Mapping[str, Callable[[Prediction], bool]] = {
+  "strict": lambda p: p.right,
+  "extracted": lambda p: p.right_extracted,
+}
+"""How a verdict is read from the text → whether the answer is right: the form that was asked for, or any wording."""
+PAIRS = {"images": of_one_caption, "captions": of_one_image}
+"""What differs in a contrastive pair → what its statements have in common."""
+
+Row = dict[str, Any]
+
+
+def compare_runs(runs: Sequence[FinishedRun], statements: bool) -> dict[str, Any]:
+  """Returns the content of `results.json`: one list of rows for each table of the report.
+
+  Args:
+    runs: the first is the reference of `rows` and `pairs`.
+    statements: whether the answers are yes and no, in the grammar of statements. Only they have pairs and boxes.
+  """
+  reference = runs[0]
+  settings = differing_settings(runs)
+  return {
+    "guess": guessing(reference.predictions),
+    "rows": [run_row(run, reference, settings) for run in runs],
+    "controls": [
+      control_row(seen, unseen, reading)
+      for seen, unseen in with_their_controls(runs)
+      for reading in READINGS
+    ],
+    "reasoning": [reasoning_row(*pair) for pair in direct_and_reasoned(runs)],
+    "templates": [
+      template_row(group, reading) for group in of_several_templates(runs) for reading in READINGS
+    ],
+    "pairs": [pair_row(run, reference, what) for what in PAIRS for run in runs if statements],
+    "boxes": [box_row(run) for run in runs if statements],
+  }
+
+
+def guessing(predictions: Sequence[Prediction]) -> float:
+  """Returns the accuracy of always giving the most frequent label."""
+  return max(Counter(p.label for p in predictions).values()) / len(predictions)
+
+
+def run_row(run: FinishedRun, reference: FinishedRun, settings: Sequence[str]) -> Row:
+  """Returns one run: its settings that differ, its accuracy by both readings, and its difference from the reference."""
+  predictions = run.predictions
+  row = {
+    "name": run.name,
+    "settings": {name: run.settings.get(name) for name in settings},
+    "strict": rate([p.right for p in predictions]),
+    "extracted": rate([p.right_extracted for p in predictions]),
+    "parsed": share([p.verdict >= 0 for p in predictions]),
+    "cannot_tell": share([p.verdict == CANNOT_TELL for p in predictions]),
+    "generated_tokens_mean": float(np.mean([p.generated_tokens for p in predictions])),
+    "total_tokens_mean": float(
+      np.mean([p.generated_tokens + p.prompt_tokens for p in predictions])
+    ),
+  }
+  if run is reference:
+    return row
+  tokens = paired_bootstrap(_generated(reference), _generated(run))
+  return row | {
+    "paired": dataclasses.asdict(mcnemar(reference.predictions, predictions)),
+    "tokens": dataclasses.asdict(tokens),
+  }
+
+
+def _generated(run: FinishedRun) -> dict[Hashable, float]:
+  return {p.id: p.generated_tokens for p in run.predictions}
+
+
+def control_row(seen: FinishedRun, unseen: FinishedRun, reading: str) -> Row:
+  """Returns one run with its images next to the same under a control.
+
+  - `difference`: accuracy with the image less that without, so that a model that uses its image has a large one.
+  - `above_guessing`: p-value of the exact binomial test that the accuracy without the image is no better than always
+    giving the most frequent label. A small one finds a model that is right without seeing.
+  - `same_verdict`: share of the verdicts that do not change.
+  """
+  right = READINGS[reading]
+  with_image = {p.id: p for p in seen.predictions}
+  both = [(with_image[p.id], p) for p in unseen.predictions if p.id in with_image]
+  paired = paired_test({q.id: right(q) for _, q in both}, {p.id: right(p) for p, _ in both})
+  without = rate([right(q) for _, q in both])
+  guess = guessing([q for _, q in both])
+  test = stats.binomtest(without["right"], without["n"], guess, alternative="greater")
+  said = [
+    (p.verdict, q.verdict) if reading == "strict" else (p.extracted, q.extracted) for p, q in both
+  ]
+  return {
+    "name": seen.name,
+    "control": unseen.control,
+    "reading": reading,
+    "with_image": rate([right(p) for p, _ in both]),
+    "without_image": without,
+    "paired": dataclasses.asdict(paired),
+    "guess": guess,
+    "above_guessing": float(test.pvalue),
+    "same_verdict": share([a == b for a, b in said]),
+    "no_verdict": share([b < 0 for _, b in said]),
+    "cannot_tell": share([b == CANNOT_TELL for _, b in said]),
+  }
+
+
+def reasoning_row(direct: FinishedRun, reasoned: FinishedRun) -> Row:
+  """Returns reasoned answers less direct ones; a negative difference means that reasoning lowers the accuracy."""
+  tokens = paired_bootstrap(_generated(direct), _generated(reasoned))
+  return {
+    "direct": direct.name,
+    "reasoned": reasoned.name,
+    "same_policy": direct.setting("checkpoint") == reasoned.setting("checkpoint"),
+    "direct_accuracy": rate([p.right for p in direct.predictions]),
+    "reasoned_accuracy": rate([p.right for p in reasoned.predictions]),
+    "paired": dataclasses.asdict(mcnemar(direct.predictions, reasoned.predictions)),
+    "tokens": dataclasses.asdict(tokens),
+  }
+
+
+def template_row(group: Sequence[FinishedRun], reading: str) -> Row:
+  """Returns the spread of accuracy over templates of the same question, on the records that every run answered.
+
+  - `p_value`: Cochran's Q test that all templates are equally accurate. A test of the best against the worst would find
+    differences by their choice.
+  - `always_right`: share of the records that are answered rightly under every template.
+  """
+  right = READINGS[reading]
+  by_run = [{p.id: right(p) for p in run.predictions} for run in group]
+  common = sorted(set.intersection(*(set(found) for found in by_run)))
+  rates = [rate([found[id] for id in common]) for found in by_run]
+  accuracies = [r["accuracy"] for r in rates]
+  return {
+    "names": [run.name for run in group],
+    "reading": reading,
+    "rates": rates,
+    "n": len(common),
+    "mean": float(np.mean(accuracies)),
+    "min": min(accuracies),
+    "max": max(accuracies),
+    "p_value": cochran_q(by_run),
+    "always_right": share([all(found[id] for found in by_run) for id in common]),
+  }
+
+
+def pair_row(run: FinishedRun, reference: FinishedRun, what: str) -> Row:
+  """Returns the contrastive pairs with both answers right, and their difference from the reference."""
+  found, known = (both_right(r.predictions, PAIRS[what]) for r in (run, reference))
+  row: Row = {"name": run.name, "differ_in": what, "both_right": None}
+  if found:
+    row["both_right"] = rate([*found.values()])
+  if run is not reference and found.keys() & known.keys():
+    row["paired"] = dataclasses.asdict(paired_test(known, found))
+  return row
+
+
+def box_row(run: FinishedRun) -> Row:
+  """Returns the scores of the boxes that its answers name."""
+  return {"name": run.name, **box_scores(run.predictions)}

@@ -1,0 +1,70 @@
+"""The engines that a training run can sample with, by the name in its config (`engine.kind`)."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from spatial_vlm.config import Config, UsageError, check_positive
+from spatial_vlm.parameters.lora import read_with_parts
+from spatial_vlm.parameters.partition import combine, flatten
+from spatial_vlm.rollout.engine import Engine
+from spatial_vlm.rollout.vllm_client import TRANSFERS, VllmClient, check_url
+from spatial_vlm.rollout.vllm_engine import ServedModel, VllmEngine
+from spatial_vlm.train.rl_engine import compiled_engine
+from spatial_vlm.train.run import DTYPES, Trainable
+from spatial_vlm.types import Params
+
+
+def in_this_process(config: Config, trainable: Trainable, mesh: Mesh) -> Engine:
+  """Returns an engine that samples over the mesh."""
+  return compiled_engine(trainable, mesh, config.dtype)
+
+
+def over_http(config: Config, trainable: Trainable, mesh: Mesh) -> VllmEngine:
+  """Returns an engine that asks the vLLM server of the config.
+
+  Raises UsageError where the server does not answer.
+  """
+  settings = config.engine
+  folder = epath.Path(settings.folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  served = ServedModel(
+    VllmClient(settings.url, settings.timeout_s),
+    folder,
+    settings.transfer,
+    np.dtype(settings.dtype),
+    settings.in_flight,
+  )
+  policy = trainable.policy
+
+  def leaf_at(trained: Params) -> Callable[[str], Any]:
+    flat = flatten(combine(trained, trainable.frozen))
+    return lambda path: read_with_parts(flat.__getitem__, trainable.subset, path)
+
+  return VllmEngine(served, policy.model, policy.forbidden_tokens, mesh, leaf_at)
+
+
+ENGINES: Mapping[str, Callable[[Config, Trainable, Mesh], Engine]] = MappingProxyType(
+  {"compiled": in_this_process, "vllm": over_http}
+)
+"""Name → (config, what a run trains, sampling mesh) → engine."""
+
+
+def check_engine(settings: Config) -> None:
+  """Raises UsageError for a group `engine` that names no engine or cannot work."""
+  for leaf, known in (("kind", ENGINES), ("transfer", TRANSFERS), ("dtype", DTYPES)):
+    if settings[leaf] not in known:
+      raise UsageError(f"engine.{leaf} is {settings[leaf]!r}; choose one of {', '.join(known)}")
+  check_url(settings.url)
+  check_positive(settings, "in_flight")
+  if not 0 < settings.timeout_s < float("inf"):
+    raise UsageError(f"engine.timeout_s is {settings.timeout_s}; give seconds above 0")
+  if settings.kind == "vllm" and not settings.folder.startswith("/"):
+    raise UsageError(
+      f"engine.folder is {settings.folder!r}; the engine vllm needs the absolute path of a folder that this machine "
+      "and the server share, for the weights of each update"
+    )

@@ -1,0 +1,114 @@
+"""What several finished evaluations show together, by hand."""
+
+import json
+
+import pytest
+
+from spatial_vlm.evaluation.predictions import CANNOT_TELL
+from spatial_vlm.evaluation.runs import FinishedRun
+from spatial_vlm.evaluation.runs_comparison import compare_runs, guessing
+
+SETTINGS = {"method": "chain", "checkpoint": "p", "task": "vsr", "control": ""}
+
+
+@pytest.fixture
+def run_of(predict):
+  """Makes a run of n answers, the first `right` of them right; true and false statements alternate."""
+
+  def make(name, right, n=100, predictions=None, tokens=40, **settings):
+    if predictions is None:
+      predictions = [
+        predict(
+          i,
+          i % 2,
+          verdict := i % 2 if i < right else 1 - i % 2,
+          extracted=verdict,
+          generated_tokens=tokens,
+        )
+        for i in range(n)
+      ]
+    return FinishedRun(name, {**SETTINGS, **settings}, predictions)
+
+  return make
+
+
+def test_a_model_that_sees_falls_to_guessing_without_the_image(run_of):
+  found = compare_runs([run_of("seen", 80), run_of("b", 50, control="blank")], True)
+  strict, extracted = found["controls"]
+  assert (strict["reading"], extracted["reading"]) == ("strict", "extracted")
+  assert strict["control"] == "blank"
+  assert strict["with_image"]["accuracy"] == 0.8 and strict["without_image"]["accuracy"] == 0.5
+  assert strict["paired"]["difference"] == pytest.approx(0.3)
+  assert strict["paired"]["ci_low"] > 0.2 and strict["paired"]["p_value"] < 1e-6
+  assert strict["above_guessing"] > 0.5 and found["guess"] == 0.5
+  assert strict["same_verdict"]["count"] == 70
+
+
+def test_a_model_that_is_right_without_seeing_is_found_out(run_of):
+  found = compare_runs([run_of("seen", 80), run_of("t", 78, control="text_only")], True)
+  strict = found["controls"][0]
+  assert strict["above_guessing"] < 1e-6 and strict["paired"]["p_value"] == pytest.approx(0.5)
+  assert strict["paired"]["ci_low"] < 0.05
+
+
+def test_both_readings_stand_side_by_side(run_of, predict):
+  answers = [predict(i, 1, -1, text="**Yes**", extracted=1) for i in range(10)]
+  row = compare_runs([run_of("a", 0, predictions=answers)], True)["rows"][0]
+  assert row["strict"]["accuracy"] == 0 and row["extracted"]["accuracy"] == 1
+  assert row["parsed"]["share"] == 0
+
+
+def test_cannot_tell_is_counted_and_never_right(run_of, predict):
+  declines = [
+    predict(i, i % 2, CANNOT_TELL, text="Cannot tell.", extracted=CANNOT_TELL) for i in range(100)
+  ]
+  blind = run_of("c", 0, predictions=declines, control="cannot_tell")
+  found = compare_runs([run_of("seen", 80), blind], True)
+  assert found["rows"][1]["cannot_tell"]["share"] == found["rows"][1]["parsed"]["share"] == 1
+  assert found["controls"][0]["without_image"]["right"] == 0
+  assert found["controls"][0]["cannot_tell"]["share"] == 1
+
+
+def test_reasoning_that_lowers_the_accuracy_has_a_negative_difference(run_of):
+  direct = run_of("direct", 84, method="direct", tokens=3, checkpoint="q")
+  (row,) = compare_runs([direct, run_of("chain", 70, tokens=90)], True)["reasoning"]
+  assert (row["direct"], row["reasoned"], row["same_policy"]) == ("direct", "chain", False)
+  assert row["paired"]["difference"] == pytest.approx(-0.14) and row["paired"]["ci_high"] < 0
+  assert row["tokens"]["difference"] == 87
+
+
+def test_the_spread_over_templates(run_of):
+  runs = [run_of(name, right, template=name) for name, right in (("a", 60), ("b", 70), ("c", 80))]
+  strict, extracted = compare_runs(runs, True)["templates"]
+  assert (strict["mean"], strict["min"], strict["max"]) == pytest.approx((0.7, 0.6, 0.8))
+  assert strict["names"] == ["a", "b", "c"] and [r["right"] for r in strict["rates"]] == [
+    60,
+    70,
+    80,
+  ]
+  assert strict["always_right"]["count"] == 60 and strict["p_value"] < 1e-4
+  assert extracted["n"] == 100
+
+
+def test_pairs_and_boxes_belong_to_statements(run_of):
+  runs = [run_of("a", 80), run_of("b", 40)]
+  found = compare_runs(runs, True)
+  assert [(r["name"], r["differ_in"]) for r in found["pairs"]] == [
+    *(("a", "images"), ("b", "images"), ("a", "captions"), ("b", "captions"))
+  ]
+  first, second = found["pairs"][:2]
+  assert first["both_right"]["right"] == 40 and "paired" not in first
+  assert second["paired"]["difference"] == pytest.approx(-0.4)
+  assert found["pairs"][2]["both_right"] is None  # the name of the image is unknown
+  others = compare_runs(runs, False)
+  assert others["pairs"] == others["boxes"] == []
+
+
+def test_the_comparison_is_strict_json(run_of):
+  runs = [run_of("a", 80), run_of("b", 40, control="blank"), run_of("c", 9, template="x")]
+  found = compare_runs(runs, True)
+  assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_guessing_gives_the_most_frequent_label(predict):
+  assert guessing([predict(i, int(i > 2), 1) for i in range(10)]) == 0.7
