@@ -26,8 +26,11 @@ from spatial_vlm.inference.policy import (
 from spatial_vlm.inference.questions import PreparedQuestion, QuestionBuilder
 from spatial_vlm.processor.chat import Encoded, Processor, Size
 from spatial_vlm.processor.image import padded_length
-from spatial_vlm.rollout.engine import CompiledEngine, Requests
+from spatial_vlm.rollout.engine import CompiledEngine
 from spatial_vlm.rollout.prefix_cache import PrefixCache
+from spatial_vlm.rollout.requests import Requests
+from spatial_vlm.rollout.slot_engine import SlotEngine
+from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.tasks.task import Task
 
 Row = tuple[Example, PreparedQuestion, Encoded]
@@ -58,11 +61,19 @@ class QuestionEncoder(NamedTuple):
 
 
 def inference_engine(
-  policy: Policy, mesh: Mesh, prefix_cache: PrefixCache | None = None
+  policy: Policy,
+  mesh: Mesh,
+  prefix_cache: PrefixCache | None = None,
+  slots: SlotSettings | None = None,
 ) -> CompiledEngine:
-  """Returns an engine that answers with the policy's weights, which lie on the mesh already (see `load_policy`)."""
+  """Returns an engine that answers with the policy's weights, which lie on the mesh already (see `load_policy`).
+
+  With `slots`, batches wait in a queue for free slots; without, their answers start together.
+  """
+  forbidden = policy.forbidden_tokens
+  decoding = slots and SlotEngine(policy.processor, forbidden, mesh, slots, prefix_cache)
   engine = CompiledEngine(
-    policy.model, policy.forbidden_tokens, mesh, lambda params: params, prefix_cache
+    policy.model, forbidden, mesh, lambda params: params, prefix_cache, decoding
   )
   engine.publish(policy.params)
   return engine
@@ -133,8 +144,21 @@ def make_generator(
   cache = PrefixCache(policy.model, mesh, slots, length) if longest else None
   format = prompt_format(config.prompt_shapes, policy.dtype, length)
   encode = QuestionEncoder(policy.processor, format, questions)
-  engine = inference_engine(policy, mesh, cache)
+  decoded = slot_settings(policy, format, config.batch_size, config.max_new_tokens)
+  engine = inference_engine(policy, mesh, cache, decoded)
   return BatchGenerator(policy, engine, encode, config.max_new_tokens, judge)
+
+
+def slot_settings(
+  policy: Policy, format: PromptFormat, prompt_slots: int, max_new_tokens: int
+) -> SlotSettings:
+  """Returns the slots of an engine that answers each prompt once or several times, in its own slots."""
+  return SlotSettings(
+    prompt_slots=prompt_slots,
+    max_new_tokens=max_new_tokens,
+    sizes=format.sizes,
+    end_tokens=(policy.special.eos,),
+  )
 
 
 def parsed_verdicts(

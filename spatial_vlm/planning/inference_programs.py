@@ -19,12 +19,14 @@ from spatial_vlm.planning.generation_programs import (
   first_token_program,
   greedy,
   prefix_program,
+  slot_programs,
 )
 from spatial_vlm.planning.inputs import abstract_array, prompt_shapes
 from spatial_vlm.processor.chat import Size
 from spatial_vlm.processor.image import padded_length
 from spatial_vlm.rollout.prefix_cache import PrefixTable, table_shapes
 from spatial_vlm.rollout.sampler import SamplingSettings
+from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.sharding import with_param_shardings
 
 DTYPE = "bfloat16"
@@ -36,25 +38,27 @@ ANSWER_TEXT_TOKENS = 192
 
 
 def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) -> list[Program]:
-  """Traces the answers to a batch and to one question, and the scoring of `zero-shot`.
+  """Traces the answers to batches (in slots) and to one question, and the scoring of `zero-shot`.
 
   With `reuse`, the prompts follow recalled behaviors, whose keys and values are computed too.
   """
   check_batch(config, sharding.make_mesh(config.mesh, devices))
-  size = prompt_format(config.prompt_shapes, DTYPE).limit
+  format = prompt_format(config.prompt_shapes, DTYPE)
   sampling = greedy(config.max_new_tokens)
-  batch, single = (
-    policy_generation(model, config.mesh, devices, rows, size, sampling)
-    for rows in (config.batch_size, 1)
+  slots = SlotSettings(config.batch_size, config.max_new_tokens, format.sizes, end_tokens=(0,))
+  parts = sharding.axis_product(sharding.make_mesh(config.mesh, devices), sharding.ROWS)
+  batch, read, single = (
+    policy_generation(model, config.mesh, devices, rows, format.limit, sampling)
+    for rows in (config.batch_size, parts * slots.prefill_prompts[-1], 1)
   )
   filling = []
   if config.method == "reuse":
     length = padded_length([config.behavior_tokens + SYSTEM_TURN_TOKENS], PREFIX_BUCKET)
     shapes = table_shapes(model, batch.mesh, config.batch_size, length, jnp.dtype(DTYPE))
-    batch, single = (after_prefixes(asked, shapes) for asked in (batch, single))
+    batch, read, single = (after_prefixes(asked, shapes) for asked in (batch, read, single))
     filling = [prefix_program("keys and values of behaviors", batch, shapes)]
   programs = [
-    answers_program("answers", batch),
+    *slot_programs(read, slots),
     answers_program("a single answer", single),
     *filling,
   ]

@@ -203,9 +203,4 @@ def stages(max_new_tokens: int) -> list[int]:
   >>> stages(10)
   [3, 3, 2, 2]
   """
-  return even_parts(max_new_tokens, STAGES)
-
-
-def even_parts(count: int, parts: int) -> list[int]:
-  """Returns the sizes of at most `parts` parts of `count` things, the larger ones first; none is empty."""
-  return [len(part) for part in np.array_split(range(count), min(parts, count) or 1) if len(part)]
+  return [len(part) for part in np.array_split(range(max_new_tokens), min(STAGES, max_new_tokens))]

@@ -7,7 +7,6 @@ In a run of several processes, each submits the requests of its own rows (see `p
 equally often; they agree on every program that runs.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from spatial_vlm.process_rows import make_global_batch, process_shard
 from spatial_vlm.processor.chat import Encoded, Processor, Size, cast_patches, collate_prompts
 from spatial_vlm.processor.image import padded_vision
 from spatial_vlm.rollout.prefix_cache import PrefixCache, computation_dtype
-from spatial_vlm.rollout.sampler import even_parts
 from spatial_vlm.rollout.slot_queue import Assignment, SlotQueue, WaitingRequest
 from spatial_vlm.rollout.slot_requests import (
   MAX_END_TOKENS,
@@ -137,8 +135,7 @@ class SlotEngine:
         RequestKind(*kind) for kind in all_gather_json(self._queue.next_kind()) if kind
       ]:
         self._fill(min(kinds))
-      longest = max(all_gather_json(self._queue.longest))
-      return [] if longest < 0 else self._decode(longest)
+      return self._decode() if any(all_gather_json(bool(self._queue.running))) else []
 
   def _fill(self, kind: RequestKind) -> None:
     """Reads the prompts of one kind, equally many in each part of the mesh, and starts their answers."""
@@ -188,8 +185,7 @@ class SlotEngine:
       ),
     )
 
-  def _decode(self, longest: int) -> list[Progress]:
-    """Decodes rows whose answers have at most `longest` tokens so far."""
+  def _decode(self) -> list[Progress]:
     keep = np.ones(self._queue.rows, bool)
     keep[self._queue.take_dropped()] = False
     self._slots, decoded = decode_slots(
@@ -199,7 +195,6 @@ class SlotEngine:
       self._forbidden,
       model=self._processor.model_config,
       tokens=self.settings.decode_tokens,
-      blocks=blocks_read(self._sizes.answer_blocks, longest),
     )
     return self._progress(jax.tree.map(own_rows, decoded))
 
@@ -212,7 +207,6 @@ class SlotEngine:
         finished = "stop" if decoded.ended[row] else "length"
         over.append(row)
       tokens, logp = decoded.tokens[row, :count], decoded.logp[row, :count]
-      self._queue.lengths[row] += count
       progress.append(Progress(id, sample, tokens.tolist(), logp.tolist(), finished))
     self._queue.end(over)
     return progress
@@ -229,28 +223,14 @@ class SlotEngine:
     return self._weights
 
 
-def blocks_read(blocks: Sequence[int], tokens: int) -> int:
-  """Returns how many of the blocks hold so many tokens.
-
-  >>> [blocks_read((16, 16, 32), tokens) for tokens in (0, 16, 17, 48)]
-  [0, 1, 2, 3]
-  """
-  ends = itertools.accumulate(blocks, initial=0)
-  return next(number for number, end in enumerate(ends) if end >= tokens)
-
-
 def slot_sizes(settings: SlotSettings, prefix_tokens: int) -> SlotSizes:
   """Returns the sizes of the slots' arrays; prompts come after prefixes of up to so many tokens."""
-  calls = -(
-    -settings.max_new_tokens // settings.decode_tokens
-  )  # nothing reads the last call's tokens
+  calls = -(-settings.max_new_tokens // settings.decode_tokens)
   return SlotSizes(
     prompt_slots=settings.prompt_slots,
     rows_per_prompt=settings.samples_per_slot,
     prompt_tokens=largest(settings.sizes).tokens + prefix_tokens,
-    answer_blocks=tuple(
-      k * settings.decode_tokens for k in even_parts(calls - 1, settings.cache_blocks)
-    ),
+    answer_tokens=(calls - 1) * settings.decode_tokens,  # nothing reads the last call's tokens
     end_tokens=MAX_END_TOKENS,
   )
 

@@ -43,8 +43,6 @@ class SlotQueue:
     self.waiting: collections.deque[WaitingRequest] = collections.deque()
     self.running: dict[int, tuple[int, int]] = {}
     """Row → (id, sample) of its answer."""
-    self.lengths: dict[int, int] = {}
-    """Row → tokens of its answer so far."""
     self._free = [list(range(slots)) for _ in range(parts)]
     self._dropped: set[int] = set()
 
@@ -52,11 +50,6 @@ class SlotQueue:
   def rows(self) -> int:
     """Rows of all parts."""
     return len(self._free) * self.slots * self.rows_per_slot
-
-  @property
-  def longest(self) -> int:
-    """Tokens of the longest answer so far; −1 if none runs."""
-    return max(self.lengths.values(), default=-1)
 
   def add(self, waiting: WaitingRequest) -> None:
     """Puts a request at the end; raises ValueError for an id that is taken."""
@@ -113,14 +106,14 @@ class SlotQueue:
     n = self.rows_per_slot
     for sample in range(request.samples):
       row = (part * self.slots + slots[sample // n]) * n + sample % n
-      self.running[row], self.lengths[row] = (request.id, sample), 0
+      self.running[row] = (request.id, sample)
       self._dropped.discard(row)
 
   def end(self, rows: Iterable[int]) -> None:
     """Forgets the answers in these rows, and frees the slots in which none is left."""
     n, ended = self.rows_per_slot, set(rows)
     for row in ended:
-      del self.running[row], self.lengths[row]
+      del self.running[row]
     for number in sorted({row // n for row in ended}):
       if not any(number * n + i in self.running for i in range(n)):
         part, slot = divmod(number, self.slots)

@@ -64,8 +64,6 @@ class SlotSettings:
   """Prompts that each part of the mesh reads at a time, ascending; each is a program of its own."""
   decode_tokens: int = 16
   """Tokens of each row between two refills."""
-  cache_blocks: int = 4
-  """Blocks of the answers' cache: the more, the fewer empty slots are read, and the more programs there are."""
 
 
 class RequestKind(NamedTuple):

@@ -52,11 +52,8 @@ class Slots(Pytree):
 
   prompts: CacheBlock
   """Keys and values of P prompts."""
-  answers: tuple[tuple[Float[Array, "layers R K H S"], Float[Array, "layers R K S H"]], ...]
-  """Keys and values of the answers in equal blocks, filled up to `length`; none where every answer fits into one call.
-
-  Blocks beyond the longest answer are not read.
-  """
+  answers: tuple[Float[Array, "layers R K H S"], Float[Array, "layers R K S H"]] | None
+  """Keys and values of the answers, filled up to `length`; None where every answer fits into one call."""
   logits: Float[Array, "R V"]
   next_position: Int[Array, "R"]
   length: Int[Array, "R"]
@@ -101,8 +98,8 @@ class SlotSizes:
   """n."""
   prompt_tokens: int
   """Slots of a prompt's cache, its prefix included."""
-  answer_blocks: tuple[int, ...]
-  """Slots of each block of an answer's cache."""
+  answer_tokens: int
+  """Slots of an answer's cache."""
   end_tokens: int
   """E."""
 
@@ -120,7 +117,7 @@ def empty_slots(model: ModelConfig, mesh: Mesh, dtype: DTypeLike, sizes: SlotSiz
     return jax.ShapeDtypeStruct(shape, dtype)
 
   layers, K, H = text.num_hidden_layers, text.num_key_value_heads, text.head_dim
-  S = sizes.prompt_tokens
+  S, A = sizes.prompt_tokens, sizes.answer_tokens
   integers, numbers = array((rows,), jnp.int32), array((rows,), jnp.float32)
   shapes = Slots(
     prompts=CacheBlock(
@@ -128,10 +125,9 @@ def empty_slots(model: ModelConfig, mesh: Mesh, dtype: DTypeLike, sizes: SlotSiz
       array((layers, prompts, K, S, H), dtype),
       array((prompts, S), jnp.bool_),
     ),
-    answers=tuple(
-      (array((layers, rows, K, H, A), dtype), array((layers, rows, K, A, H), dtype))
-      for A in sizes.answer_blocks
-    ),
+    answers=(array((layers, rows, K, H, A), dtype), array((layers, rows, K, A, H), dtype))
+    if A
+    else None,
     logits=array((rows, text.vocab_size), jnp.float32),
     next_position=integers,
     length=integers,
@@ -168,7 +164,7 @@ def slot_specs(mesh: Any, slots: Slots) -> Slots:
   cache = P(None, rows, heads)
   return Slots(
     prompts=CacheBlock(cache, cache, P(rows)),
-    answers=((cache, cache),) * len(slots.answers),
+    answers=None if slots.answers is None else (cache, cache),
     logits=P(rows, vocabulary),
     next_position=P(rows),
     length=P(rows),
@@ -254,7 +250,7 @@ def _sample_keys(
   return jax.vmap(of_prompt)(keys, ids).reshape(-1, keys.shape[-1])
 
 
-@functools.partial(jax.jit, static_argnames=("model", "tokens", "blocks"), donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("model", "tokens"), donate_argnames="slots")
 def decode_slots(
   weights: Params,
   slots: Slots,
@@ -263,17 +259,11 @@ def decode_slots(
   *,
   model: ModelConfig,
   tokens: int,
-  blocks: int,
 ) -> tuple[Slots, DecodedTokens]:
-  """Samples up to `tokens` tokens of every active row; rows that `keep` drops stop before the first.
-
-  It reads the first `blocks` blocks of the answers, which must hold the tokens of all active rows.
-  """
+  """Samples up to `tokens` tokens of every active row; rows that `keep` drops stop before the first."""
   settings, begin = slots.settings, slots.length
   keys = jax.random.wrap_key_data(settings.keys)
-  cache = qwen3_vl.Cache(
-    (slots.prompts, *_answer_blocks(slots, blocks)), slots.next_position, jnp.int32(0)
-  )
+  cache = qwen3_vl.Cache((slots.prompts, *_answer_blocks(slots)), slots.next_position, jnp.int32(0))
   rows = len(begin)
   cache = qwen3_vl.add_cache_block(cache, tokens, rows)
   *full, filling = cache.blocks
@@ -311,7 +301,7 @@ def decode_slots(
     state = jax.lax.while_loop(lambda s: (s[0] < tokens) & jnp.any(s[5]), decode_step, state)
   _, logits, filling, next_position, length, active, ended, written, logps = state
   slots = slots.replace(
-    answers=_appended(slots, filling, begin, blocks),
+    answers=_appended(slots, filling, begin),
     logits=logits,
     next_position=next_position,
     length=length,
@@ -328,45 +318,40 @@ def _constrained(slots: Slots) -> Slots:
   return jax.lax.with_sharding_constraint(slots, slot_specs(mesh, slots))
 
 
-def _answer_blocks(slots: Slots, blocks: int) -> list[CacheBlock]:
-  """Returns the first blocks of the answers, as blocks of the cache."""
-  found, start = [], 0
-  for keys, values in slots.answers[:blocks]:
-    number = jnp.arange(start, start := start + keys.shape[-1])
-    found.append(CacheBlock(keys, values, number[None] < slots.length[:, None]))
-  return found
+def _answer_blocks(slots: Slots) -> list[CacheBlock]:
+  """Returns the earlier tokens of the answers as a block of the cache."""
+  if slots.answers is None:
+    return []
+  keys, values = slots.answers
+  return [CacheBlock(keys, values, jnp.arange(keys.shape[-1])[None] < slots.length[:, None])]
 
 
-def _appended(slots: Slots, chunk: CacheBlock, begin: Int[Array, "R"], blocks: int) -> Any:
-  """Returns the answers with the chunk's tokens after the first `begin` of each row.
+def _appended(
+  slots: Slots, block: CacheBlock, begin: Int[Array, "R"]
+) -> tuple[Array, Array] | None:
+  """Returns the answers with the block's tokens after the first `begin` of each row.
 
   A row that has ended may write over its own old tokens, which nothing reads any more.
   """
+  if slots.answers is None:
+    return None
 
-  def append(block: Array, new: Array, start: Array, axis: int) -> Array:
-    is_inside = (start >= 0) & (start < block.shape[axis])
-    at = jnp.clip(start, 0, block.shape[axis] - new.shape[axis])
-    old = jax.lax.dynamic_slice_in_dim(block, at, new.shape[axis], axis)
-    return jax.lax.dynamic_update_slice_in_dim(block, jnp.where(is_inside, new, old), at, axis)
+  def append(answers, new, start, axis):
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis)
+    return jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)(answers, new, start)
 
-  def both(block, keys, values, start):
-    of_rows = [
-      jax.vmap(functools.partial(append, axis=axis), in_axes=(1, 1, 0), out_axes=1)
-      for axis in (-1, -2)
-    ]
-    return of_rows[0](block[0], keys, start), of_rows[1](block[1], values, start)
+  def both(keys, values, new_keys, new_values, start):
+    return append(keys, new_keys, start, -1), append(values, new_values, start, -2)
 
-  mesh, end, answers = jax.sharding.get_abstract_mesh(), 0, list(slots.answers)
-  if not mesh.empty:
-    specs = slot_specs(mesh, slots)
-    cache = specs.prompts.keys
-    both = jax.shard_map(
-      both,
-      in_specs=((cache, cache), cache, cache, specs.length),
-      out_specs=(cache, cache),
-      check_vma=False,
-    )
-  for number, block in enumerate(answers[: blocks + 1]):  # no row is further
-    answers[number] = both(block, chunk.keys, chunk.values, begin - end)
-    end += block[0].shape[-1]
-  return tuple(answers)
+  inputs = (*slots.answers, block.keys, block.values, begin)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return both(*inputs)
+  specs = slot_specs(mesh, slots)
+  cache = specs.prompts.keys
+  return jax.shard_map(
+    both,
+    in_specs=(cache, cache, cache, cache, specs.length),
+    out_specs=(cache, cache),
+    check_vma=False,
+  )(*inputs)

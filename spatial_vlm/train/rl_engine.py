@@ -13,7 +13,10 @@ from spatial_vlm.config import Config
 from spatial_vlm.metrics import PhaseClock, Sums
 from spatial_vlm.process_rows import check_rows
 from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton
-from spatial_vlm.rollout.engine import CompiledEngine, Engine, Requests
+from spatial_vlm.rollout.engine import CompiledEngine, Engine
+from spatial_vlm.rollout.requests import Requests
+from spatial_vlm.rollout.slot_engine import SlotEngine
+from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.train import policy_optimization
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.rollout_buffer import judge_groups, rollout_shapes
@@ -39,12 +42,19 @@ def check_batches(config: Config, meshes: TrainingMeshes) -> None:
   check_rows(meshes.training, "groups_per_batch / minibatches", of_update)
 
 
-def compiled_engine(trainable: Trainable, mesh: Mesh, dtype: str) -> CompiledEngine:
-  """Returns an engine over the sampling mesh."""
+def compiled_engine(
+  trainable: Trainable, mesh: Mesh, dtype: str, slots: SlotSettings | None = None
+) -> CompiledEngine:
+  """Returns an engine over the sampling mesh; with `slots`, prompts wait in a queue for free ones."""
   policy, frozen = trainable.policy, trainable.frozen
   place = policy_optimization.rollout_weight_placer(mesh, trainable.trained, frozen, dtype)
+  forbidden = policy.forbidden_tokens
   return CompiledEngine(
-    policy.model, policy.forbidden_tokens, mesh, lambda trained: place(trained, frozen)
+    policy.model,
+    forbidden,
+    mesh,
+    lambda trained: place(trained, frozen),
+    slots=slots and SlotEngine(policy.processor, forbidden, mesh, slots),
   )
 
 
