@@ -29,6 +29,7 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.controls import ControlledSource, find_control, with_cannot_tell
 from spatial_vlm.inference.generation import (
   check_batch,
+  check_slots,
   likeliest_verdicts,
   make_generator,
   parsed_verdicts,
@@ -52,7 +53,7 @@ FORMS = {
 }
 """Method → form in which it answers where it recalls nothing."""
 METHODS = ("majority", *FORMS)
-HARMLESS = ("timed_questions", "in_flight", "mesh.*")
+HARMLESS = ("timed_questions", "in_flight", "prompt_slots", "mesh.*")
 """Settings that may change between two starts, since the stored answers do not depend on them."""
 
 
@@ -92,6 +93,7 @@ def check(config: Config) -> None:
   if config.method not in METHODS:
     raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")
   check_positive(config, "batch_size", "in_flight", "max_new_tokens")
+  check_slots(config)
   if not config.control:
     return
   if config.method == "majority":
@@ -159,7 +161,7 @@ def model_answers(
 ) -> Answerer:
   """Answers with a model: reads stored answers, generates the missing ones, then times single questions."""
   mesh = sharding.make_mesh(config.mesh)
-  check_batch(config, mesh)
+  check_batch(config, mesh, in_slots=config.prompt_slots > 0)
   policy = load_policy(config.checkpoint, mesh)
   questions = QuestionBuilder(task, FORMS[config.method], recall)
   judge = likeliest_verdicts if config.method == "zero-shot" else parsed_verdicts

@@ -144,7 +144,8 @@ def make_generator(
   cache = PrefixCache(policy.model, mesh, slots, length) if longest else None
   format = prompt_format(config.prompt_shapes, policy.dtype, length)
   encode = QuestionEncoder(policy.processor, format, questions)
-  decoded = slot_settings(policy, format, config.batch_size, config.max_new_tokens)
+  count = config.prompt_slots
+  decoded = slot_settings(policy, format, count, config.max_new_tokens) if count else None
   engine = inference_engine(policy, mesh, cache, decoded)
   return BatchGenerator(policy, engine, encode, config.max_new_tokens, judge)
 
@@ -186,10 +187,19 @@ def likeliest_verdicts(
   return [verdicts[i] for i in np.asarray(jnp.argmax(logits[:, ids], axis=-1))]
 
 
-def check_batch(config: Config, mesh: Mesh) -> None:
+def check_slots(config: Config) -> None:
+  """Raises UsageError for a negative number of slots."""
+  if config.prompt_slots < 0:
+    raise UsageError(
+      f"prompt_slots is {config.prompt_slots}; give a number of slots, or 0 to start the answers of a batch together"
+    )
+
+
+def check_batch(config: Config, mesh: Mesh, in_slots: bool = False) -> None:
   """Raises UsageError for batches that do not divide over the devices or cannot be in flight together.
 
-  Also raises it in a run of several processes, which would all ask the same questions.
+  Also raises it in a run of several processes, which would all ask the same questions. Batches that share slots take
+  turns, so they may be in flight together on any mesh.
   """
   if jax.process_count() > 1:
     raise UsageError(
@@ -202,7 +212,7 @@ def check_batch(config: Config, mesh: Mesh) -> None:
       f"batch_size is {config.batch_size}; it must be a multiple of mesh.slice × mesh.data × mesh.fsdp = {parts}, "
       "over which its rows are spread"
     )
-  if config.in_flight > 1 and mesh.size > 1:
+  if config.in_flight > 1 and mesh.size > 1 and not in_slots:
     raise UsageError(
       f"in_flight is {config.in_flight} on a mesh of {mesh.size} devices; batches in flight together would wait for "
       "each other's devices: set in_flight to 1"

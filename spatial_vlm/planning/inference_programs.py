@@ -42,11 +42,12 @@ def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]
 
   With `reuse`, the prompts follow recalled behaviors, whose keys and values are computed too.
   """
-  check_batch(config, sharding.make_mesh(config.mesh, devices))
+  mesh, count = sharding.make_mesh(config.mesh, devices), config.prompt_slots
+  check_batch(config, mesh, in_slots=count > 0)
   format = prompt_format(config.prompt_shapes, DTYPE)
   sampling = greedy(config.max_new_tokens)
-  slots = SlotSettings(config.batch_size, config.max_new_tokens, format.sizes, end_tokens=(0,))
-  parts = sharding.axis_product(sharding.make_mesh(config.mesh, devices), sharding.ROWS)
+  slots = SlotSettings(count, config.max_new_tokens, format.sizes, end_tokens=(0,))
+  parts = sharding.axis_product(mesh, sharding.ROWS)
   batch, read, single = (
     policy_generation(model, config.mesh, devices, rows, format.limit, sampling)
     for rows in (config.batch_size, parts * slots.prefill_prompts[-1], 1)
@@ -58,7 +59,7 @@ def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]
     batch, read, single = (after_prefixes(asked, shapes) for asked in (batch, read, single))
     filling = [prefix_program("keys and values of behaviors", batch, shapes)]
   programs = [
-    *slot_programs(read, slots),
+    *(slot_programs(read, slots) if count else [answers_program("answers", batch)]),
     answers_program("a single answer", single),
     *filling,
   ]

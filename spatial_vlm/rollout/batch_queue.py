@@ -50,7 +50,8 @@ class BatchQueue:
 
   def __init__(self, engine: SlotEngine):
     self.engine = engine
-    self._driving = threading.Lock()
+    self.turn = threading.Lock()
+    """Held while programs start: on several devices, all must start them in one order."""
     self._arrived: queue.SimpleQueue[tuple[SlotRequest, PRNGKeyArray, OpenBatch, int]] = (
       queue.SimpleQueue()
     )
@@ -84,11 +85,11 @@ class BatchQueue:
       )
       self._arrived.put((request, key, batch, number * size))
     while any(all_gather_json(bool(batch.left))):
-      if self._driving.acquire(timeout=TURN_S):
+      if self.turn.acquire(timeout=TURN_S):
         try:
           self._step()
         finally:
-          self._driving.release()
+          self.turn.release()
     return make_global_batch(self.engine.mesh, batch.completions)
 
   def _step(self) -> None:

@@ -4,6 +4,7 @@ An engine gets weights and requests and returns tokens with their log-probabilit
 rewards are computed from its completions.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -76,6 +77,7 @@ class CompiledEngine:
     self._to_rollout_weights = to_rollout_weights
     self._weights: Params | None = None
     self._queue = BatchQueue(slots) if slots else None
+    self._turn = self._queue.turn if self._queue else contextlib.nullcontext()
 
   def publish(self, weights: Params) -> None:
     """Copies the weights to the sampling mesh."""
@@ -91,7 +93,7 @@ class CompiledEngine:
     weights = self._published()
     if self._queue and len(requests.prompts.label) > 1:
       return self._queue.generate(requests, key, sampling)
-    with jax.set_mesh(self.mesh):
+    with self._turn, jax.set_mesh(self.mesh):
       return generate(
         weights,
         requests.prompts,
@@ -104,7 +106,7 @@ class CompiledEngine:
 
   def first_token_logits(self, requests: Requests) -> Float[Array, "B V"]:
     """Returns the logits of the first token of every completion; raises as `generate`."""
-    with jax.set_mesh(self.mesh):
+    with self._turn, jax.set_mesh(self.mesh):
       prefixes = self._prefixes(requests)
       return first_token_logits(self._published(), requests.prompts, prefixes, model=self.model)
 

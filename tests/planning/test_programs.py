@@ -29,14 +29,14 @@ NAMES = {
     "DAPO update",
     "writing weights",
   ],
-  "configs/evaluate.py:tiny,in_flight=1": [
+  "configs/evaluate.py:tiny,in_flight=1": ["answers", "a single answer"],
+  "configs/evaluate.py:tiny,prompt_slots=16": [
     "reading prompts into slots",
     "16 tokens of every slot",
     "a single answer",
   ],
   "configs/evaluate.py:tiny,in_flight=1,method=zero-shot": [
-    "reading prompts into slots",
-    "16 tokens of every slot",
+    "answers",
     "a single answer",
     "logits of the first token",
   ],
