@@ -10,8 +10,10 @@ from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import encode_question
 from spatial_vlm.processor.chat import Size, collate_prompts
-from spatial_vlm.rollout.sampler import SamplingSettings, generate
-from spatial_vlm.rollout.slot_engine import SlotEngine, SlotRequest, SlotSettings
+from spatial_vlm.rollout.sampler import SamplingSettings, generate, truncate
+from spatial_vlm.rollout.slot_engine import SlotEngine
+from spatial_vlm.rollout.slot_requests import SlotRequest, SlotSettings
+from spatial_vlm.rollout.slots import decode_slots
 
 TOKENS = 20
 
@@ -125,3 +127,101 @@ def test_answers_do_not_depend_on_order_or_slots(policy, rows, together, changes
 def test_an_answer_alone_equals_the_one_among_others(policy, rows, together):
   alone = drive(make_engine(policy), [request(rows, 4, samples=2)])
   assert_equal(alone, {key: value for key, value in together.items() if key[0] == 4})
+
+
+@pytest.fixture(scope="module")
+def engine(policy):
+  """An engine that tests leave empty."""
+  return make_engine(policy)
+
+
+def test_settings_of_other_requests_change_nothing(rows, together, engine):
+  """Neither an answer nor the program depends on the settings of the other rows."""
+  programs = decode_slots._cache_size()
+  others = [
+    request(rows, 20, temperature=0.0),
+    request(rows, 21, top_k=3, temperature=0.5),
+    request(rows, 22, top_p=0.5, seed=9, max_new_tokens=7, stop=(9, 30)),
+  ]
+  mixed = [request(rows, i, samples=2) for i in (0, 3)] + others
+  found = drive(engine, mixed)
+  assert_equal(
+    {key: value for key, value in found.items() if key[0] < 20},
+    {key: value for key, value in together.items() if key[0] in (0, 3)},
+  )
+  assert len(found[22, 0][0]) <= 7
+  assert decode_slots._cache_size() == programs
+
+
+def test_a_request_may_have_its_own_end_tokens(rows, together, engine):
+  tokens, logp, _ = max(together.values(), key=lambda answer: len(answer[0]))
+  (id, sample) = next(key for key, value in together.items() if value[0] == tokens)
+  stop = (tokens[4], tokens[6])
+  end = min(tokens.index(token) for token in stop)
+  found = drive(engine, [request(rows, id, samples=sample + 1, stop=stop)])[id, sample]
+  assert found[0] == tokens[: end + 1] and found[2] == "stop"
+  np.testing.assert_allclose(found[1], logp[: end + 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", [dict(top_k=1), dict(top_p=1e-6)])
+def test_the_likeliest_token_alone_is_the_greedy_answer(rows, engine, cut):
+  greedy = drive(engine, [request(rows, 1, temperature=0.0)])
+  found = drive(engine, [request(rows, 1, temperature=1.0, **cut)])
+  assert found[1, 0][0] == greedy[1, 0][0]
+
+
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
+  p = np.array([[0.4, 0.1, 0.3, 0.2]] * 4, np.float32)
+  top_p = jnp.array([1.0, 0.6, 0.75, 0.5])
+  top_k = jnp.array([0, 0, 0, 2])
+  kept = np.isfinite(truncate(jnp.log(p), top_p, top_k))
+  assert kept.tolist() == [
+    [True] * 4,
+    [True, False, True, False],
+    [True, False, True, True],
+    [True, False, False, False],  # 0.4 of the 0.7 that two tokens have
+  ]
+
+
+def test_a_cancelled_request_leaves_its_slots_to_others(rows, together, engine):
+  for i in (0, 1, 2):
+    engine.submit(request(rows, i, max_new_tokens=TOKENS))
+  engine.step()
+  engine.cancel(1)
+  engine.cancel(2)
+  engine.submit(request(rows, 5))
+  engine.cancel(77)  # unknown
+  found = {}
+  while engine.busy:
+    for p in engine.step():
+      found.setdefault(p.id, []).extend(p.tokens)
+  assert found.keys() == {0, 5}
+  assert found[5] == together[5, 0][0]
+  assert together[0, 0][0][-len(found[0]) :] == found[0]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (dict(max_new_tokens=TOKENS + 1), f"max_new_tokens 21; give 1 … {TOKENS}"),
+    (dict(samples=4), "4 samples; give 1 … 3"),
+    (dict(temperature=-1.0), "temperature -1.0"),
+    (dict(top_p=0.0), "0 < top_p <= 1"),
+    (dict(top_k=-1), "top_k -1"),
+    (dict(stop=tuple(range(8))), "8 stop tokens; give at most 7"),
+    (dict(prefix=(1, 2)), "has no prefix_cache; give it one"),
+  ],
+)
+def test_what_cannot_be_sampled_is_refused(rows, engine, changes, message):
+  with pytest.raises(ValueError, match=message):
+    engine.submit(request(rows, 1, **changes))
+  assert not engine.busy
+
+
+def test_an_id_is_taken_until_its_answers_end(rows, engine):
+  engine.submit(request(rows, 3))
+  with pytest.raises(ValueError, match="request 3 is in the engine already"):
+    engine.submit(request(rows, 3))
+  engine.cancel(3)
+  engine.submit(request(rows, 3))
+  engine.cancel(3)
