@@ -27,6 +27,7 @@ def tiny() -> ConfigDict:
       max_patches=256,  # most patches of an image; larger ones are scaled down
       max_new_tokens=144,
       temperature=0.0,  # sampling temperature of requests that give none; 0: the likeliest token
+      sample_image_size=64,  # pixels a side of the rendered scenes that the page offers
       mesh=tensor_parallel_mesh(),
       limits=dict(
         body_bytes=20_000_000,  # largest request, its images included
@@ -56,4 +57,5 @@ def qwen3_vl_8b() -> ConfigDict:
   config.prompt_shapes = (*photograph_shapes(), (2560, 8192))
   config.max_patches = 4096
   config.max_new_tokens = 1024
+  config.sample_image_size = 448
   return config

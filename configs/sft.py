@@ -49,6 +49,7 @@ def tiny() -> ConfigDict:
           objects=(),  # most objects of an image in each stage
           requests=3,  # questions per image that locate or name an object
           list_share=0.6,  # share of the images whose objects are listed
+          same_shape=0.0,  # share of the images whose objects differ in colour alone
         ),
         workers=0,  # threads that read and encode; give several for large photographs
       ),

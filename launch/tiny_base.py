@@ -56,7 +56,7 @@ def score(folder: Path) -> None:
   listed = [
     answers.parse_boxes(text) for text in ask(policy, mesh, images, [LIST_OBJECTS] * SCENES)
   ]
-  questions = [where(p.scene, name)[0] for p, name in zip(images, names, strict=True)]
+  questions = [where(p.scene.boxes, name)[0] for p, name in zip(images, names, strict=True)]
   asked = [answers.parse_boxes(text) for text in ask(policy, mesh, images, questions)]
   everything = [list(p.scene.boxes) for p in images]
   result = {

@@ -128,8 +128,10 @@ FOLDERS = {
   "serving": (
     *("api_error", "limits", "fields", "chat_request", "images", "text_stream", "prompts"),
     *("chat_response", "server_metrics", "engine_thread", "service", "setup"),
-    *("http_guard", "app", "server"),
+    *("http_guard", "sample_scenes", "page_routes", "app", "server"),
+    *("lmms_eval_manifest", "lmms_eval_model", "lmms_eval_tasks"),
   ),
+  "serving/lmms_eval_tasks": ("utils",),
   "demo": ("methods", "stages", "schedule", "demo_report"),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
@@ -142,13 +144,14 @@ RESERVED = {
   "scann": {"reuse/index/searchers.py"},
   "google": {"synthesis/teachers/gemini.py"},
   "httpx2": {"synthesis/teachers/gemini.py"},
-  "openai": {"synthesis/teachers/openai_chat.py"},
+  "lmms_eval": {"serving/lmms_eval_manifest.py", "serving/lmms_eval_model.py"},
+  "openai": {"synthesis/teachers/openai_chat.py", "serving/lmms_eval_model.py"},
   "prometheus_client": {"serving/server_metrics.py"},
   "pyarrow": {"data/vsr.py"},
   "tensorflow": {"processor/sentencepiece.py"},
   "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
-  "starlette": {"serving/app.py", "serving/server.py"},
+  "starlette": {"serving/page_routes.py", "serving/app.py", "serving/server.py"},
   "torchvision": set(),
   "uvicorn": {"serving/server.py"},
 }

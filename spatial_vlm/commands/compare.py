@@ -1,9 +1,10 @@
 """Compare reuse with full chains and with other behaviors in the prompt, on the same held-out records.
 
 Rows: the full chain; reuse (a recalled behavior and the short form, the full chain where none is recalled); the short
-form without a behavior, with a wrong one, a random one, and all of them; reuse from parts of the handbook; and a
-policy that was trained on short answers without behaviors (`bc_checkpoint`). WORKDIR gets results.json, report.md and
-a figure. After an interruption, the same command resumes with the first batch of answers that is missing.
+form without a behavior, with a wrong one, a random one, and all of them; reuse from parts of the handbook, and from
+one with a behavior of every relation of VSR; and a policy that was trained on short answers without behaviors
+(`bc_checkpoint`). WORKDIR gets results.json, report.md and a figure. After an interruption, the same command resumes
+with the first batch of answers that is missing.
 
   spatial-vlm compare --config configs/compare.py:tiny --workdir runs/compare
 """
@@ -61,7 +62,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     mesh = sharding.make_mesh(config.mesh)
     check_batch(config, mesh, in_slots=config.prompt_slots > 0)
     recall = load_recall(config.behaviors, config.behavior_tokens)
-    recall.index.handbook.refuse_leaks(splits=(epath.Path(data.records).stem,))
+    recall.index.handbook.refuse_leaks((epath.Path(data.records).stem,), source.pairs)
     policies = {"": load_policy(config.checkpoint, mesh)}
     if config.bc_checkpoint:
       policies[BC_SFT] = load_policy(config.bc_checkpoint, mesh)

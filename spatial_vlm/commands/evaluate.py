@@ -13,7 +13,7 @@ without the image; `report` sets its answers next to those with the image.
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
@@ -22,7 +22,7 @@ from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import ExampleSource, Take
-from spatial_vlm.data.split_guard import is_held_out
+from spatial_vlm.data.split_guard import Pair, is_held_out
 from spatial_vlm.evaluation import results
 from spatial_vlm.evaluation.predictions import Prediction, majority_predictions
 from spatial_vlm.hosts import user_errors
@@ -65,7 +65,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     if config.control:
       task, source = controlled(config.control, task, source)
     examples = Take(source, config.limit or len(source))
-    recall = recall_of(config) if config.method == "reuse" else None
+    recall = recall_of(config, source.pairs) if config.method == "reuse" else None
     if config.method == "majority":
       answer = majority(config, task)
     else:
@@ -142,13 +142,13 @@ def majority(config: Config, task: Task) -> Answerer:
   return answer
 
 
-def recall_of(config: Config) -> Recall:
-  """Loads the handbook; LeakError if the records are held out and behaviors come from them."""
+def recall_of(config: Config, pairs: Sequence[Pair]) -> Recall:
+  """Loads the handbook; LeakError if the records are held out and behaviors come from them or from equal `pairs`."""
   recall = load_recall(config.behaviors, config.behavior_tokens)
   handbook, split = recall.index.handbook, split_of(config)
   if is_held_out(split):
-    handbook.refuse_leaks(splits=(split,))
-  elif split in handbook.splits:
+    handbook.refuse_leaks((split,), pairs)
+  elif handbook.records_of((split,), pairs):
     log.warning(
       "%s are records that the behaviors come from: the accuracy is not held-out; give results.json to `behaviors`",
       config.data.records,

@@ -1,6 +1,6 @@
 """Answer over HTTP in OpenAI's format.
 
-OpenAI's clients reach it at http://HOST:PORT/v1: text, images as data URLs, several turns, streams. With --behaviors,
+A page for people is at http://HOST:PORT/. OpenAI's clients reach the server at http://HOST:PORT/v1: text, images as data URLs, several turns, streams. With --behaviors,
 plain statements are answered with a recalled behavior in the short form. At SIGTERM, running requests end before the
 server does. Other machines reach it only with --host, which needs a bearer token: the environment variable
 SPATIAL_VLM_API_KEY, or --token-file.
@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   check_libraries()
-  from spatial_vlm.serving import app, http_guard, server, setup
+  from spatial_vlm.serving import app, http_guard, sample_scenes, server, setup
 
   with user_errors():
     check(config)
@@ -64,8 +64,9 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     service, engines = setup.make_service(policy, mesh, config, name, recall)
   engines.compile()
   guard = http_guard.HttpGuard(token, args.host)
-  log.info("serving %s at http://%s:%d/v1", name, args.host, args.port)
-  server.serve(app.make_app(service, guard), args.host, args.port, config.limits.drain_s)
+  log.info("serving %s at http://%s:%d/", name, args.host, args.port)
+  samples = sample_scenes.sample_scenes(config.sample_image_size)
+  server.serve(app.make_app(service, guard, samples), args.host, args.port, config.limits.drain_s)
 
 
 def check(config: Config) -> None:
@@ -73,7 +74,9 @@ def check(config: Config) -> None:
   check_algorithm(config, "serve")
   find_task(config.task)
   check_positive(
-    config, "slots", "decode_tokens", "max_new_tokens", "max_patches", "behavior_tokens"
+    config,
+    *("slots", "decode_tokens", "max_new_tokens", "max_patches", "behavior_tokens"),
+    "sample_image_size",
   )
   check_positive(config.limits, "body_bytes", "images", "image_pixels", "samples", "image_bytes")
   if not 0 <= config.temperature <= 2:

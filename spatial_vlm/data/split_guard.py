@@ -5,6 +5,7 @@ are in the random training split. A model trained on one must not be measured on
 """
 
 import collections
+import hashlib
 import os
 import posixpath
 import re
@@ -85,6 +86,11 @@ def refuse_shared_pairs(shared: Sequence[Pair], evaluated: int, name: str, remed
       f"{len(shared)} of the {evaluated} evaluation pairs of image and caption in {name} are in the training set, "
       f"which makes the evaluation worthless: {remedy}. The first:{first}"
     )
+
+
+def pair_digest(pair: Pair) -> str:
+  """Returns a short digest of a pair, equal for the pairs that `shared_pairs` takes for the same."""
+  return hashlib.sha256("\n".join(_key(pair)).encode()).hexdigest()[:12]
 
 
 def _is_asked(image: str, caption: str, asked: dict[str, list[str]]) -> bool:

@@ -231,13 +231,13 @@ def scatter(points: Mapping[str, Point], xlabel: str, ylabel: str, path: epath.P
 
 
 def accuracy_intervals(
-  rates: Mapping[str, Mapping[str, Rate]], guess: float, path: epath.PathLike
+  rates: Mapping[str, Mapping[str, Rate]], guess: float | None, path: epath.PathLike
 ) -> None:
   """Draws accuracies with their 95 % intervals, one row for each name.
 
   Args:
     rates: name → name in the legend → accuracy.
-    guess: accuracy of guessing, drawn as a dashed line.
+    guess: accuracy of guessing, drawn as a dashed line; None: there is nothing to guess.
     path: of the PNG.
   """
   names, kinds = [*rates], [*next(iter(rates.values()))]
@@ -253,7 +253,8 @@ def accuracy_intervals(
       errors = np.clip([mean - low, high - mean], 0, None)
       y = np.arange(len(names)) + offset
       axes.errorbar(mean, y, xerr=errors, fmt=marker, color=color, elinewidth=1.4, label=kind)
-    axes.axvline(100 * guess, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    if guess is not None:
+      axes.axvline(100 * guess, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(names)), [textwrap.shorten(n, 40, placeholder="…") for n in names])
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.grid(axis="y", visible=False)

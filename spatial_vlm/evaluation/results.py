@@ -158,7 +158,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         number(row["generated_tokens_mean"], "{:.1f}"),
         number(row["total_tokens_mean"], "{:.1f}"),
         number(row["seconds_per_answer"], "{:.3f}"),
-        share_text(row["parse_rate"], row["n"]),
+        fraction_text(row["parse_rate"], row["n"]),
         number(row["box_iou"], "{:.2f}"),
       ]
       for row in rows
@@ -168,22 +168,20 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def rate_text(rate: Mapping[str, Any] | None) -> str:
   """Returns accuracy and interval in percent; a dash for None."""
-  if rate is None:
-    return "–"
-  return f"{100 * rate['accuracy']:.1f} % ({100 * rate['ci_low']:.1f}–{100 * rate['ci_high']:.1f})"
+  return "–" if rate is None else _interval(rate["accuracy"], rate["ci_low"], rate["ci_high"])
 
 
-def share_text(share: Share | float | None, n: int = 0) -> str:
-  """Returns a share and its Wilson interval in percent; a dash for None.
+def share_text(share: Share | None) -> str:
+  """Returns a share and its interval in percent; a dash for None."""
+  return "–" if share is None else _interval(share["share"], share["ci_low"], share["ci_high"])
 
-  A share that is a number is one of `n` cases.
-  """
-  if share is None:
-    return "–"
-  if isinstance(share, float):
-    low, high = wilson(round(share * n), n)
-  else:
-    share, low, high = share["share"], share["ci_low"], share["ci_high"]
+
+def fraction_text(fraction: float | None, n: int) -> str:
+  """Returns a share of n cases and its Wilson interval in percent; a dash for None."""
+  return "–" if fraction is None else _interval(fraction, *wilson(round(fraction * n), n))
+
+
+def _interval(share: float, low: float, high: float) -> str:
   return f"{100 * share:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
 
 

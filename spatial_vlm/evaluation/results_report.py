@@ -8,7 +8,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from spatial_vlm.evaluation.predictions import Prediction
-from spatial_vlm.evaluation.results import number, rate_text, result_row, results_table, share_text
+from spatial_vlm.evaluation.results import (
+  fraction_text,
+  number,
+  rate_text,
+  result_row,
+  results_table,
+  share_text,
+)
 from spatial_vlm.evaluation.scores import UNALLOCATED, StatementScores
 from spatial_vlm.evaluation.statistics import Paired, Rate, mcnemar
 from spatial_vlm.text import escaped, fenced, markdown_table, percent
@@ -135,11 +142,11 @@ def _beyond_accuracy(scores: Mapping[str, StatementScores]) -> str:
       method,
       percent(s["balanced_accuracy"]),
       number(s["f1"], "{:.3f}"),
-      share_text(s["yes_rate"], s["n"]),
+      fraction_text(s["yes_rate"], s["n"]),
       rate_text(s["pairs"]),
       rate_text(s["image_pairs"]),
-      share_text(s["truncated_rate"], s["n"]),
-      share_text(s["retrieved_rate"], s["n"]),
+      fraction_text(s["truncated_rate"], s["n"]),
+      fraction_text(s["retrieved_rate"], s["n"]),
       number(s["prompt_tokens_mean"], "{:.1f}"),
       number(s["seconds_p50"], "{:.3f}"),
       number(s["seconds_p95"], "{:.3f}"),

@@ -13,7 +13,7 @@ from etils import epath
 from spatial_vlm.config import UsageError
 from spatial_vlm.evaluation.figures import Point, scatter
 from spatial_vlm.evaluation.predictions import Prediction
-from spatial_vlm.evaluation.results import number, rate_text, share_text
+from spatial_vlm.evaluation.results import fraction_text, number, rate_text
 from spatial_vlm.evaluation.results_report import p_value, points
 from spatial_vlm.evaluation.scores import Scores
 from spatial_vlm.evaluation.statistics import mcnemar
@@ -104,8 +104,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for p in (50, 95)
       ),
       str(row["behaviors"]),
-      share_text(row["hit_rate"], row["n"]),
-      share_text(row["fallback_rate"], row["n"]),
+      fraction_text(row["hit_rate"], row["n"]),
+      fraction_text(row["fallback_rate"], row["n"]),
     ]
     for row in rows
   ]

@@ -129,7 +129,7 @@ def with_their_controls(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, 
 
 
 def direct_and_reasoned(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, FinishedRun]]:
-  """Returns (direct answers, reasoned ones) that differ in the method, and perhaps in the policy."""
+  """Returns (direct answers, reasoned ones) with the image that differ in the method, and perhaps in the policy."""
   free = ("method", *POLICY)
   return [
     (direct, reasoned)
@@ -137,6 +137,7 @@ def direct_and_reasoned(runs: Sequence[FinishedRun]) -> list[tuple[FinishedRun, 
     for reasoned in runs
     if direct.settings["method"] in DIRECT
     and reasoned.settings["method"] in REASONED
+    and not direct.control
     and direct.kind(*free) == reasoned.kind(*free)
   ]
 

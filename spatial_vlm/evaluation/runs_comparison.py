@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,11 @@ from spatial_vlm.evaluation.statistics import (
   share,
 )
 
-READINGS: Mapping[str, Callable[[Prediction], bool]] = {
-  "strict": lambda p: p.right,
-  "extracted": lambda p: p.right_extracted,
+READINGS: Mapping[str, Callable[[Prediction], int]] = {
+  "strict": lambda p: p.verdict,
+  "extracted": lambda p: p.extracted,
 }
-"""How a verdict is read from the text → whether the answer is right: the form that was asked for, or any wording."""
+"""How an answer is read → its verdict: in the form that was asked for, or in any wording."""
 PAIRS = {"images": of_one_caption, "captions": of_one_image}
 """What differs in a contrastive pair → what its statements have in common."""
 
@@ -64,9 +64,13 @@ def compare_runs(runs: Sequence[FinishedRun], statements: bool) -> dict[str, Any
   }
 
 
-def guessing(predictions: Sequence[Prediction]) -> float:
-  """Returns the accuracy of always giving the most frequent label."""
-  return max(Counter(p.label for p in predictions).values()) / len(predictions)
+def guessing(predictions: Sequence[Prediction]) -> float | None:
+  """Returns the accuracy of always giving the most frequent label.
+
+  None where all labels are equal: the answer is a word or a number, and label 0 stands for the right one.
+  """
+  counts = Counter(p.label for p in predictions)
+  return max(counts.values()) / len(predictions) if len(counts) > 1 else None
 
 
 def run_row(run: FinishedRun, reference: FinishedRun, settings: Sequence[str]) -> Row:
@@ -93,7 +97,7 @@ def run_row(run: FinishedRun, reference: FinishedRun, settings: Sequence[str]) -
   }
 
 
-def _generated(run: FinishedRun) -> dict[Hashable, float]:
+def _generated(run: FinishedRun) -> dict[int, float]:
   return {p.id: p.generated_tokens for p in run.predictions}
 
 
@@ -101,33 +105,39 @@ def control_row(seen: FinishedRun, unseen: FinishedRun, reading: str) -> Row:
   """Returns one run with its images next to the same under a control.
 
   - `difference`: accuracy with the image less that without, so that a model that uses its image has a large one.
-  - `above_guessing`: p-value of the exact binomial test that the accuracy without the image is no better than always
-    giving the most frequent label. A small one finds a model that is right without seeing.
+  - `decided`: accuracy without the image among the answers that state a verdict other than "Cannot tell.".
+  - `above_guessing`: p-value of the exact binomial test that `decided` is no better than always giving the most
+    frequent label of all records. A small one finds a model that is right without seeing. None where there is no such
+    answer, or nothing to guess.
   - `same_verdict`: share of the verdicts that do not change.
   """
-  right = READINGS[reading]
+  read = READINGS[reading]
   with_image = {p.id: p for p in seen.predictions}
   both = [(with_image[p.id], p) for p in unseen.predictions if p.id in with_image]
-  paired = paired_test({q.id: right(q) for _, q in both}, {p.id: right(p) for p, _ in both})
-  without = rate([right(q) for _, q in both])
+  seen_right = {p.id: read(p) == p.label for p, _ in both}
+  unseen_right = {q.id: read(q) == q.label for _, q in both}
+  said = [(read(p), read(q)) for p, q in both]
+  decided = [read(q) == q.label for _, q in both if read(q) not in (-1, CANNOT_TELL)]
   guess = guessing([q for _, q in both])
-  test = stats.binomtest(without["right"], without["n"], guess, alternative="greater")
-  said = [
-    (p.verdict, q.verdict) if reading == "strict" else (p.extracted, q.extracted) for p, q in both
-  ]
   return {
     "name": seen.name,
     "control": unseen.control,
     "reading": reading,
-    "with_image": rate([right(p) for p, _ in both]),
-    "without_image": without,
-    "paired": dataclasses.asdict(paired),
+    "with_image": rate([*seen_right.values()]),
+    "without_image": rate([*unseen_right.values()]),
+    "paired": dataclasses.asdict(paired_test(unseen_right, seen_right)),
+    "decided": rate(decided) if decided else None,
     "guess": guess,
-    "above_guessing": float(test.pvalue),
+    "above_guessing": _above(decided, guess) if decided and guess else None,
     "same_verdict": share([a == b for a, b in said]),
     "no_verdict": share([b < 0 for _, b in said]),
     "cannot_tell": share([b == CANNOT_TELL for _, b in said]),
   }
+
+
+def _above(decided: Sequence[bool], guess: float) -> float:
+  test = stats.binomtest(sum(decided), len(decided), guess, alternative="greater")
+  return float(test.pvalue)
 
 
 def reasoning_row(direct: FinishedRun, reasoned: FinishedRun) -> Row:
@@ -151,19 +161,19 @@ def template_row(group: Sequence[FinishedRun], reading: str) -> Row:
     differences by their choice.
   - `always_right`: share of the records that are answered rightly under every template.
   """
-  right = READINGS[reading]
-  by_run = [{p.id: right(p) for p in run.predictions} for run in group]
+  read = READINGS[reading]
+  by_run = [{p.id: read(p) == p.label for p in run.predictions} for run in group]
   common = sorted(set.intersection(*(set(found) for found in by_run)))
   rates = [rate([found[id] for id in common]) for found in by_run]
-  accuracies = [r["accuracy"] for r in rates]
+  by_accuracy = sorted(rates, key=lambda r: r["accuracy"])
   return {
     "names": [run.name for run in group],
     "reading": reading,
     "rates": rates,
     "n": len(common),
-    "mean": float(np.mean(accuracies)),
-    "min": min(accuracies),
-    "max": max(accuracies),
+    "mean": float(np.mean([r["accuracy"] for r in rates])),
+    "min": by_accuracy[0],
+    "max": by_accuracy[-1],
     "p_value": cochran_q(by_run),
     "always_right": share([all(found[id] for found in by_run) for id in common]),
   }

@@ -14,7 +14,7 @@ from spatial_vlm.evaluation.results_report import p_value, points
 from spatial_vlm.evaluation.runs_comparison import Row
 from spatial_vlm.text import escaped, markdown_table, percent
 
-WITHOUT_ENOUGH = 0.05
+SIGNIFICANT = 0.05
 """Level of the test that finds a model that is right without seeing."""
 _DIFFERENCE = ("difference, points", "95 % CI")
 
@@ -31,8 +31,8 @@ def runs_report(found: Mapping[str, Any], figure: str, provenance: Mapping[str, 
   sections = [
     "# Evaluations, compared",
     f"Rows: {len(rows)}. Intervals of shares are Wilson's at 95 %. Strict: the answer has the form that was asked for. "
-    "Extracted: the verdict is read from any wording. Always giving the most frequent label is right in "
-    f"{percent(found['guess'])} of the records.",
+    "Extracted: the verdict is read from any wording. Guessing, which always gives the most frequent label: "
+    f"{percent(found['guess'])}.",
     results_table(rows),
     f"![Accuracy of every row]({figure})",
     *_part("How the rows differ", settings_table(rows) if rows[0]["settings"] else ""),
@@ -46,9 +46,10 @@ def runs_report(found: Mapping[str, Any], figure: str, provenance: Mapping[str, 
       "With and without the image",
       controls_table(found["controls"]),
       "The difference is the accuracy with the image less that without. Labels are those of the original image: a "
-      "model that uses what it sees falls to guessing. The last p is that of an accuracy without the image no better "
-      "than guessing; a small one finds a model that is right without seeing.",
-      *map(finding, found["controls"]),
+      "model that uses what it sees falls to guessing. Decided: accuracy without the image among the answers that "
+      "state a verdict; p is that of an accuracy no better than guessing, and a small one finds a model that is right "
+      "without seeing.",
+      "\n".join(map(finding, found["controls"])),
     ),
     *_part(
       "Reasoning against direct answers",
@@ -139,7 +140,8 @@ def _difference(paired: Mapping[str, Any]) -> list[str]:
 
 def _tokens(tokens: Mapping[str, Any]) -> list[str]:
   change, low, high = (
-    f"{tokens[key]:+.1f}".replace("-", "−") for key in ("difference", "ci_low", "ci_high")
+    f"{round(tokens[key], 1) + 0.0:+.1f}".replace("-", "−")
+    for key in ("difference", "ci_low", "ci_high")
   )
   return [change, f"{low} to {high}"]
 
@@ -147,7 +149,7 @@ def _tokens(tokens: Mapping[str, Any]) -> list[str]:
 def controls_table(rows: Sequence[Row]) -> str:
   """Returns the accuracies with the image and under each control."""
   header = ["row", "control", "read", "with the image", "without", *_DIFFERENCE, "McNemar p"]
-  header += ["same verdict", "no verdict", "cannot tell", "p, above guessing"]
+  header += ["same verdict", "no verdict", "cannot tell", "decided", "p, above guessing"]
   cells = [
     [
       escaped(row["name"]),
@@ -158,7 +160,8 @@ def controls_table(rows: Sequence[Row]) -> str:
       *_difference(row["paired"]),
       p_value(row["paired"]["p_value"]),
       *(share_text(row[name]) for name in ("same_verdict", "no_verdict", "cannot_tell")),
-      p_value(row["above_guessing"]),
+      rate_text(row["decided"]),
+      "–" if row["above_guessing"] is None else p_value(row["above_guessing"]),
     ]
     for row in rows
   ]
@@ -167,13 +170,17 @@ def controls_table(rows: Sequence[Row]) -> str:
 
 def finding(row: Row) -> str:
   """Returns in words whether a row is right without seeing."""
-  without, guess = percent(row["without_image"]["accuracy"]), percent(row["guess"])
-  name, p = escaped(row["name"]), p_value(row["above_guessing"])
-  subject = f"{name}, {escaped(row['control'])}, {row['reading']}"
-  p = p if p[0] == "<" else f"= {p}"
-  if row["above_guessing"] < WITHOUT_ENOUGH:
-    return f"- **{subject}: right without seeing**, {without} where guessing gives {guess} (p {p})."
-  return f"- {subject}: {without} without the image, no better than guessing ({guess}, p {p})."
+  subject = f"{escaped(row['name'])}, {escaped(row['control'])}, {row['reading']}"
+  if row["above_guessing"] is None:
+    return f"- {subject}: no verdict, or nothing to guess."
+  decided, p = row["decided"], p_value(row["above_guessing"])
+  figures = (
+    f"{percent(decided['accuracy'])} of {decided['n']:,} verdicts without the image, guessing {percent(row['guess'])}, "
+    f"p {p if p[0] == '<' else f'= {p}'}"
+  )
+  if row["above_guessing"] < SIGNIFICANT:
+    return f"- **{subject}: right without seeing** ({figures})."
+  return f"- {subject}: no better than guessing ({figures})."
 
 
 def reasoning_table(rows: Sequence[Row]) -> str:
@@ -205,7 +212,8 @@ def templates_table(rows: Sequence[Row]) -> str:
       row["reading"],
       f"{row['n']:,}",
       percent(row["mean"]),
-      *(rate_text(extreme(row["rates"], key=lambda r: r["accuracy"])) for extreme in (min, max)),
+      rate_text(row["min"]),
+      rate_text(row["max"]),
       p_value(row["p_value"]),
       share_text(row["always_right"]),
     ]

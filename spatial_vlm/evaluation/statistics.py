@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 from scipy import optimize, stats
@@ -71,11 +71,11 @@ class Paired:
   """One-sided 95 % bound: b loses less than a margin δ when `lower_bound` > −δ."""
 
 
-Outcomes = Mapping[Hashable, bool]
+Outcomes = Mapping[Any, bool]
 """Key of an example, or of a pair of them → whether the answer is right."""
 
 
-def outcomes(predictions: Sequence[Prediction]) -> dict[Hashable, bool]:
+def outcomes(predictions: Sequence[Prediction]) -> dict[int, bool]:
   """Returns whether each answer is right, by the id of its example."""
   return {p.id: p.right for p in predictions}
 
@@ -167,7 +167,7 @@ _RESAMPLES_AT_ONCE = 100
 
 
 def paired_bootstrap(
-  a: Mapping[Hashable, float], b: Mapping[Hashable, float], seed: int = 0
+  a: Mapping[Any, float], b: Mapping[Any, float], seed: int = 0
 ) -> MeanDifference:
   """Resamples examples with their values on both sides (paired percentile bootstrap, Efron and Tibshirani 1993).
 

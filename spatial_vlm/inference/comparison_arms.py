@@ -10,6 +10,7 @@ from spatial_vlm.reuse.retrieval.choosers import (
   drawn_at_random,
   least_similar,
   the_first,
+  with_other_relations,
 )
 from spatial_vlm.tasks.task import Task
 
@@ -35,7 +36,7 @@ def arms(task: Task, recall: Recall, shares: Sequence[float]) -> dict[str, Quest
   def chosen(**changes) -> QuestionBuilder:
     return QuestionBuilder(task, "chain", dataclasses.replace(recall, **changes))
 
-  together = all_in_one(recall.index)
+  together, wide = all_in_one(recall.index), with_other_relations(recall.index)
   made = {
     FULL_CHAIN: QuestionBuilder(task, "chain"),
     REUSE: chosen(),
@@ -51,6 +52,8 @@ def arms(task: Task, recall: Recall, shares: Sequence[float]) -> dict[str, Quest
     made[f"reuse, {len(part.handbook)} of {len(recall.index.handbook)} behaviors"] = chosen(
       index=part
     )
+  if padded := len(wide.handbook) - len(recall.index.handbook):
+    made[f"reuse, and {padded} behaviors of other relations"] = chosen(index=wide)
   return made
 
 

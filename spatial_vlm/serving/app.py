@@ -4,13 +4,14 @@ POST /v1/chat/completions   OpenAI's chat completions, whole or streamed
 GET  /v1/models             the model, with max_model_len
 GET  /health                status 200 while the engine runs
 GET  /metrics               Prometheus
+GET  /                      a page for people (see `page_routes`)
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,6 +25,8 @@ from spatial_vlm.serving.api_error import ApiError
 from spatial_vlm.serving.chat_request import parse_chat_request
 from spatial_vlm.serving.chat_response import DONE, Completion, event
 from spatial_vlm.serving.http_guard import HttpGuard
+from spatial_vlm.serving.page_routes import page_routes
+from spatial_vlm.serving.sample_scenes import Sample
 from spatial_vlm.serving.server_metrics import CONTENT_TYPE, ServerMetrics
 from spatial_vlm.serving.service import ChatService
 
@@ -32,8 +35,10 @@ log = logging.getLogger(__name__)
 CHAT = "/v1/chat/completions"
 
 
-def make_app(service: ChatService, guard: HttpGuard | None = None) -> ASGIApp:
-  """Returns the application; its lifespan starts and stops the service."""
+def make_app(
+  service: ChatService, guard: HttpGuard | None = None, samples: Sequence[Sample] = ()
+) -> ASGIApp:
+  """Returns the application; its lifespan starts and stops the service. The page offers the samples."""
 
   @contextlib.asynccontextmanager
   async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -58,6 +63,7 @@ def make_app(service: ChatService, guard: HttpGuard | None = None) -> ASGIApp:
       Route("/v1/models", models),
       Route("/health", health),
       Route("/metrics", metrics),
+      *page_routes(samples),
     ],
     exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _any_error},
     lifespan=lifespan,

@@ -208,6 +208,7 @@ class ChatService:
         "created": self.created,
         "owned_by": "spatial_vlm",
         "max_model_len": self.max_model_len,
+        "spatial_vlm": {"behaviors": self.prompts.recall is not None},
       }
     ]
 

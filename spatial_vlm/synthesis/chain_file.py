@@ -16,7 +16,7 @@ from spatial_vlm.data import conversations
 from spatial_vlm.data.records import BadRecord, read_lines
 from spatial_vlm.data.split_guard import Pair
 from spatial_vlm.inference.questions import QuestionBuilder
-from spatial_vlm.reuse.chains.solutions import Solution
+from spatial_vlm.reuse.chains.solutions import Solution, source_record
 from spatial_vlm.synthesis.draft import chain
 from spatial_vlm.synthesis.errors import UnusableDraftError
 from spatial_vlm.synthesis.formats import CHAIN, GEMINI, QWEN
@@ -28,7 +28,7 @@ class ChainFile(NamedTuple):
   """Chains of a file, in its order."""
 
   solutions: list[Solution]
-  """Their records are SPLIT:LINE, with the line of the file counted from 1."""
+  """The number of their records is the line of the file, counted from 1."""
   images: list[str]
   """Names of the images."""
   bad: list[BadRecord]
@@ -68,7 +68,10 @@ def read_chains(
   """
   instruction = questions("").text
   numbered, bad = read_lines(path, None, functools.partial(_parse, instruction), max_bad_share)
-  solutions = [Solution(f"{split}:{number}", *line[1:]) for number, line in numbered]
+  solutions = [
+    Solution(source_record(split, number, (line.image, line.caption)), *line[1:])
+    for number, line in numbered
+  ]
   return ChainFile(solutions, [line.image for _, line in numbered], bad)
 
 

@@ -3,6 +3,7 @@
 All numbers are in units of 0–1000 of the image and appear in boxes or right after "=".
 """
 
+import collections
 import itertools
 from collections.abc import Iterator, Mapping
 
@@ -84,33 +85,31 @@ def listing(scene: Scene) -> tuple[str, str]:
   return statements.LIST_OBJECTS, answers.render_boxes(scene.boxes.items())
 
 
-def where(scene: Scene, *names: str) -> tuple[str, str]:
+def where(boxes: Mapping[str, Box], *names: str) -> tuple[str, str]:
   """Returns question and answer: the boxes of the named objects, in the given order."""
   listed = " and ".join(f"the {name}" for name in names)
   verb = "is" if len(names) == 1 else "are"
-  return f"Where {verb} {listed}?", answers.render_boxes(
-    (name, scene.boxes[name]) for name in names
-  )
+  return f"Where {verb} {listed}?", answers.render_boxes((name, boxes[name]) for name in names)
 
 
-def point(scene: Scene, name: str) -> tuple[str, str]:
+def point(boxes: Mapping[str, Box], name: str) -> tuple[str, str]:
   """Returns question and answer: the centre of the named object."""
-  return f"Point to the {name}.", f"{name} centre {_point(scene.boxes[name])}"
+  return f"Point to the {name}.", f"{name} centre {_point(boxes[name])}"
 
 
-def reach(scene: Scene, name: str, axis: str) -> tuple[str, str]:
+def reach(boxes: Mapping[str, Box], name: str, axis: str) -> tuple[str, str]:
   """Returns question and answer: span and centre of the named object along "x" or "y"."""
-  return f"How far does the {name} reach along {axis}?", _span(name, scene.boxes[name], axis)
+  return f"How far does the {name} reach along {axis}?", _span(name, boxes[name], axis)
 
 
-def extent(scene: Scene, name: str) -> tuple[str, str]:
+def extent(boxes: Mapping[str, Box], name: str) -> tuple[str, str]:
   """Returns question and answer: width and height of the named object, compared."""
-  return f"How large is the {name}?", f"{name} {_extents(scene.boxes[name])}"
+  return f"How large is the {name}?", f"{name} {_extents(boxes[name])}"
 
 
-def what(scene: Scene, name: str) -> tuple[str, str]:
+def what(boxes: Mapping[str, Box], name: str) -> tuple[str, str]:
   """Returns question and answer: the name of the object at the given centre."""
-  return f"What is at {_point(scene.boxes[name])}?", name
+  return f"What is at {_point(boxes[name])}?", name
 
 
 def vocabulary_texts(count: int, seed: int) -> Iterator[str]:
@@ -224,15 +223,22 @@ def _sign(a: int, b: int) -> str:
 def _requests(scene: Scene) -> list[tuple[str, str]]:
   """Returns all questions and answers about the objects; `what` only if no other object covers the centre.
 
-  Answers repeat the names, because a chain of thought copies words and numbers from earlier text.
+  Answers repeat the names, because a chain of thought copies words and numbers from earlier text. Some name an object
+  by its colour alone: a name's colour stands further from its box than its shape, and alone it is learnt sooner.
   """
-  names = tuple(scene.boxes)
-  turns = [request(scene, name) for request in (where, point, extent) for name in names]
-  turns += [reach(scene, name, axis) for name in names for axis in "xy"]
-  turns += [where(scene, a, b) for a, b in itertools.permutations(names, 2)]
+  boxes, colors = scene.boxes, _boxes_of_colors(scene)
+  turns = [request(b, n) for b in (boxes, colors) for request in (where, point, extent) for n in b]
+  turns += [reach(boxes, name, axis) for name in boxes for axis in "xy"]
+  turns += [where(boxes, a, b) for a, b in itertools.permutations(boxes, 2)]
   for index, item in enumerate(scene.objects):
     x, y = relations.center(item.box)
     front = (other.box for other in scene.objects[index + 1 :])
     if not any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in front):
-      turns.append(what(scene, item.name))
+      turns.append(what(boxes, item.name))
   return turns
+
+
+def _boxes_of_colors(scene: Scene) -> dict[str, Box]:
+  """Returns colour → box of the only object of that colour."""
+  counts = collections.Counter(item.color for item in scene.objects)
+  return {item.color: item.box for item in scene.objects if counts[item.color] == 1}

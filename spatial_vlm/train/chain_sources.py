@@ -23,7 +23,7 @@ from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.inference.stored_answers import AnswerStore, stored_answers
 from spatial_vlm.processor.chat import Processor
-from spatial_vlm.reuse.chains.solutions import Solution
+from spatial_vlm.reuse.chains.solutions import Solution, source_record
 from spatial_vlm.synthesis.chain_file import read_chains
 from spatial_vlm.tasks.task import Task
 
@@ -62,12 +62,13 @@ def chains_of_policy(config: Config, task: Task, workdir: epath.Path) -> ChainSo
     generator = BatchGenerator(policy, engine, encode, config.max_new_tokens, parsed_verdicts)
     store = AnswerStore.from_config(workdir, config)
     predictions = stored_answers(store, generator, examples, "full chains")
-    split = split_name(config)
+    split, images = split_name(config), [source.image_name(p.id) for p in predictions]
     solutions = [
-      Solution(f"{split}:{p.id}", p.caption, p.relation, None, None, p.text, p.label)
-      for p in predictions
+      Solution(record, p.caption, p.relation, None, None, p.text, p.label)
+      for p, image in zip(predictions, images, strict=True)
+      for record in [source_record(split, p.id, (image, p.caption))]
     ]
-    return Chains(solutions, [source.image_name(p.id) for p in predictions])
+    return Chains(solutions, images)
 
   return ChainSource(lambda text: len(policy.processor.encode_text(text)), read)
 

@@ -15,7 +15,7 @@ from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import ExampleSource
-from spatial_vlm.data.split_guard import refuse_shared_records
+from spatial_vlm.data.split_guard import read_pairs, refuse_shared_records
 from spatial_vlm.inference.generation import QuestionEncoder, Row, asked_questions
 from spatial_vlm.inference.policy import Policy, PromptFormat, make_requests, prompt_format
 from spatial_vlm.inference.questions import QuestionBuilder, load_recall
@@ -94,8 +94,8 @@ def question_builder(config: Config) -> QuestionBuilder:
   recall = None
   if config.behaviors:
     recall = load_recall(config.behaviors, config.behavior_tokens)
-    held_out = (config.data.validation, config.data.evaluation)
-    recall.index.handbook.refuse_leaks({epath.Path(file).stem for file in held_out if file})
+    for file in filter(None, (config.data.validation, config.data.evaluation)):
+      recall.index.handbook.refuse_leaks((epath.Path(file).stem,), read_pairs(file))
   return QuestionBuilder(find_task(config.task), "chain", recall)
 
 

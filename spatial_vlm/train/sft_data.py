@@ -124,7 +124,9 @@ def rendered_images(config: Config, processor: Processor, shard: Shard) -> SftDa
     )
   stages = Joined(
     [
-      SceneImageSource("pretrain", config.seed + stage, count, objects=(1, most))
+      SceneImageSource(
+        "pretrain", config.seed + stage, count, objects=(1, most), same_shape=pretrain.same_shape
+      )
       for stage, (count, most) in enumerate(zip(pretrain.scenes, pretrain.objects, strict=True))
     ]
   )

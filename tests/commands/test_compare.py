@@ -45,14 +45,15 @@ def test_every_arm_is_measured_on_the_same_records(finished):
   workdir, _ = finished
   rows = json.loads((workdir / "results.json").read_text())["rows"]
   assert [r["method"] for r in rows[:6]] == ROWS and rows[-1]["method"] == "BC-SFT"
-  assert rows[6]["method"].startswith("reuse, ") and len(rows) == 8
+  assert [r["method"][:7] for r in rows[6:8]] == ["reuse, "] * 2 and len(rows) == 9
   assert all(r["n"] == 16 and r["seconds_p50"] > 0 for r in rows)
-  assert [r["paired"]["n"] for r in rows[1:]] == [16] * 7
-  chain, reuse, none, wrong, random, everything, part, bc = rows
+  assert [r["paired"]["n"] for r in rows[1:]] == [16] * 8
+  chain, reuse, none, wrong, random, everything, part, padded, bc = rows
   assert chain["hit_rate"] is None and reuse["hit_rate"] > 0 and everything["hit_rate"] == 1
   assert everything["prompt_tokens_mean"] > wrong["prompt_tokens_mean"] > none["prompt_tokens_mean"]
   assert everything["behaviors"] == reuse["behaviors"] > 1
   assert part["behaviors"] < reuse["behaviors"] and part["hit_rate"] <= reuse["hit_rate"]
+  assert padded["behaviors"] > reuse["behaviors"] and padded["hit_rate"] >= reuse["hit_rate"]
   assert bc["accuracy"] == none["accuracy"]  # the same policy here
   report = (workdir / "report.md").read_text()
   assert "(accuracy_tokens.png)" in report and (workdir / "accuracy_tokens.png").exists()

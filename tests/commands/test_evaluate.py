@@ -17,6 +17,7 @@ from spatial_vlm.inference import generation
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import collate, encode_question, prompt_format
 from spatial_vlm.model import qwen3_vl
+from spatial_vlm.reuse.chains.solutions import source_record
 from spatial_vlm.reuse.index.index_folder import load_index, save_index
 from spatial_vlm.reuse.index.vector_index import VectorIndex
 from spatial_vlm.tasks.statements import question
@@ -252,10 +253,14 @@ def changed_index(folder, to, **fields):
   )
 
 
+@pytest.mark.parametrize("split", ["test", "other"])
 def test_behaviors_from_held_out_records_that_are_measured_are_refused(
-  refused, evaluate_changes, extracted, tmp_path
+  split, refused, evaluate_changes, extracted, tmp_path
 ):
-  changed_index(extracted / "index", epath.Path(tmp_path / "index"), provenance=("test:1",))
+  """By the name of their split, or by their contents under another name."""
+  pair = JsonlSource(evaluate_changes["data.records"], evaluate_changes["data.images"]).pairs[1]
+  seen = (source_record(split, 1, pair if split == "other" else ("", "")),)
+  changed_index(extracted / "index", epath.Path(tmp_path / "index"), provenance=seen)
   changes = {"method": "reuse", "behaviors": tmp_path / "index"}
   assert "evaluation records" in refused("evaluate", {**evaluate_changes, **changes})
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.inference.comparison_arms import (
   ALL,
   FULL_CHAIN,
@@ -42,7 +43,8 @@ def asked(builder, caption):
 
 
 def test_every_arm_asks_its_question(built):
-  assert list(built)[6:] == ["reuse, 1 of 3 behaviors", "reuse, 2 of 3 behaviors"]
+  padded = f"reuse, and {len(META_CATEGORY) - 3} behaviors of other relations"
+  assert list(built)[6:] == ["reuse, 1 of 3 behaviors", "reuse, 2 of 3 behaviors", padded]
   left, painted = "The cat is left of the dog.", "The cat is painted by the dog."
   assert asked(built[FULL_CHAIN], left) == ("chain", None)
   assert asked(built[REUSE], left) == ("short", "behavior_left_of")
@@ -57,13 +59,16 @@ def test_every_arm_asks_its_question(built):
   above = "The cat is above the dog."
   assert asked(built["reuse, 1 of 3 behaviors"], above) == ("short", "behavior_above")
   assert asked(built["reuse, 2 of 3 behaviors"], above) == ("short", "behavior_above")
+  assert asked(built[padded], above) == ("short", "behavior_above")
+  assert asked(built[padded], "The cat is facing the dog.") == ("short", "behavior_facing")
 
 
 def test_a_handbook_of_one_behavior_has_no_wrong_one():
   recall = Recall(
     BehaviorIndex(Handbook(9, 99, (behavior("above", 1),)), LexicalEmbedder(), 0.8), 48
   )
-  assert list(arms(TASKS["scenes"], recall, ())) == [FULL_CHAIN, REUSE, NO_BEHAVIOR, RANDOM, ALL]
+  names = [FULL_CHAIN, REUSE, NO_BEHAVIOR, RANDOM, ALL]
+  assert list(arms(TASKS["scenes"], recall, ()))[:-1] == names
 
 
 def test_the_row_of_all_behaviors_counts_all(recall, built):

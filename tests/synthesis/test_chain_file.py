@@ -8,6 +8,7 @@ from spatial_vlm import answers
 from spatial_vlm.data import conversations
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.data.records import Record, TooManyBadRecords
+from spatial_vlm.reuse.chains.solutions import source_record
 from spatial_vlm.synthesis import formats
 from spatial_vlm.synthesis.chain_file import read_chains
 from spatial_vlm.synthesis.draft import Draft, chain
@@ -36,7 +37,10 @@ def test_conversations_give_caption_label_and_line(tmp_path):
   path = tmp_path / "chains.jsonl"
   conversations.write(path, [conversation(), conversation(image="c.jpg")])
   file = read(path)
-  assert [s.record for s in file.solutions] == ["train:1", "train:2"]
+  assert [s.record for s in file.solutions] == [
+    source_record("train", 1, ("a.jpg", CAPTION)),
+    source_record("train", 2, ("c.jpg", CAPTION)),
+  ]
   solution = file.solutions[1]
   assert (solution.caption, solution.label, solution.relation) == (CAPTION, 0, "left of")
   assert solution.text == chain(DRAFT) and solution.names == ("cat", "mug")

@@ -11,7 +11,7 @@ import pytest
 from spatial_vlm import answers
 from spatial_vlm.data import relations
 from spatial_vlm.data.relations import RELATIONS
-from spatial_vlm.data.scenes.render import Background, Scene, SceneObject
+from spatial_vlm.data.scenes.render import SHAPES, Background, Scene, SceneObject
 from spatial_vlm.data.scenes.source import SceneImageSource, SceneSource
 from spatial_vlm.synthesis import scene_teacher
 from spatial_vlm.synthesis.scene_teacher import chain, comparison, pretrain_messages
@@ -149,9 +149,10 @@ def test_pretraining_never_judges_a_statement_and_answers_from_the_scene():
   images = SceneImageSource("pretrain", 2, 150, image_size=8)
   rng = np.random.default_rng(0)
   asked = collections.Counter()
-  first_is_list = 0
+  first_is_list = by_color = 0
   for i in range(150):
     scene = images[i].scene
+    boxes = dict(scene.boxes)
     messages = pretrain_messages(scene, images[i].image, rng)
     assert messages[0]["content"][0]["type"] == "image"
     texts = [turn["content"][-1]["text"] for turn in messages]
@@ -162,15 +163,18 @@ def test_pretraining_never_judges_a_statement_and_answers_from_the_scene():
       assert not re.search(
         r"\b(True|true|Yes|No|is|puts)\b .*\bof\b|True\?|Yes|No\.", question + answer
       )
-      names = sorted((name for name in scene.boxes if name in question), key=question.index)
+      names = re.findall(rf"the (?!objects)(\w+(?: (?:{'|'.join(SHAPES)}))?)", question)
+      for color in set(names) - set(scene.boxes):
+        (boxes[color],) = [o.box for o in scene.objects if o.color == color]
+        by_color += 1
       match " ".join(question.split()[: 2 if question.startswith("How") else 1]):
         case "List":
           assert answers.parse_boxes(answer) == scene.boxes
         case "Where":
-          assert list(answers.parse_boxes(answer).items()) == [(n, scene.boxes[n]) for n in names]
+          assert list(answers.parse_boxes(answer).items()) == [(n, boxes[n]) for n in names]
         case "Point":
           assert answer.startswith(names[0])
-          assert tuple(numbers(answer)) == relations.center(scene.boxes[names[0]])
+          assert tuple(numbers(answer)) == relations.center(boxes[names[0]])
         case "How far":
           i = "xy".index(question[-2])
           box = scene.boxes[names[0]]
@@ -178,14 +182,14 @@ def test_pretraining_never_judges_a_statement_and_answers_from_the_scene():
           assert numbers(answer) == [box[i], box[i + 2], relations.center(box)[i]]
         case "How large":
           (a, sign, b) = re.findall(r"w=(\d+) ([<>=]) h=(\d+)", answer)[0]
-          assert (int(a), int(b)) == relations.size(scene.boxes[names[0]])
+          assert (int(a), int(b)) == relations.size(boxes[names[0]])
           assert SIGNS[sign](int(a), int(b))
         case "What":
           topmost = [o for o in scene.objects if _holds(o.box, *numbers(question))][-1]
           assert answer == topmost.name
       asked[question.split()[0]] += 1
   assert asked.keys() == {"List", "Where", "Point", "How", "What"} and min(asked.values()) > 30
-  assert 0 < first_is_list < 50
+  assert 0 < first_is_list < 50 < by_color
 
 
 def test_pretraining_turns_are_weighted():

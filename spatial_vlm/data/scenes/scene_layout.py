@@ -77,6 +77,11 @@ class Design:
   other: Part
   distractors: tuple[Part, ...]
 
+  @property
+  def has_one_shape(self) -> bool:
+    """Whether only the colours tell the objects apart."""
+    return len({part.shape for part in (self.subject, self.other, *self.distractors)}) == 1
+
 
 def draw_design(rng: np.random.Generator, relation: Relation, objects: int) -> Design:
   subject, other = _draw_pair(rng, relation)

@@ -101,13 +101,18 @@ class SceneSource:
 
 @dataclasses.dataclass(frozen=True)
 class SceneImageSource:
-  """Random-access source of scenes without statements: layouts of `SceneSource`, and single objects."""
+  """Random-access source of scenes without statements: layouts of `SceneSource`, and single objects.
+
+  In a `same_shape` share of the images all objects have one shape, so that only the colour in a name tells which is
+  meant. Without them, a model that looks at shapes alone finds most objects, and learns the colours late or never.
+  """
 
   split: str
   seed: int
   count: int
   image_size: int = 64
   objects: tuple[int, int] = (1, 4)
+  same_shape: float = 0.0
 
   def __post_init__(self):
     _check_split(self.split)
@@ -125,10 +130,12 @@ class SceneImageSource:
       (len(SPLITS), self.seed, list(SPLITS).index(self.split), int(index))
     )
     count = int(rng.integers(self.objects[0], self.objects[1] + 1))
+    has_one_shape = self.same_shape > 0 and rng.random() < self.same_shape
     for _ in range(_DESIGNS):
-      design = draw_design(
-        rng, tuple(RELATIONS.values())[int(rng.integers(len(RELATIONS)))], max(count, 2)
-      )
+      relation = tuple(RELATIONS.values())[int(rng.integers(len(RELATIONS)))]
+      design = draw_design(rng, relation, max(count, 2))
+      while has_one_shape and not design.has_one_shape:
+        design = draw_design(rng, relation, max(count, 2))
       if scene := draw_scene(rng, design, bool(rng.integers(2)), self.split, count):
         return SceneImage(int(index), scene, render(scene, self.image_size))
     raise RuntimeError(f"no scene found for image {index} with {count} objects")

@@ -2,9 +2,15 @@
 
 import dataclasses
 
+from spatial_vlm.data.split_guard import Pair, pair_digest
 from spatial_vlm.data.statement import read_statement
 from spatial_vlm.reuse.statements.masking import mask_objects, object_names
 from spatial_vlm.reuse.statements.relation_keys import relation_key
+
+
+def source_record(split: str, number: int, pair: Pair) -> str:
+  """Returns how a behavior names the record that it was extracted from (see `Behavior.provenance`)."""
+  return f"{split}:{number}:{pair_digest(pair)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +18,7 @@ class Solution:
   """An answer of the policy to a labelled training record."""
 
   record: str
-  """`SPLIT:ID`."""
+  """From `source_record`."""
   caption: str
   relation: str
   """Of the record; where that has none, it is read from the caption, "" if it cannot be read."""

@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Self
 
+from spatial_vlm.data.split_guard import Pair, pair_digest
 from spatial_vlm.evaluation.results import RecallCount
 from spatial_vlm.reuse.handbook.behavior import Behavior
 from spatial_vlm.reuse.handbook.duplicates import distinct, within_limits
 
-VERSION = 2
+VERSION = 3
 _FIELDS = {
   "name": str,
   "instruction": str,
@@ -91,15 +92,24 @@ class Handbook:
     """The splits of the records that behaviors come from."""
     return sorted({r.partition(":")[0] for b in self.behaviors for r in b.provenance})
 
-  def refuse_leaks(self, splits: Collection[str]) -> None:
-    """Raises LeakError when a behavior comes from one of the evaluation `splits`."""
-    for behavior in self.behaviors:
-      seen = [record for record in behavior.provenance if record.partition(":")[0] in splits]
-      if seen:
-        raise LeakError(
-          f"{behavior.name} was extracted from {len(seen)} evaluation records (first: {seen[0]}); extract behaviors "
-          "from training records only, or evaluate on others"
-        )
+  def records_of(self, splits: Collection[str], pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    """Returns name of a behavior → its records that are in `splits`, or whose pair is among `pairs`."""
+    known = {pair_digest(pair) for pair in pairs}
+
+    def is_among(record: str) -> bool:
+      split, _, *pair = record.split(":")
+      return split in splits or not known.isdisjoint(pair)
+
+    shared = {b.name: [*filter(is_among, b.provenance)] for b in self.behaviors}
+    return {name: records for name, records in shared.items() if records}
+
+  def refuse_leaks(self, splits: Collection[str], pairs: Iterable[Pair] = ()) -> None:
+    """Raises LeakError when a behavior comes from one of the evaluation `splits` or evaluation `pairs`."""
+    for name, seen in self.records_of(splits, pairs).items():
+      raise LeakError(
+        f"{name} was extracted from {len(seen)} evaluation records (first: {seen[0]}); extract behaviors from training "
+        "records only, or evaluate on others"
+      )
 
   def to_json(self) -> dict[str, Any]:
     """Returns the fields that `from_json` reads."""

@@ -4,9 +4,12 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
+from spatial_vlm.data.relations import META_CATEGORY
+from spatial_vlm.reuse.extraction.patterns import behavior_name
 from spatial_vlm.reuse.handbook.handbook import Behavior, Handbook
 from spatial_vlm.reuse.index.behavior_index import BehaviorIndex, Match
 from spatial_vlm.reuse.retrieval.recall import recall
+from spatial_vlm.reuse.statements.captions import masked_caption
 from spatial_vlm.reuse.statements.masking import mask_objects
 
 Chooser = Callable[[BehaviorIndex, Sequence[str]], list[Match | None]]
@@ -57,3 +60,20 @@ def best_share(index: BehaviorIndex, share: float) -> BehaviorIndex:
   best = sorted(handbook.behaviors, key=lambda b: b.rank, reverse=True)[:count]
   kept = tuple(b for b in handbook.behaviors if b in best)
   return index.with_handbook(dataclasses.replace(handbook, behaviors=kept))
+
+
+def with_other_relations(index: BehaviorIndex) -> BehaviorIndex:
+  """Returns an index of the handbook and a behavior for each relation of VSR that it lacks: what distracts a search."""
+  handbook = index.handbook
+  known = {behavior.relation for behavior in handbook.behaviors}
+  others = [relation_behavior(relation) for relation in META_CATEGORY if relation not in known]
+  behaviors = (*handbook.behaviors, *others)
+  tokens = sum(behavior.tokens for behavior in behaviors)
+  return index.with_handbook(Handbook(len(behaviors), tokens, behaviors))
+
+
+def relation_behavior(relation: str) -> Behavior:
+  """Returns a behavior that only repeats its relation, with the relation's caption as its question."""
+  name, rule = behavior_name(relation), f"yes when {relation}"
+  source = "by-hand:relations"
+  return Behavior(name, rule, relation, (masked_caption(relation),), (source,), tokens=8)

@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from spatial_vlm.reuse.embedding.embedder import Embedder
-from spatial_vlm.reuse.extraction.patterns import behavior_name
-from spatial_vlm.reuse.handbook.handbook import Behavior, Handbook
+from spatial_vlm.reuse.handbook.handbook import Handbook
 from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
+from spatial_vlm.reuse.retrieval.choosers import relation_behavior
 from spatial_vlm.reuse.retrieval.paraphrases import Paraphrases
 from spatial_vlm.reuse.retrieval.recall import recall
-from spatial_vlm.reuse.statements.captions import caption_template
+from spatial_vlm.reuse.statements.captions import masked_caption
 from spatial_vlm.reuse.statements.masking import mask_objects
 from spatial_vlm.reuse.statements.relation_keys import qualifiers, relation_key
 
@@ -98,16 +98,9 @@ def make_index(
   relations: Iterable[str], embedder: Embedder, min_similarity: float
 ) -> BehaviorIndex:
   """Returns an index with one behavior for each relation, whose question is the relation's caption."""
-  behaviors = [
-    Behavior(behavior_name(r), f"yes when {r}", r, (masked_caption(r),), ("train:0",), tokens=8)
-    for r in relations
-  ]
-  handbook = Handbook(len(behaviors), 8 * len(behaviors), tuple(behaviors))
+  behaviors = tuple(relation_behavior(r) for r in relations)
+  handbook = Handbook(len(behaviors), sum(b.tokens for b in behaviors), behaviors)
   return BehaviorIndex(handbook, embedder, min_similarity)
-
-
-def masked_caption(relation: str) -> str:
-  return caption_template(relation).format(X="X", Y="Y")
 
 
 def recalled_by_rules(index: BehaviorIndex, queries: Sequence[Query]) -> list[str | None]:

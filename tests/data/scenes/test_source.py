@@ -195,6 +195,17 @@ def test_pretraining_images_have_one_to_four_objects():
 
 
 @pytest.mark.parametrize(
+  ("share", "least", "most"), [(0.0, 10, 50), (0.5, 80, 130), (1.0, 160, 160)]
+)
+def test_objects_of_one_shape_differ_in_colour_alone(share, least, most):
+  images = SceneImageSource("pretrain", 0, 160, 8, objects=(2, 3), same_shape=share)
+  scenes = [images[i].scene for i in range(160)]
+  of_one_shape = [s for s in scenes if len({o.shape for o in s.objects}) == 1]
+  assert least <= len(of_one_shape) <= most
+  assert all(len({o.color for o in s.objects}) == len(s.objects) for s in of_one_shape)
+
+
+@pytest.mark.parametrize(
   ("arguments", "message"),
   [
     (("dev", 0, 2), "'dev'.*validation"),

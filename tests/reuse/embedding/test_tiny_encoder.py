@@ -9,9 +9,9 @@ from spatial_vlm.reuse.embedding.embedder import LexicalEmbedder, load_embedder
 from spatial_vlm.reuse.retrieval.recall_report import (
   Query,
   make_index,
-  masked_caption,
   recalled_by_rules,
 )
+from spatial_vlm.reuse.statements.captions import masked_caption
 from spatial_vlm.reuse.statements.masking import mask_objects
 from spatial_vlm.reuse.statements.relation_keys import relation_key
 

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from spatial_vlm.evaluation.results import RecallCount
+from spatial_vlm.reuse.chains.solutions import source_record
 from spatial_vlm.reuse.handbook.handbook import (
   Behavior,
   Handbook,
@@ -184,6 +185,14 @@ def test_provenance_guard():
     handbook.refuse_leaks(["validation"])
 
 
+def test_provenance_guard_compares_contents_where_splits_were_renamed():
+  record = source_record("train", 7, ("train2017/a.jpg", "The cat is left of the mug."))
+  handbook = Handbook(9, 99, (behavior(provenance=("train:1", record)),))
+  handbook.refuse_leaks(["test"], [("a.jpg", "The cat is right of the mug.")])
+  with pytest.raises(LeakError, match="from 1 evaluation records.*train:7:"):
+    handbook.refuse_leaks(["test"], [("a.jpg", "the cat is left of the mug")])
+
+
 def test_what_is_written_is_read():
   handbook = Handbook(
     9,
@@ -198,7 +207,7 @@ def test_what_is_written_is_read():
   ("change", "place"),
   [
     (lambda d: d.pop("max_tokens"), "h.json: expected the fields"),
-    (lambda d: d.update(version=1), "h.json: version is 1, readable is 2; run `behaviors` again"),
+    (lambda d: d.update(version=1), "h.json: version is 1, readable is 3; run `behaviors` again"),
     (lambda d: d.update(max_entries=True), "h.json.max_entries: expected int"),
     (lambda d: d.update(max_entries=0), "h.json: a handbook needs limits"),
     (lambda d: d.update(max_entries=1), "h.json: behaviors repeat"),

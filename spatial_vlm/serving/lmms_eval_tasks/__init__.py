@@ -1,0 +1,1 @@
+"""A task for lmms-eval (`--include_path`): statements about rendered scenes."""
