@@ -19,6 +19,8 @@ def tiny() -> ConfigDict:
       run="runs/dapo",  # workdir of `sft` or `dapo`
       dtype="float32",
       adapter=False,  # for a run that trains LoRA: write the adapter alone, as PEFT reads it
+      results="",  # workdir of `evaluate`, whose table goes into the model card; empty: none
+      license="",  # license in the model card, e.g. "apache-2.0"; empty: that of the base's README.md
       max_file_bytes=5_000_000_000,  # a larger checkpoint is split into several files
     )
   )

@@ -29,6 +29,7 @@ FOLDERS = {
   "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),
   "huggingface": (
     *("folder", "tensor_table", "tensor_slices", "safetensors_folder", "checkpoint_folder"),
+    *("question_template", "model_card"),
     *("weights", "peft_adapter", "encoder_table", "torch_zip", "encoder_folder"),
   ),
   "processor": (
@@ -110,7 +111,16 @@ FOLDERS = {
     *("text_answers", "estimate", "results"),
   ),
   "train": (
-    *("update", "trained_weights", "run", "sft", "sft_data", "chain_sources"),
+    *(
+      "update",
+      "policy_knowledge",
+      "policy_folder",
+      "trained_weights",
+      "run",
+      "sft",
+      "sft_data",
+      "chain_sources",
+    ),
     *("behavior_sources", "behavior_data"),
     *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
     "engines",

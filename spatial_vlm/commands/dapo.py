@@ -20,7 +20,7 @@ from etils import epath
 
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, settings_from
+from spatial_vlm.config import Config, leaves, settings_from
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.metrics import PhaseClock
 from spatial_vlm.optim.optimizers import optimizer_from_config
@@ -85,7 +85,9 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
       with user_errors():
         data.restore(host)
     state = fit(config, state, data, updates, files, clock)
-  write_trained(workdir, files.base, policy.model, mesh, trainable.subset, state.train.params)
+  write_trained(
+    workdir, leaves(config), files.base, policy.model, mesh, trainable.subset, state.train.params
+  )
 
 
 def fit(

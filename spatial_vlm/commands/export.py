@@ -1,15 +1,18 @@
 """Turn the newest checkpoint of a training run into a Hugging Face folder.
 
 A finished run has one already (RUN/export); this command serves running or stopped runs, and other types of weights.
-The folder WORKDIR loads in transformers and vLLM. Weights are read and written one by one, so that memory never holds
-all of them; the optimizer's state is not read. Frozen weights come from the checkpoint that the run started from, with
-LoRA adapters merged. With adapter=true only the adapter is written.
+The folder WORKDIR loads in transformers and vLLM: next to the weights it has generation_config.json, the chat template,
+and a model card (README.md, and spatial_vlm.json for programs). Weights are read and written one by one, so that memory
+never holds all of them; the optimizer's state is not read. Frozen weights come from the checkpoint that the run started
+from, with LoRA adapters merged. With adapter=true only the adapter is written.
 
   spatial-vlm export --config.run=runs/dapo --config.dtype=bfloat16 --workdir exported
+  spatial-vlm export --config.run=runs/dapo --config.results=runs/evaluate --workdir exported  # table in the model card
   spatial-vlm export --config.run=runs/sft --config.adapter=true --workdir adapter
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,12 +23,14 @@ from spatial_vlm import sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_positive
+from spatial_vlm.evaluation.results import results_table
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.huggingface.folder import copy_processor, find_folder, read_model_config
+from spatial_vlm.huggingface.folder import find_folder, read_model_config
 from spatial_vlm.huggingface.peft_adapter import write_adapter
 from spatial_vlm.huggingface.weights import stream_checkpoint
 from spatial_vlm.parameters.lora import is_adapter
 from spatial_vlm.parameters.partition import flatten, subset_from_config, unflatten
+from spatial_vlm.train.policy_folder import write_policy_files
 from spatial_vlm.train.run import DTYPES
 from spatial_vlm.train.trained_weights import trained_shapes, with_base
 
@@ -38,6 +43,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   run_folder = epath.Path(config.run).expanduser()
   if run_folder.resolve() == workdir.resolve():
     raise UsageError(f"--workdir {workdir} is the run itself; give another folder")
+  results = read_results(config.results) if config.results else ""
   try:
     settings = json.loads((run_folder / "config.json").read_text())["config"]
     params_path = PARAMS_PATHS[settings["algorithm"]]
@@ -78,7 +84,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       adapter = unflatten({path: restored(path) for path in trained})
       write_adapter(workdir, settings["checkpoint"], model, subset, adapter)
     else:
-      copy_processor(workdir, source)
+      write_policy_files(workdir, source, settings, config.license, results)
       leaf_at = with_base(restored, checkpoints.host()["base"], mesh, model, subset)
       stream_checkpoint(workdir, model, leaf_at, config.dtype, config.max_file_bytes)
   if jax.process_index() == 0:
@@ -95,10 +101,25 @@ def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for an unknown dtype or file size."""
+  """Raises UsageError for an unknown dtype or file size, and for a license that is no identifier."""
   if config.dtype not in DTYPES:
     raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
   check_positive(config, "max_file_bytes")
+  if not re.fullmatch(r"[\w.-]*", config.license):
+    raise UsageError(
+      f"license is {config.license!r}; give an identifier of the Hugging Face Hub, such as apache-2.0"
+    )
+
+
+def read_results(workdir: str) -> str:
+  """Returns the table of results that `evaluate` wrote in a workdir; raises UsageError if there is none."""
+  file = epath.Path(workdir).expanduser() / "results.json"
+  try:
+    return results_table(json.loads(file.read_text())["rows"])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UsageError(
+      f"{file} holds no results ({error!r}); results is a workdir of `evaluate`"
+    ) from error
 
 
 def at(tree, names):

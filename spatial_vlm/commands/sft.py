@@ -28,7 +28,7 @@ from etils import epath
 
 from spatial_vlm import hosts, metrics, sharding
 from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, settings_from
+from spatial_vlm.config import Config, leaves, settings_from
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.process_rows import check_rows, make_global_batch, process_shard
@@ -73,7 +73,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     updates = functools.partial(sft_loop, batches=rows, step=step)
     state = fit(config, workdir.name, state, data, updates, files)
   print_skipped(data)
-  write_trained(workdir, files.base, model, mesh, trainable.subset, state.params)
+  write_trained(workdir, leaves(config), files.base, model, mesh, trainable.subset, state.params)
 
 
 def fit(

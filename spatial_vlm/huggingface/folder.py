@@ -13,6 +13,7 @@ from spatial_vlm.config import PACKAGE_FOLDER, UsageError
 from spatial_vlm.model.config import ModelConfig
 
 CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
 
 
 def find_folder(folder: str, kind: str = "a Qwen3-VL model") -> epath.Path:
@@ -54,7 +55,7 @@ def read_config(folder: epath.PathLike, kind: str) -> dict[str, Any]:
 
 PROCESSOR_FILES = (
   *("tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
-  *("*processor_config.json", "generation_config.json", "chat_template.*"),
+  *("*processor_config.json", GENERATION_CONFIG_FILE, "chat_template.*"),
 )
 """Patterns of a checkpoint folder's files besides the weights and config.json."""
 

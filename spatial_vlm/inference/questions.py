@@ -1,5 +1,6 @@
 """The only builder of questions: from a caption to the words that a policy is asked, with or without a behavior."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -91,6 +92,21 @@ class QuestionBuilder:
   def without_behavior(self, caption: str) -> PreparedQuestion:
     """Builds the question about one caption in the builder's own form."""
     return PreparedQuestion(self.form, self.task.question(caption, self.form))
+
+
+def question_words(task: Task) -> dict[str, tuple[str, str]]:
+  """Returns form of the answer → the words before and after a caption, for the forms that the task asks for.
+
+  >>> from spatial_vlm.tasks import find_task
+  >>> question_words(find_task("vsr"))["direct"]
+  ('', ' True? Answer Yes or No.')
+  """
+  caption, words = "\x00", {}
+  for form in task.grammar.forms:
+    with contextlib.suppress(ValueError):
+      before, _, after = task.question(caption, form).partition(caption)
+      words[form] = (before, after)
+  return words
 
 
 def load_recall(folder: epath.PathLike, behavior_tokens: int) -> Recall:

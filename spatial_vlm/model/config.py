@@ -102,6 +102,10 @@ class ModelConfig:
   video_token_id: int
   vision_start_token_id: int
   vision_end_token_id: int
+  bos_token_id: int | None = None
+  """This id and the next two are kept for other programs; this package reads them from the tokenizer."""
+  eos_token_id: int | tuple[int, ...] | None = None
+  pad_token_id: int | None = None
 
   def __post_init__(self):
     if self.vision.out_hidden_size != self.text.hidden_size:
@@ -148,6 +152,7 @@ class ModelConfig:
         # The text section also has this entry, but it is wrong in some published files.
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         **{name: config[name] for name in _TOKEN_IDS},
+        **{name: _end_ids(text.get(name, config.get(name)), name) for name in _END_IDS},
       )
     except KeyError as error:
       raise ValueError(
@@ -155,14 +160,14 @@ class ModelConfig:
       ) from error
 
   def to_huggingface(self) -> dict[str, Any]:
-    """Returns a config.json that transformers 5 loads as `Qwen3VLForConditionalGeneration`."""
+    """Returns a config.json that transformers 4.57 and 5 load as `Qwen3VLForConditionalGeneration`."""
     text = dataclasses.asdict(self.text)
     rope = {
       "rope_type": "default",
-      "rope_theta": text.pop("rope_theta"),
       "mrope_section": list(text.pop("mrope_section")),
       "mrope_interleaved": True,
     }
+    ends = {name: getattr(self, name) for name in _END_IDS if getattr(self, name) is not None}
     vision = dataclasses.asdict(self.vision)
     vision["deepstack_visual_indexes"] = list(self.vision.deepstack_visual_indexes)
     return {
@@ -173,7 +178,9 @@ class ModelConfig:
       "text_config": {
         "model_type": "qwen3_vl_text",
         **text,
-        "rope_parameters": rope,
+        **{name: list(ids) if isinstance(ids, tuple) else ids for name, ids in ends.items()},
+        "rope_scaling": rope,  # with rope_theta: transformers 4.57
+        "rope_parameters": rope | {"rope_theta": self.text.rope_theta},  # transformers 5
         "hidden_act": "silu",
         "attention_bias": False,
         "tie_word_embeddings": self.tie_word_embeddings,
@@ -188,6 +195,17 @@ class ModelConfig:
 
 
 _TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+_END_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def _end_ids(value: Any, name: str) -> Any:
+  """Returns an id, or a tuple of ids for a list; raises ValueError for anything else but None."""
+  ids = value if isinstance(value, list) else [value]
+  if value is not None and not all(type(id) is int for id in ids):
+    raise ValueError(f"config.json has {name} {value!r}; it must be a token id or a list of them.")
+  return tuple(value) if isinstance(value, list) else value
 
 
 def _plain_fields(section: type, apart: set[str]) -> list[str]:

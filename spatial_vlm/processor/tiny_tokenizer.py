@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from spatial_vlm.huggingface.folder import GENERATION_CONFIG_FILE
 from spatial_vlm.processor.image import ImageSettings
 from spatial_vlm.processor.tokenizer import IM_END, IM_START, byte_characters
 
@@ -117,6 +118,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -
   tokenizer.save(str(folder / "tokenizer.json"))
   _write_json(folder / "tokenizer_config.json", _TOKENIZER_CONFIG)
   (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+  ends = {"eos_token_id": tokenizer.token_to_id(IM_END), "pad_token_id": tokenizer.token_to_id(PAD)}
+  _write_json(folder / GENERATION_CONFIG_FILE, ends | {"do_sample": False})
   _write_image_settings(folder, TINY_IMAGES)
   return tokenizer
 

@@ -98,8 +98,9 @@ class SpecialIds:
 
 
 def fit_config(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> ModelConfig:
-  """Returns the config of an untrained model with the vocabulary and visual token ids of `tokenizer`."""
+  """Returns the config of an untrained model with the vocabulary and the special token ids of `tokenizer`."""
   ids = {f"{name}_token_id": id for name, id in _ids(tokenizer, VISUAL_TOKENS).items()}
+  ids |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
   text = dataclasses.replace(config.text, vocab_size=len(tokenizer))
   return dataclasses.replace(config, text=text, **ids)
 

@@ -129,7 +129,7 @@ class VllmEngine:
     answers = []
     with hosts.user_errors():
       answers = _in_threads(calls, self.served.in_flight)
-    return make_global_batch(self.mesh, _padded(answers, sampling))
+    return Completions(*make_global_batch(self.mesh, _padded(answers, sampling)))
 
   def release(self) -> None:
     """Does nothing: the server's memory is not the trainer's."""
@@ -254,8 +254,10 @@ def _answer(choice: Any, sampling: SamplingSettings, vocabulary: int) -> Answer:
   return Answer(tokens, logp)
 
 
-def _padded(answers: Sequence[Sequence[Answer]], sampling: SamplingSettings) -> Completions:
-  """Returns the answers of this process's prompts as padded rows."""
+def _padded(
+  answers: Sequence[Sequence[Answer]], sampling: SamplingSettings
+) -> tuple[np.ndarray, ...]:
+  """Returns tokens, mask and log-probabilities of the answers to this process's prompts, as padded rows."""
   rows = [answer for group in answers for answer in group]
   shape = (len(rows), sampling.max_new_tokens)
   tokens = np.full(shape, sampling.pad, np.int32)
@@ -264,7 +266,7 @@ def _padded(answers: Sequence[Sequence[Answer]], sampling: SamplingSettings) -> 
     length = len(answer.tokens)
     tokens[row, :length], logp[row, :length] = answer.tokens, answer.logp
     mask[row, :length] = True
-  return Completions(tokens, mask, logp)
+  return tokens, mask, logp
 
 
 def _own_rows(array: jax.Array) -> Int[np.ndarray, "..."]:

@@ -1,7 +1,7 @@
 """Writes a policy's weights for a vLLM server, and compares the server's checksums with those of what was written.
 
 vLLM fuses tensors of a checkpoint: queries, keys and values of a text layer are one matrix, and so are gate and up of
-its MLP. It pads the rows of the vocabulary (vllm/model_executor/models/qwen3_vl.py, layers/vocab_parallel_embedding.py).
+its MLP. It pads the rows of the vocabulary (model_executor/models/qwen3_vl.py, layers/vocab_parallel_embedding.py).
 """
 
 import hashlib

@@ -9,7 +9,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from spatial_vlm.config import Config, UsageError
-from spatial_vlm.huggingface.folder import copy_processor, find_folder
+from spatial_vlm.huggingface.folder import find_folder
 from spatial_vlm.huggingface.peft_adapter import write_adapter
 from spatial_vlm.huggingface.weights import MAX_FILE_BYTES, open_checkpoint, stream_checkpoint
 from spatial_vlm.inference.loading import training_shapes
@@ -18,6 +18,8 @@ from spatial_vlm.parameters.lora import is_adapter, partition_shapes, read_with_
 from spatial_vlm.parameters.partition import Subset, checksums, flatten, unflatten
 from spatial_vlm.parameters.paths import INT8
 from spatial_vlm.sharding import with_param_shardings
+from spatial_vlm.train.policy_folder import write_policy_files
+from spatial_vlm.train.policy_knowledge import Settings
 from spatial_vlm.types import Params
 
 
@@ -38,16 +40,20 @@ def check_base(written: dict[str, Any], found: dict[str, int]) -> None:
 
 def write_trained(
   workdir: epath.Path,
+  settings: Settings,
   base: dict[str, Any],
   model: ModelConfig,
   mesh: Mesh,
   subset: Subset,
   trained: Params,
 ) -> None:
-  """Writes WORKDIR/export, a Hugging Face folder with LoRA merged; where only LoRA trains, also WORKDIR/adapter."""
+  """Writes WORKDIR/export, a Hugging Face folder with LoRA merged; where only LoRA trains, also WORKDIR/adapter.
+
+  `settings` are those of the run, by their dotted names.
+  """
   flat = flatten(trained)
   leaf_at = with_base(flat.__getitem__, base, mesh, model, subset)
-  copy_processor(workdir / "export", find_folder(base["folder"]))
+  write_policy_files(workdir / "export", find_folder(base["folder"]), settings)
   stream_checkpoint(workdir / "export", model, leaf_at, "float32", MAX_FILE_BYTES)
   if all(is_adapter(path) for path in flat):
     write_adapter(workdir / "adapter", base["folder"], model, subset, trained)

@@ -7,12 +7,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import transformers
+import yaml
 from checkpoint_folders import read_checkpoint
 from orbax.checkpoint import CheckpointManager
 from safetensors.numpy import load_file
 
 from spatial_vlm import config
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.inference.questions import question_words
+from spatial_vlm.processor.chat import Processor
+from spatial_vlm.tasks import TASKS
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,46 @@ def test_exports_the_newest_checkpoint_of_a_stopped_run(
     final = load_file(tmp_path / "run" / "export" / "model.safetensors")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(np.array_equal(final[tensor], again[tensor]) for tensor in final)
+
+
+def check_that_it_can_be_served(folder, algorithm):
+  """Other programs find the end of a turn, the questions and what the policy knows."""
+  processor = Processor.from_folder(folder)
+  special = processor.special
+  generation = transformers.GenerationConfig.from_pretrained(folder)
+  assert generation.eos_token_id == [special.eos] and generation.pad_token_id == special.pad
+  description = json.loads((folder / "config.json").read_text())["text_config"]
+  assert (description["eos_token_id"], description["pad_token_id"]) == (special.eos, special.pad)
+  rope = description["rope_parameters"]
+  assert description["rope_scaling"] | {"rope_theta": description["rope_theta"]} == rope
+  known = json.loads((folder / "spatial_vlm.json").read_text())
+  assert known["tasks"][0] in TASKS and known["forms"] == ["chain"]
+  assert known["image_height"] == known["image_width"] == [64, 64]
+  assert known["vocabulary_size"] == len(processor.tokenizer)
+  assert [stage["algorithm"] for stage in known["stages"]][-1] == algorithm
+  metadata = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+  assert metadata["pipeline_tag"] == "image-text-to-text" and algorithm in metadata["tags"]
+  template = processor.tokenizer.chat_template
+  (words,) = [question_words(TASKS[known["tasks"][0]])["chain"]]
+  turn = [{"role": "user", "content": "It is so."}]
+  text = processor.tokenizer.apply_chat_template(turn, form="chain", tokenize=False)
+  assert "It is so.".join(words) in text and template
+
+
+def test_the_card_holds_results_and_license(run, sft_changes, before_saving, tmp_path, refused):
+  with before_saving(2):
+    run("sft", tmp_path / "run", sft_changes)
+  scores = {"accuracy": 0.75, "ci_low": 0.7, "ci_high": 0.8, "parse_rate": 1.0, "box_iou": None}
+  row = {"method": "chain", "n": 64, **scores, "seconds_per_answer": 0.5}
+  row |= {"generated_tokens_mean": 101.5, "total_tokens_mean": 150.0}
+  (tmp_path / "results.json").write_text(json.dumps({"rows": [row]}))
+  card = {"run": tmp_path / "run", "results": tmp_path, "license": "apache-2.0"}
+  assert run("export", tmp_path / "exported", card).code == 0
+  check_that_it_can_be_served(tmp_path / "exported", "sft")
+  text = (tmp_path / "exported" / "README.md").read_text()
+  assert "license: apache-2.0" in text and "75.0 % (70.0–80.0)" in text
+  assert "holds no results" in refused("export", {**card, "results": tmp_path / "run"})
+  assert "license is 'a: b'" in refused("export", {"license": "a: b"})
 
 
 def test_weights_stream_and_are_written_in_the_requested_dtype_and_sizes(
@@ -133,5 +177,11 @@ def test_a_run_without_a_checkpoint(run, nano, tmp_path, capsys):
 
 def test_presets():
   tiny, full = (config.leaves(config.read_preset(f"configs/export.py:{n}")) for n in ("tiny", "8b"))
-  assert tiny.keys() == full.keys() == {"run", "adapter", "dtype", "max_file_bytes"}
+  assert (
+    tiny.keys()
+    == full.keys()
+    == {
+      *("run", "adapter", "dtype", "max_file_bytes", "results", "license"),
+    }
+  )
   assert (tiny["dtype"], full["dtype"]) == ("float32", "bfloat16")

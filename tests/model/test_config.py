@@ -35,6 +35,38 @@ def test_older_config_is_read():
   assert ModelConfig.from_huggingface(_published(PRESETS["8b"])) == PRESETS["8b"]
 
 
+def test_rotary_settings_are_written_for_both_generations():
+  written = PRESETS["8b"].to_huggingface()
+  for other in (("rope_parameters",), ("rope_scaling", "rope_theta")):
+    alone = copy.deepcopy(written)
+    for name in other:
+      del alone["text_config"][name]
+    assert ModelConfig.from_huggingface(alone) == PRESETS["8b"]
+
+
+@pytest.mark.parametrize("eos", [151_645, (151_645, 151_643)])
+def test_ids_that_end_and_pad_are_kept(eos):
+  config = dataclasses.replace(
+    PRESETS["8b"], bos_token_id=151_643, eos_token_id=eos, pad_token_id=7
+  )
+  written = config.to_huggingface()
+  assert ModelConfig.from_huggingface(written) == config
+  text = transformers.Qwen3VLConfig(**written).text_config
+  assert text.eos_token_id == (list(eos) if isinstance(eos, tuple) else eos)
+  assert (text.bos_token_id, text.pad_token_id) == (151_643, 7)
+  # An entry beside the text section is read too, as some trainers write it.
+  written["eos_token_id"] = written["text_config"].pop("eos_token_id")
+  assert ModelConfig.from_huggingface(written) == config
+
+
+@pytest.mark.parametrize("eos", ["<|im_end|>", [1, None], True, 1.5])
+def test_ends_that_are_no_ids_are_refused(eos):
+  written = PRESETS["8b"].to_huggingface()
+  written["text_config"]["eos_token_id"] = eos
+  with pytest.raises(ValueError, match="eos_token_id .* must be a token id or a list of them"):
+    ModelConfig.from_huggingface(written)
+
+
 def test_top_level_says_whether_the_head_is_tied():
   written = PRESETS["8b"].to_huggingface()
   written["text_config"]["tie_word_embeddings"] = True
