@@ -17,7 +17,12 @@ def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
       algorithm="evaluate",  # the command that this config is for
-      task="scenes",  # how records are read, asked about and scored: scenes | vsr
+      # How records are read, asked about and scored: scenes | vsr | vsr-zeroshot | whatsup | cvbench | blink |
+      # embspatial | realworldqa | pope | 3dsrbench | mmbench (docs/tasks.md lists the files of each).
+      task="scenes",
+      # Wording of the question: project | vlmevalkit (vsr, multiple choice) | tri | instructblip | minigpt_v2 (vsr).
+      template="project",
+      prompt="plain",  # plain | explained (the answer's form with an example, for models that were not tuned on it)
       method="chain",  # majority | zero-shot | direct | chain | short (without a behavior) | reuse
       # What is shown in place of the image: blank (white) | cannot_tell (grey; the question offers "Cannot tell.") |
       # other_image (that of another record) | text_only (no image in the prompt). Empty: the image.
@@ -26,8 +31,8 @@ def tiny() -> ConfigDict:
       behaviors="runs/behaviors/index",  # folder of the index; only reuse reads it
       behavior_tokens=48,  # most tokens of a recalled behavior in the question
       data=dict(
-        records="runs/scenes/test.jsonl",
-        images="runs/scenes/images",
+        records="runs/scenes/test.jsonl",  # file of records, or a pattern such as FOLDER/test-*.parquet
+        images="runs/scenes/images",  # locations of the images; empty where the records hold them
         boxes="runs/scenes/test.boxes.jsonl",  # file of the true boxes; empty: none are known
         training_records="runs/scenes/train.jsonl",  # records whose majority label the method majority answers
         max_bad_share=0.01,

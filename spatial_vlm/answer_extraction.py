@@ -76,13 +76,13 @@ def extract_option(text: str, options: Sequence[str]) -> int:
   stated = conclusion(text)
   if not stated:
     return -1
-  letters = string.ascii_uppercase[: len(options)]
+  letters = {string.ascii_uppercase[number]: number for number, text in enumerate(options) if text}
   if (first := _DRESSED_LETTER.match(stated)) and first[1] in letters:
-    return letters.index(first[1])
+    return letters[first[1]]
   words = stated.translate(_LETTER_PUNCTUATION).split()
-  alone = {word for word in words if len(word) == 1 and word in letters}
+  alone = letters.keys() & {*words}
   if len(alone) == 1 and not (alone == {"A"} and len(words) > 3):
-    return letters.index(alone.pop())
+    return letters[alone.pop()]
   return -1 if len(alone) > 1 else _option_in(stated, options)
 
 

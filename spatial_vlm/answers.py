@@ -84,8 +84,11 @@ _CHAIN = (
 )
 _SHORT = r"Applying '(?P<behavior>behavior_[a-z0-9_]+)': (?P<comparison>[^ \n][^\n]*)\nConclusion: "
 
+FORMS: Mapping[str, str] = {"chain": _CHAIN, "short": _SHORT, "direct": ""}
+"""Forms of answers, without the verdict that ends them."""
+
 STATEMENT = Grammar(
-  forms={"chain": _CHAIN, "short": _SHORT, "direct": ""},
+  forms=FORMS,
   verdicts={1: r"Yes\.", 0: r"No\."},
 )
 """Answers to the question whether a statement holds."""

@@ -14,6 +14,7 @@ from etils import epath
 from spatial_vlm import answers, sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, check_algorithm, check_positive
+from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.evaluation.box_drawing import draw_boxes
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.generation import inference_engine, parsed_verdict
@@ -68,7 +69,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   engine, sampling = inference_engine(policy, mesh), policy.sampling(config.max_new_tokens)
   completions = engine.generate(requests, jax.random.key(0), sampling)  # greedy: draws nothing
   (answer,) = decode_completions(policy, completions)
-  verdict = parsed_verdict(task, answer)
+  verdict = parsed_verdict(task, answer, BenchmarkRecord(args.photo, args.statement, -1, ""))
   stated = task.first_words[verdict].lower() if verdict >= 0 else "none: the answer does not parse"
   cut = f", cut off at max_new_tokens {config.max_new_tokens}" if answer.truncated else ""
   print(answer.text)

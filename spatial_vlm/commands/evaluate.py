@@ -39,7 +39,7 @@ from spatial_vlm.inference.questions import QuestionBuilder, Recall, load_recall
 from spatial_vlm.inference.stored_answers import AnswerStore, refuse_other_origin, stored_answers
 from spatial_vlm.inference.timing import with_seconds
 from spatial_vlm.remote import write_whole
-from spatial_vlm.tasks import find_task
+from spatial_vlm.tasks import find_worded_task
 from spatial_vlm.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ HARMLESS = ("timed_questions", "in_flight", "prompt_slots", "mesh.*")
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
-    data, task = config.data, find_task(config.task)
+    data, task = config.data, find_worded_task(config.task, config.template, config.prompt)
     source = task.read(data.records, data.images, data.boxes or None, data.max_bad_share)
     if config.control:
       task, source = controlled(config.control, task, source)
@@ -89,9 +89,13 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 def check(config: Config) -> None:
   """Raises UsageError for a config of another command, and for settings out of their range."""
   check_algorithm(config, "evaluate")
-  find_task(config.task)
+  task = find_worded_task(config.task, config.template, config.prompt)
   if config.method not in METHODS:
     raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")
+  if config.method == "zero-shot" and not task.first_words:
+    raise UsageError(
+      f"method is 'zero-shot' and answers of the task {config.task} begin with any word; choose direct or chain"
+    )
   check_positive(config, "batch_size", "in_flight", "max_new_tokens")
   check_slots(config)
   if not config.control:

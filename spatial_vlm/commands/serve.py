@@ -1,9 +1,9 @@
 """Answer over HTTP in OpenAI's format.
 
-A page for people is at http://HOST:PORT/. OpenAI's clients reach the server at http://HOST:PORT/v1: text, images as data URLs, several turns, streams. With --behaviors,
-plain statements are answered with a recalled behavior in the short form. At SIGTERM, running requests end before the
-server does. Other machines reach it only with --host, which needs a bearer token: the environment variable
-SPATIAL_VLM_API_KEY, or --token-file.
+A page for people is at http://HOST:PORT/. OpenAI's clients reach the server at http://HOST:PORT/v1: text, images as
+data URLs, several turns, streams. With --behaviors, plain statements are answered with a recalled behavior in the short
+form. At SIGTERM, running requests end before the server does. Other machines reach it only with --host, which needs a
+bearer token: the environment variable SPATIAL_VLM_API_KEY, or --token-file.
 
   spatial-vlm serve --checkpoint runs/dapo/export --behaviors runs/behaviors/index --port 8000
 """
@@ -22,6 +22,7 @@ from spatial_vlm.config import Config, UsageError, check_algorithm, check_positi
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.questions import load_recall
+from spatial_vlm.serving.address import bind, is_loopback
 from spatial_vlm.tasks import find_task
 
 log = logging.getLogger(__name__)
@@ -56,17 +57,20 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   with user_errors():
     check(config)
     token = read_token(args.token_file)
-    check_address(args.host, args.port, token, server.is_loopback(args.host))
-    mesh = sharding.make_mesh(config.mesh)
-    policy = load_policy(args.checkpoint, mesh)
-    recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
+    check_address(args.host, args.port, token)
+    bound = bind(args.host, args.port)
+  with bound:
     name = config.model_name or epath.Path(args.checkpoint).name
-    service, engines = setup.make_service(policy, mesh, config, name, recall)
-  engines.compile()
-  guard = http_guard.HttpGuard(token, args.host)
-  log.info("serving %s at http://%s:%d/", name, args.host, args.port)
-  samples = sample_scenes.sample_scenes(config.sample_image_size)
-  server.serve(app.make_app(service, guard, samples), args.host, args.port, config.limits.drain_s)
+    with user_errors():
+      mesh = sharding.make_mesh(config.mesh)
+      policy = load_policy(args.checkpoint, mesh)
+      recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
+      service, engines = setup.make_service(policy, mesh, config, name, recall)
+    engines.compile()
+    guard = http_guard.HttpGuard(token, args.host)
+    samples = sample_scenes.sample_scenes(config.sample_image_size)
+    log.info("serving %s at http://%s:%d/", name, args.host, args.port)
+    server.serve(app.make_app(service, guard, samples), bound, config.limits.drain_s)
 
 
 def check(config: Config) -> None:
@@ -120,11 +124,11 @@ def read_token(file: str | None) -> str | None:
   return token
 
 
-def check_address(host: str, port: int, token: str | None, is_loopback: bool) -> None:
+def check_address(host: str, port: int, token: str | None) -> None:
   """Raises UsageError for an address that other machines reach without a token."""
   if not 1 <= port <= 65_535:
     raise UsageError(f"--port is {port}; give one from 1 to 65535")
-  if not is_loopback and token is None:
+  if not is_loopback(host) and token is None:
     raise UsageError(
       f"--host {host} can be reached by other machines and there is no token: export "
       f"{TOKEN_VARIABLE}=$(openssl rand -hex 32), or leave --host out to serve this machine only"

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from spatial_vlm.answers import Box
 from spatial_vlm.data.pipeline import prompt_order
 from spatial_vlm.data.reading import Reader
-from spatial_vlm.data.records import Example, JsonlSource
+from spatial_vlm.data.records import Example, JsonlSource, Record
 
 _SIDE, _MARGIN, _TEXT_HEIGHT = 256, 18, 66
 _PAPER, _INK, _QUIET = (250, 250, 248), (28, 30, 34), (150, 152, 156)
@@ -45,6 +45,7 @@ def _tile(example: Example) -> Image.Image:
   tile.paste(_resized(example.image, frame), (int(frame[0]), int(frame[1])))
   draw = ImageDraw.Draw(tile)
   record = example.record
+  assert isinstance(record, Record)  # a sheet shows statements
   colors = {record.subj: _SUBJECT, record.obj: _OBJECT}
   boxes = {name: _pixels(box, frame) for name, box in example.boxes.items()}
   for name, box in boxes.items():

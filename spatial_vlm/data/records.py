@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 
 from spatial_vlm.answers import Box
 from spatial_vlm.config import UsageError
+from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.data.image_files import ImageFiles, ImageLocations
 from spatial_vlm.data.image_locations import UnusableArchive
 from spatial_vlm.data.relations import META_CATEGORY
@@ -62,6 +63,22 @@ class Record:
     """Meta-category of the relation; a relation outside VSR is Unallocated."""
     return META_CATEGORY.get(self.relation, "Unallocated")
 
+  @property
+  def options(self) -> tuple[str, ...]:
+    """None: a statement is answered by yes or no (see `BenchmarkRecord`)."""
+    return ()
+
+  @property
+  def strata(self) -> dict[str, str]:
+    """Meta-category, and whether all validators agree with the label."""
+    votes = {None: "none", 1.0: "unanimous"}.get(self.agreement, "divided")
+    return {"category": self.category, "votes": votes}
+
+  @property
+  def group(self) -> str:
+    """Empty: every statement counts alone."""
+    return ""
+
   def to_json(self) -> dict[str, Any]:
     """Returns the fields as VSR writes them, without optional fields that are None."""
     fields = dataclasses.asdict(self)
@@ -81,10 +98,17 @@ class Example:
   Readers give every example an image. Only the control `text_only` of `evaluate` takes it away (None).
   """
 
-  record: Record
+  record: Record | BenchmarkRecord
   image: UInt8[np.ndarray, "H W 3"]
   boxes: dict[str, Box]
   id: int
+  more_images: tuple[UInt8[np.ndarray, "_ _ 3"], ...] = dataclasses.field(default=(), kw_only=True)
+  """Images after the first, of a question about several."""
+
+  @property
+  def images(self) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """All images in their order; [] where there is none."""
+    return [] if self.image is None else [self.image, *self.more_images]
 
 
 @dataclasses.dataclass(frozen=True)

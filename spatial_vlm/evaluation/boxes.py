@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from spatial_vlm.answers import STATEMENT, Box
+from spatial_vlm.answers import STATEMENT, Box, Grammar
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.statistics import Share, share
 
@@ -25,7 +25,7 @@ class BoxScores(TypedDict):
   binding_errors: Share | None
 
 
-def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
+def box_scores(predictions: Sequence[Prediction], grammar: Grammar = STATEMENT) -> BoxScores:
   """Measures whether the boxes of chains are right, and whether the verdict rests on them.
 
   - `box_n`: number of answers judged: those to examples with true boxes that are chains or do not parse.
@@ -41,7 +41,7 @@ def box_scores(predictions: Sequence[Prediction]) -> BoxScores:
   All are None unless most parsed answers are chains: a method that answers in the short form has no
   boxes, and the few full chains that it falls back on do not represent it.
   """
-  parsed = [STATEMENT.parse(p.text) for p in predictions]
+  parsed = [grammar.parse(p.text) for p in predictions]
   judged = [
     (p, answer.boxes if answer else {})
     for p, answer in zip(predictions, parsed, strict=True)

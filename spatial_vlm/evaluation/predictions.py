@@ -46,6 +46,10 @@ class Prediction:
   """The verdict that the text states in whatever form (`answer_extraction`); −1 where it states none."""
   image: str = ""
   """Name of the record's image, under a control too; records of one image make contrastive pairs."""
+  strata: dict[str, str] = dataclasses.field(default_factory=dict)
+  """Name of a stratum → its value for the record, such as {"votes": "unanimous"}."""
+  group: str = ""
+  """Answers with the same group count only together (circular evaluation); "": the answer counts alone."""
 
   @property
   def right(self) -> bool:
@@ -116,6 +120,8 @@ def majority_predictions(
       truncated=False,
       extracted=verdict(example.record.relation),
       image=example.record.image,
+      strata=dict(example.record.strata),
+      group=example.record.group,
     )
     for example in test
   ]

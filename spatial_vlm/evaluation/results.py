@@ -20,6 +20,7 @@ from spatial_vlm.text import markdown_table
 def result_row(method: str, scores: Scores) -> dict[str, Any]:
   """Returns one row of `results.json`.
 
+  `accuracy` is that of answers in the form that was asked for, `extracted` that of verdicts in whatever form.
   Seconds per answer are the mean, so that falling back to a long answer shows.
   """
   return {
@@ -28,6 +29,7 @@ def result_row(method: str, scores: Scores) -> dict[str, Any]:
     "ci_low": scores["ci_low"],
     "ci_high": scores["ci_high"],
     "n": scores["n"],
+    "extracted": scores["extracted"],
     "generated_tokens_mean": scores["generated_tokens_mean"],
     "total_tokens_mean": scores["total_tokens_mean"],
     "seconds_per_answer": scores["seconds_mean"],
@@ -143,6 +145,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
   header = [
     "method",
     "accuracy, 95 % CI",
+    "extracted, 95 % CI",
     "generated tokens",
     "total tokens",
     "s/answer",
@@ -155,6 +158,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
       [
         row["method"],
         rate_text(row),
+        rate_text(row.get("extracted")),  # rows of earlier versions have none
         number(row["generated_tokens_mean"], "{:.1f}"),
         number(row["total_tokens_mean"], "{:.1f}"),
         number(row["seconds_per_answer"], "{:.3f}"),

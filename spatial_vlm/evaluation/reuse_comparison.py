@@ -62,6 +62,7 @@ def comparison_row(name: str, arm: Arm, reference: Arm, scores: Scores) -> dict[
   row = {
     "method": name,
     **{key: scores[key] for key in ("n", "accuracy", "ci_low", "ci_high", "parse_rate")},
+    "extracted": scores["extracted"],
     "generated_tokens_mean": scores["generated_tokens_mean"],
     "prompt_tokens_mean": scores["prompt_tokens_mean"],
     "total_tokens_mean": scores["total_tokens_mean"],
@@ -90,12 +91,21 @@ def _ratio(reference: Arm, arm: Arm, tokens: Callable[[Prediction], int]) -> flo
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
   """Returns the table of accuracy, cost and use of behaviors."""
-  header = ["method", "accuracy, 95 % CI", "generated", "prompt", "total tokens", "fewer generated"]
+  header = [
+    "method",
+    "accuracy, 95 % CI",
+    "extracted",
+    "generated",
+    "prompt",
+    "total tokens",
+    "fewer generated",
+  ]
   header += ["s, p50", "p95", "without choosing: p50", "p95", "behaviors", "hits", "fallbacks"]
   cells = [
     [
       row["method"],
       rate_text(row),
+      rate_text(row["extracted"]),
       *(number(row[f"{kind}_tokens_mean"], "{:.1f}") for kind in ("generated", "prompt", "total")),
       number(row["token_ratio"], "{:.2f}×"),
       *(

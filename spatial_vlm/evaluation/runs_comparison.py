@@ -10,6 +10,7 @@ from scipy import stats
 
 from spatial_vlm.evaluation.boxes import box_scores
 from spatial_vlm.evaluation.contrastive_pairs import both_right, of_one_caption, of_one_image
+from spatial_vlm.evaluation.extracted_scores import extracted_scores
 from spatial_vlm.evaluation.predictions import CANNOT_TELL, Prediction
 from spatial_vlm.evaluation.runs import (
   FinishedRun,
@@ -18,7 +19,9 @@ from spatial_vlm.evaluation.runs import (
   of_several_templates,
   with_their_controls,
 )
+from spatial_vlm.evaluation.scores import rates_by
 from spatial_vlm.evaluation.statistics import (
+  Rate,
   cochran_q,
   mcnemar,
   paired_bootstrap,
@@ -61,6 +64,7 @@ def compare_runs(runs: Sequence[FinishedRun], statements: bool) -> dict[str, Any
     ],
     "pairs": [pair_row(run, reference, what) for what in PAIRS for run in runs if statements],
     "boxes": [box_row(run) for run in runs if statements],
+    "strata": stratum_rows([run for run in runs if not run.control]),
   }
 
 
@@ -193,3 +197,31 @@ def pair_row(run: FinishedRun, reference: FinishedRun, what: str) -> Row:
 def box_row(run: FinishedRun) -> Row:
   """Returns the scores of the boxes that its answers name."""
   return {"name": run.name, **box_scores(run.predictions)}
+
+
+def stratum_rows(runs: Sequence[FinishedRun]) -> list[Row]:
+  """Returns the strict accuracy of every run in each relation and in each value of the records' strata."""
+  by_run = {run.name: _by_place(run.predictions) for run in runs}
+  places = {place: None for found in by_run.values() for place in found}
+  return [
+    {
+      "stratum": name,
+      "value": value,
+      "rates": {run: found.get((name, value)) for run, found in by_run.items()},
+    }
+    for name, value in places
+  ]
+
+
+def _by_place(predictions: Sequence[Prediction]) -> dict[tuple[str, str], Rate]:
+  """Returns (stratum, value) → accuracy; the relation is the first stratum."""
+  relations = rates_by(predictions, lambda p: p.relation)
+  strata = extracted_scores(predictions)["by_stratum"]
+  return {
+    **{("relation", value): found for value, found in relations.items()},
+    **{
+      (name, value): both["strict"]
+      for name, by_value in strata.items()
+      for value, both in by_value.items()
+    },
+  }

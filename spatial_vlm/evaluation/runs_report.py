@@ -73,6 +73,7 @@ def runs_report(found: Mapping[str, Any], figure: str, provenance: Mapping[str, 
       boxes_table(found["boxes"]),
       "Wrong: a named object's box is missing or has an IoU below 0.5. Swapped: it lies nearer to another object.",
     ),
+    *_part("By relation and stratum", strata_table(found["strata"]), "Rows with the image."),
     "## How it was made",
     "\n".join(f"- {escaped(what)}: {escaped(how)}" for what, how in provenance.items()),
   ]
@@ -256,6 +257,22 @@ def boxes_table(rows: Sequence[Row]) -> str:
     if row["box_n"]
   ]
   return markdown_table(header, cells) if cells else ""
+
+
+def strata_table(rows: Sequence[Row]) -> str:
+  """Returns the accuracy of every run in each relation and stratum."""
+  if not rows:
+    return ""
+  runs = [*rows[0]["rates"]]
+  cells = [
+    [
+      escaped(row["stratum"]),
+      escaped(row["value"]),
+      *(rate_text(row["rates"][run]) for run in runs),
+    ]
+    for row in rows
+  ]
+  return markdown_table(["stratum", "value", *map(escaped, runs)], cells, text_columns=2)
 
 
 def draw_runs(found: Mapping[str, Any], path: epath.PathLike) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from spatial_vlm.answers import STATEMENT, Grammar
 from spatial_vlm.evaluation.boxes import box_scores
 from spatial_vlm.evaluation.contrastive_pairs import Key, both_right, of_one_caption, of_one_image
+from spatial_vlm.evaluation.extracted_scores import ExtractedScores, extracted_scores
 from spatial_vlm.evaluation.predictions import CANNOT_TELL, Prediction
 from spatial_vlm.evaluation.statistics import Rate, Share, rate
 
@@ -23,7 +24,7 @@ UNALLOCATED = "Unallocated"
 """VSR's own meta-category for relations that belong to none of the other six."""
 
 
-class Scores(TypedDict):
+class Scores(ExtractedScores):
   """What `score` measures; plain JSON. Shares are fractions; None marks what does not apply."""
 
   n: int
@@ -66,25 +67,29 @@ def score(predictions: Sequence[Prediction], grammar: Grammar) -> Scores:
 
   - `parse_rate`: share of the written answers whose text is one whole answer, not cut off; None for
     a method that writes none.
+  - `extracted`, `by_stratum`, `groups`: see `extracted_scores`.
 
   Raises ValueError when there is nothing to score, or when an id occurs twice.
   """
   _check_ids(predictions)
   return Scores(
     **rate([p.right for p in predictions]),
+    **extracted_scores(predictions),
     **_writing(predictions, grammar),
-    by_relation=_rates_by(predictions, lambda p: p.relation),
+    by_relation=rates_by(predictions, lambda p: p.relation),
     **_costs(predictions),
   )
 
 
 def score_statements(
-  predictions: Sequence[Prediction], meta_category: Mapping[str, str] = MappingProxyType({})
+  predictions: Sequence[Prediction],
+  meta_category: Mapping[str, str] = MappingProxyType({}),
+  grammar: Grammar = STATEMENT,
 ) -> StatementScores:
   """Scores the answers of one method to statements that are true or false.
 
   `meta_category` maps a relation to its meta-category (VSR has seven); a relation it lacks is
-  "Unallocated".
+  "Unallocated". `grammar` is that of the answers.
 
   - `balanced_accuracy`: mean of the accuracies on true and on false statements; None unless both
     occur.
@@ -101,13 +106,14 @@ def score_statements(
   _check_ids(predictions)
   return StatementScores(
     **rate([p.right for p in predictions]),
+    **extracted_scores(predictions),
     balanced_accuracy=_balanced_accuracy(predictions),
     f1=_f1(predictions),
     yes_rate=_mean(p.verdict == 1 for p in predictions),
-    **_writing(predictions, STATEMENT),
-    **box_scores(predictions),
-    by_relation=_rates_by(predictions, lambda p: p.relation),
-    by_category=_rates_by(predictions, lambda p: meta_category.get(p.relation, UNALLOCATED)),
+    **_writing(predictions, grammar),
+    **box_scores(predictions, grammar),
+    by_relation=rates_by(predictions, lambda p: p.relation),
+    by_category=rates_by(predictions, lambda p: meta_category.get(p.relation, UNALLOCATED)),
     pairs=_pair_rate(predictions, of_one_caption),
     image_pairs=_pair_rate(predictions, of_one_image),
     **_costs(predictions),
@@ -186,9 +192,10 @@ def _parse_rate(predictions: Sequence[Prediction], grammar: Grammar) -> float | 
   )
 
 
-def _rates_by(
+def rates_by(
   predictions: Sequence[Prediction], key: Callable[[Prediction], str]
 ) -> dict[str, Rate]:
+  """Returns the accuracy of the answers with each value of `key`, in the order of the values."""
   groups = defaultdict(list)
   for p in predictions:
     groups[key(p)].append(p.right)

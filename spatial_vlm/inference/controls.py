@@ -1,6 +1,6 @@
 """Controls: the same questions without their image, so that a model that is right without seeing is found out.
 
-A control replaces the image of every example. Captions, labels and the numbers of records stay, so that answers with
+A control replaces the images of every example. Captions, labels and the numbers of records stay, so that answers with
 and without the image are paired. Labels are those of the original image: under every control, a model that uses what it
 sees should fall to the accuracy of guessing.
 """
@@ -16,46 +16,46 @@ import numpy as np
 from jaxtyping import UInt8
 
 from spatial_vlm.answer_extraction import conclusion
-from spatial_vlm.answers import Box
+from spatial_vlm.answers import Box, Grammar
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import Example, ExampleSource, Record
 from spatial_vlm.evaluation.predictions import CANNOT_TELL
-from spatial_vlm.tasks.task import Task
+from spatial_vlm.tasks.task import Question, Task
 
-Shown = UInt8[np.ndarray, "H W 3"] | None
-"""The image that is shown; None: the prompt has no image."""
+Shown = list[UInt8[np.ndarray, "_ _ 3"]]
+"""The images that are shown; []: the prompt has none."""
 WHITE, GREY = 255, 128
 _CANNOT_TELL = re.compile(r"\bcan(?:not|['’]t| not) tell\b", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-  """What is shown in place of an example's image."""
+  """What is shown in place of an example's images."""
 
-  image: Callable[[Example, Callable[[], Example]], Shown]
-  """(example, function that reads the example whose image may be shown instead) → image."""
+  images: Callable[[Example, Callable[[], Example]], Shown]
+  """(example, function that reads the example whose images may be shown instead) → images."""
   offers_cannot_tell: bool = False
   """Whether the question offers the option "Cannot tell."."""
 
 
 def blank(example: Example, other: Callable[[], Example]) -> Shown:
-  """Returns a white image of the example's size."""
-  return np.full_like(example.image, WHITE)
+  """Returns white images of the example's sizes."""
+  return [np.full_like(image, WHITE) for image in example.images]
 
 
 def grey(example: Example, other: Callable[[], Example]) -> Shown:
-  """Returns a grey image of the example's size."""
-  return np.full_like(example.image, GREY)
+  """Returns grey images of the example's sizes."""
+  return [np.full_like(image, GREY) for image in example.images]
 
 
 def other_image(example: Example, other: Callable[[], Example]) -> Shown:
-  """Returns the image of another record (see `other_records`)."""
-  return other().image
+  """Returns the images of another record (see `other_records`)."""
+  return other().images
 
 
 def text_only(example: Example, other: Callable[[], Example]) -> Shown:
-  """Returns None: the prompt holds the question alone."""
-  return None
+  """Returns nothing: the prompt holds the question alone."""
+  return []
 
 
 CONTROLS: Mapping[str, Control] = MappingProxyType(
@@ -83,15 +83,16 @@ class ControlledSource:
     self.source, self.control = source, control
     records = [source.describe(number)[0] for number in range(len(source))]
     names = [source.image_name(number) for number in range(len(source))]
-    self._other = other_records(records, names) if control.image is other_image else ()
+    self._other = other_records(records, names) if control.images is other_image else ()
 
   def __len__(self) -> int:
     return len(self.source)
 
   def __getitem__(self, index: int) -> Example:
     example = self.source[index]
-    image = self.control.image(example, lambda: self.source[self._other[index]])
-    return dataclasses.replace(example, image=image, boxes={})
+    shown = self.control.images(example, lambda: self.source[self._other[index]])
+    first = shown[0] if shown else None
+    return dataclasses.replace(example, image=first, more_images=tuple(shown[1:]), boxes={})
 
   def describe(self, index: int) -> tuple[Record, dict[str, Box]]:
     """Returns the record; no boxes."""
@@ -174,10 +175,18 @@ def with_cannot_tell(task: Task) -> Task:
   def question(caption: str, form: str) -> str:
     return f"{task.question(caption, form)} If the image does not show it, answer Cannot tell."
 
-  def extract(text: str, record: Record) -> int:
+  def extract(text: str, record: Question) -> int:
     declines = _CANNOT_TELL.search(conclusion(text) or "")
     return CANNOT_TELL if declines else task.extract(text, record)
 
-  verdicts = {**task.grammar.verdicts, CANNOT_TELL: r"Cannot tell\."}
+  def strict(grammar: Grammar, text: str, record: Question) -> int:
+    parsed = grammar.parse(text)
+    declines = parsed is not None and parsed.verdict == CANNOT_TELL
+    return CANNOT_TELL if declines else task.strict(task.grammar, text, record)
+
+  # It comes first, since an answer in any words matches it too.
+  verdicts = {CANNOT_TELL: r"Cannot tell\.", **task.grammar.verdicts}
   grammar = dataclasses.replace(task.grammar, verdicts=verdicts)
-  return dataclasses.replace(task, question=question, grammar=grammar, extract=extract)
+  return dataclasses.replace(
+    task, question=question, grammar=grammar, extract=extract, strict=strict
+  )

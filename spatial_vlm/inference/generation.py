@@ -1,10 +1,9 @@
 """Batched generation: questions of one padded shape in, judged answers out."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -31,7 +30,7 @@ from spatial_vlm.rollout.prefix_cache import PrefixCache
 from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.rollout.slot_engine import SlotEngine
 from spatial_vlm.rollout.slot_requests import SlotSettings
-from spatial_vlm.tasks.task import Task
+from spatial_vlm.tasks.task import Question, Task
 
 Row = tuple[Example, PreparedQuestion, Encoded]
 """An example, the question about it, and both encoded."""
@@ -40,9 +39,13 @@ Row = tuple[Example, PreparedQuestion, Encoded]
 def asked_questions(rows: Sequence[Row]) -> list[AskedQuestion]:
   """Returns the rows as an engine is asked them."""
   return [
-    AskedQuestion(question.text, example.image, encoded, question.system)
+    AskedQuestion(question.text, _shown(example), encoded, question.system)
     for example, question, encoded in rows
   ]
+
+
+def _shown(example: Example) -> Any:
+  return example.images if example.more_images else example.image
 
 
 class QuestionEncoder(NamedTuple):
@@ -55,7 +58,7 @@ class QuestionEncoder(NamedTuple):
   def __call__(self, example: Example) -> Row:
     """Raises UnusableRecord when the prompt is too long."""
     question = self.questions(example.record.caption)
-    row = encode_question(self.processor, example.image, question.text, question.system)
+    row = encode_question(self.processor, _shown(example), question.text, question.system)
     self.format.check(row)
     return example, question, row
 
@@ -96,7 +99,7 @@ class BatchGenerator(NamedTuple):
     key = jax.random.key(0)  # a greedy choice draws nothing
     completions = self.engine.generate(requests, key, sampling)
     texts = decode_completions(self.policy, completions)
-    verdicts = self.judge(self, requests, texts)
+    verdicts = self.judge(self, rows, requests, texts)
     extract = self.encode.questions.task.extract
     return [
       _prediction(*row, text, verdict, extract(text.text, row[0].record))
@@ -124,7 +127,7 @@ class BatchGenerator(NamedTuple):
     return make_requests(self.policy, mesh, asked_questions(rows), ids, labels, format)
 
 
-Judge = Callable[[BatchGenerator, Requests, Sequence[Generation]], list[int]]
+Judge = Callable[[BatchGenerator, Sequence[Row], Requests, Sequence[Generation]], list[int]]
 """Returns the verdict of each answer, −1 for none."""
 PREFIX_BUCKET = 16
 """Cached system turns are padded to a multiple of it."""
@@ -163,28 +166,42 @@ def slot_settings(
 
 
 def parsed_verdicts(
-  generator: BatchGenerator, requests: Requests, texts: Sequence[Generation]
+  generator: BatchGenerator, rows: Sequence[Row], requests: Requests, texts: Sequence[Generation]
 ) -> list[int]:
   """Parses the verdicts; −1 where an answer does not parse or was cut off."""
-  return [parsed_verdict(generator.encode.questions.task, text) for text in texts]
+  task = generator.encode.questions.task
+  return [
+    parsed_verdict(task, text, example.record)
+    for (example, _, _), text in zip(rows, texts, strict=True)
+  ]
 
 
-def parsed_verdict(task: Task, answer: Generation) -> int:
+def parsed_verdict(task: Task, answer: Generation, record: Question) -> int:
   """Parses the verdict of one answer; −1 where it does not parse or was cut off."""
-  parsed = None if answer.truncated else task.grammar.parse(answer.text)
-  return -1 if parsed is None else parsed.verdict
+  return -1 if answer.truncated else task.strict(task.grammar, answer.text, record)
 
 
 def likeliest_verdicts(
-  generator: BatchGenerator, requests: Requests, texts: Sequence[Generation]
+  generator: BatchGenerator, rows: Sequence[Row], requests: Requests, texts: Sequence[Generation]
 ) -> list[int]:
-  """Returns the verdict whose first word is the most likely first token of the answer; the lowest of equals."""
+  """Returns the verdict whose first word is the most likely first token of the answer; the lowest of equals.
+
+  Of a multiple-choice question, only its own options count. Raises UsageError for a word of several tokens.
+  """
   first_words = generator.encode.questions.task.first_words
   verdicts = sorted(first_words)
   words = [generator.policy.processor.encode_text(first_words[verdict]) for verdict in verdicts]
-  ids = jnp.array([token for (token,) in words])
-  logits = generator.engine.first_token_logits(requests)
-  return [verdicts[i] for i in np.asarray(jnp.argmax(logits[:, ids], axis=-1))]
+  if long := [first_words[v] for v, word in zip(verdicts, words, strict=True) if len(word) != 1]:
+    raise UsageError(
+      f"method 'zero-shot' compares first tokens, and {long[0]!r} is not one token of this checkpoint; choose another "
+      "method or template"
+    )
+  logits = np.asarray(generator.engine.first_token_logits(requests))
+  scores = logits[:, [token for (token,) in words]]
+  for scored, (example, _, _) in zip(scores, rows, strict=True):
+    if options := example.record.options:
+      scored[[v >= len(options) or not options[v] for v in verdicts]] = -np.inf
+  return [verdicts[i] for i in scores.argmax(axis=-1)]
 
 
 def check_slots(config: Config) -> None:
@@ -241,4 +258,6 @@ def _prediction(
     retrieved=question.behavior.name if question.behavior else None,
     extracted=extracted,
     image=example.record.image,
+    strata=dict(example.record.strata),
+    group=example.record.group,
   )

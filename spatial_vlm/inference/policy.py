@@ -129,9 +129,12 @@ class Generation(NamedTuple):
 
 
 def encode_question(
-  processor: Processor, image: Image.Image | np.ndarray | None, text: str, system: str = ""
+  processor: Processor,
+  image: Image.Image | np.ndarray | list[np.ndarray] | None,
+  text: str,
+  system: str = "",
 ) -> Encoded:
-  """Encodes one question, about one image if there is one, up to where the answer begins.
+  """Encodes one question, about one image, several or none, up to where the answer begins.
 
   A system turn comes first if it is given.
   """
@@ -154,12 +157,13 @@ def collate(
 
 
 class AskedQuestion(NamedTuple):
-  """A question about an image, in words and encoded."""
+  """A question about images, in words and encoded."""
 
   text: str
   image: Any
+  """Image, or a list of several."""
   encoded: Encoded
-  """The system turn, the image and the words."""
+  """The system turn, the images and the words."""
   system: str = ""
 
 

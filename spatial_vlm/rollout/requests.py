@@ -18,7 +18,7 @@ class Requests:
   texts: Sequence[str]
   """The questions of this process's rows, for an engine that tokenizes itself."""
   images: Sequence[Any]
-  """Their images."""
+  """The image of each, or a list of several."""
   systems: Sequence[str]
   """Their system turns; empty: a question has none."""
   prefixes: Sequence[Text] = ()

@@ -177,8 +177,12 @@ def request_body(
   Settings that the served folder's generation_config.json would otherwise fill in (top-p, top-k, penalties) are given:
   they would bias the ratio of policies.
   """
+  shown = requests.images[row]
   content = [
-    {"type": "image_url", "image_url": {"url": data_url(requests.images[row])}},
+    *(
+      {"type": "image_url", "image_url": {"url": data_url(image)}}
+      for image in (shown if isinstance(shown, list) else [shown])
+    ),
     {"type": "text", "text": requests.texts[row]},
   ]
   system = [{"role": "system", "content": requests.systems[row]}] if requests.systems[row] else []

@@ -111,9 +111,7 @@ def check_served(expected: Mapping[str, str], served: Mapping[str, str], url: st
       "compared with theirs; start vLLM with --tensor-parallel-size 1 and, for several GPUs, --data-parallel-size"
     )
   wrong = [
-    key
-    for key, digest in served.items()
-    if expected.get(_RANKS.sub("", key), digest) != digest
+    key for key, digest in served.items() if expected.get(_RANKS.sub("", key), digest) != digest
   ]
   missing = [*expected.keys() - {_RANKS.sub("", key) for key in served}]
   if wrong or missing:

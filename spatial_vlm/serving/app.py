@@ -88,7 +88,7 @@ class _Outermost:
 
     async def counted(message: Message) -> None:
       if message["type"] == "http.response.start":
-        route = scope["path"] if scope.get("route") else "other"
+        route = getattr(scope.get("route"), "path", "other")  # paths of clients are endless
         self.metrics.responses.labels(route, str(message["status"])).inc()
       await send(message)
 

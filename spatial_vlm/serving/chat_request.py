@@ -7,11 +7,13 @@ would change the answer and are not implemented are accepted at their neutral va
 import dataclasses
 import json
 import math
+import re
 from typing import Any, NamedTuple
 
 from spatial_vlm.serving.api_error import invalid
 from spatial_vlm.serving.fields import boolean, choice, integer, mapping, number, shown, string
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
 FORMS = ("chain", "short", "direct")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -125,8 +127,9 @@ def parse_chat_request(body: bytes, defaults: Defaults) -> ChatRequest:
 def _json_object(body: bytes) -> dict[str, Any]:
   try:
     data = json.loads(body.decode(), parse_constant=_refuse_constant)
-    # Half a surrogate pair is valid JSON and no Unicode: no tokenizer reads it.
-    json.dumps(data, ensure_ascii=False).encode()
+    if _SURROGATE.search(body):
+      # Half a surrogate pair is valid JSON and no Unicode: no tokenizer reads it.
+      json.dumps(data, ensure_ascii=False).encode()
   except (ValueError, RecursionError) as error:
     reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
     raise invalid(f"the body is not JSON in UTF-8: {reason}") from error

@@ -1,7 +1,7 @@
-"""The HTTP server: binds, serves until SIGTERM or SIGINT, and lets running requests end."""
+"""The HTTP server: serves until SIGTERM or SIGINT, and lets running requests end."""
 
-import ipaddress
 import math
+import socket
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -10,23 +10,13 @@ KEEP_ALIVE_S = 5
 MAX_HEAD_BYTES = 16_384
 
 
-def is_loopback(host: str) -> bool:
-  """Returns whether only this machine reaches the address; names other than localhost count as reachable."""
-  try:
-    return ipaddress.ip_address(host).is_loopback
-  except ValueError:
-    return host == "localhost"
-
-
-def serve(app: ASGIApp, host: str, port: int, drain_s: float) -> None:
+def serve(app: ASGIApp, bound: socket.socket, drain_s: float) -> None:
   """Serves until a signal; after it accepts no connection and waits up to `drain_s` for running requests.
 
   uvicorn raises the signal again in the end, so that the exit status says it.
   """
   config = uvicorn.Config(
     app,
-    host=host,
-    port=port,
     http="h11",
     ws="none",
     lifespan="on",
@@ -38,4 +28,4 @@ def serve(app: ASGIApp, host: str, port: int, drain_s: float) -> None:
     timeout_keep_alive=KEEP_ALIVE_S,
     timeout_graceful_shutdown=math.ceil(drain_s),
   )
-  uvicorn.Server(config).run()
+  uvicorn.Server(config).run([bound])

@@ -92,7 +92,9 @@ class ChatService:
 
   @contextlib.contextmanager
   def admitted(self) -> Iterator[None]:
-    """Holds a place in the queue; ApiError 429 if there is none."""
+    """Holds a place in the queue; ApiError 429 if there is none, 503 without an engine."""
+    if not self.engine.alive:
+      raise ApiError(503, "the engine does not run; restart the server")
     most = self.slots + self.limits.queued_requests
     if self._admitted >= most:
       raise ApiError(

@@ -23,8 +23,8 @@ from spatial_vlm.reuse.index.vector_index import VectorIndex
 from spatial_vlm.tasks.statements import question
 
 FIELDS = [
-  *("method", "accuracy", "ci_low", "ci_high", "n", "generated_tokens_mean", "total_tokens_mean"),
-  *("seconds_per_answer", "parse_rate", "box_iou"),
+  *("method", "accuracy", "ci_low", "ci_high", "n", "extracted", "generated_tokens_mean"),
+  *("total_tokens_mean", "seconds_per_answer", "parse_rate", "box_iou"),
 ]
 EMBEDDER = "spatial_vlm/assets/tiny_encoder"
 METHODS = ("majority", "zero-shot", "direct", "chain", "short", "reuse")

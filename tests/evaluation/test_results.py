@@ -14,6 +14,7 @@ from spatial_vlm.evaluation.results import (
   results_table,
 )
 from spatial_vlm.evaluation.scores import score_statements
+from spatial_vlm.evaluation.statistics import rate
 
 FIELDS = [
   "method",
@@ -21,6 +22,7 @@ FIELDS = [
   "ci_low",
   "ci_high",
   "n",
+  "extracted",
   "generated_tokens_mean",
   "total_tokens_mean",
   "seconds_per_answer",
@@ -31,7 +33,9 @@ FIELDS = [
 
 def test_results_json_has_exactly_the_agreed_fields(predict, chain):
   text = chain(1, {"cat": (100, 100, 300, 300), "mug": (600, 600, 800, 800)})
-  full = score_statements([predict(0, 1, 1, text, seconds=0.25), predict(1, 0, 1, text)])
+  full = score_statements(
+    [predict(0, 1, 1, text, seconds=0.25, extracted=1), predict(1, 0, 1, text, extracted=0)]
+  )
   none = score_statements([predict(0, 1, 1, text="", generated_tokens=0, prompt_tokens=0)])
   written = results_json([result_row("SFT, chain of thought", full), result_row("majority", none)])
   got = json.loads(written)
@@ -42,6 +46,7 @@ def test_results_json_has_exactly_the_agreed_fields(predict, chain):
     "ci_low": 0,
     "ci_high": 0,
     "n": 2,
+    "extracted": rate([True, True]),
     "generated_tokens_mean": 10,
     "total_tokens_mean": 40,
     "seconds_per_answer": 0.25,
@@ -53,7 +58,7 @@ def test_results_json_has_exactly_the_agreed_fields(predict, chain):
 
 
 def test_the_table_is_readable_in_a_terminal_and_as_markdown(predict):
-  short = [predict(i, 1, int(i < 741), generated_tokens=112) for i in range(1000)]
+  short = [predict(i, 1, int(i < 741), generated_tokens=112, extracted=1) for i in range(1000)]
   silent = [predict(i, 1, i % 2, "", generated_tokens=0, prompt_tokens=0) for i in range(9)]
   rows = [
     result_row("majority", score_statements(silent)),
@@ -63,13 +68,17 @@ def test_the_table_is_readable_in_a_terminal_and_as_markdown(predict):
   assert len({len(line) for line in lines}) == 1
   cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
   header = (
-    "method | accuracy, 95 % CI | generated tokens | total tokens | s/answer | parse rate | box IoU"
+    "method | accuracy, 95 % CI | extracted, 95 % CI | generated tokens | total tokens | s/answer | parse rate | "
+    "box IoU"
   )
   assert cells[0] == header.split(" | ")
-  assert cells[2][0] == "majority" and cells[2][2:] == ["0.0", "0.0", "–", "–", "–"]
+  assert cells[2][0] == "majority" and cells[2][3:] == ["0.0", "0.0", "–", "–", "–"]
   assert cells[3] == [
-    *("DAPO + reuse", "74.1 % (71.3–76.7)", "112.0", "142.0", "–", "100.0 % (99.6–100.0)", "–")
+    *("DAPO + reuse", "74.1 % (71.3–76.7)", "100.0 % (99.6–100.0)", "112.0", "142.0", "–"),
+    *("100.0 % (99.6–100.0)", "–"),
   ]
+  rows = [{name: value for name, value in row.items() if name != "extracted"} for row in rows]
+  assert [line.split("|")[3].strip() for line in results_table(rows).split("\n")[2:]] == ["–", "–"]
   assert MarkdownIt().enable("table").render(results_table(rows)).count("<tr>") == 3
 
 

@@ -105,6 +105,25 @@ def test_pairs_and_boxes_belong_to_statements(run_of):
   assert others["pairs"] == others["boxes"] == []
 
 
+def test_relations_and_strata_of_the_runs_with_the_image(run_of, predict):
+  answers = [predict(i, 1, int(i < 3), strata={"votes": "ab"[i % 2]}) for i in range(4)]
+  runs = [
+    run_of("a", 0, predictions=answers),
+    run_of("b", 2, n=4),
+    run_of("c", 1, n=4, control="blank"),
+  ]
+  rows = compare_runs(runs, False)["strata"]
+  found = {
+    (row["stratum"], row["value"]): {n: r and (r["right"], r["n"]) for n, r in row["rates"].items()}
+    for row in rows
+  }
+  assert found == {
+    ("relation", "left of"): {"a": (3, 4), "b": (2, 4)},
+    ("votes", "a"): {"a": (2, 2), "b": None},
+    ("votes", "b"): {"a": (1, 2), "b": None},
+  }
+
+
 def test_the_comparison_is_strict_json(run_of):
   runs = [run_of("a", 80), run_of("b", 40, control="blank"), run_of("c", 9, template="x")]
   found = compare_runs(runs, True)

@@ -22,6 +22,7 @@ PARTS = (
   "Spread over templates",
   "Contrastive pairs",
   "Right verdicts through wrong boxes",
+  "By relation and stratum",
   "How it was made",
 )
 
@@ -102,6 +103,7 @@ def test_right_verdicts_through_wrong_boxes_are_counted(found):
 
 def test_parts_without_rows_are_left_out(found):
   content = found() | {"controls": [], "reasoning": [], "templates": [], "pairs": [], "boxes": []}
+  content["strata"] = []
   content["rows"] = [row | {"settings": {}} for row in content["rows"][:1]]
   text = runs_report(content, "accuracy.png", {})
   assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["How it was made"]

@@ -7,6 +7,7 @@ import pytest
 
 from spatial_vlm.answers import STATEMENT
 from spatial_vlm.config import UsageError
+from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.data.records import JsonlSource, Record
 from spatial_vlm.evaluation.predictions import CANNOT_TELL
 from spatial_vlm.inference.controls import (
@@ -147,3 +148,14 @@ def test_cannot_tell_is_offered_and_read_in_every_form():
 def test_cannot_tell_is_extracted_from_any_wording(boxed, text, verdict):
   record = boxed.describe(0)[0]
   assert with_cannot_tell(TASKS["scenes"]).extract(text, record) == verdict
+
+
+@pytest.mark.parametrize("name", ["mmbench", "realworldqa", "pope", "vsr"])
+def test_every_task_reads_cannot_tell_strictly(name):
+  """Also a task whose answers may be any words; of them, only this one is no answer."""
+  task = with_cannot_tell(TASKS[name])
+  record = BenchmarkRecord("a.png", "How many?", 0, "all", ("1", "2"))
+  chain = "Summary: a\nCaption: b\nReasoning: c\nConclusion: Cannot tell."
+  for text in ("Cannot tell.", chain):
+    assert task.strict(task.grammar, text, record) == CANNOT_TELL
+  assert task.strict(task.grammar, "Cannot tell. Or can I?", record) != CANNOT_TELL

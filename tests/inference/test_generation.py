@@ -89,11 +89,11 @@ def test_decoding_stops_at_the_end_of_the_turn_and_reports_truncation(policy):
     Generation("Yes" * 6, 6, True),
     Generation("", 1, False),
   ]
-  assert [generation.parsed_verdict(TASKS["scenes"], text) for text in found] == [1, -1, -1]
+  assert [generation.parsed_verdict(TASKS["scenes"], text, None) for text in found] == [1, -1, -1]
 
 
 def test_a_truncated_verdict_does_not_count():
-  assert generation.parsed_verdict(TASKS["scenes"], Generation("Yes.", 2, True)) == -1
+  assert generation.parsed_verdict(TASKS["scenes"], Generation("Yes.", 2, True), None) == -1
 
 
 def test_rows_that_fill_the_batch_have_no_prediction(generator, source):

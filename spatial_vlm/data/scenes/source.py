@@ -26,6 +26,7 @@ _DESIGNS = 100
 class SceneExample(Example):
   """A statement about a scene, with its label and the rendered image."""
 
+  record: Record
   scene: Scene
 
 

@@ -1,0 +1,150 @@
+"""Random access to the usable questions of a benchmark's file."""
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from etils import epath
+
+from spatial_vlm.answers import Box
+from spatial_vlm.config import UsageError
+from spatial_vlm.data.benchmark_record import BenchmarkRecord
+from spatial_vlm.data.benchmarks.json_table import JsonTable
+from spatial_vlm.data.benchmarks.parquet_table import ParquetTable
+from spatial_vlm.data.benchmarks.table import Table
+from spatial_vlm.data.benchmarks.tsv_table import TsvTable
+from spatial_vlm.data.image_files import ImageFiles, ImageLocations
+from spatial_vlm.data.records import BadRecord, Example, TooManyBadRecords, open_listed
+from spatial_vlm.processor.image import open_image
+
+log = logging.getLogger(__name__)
+
+TABLES: Mapping[str, Callable[[epath.PathLike], Table]] = {
+  ".tsv": TsvTable,
+  ".parquet": ParquetTable,
+  ".json": JsonTable,
+}
+"""Suffix → reader of the file format."""
+
+ToRecord = Callable[[Mapping[str, Any]], BenchmarkRecord | None]
+"""Fields of a row → its question; None for a row that the task leaves out. Raises ValueError for a bad row."""
+
+
+class BenchmarkSource:
+  """The usable questions of a benchmark's file; see `records.ExampleSource`.
+
+  Rows that hold no question are reported with file and line, and counted. `source[i]` raises BadRecordError for an
+  image that cannot be read.
+
+  Args:
+    path: TSV, Parquet or JSON file, or a pattern of Parquet files (see `table.find_files`).
+    images: locations of the images that the file only names; may be empty.
+    boxes: must be None; benchmarks have no true boxes.
+    max_bad_share: share of the rows that may be bad.
+    to_record: reads the fields of a row.
+
+  Raises:
+    TooManyBadRecords: more rows are bad.
+    UsageError: the file has another format, or none of its rows holds a question.
+  """
+
+  def __init__(
+    self,
+    path: epath.PathLike,
+    images: ImageLocations,
+    boxes: epath.PathLike | None,
+    max_bad_share: float,
+    to_record: ToRecord,
+  ):
+    if boxes is not None:
+      raise UsageError(
+        f"data.boxes is {os.fspath(boxes)!r}; benchmarks have no true boxes: set it to ''"
+      )
+    self._table, self._images = open_table(path), images
+    self.bad = list(self._table.bad)
+    self._numbered: list[tuple[int, BenchmarkRecord]] = []
+    left_out = self._read(to_record)
+    total = len(self._numbered) + len(self.bad)
+    if len(self.bad) > max_bad_share * total:
+      raise TooManyBadRecords(self.bad, total, max_bad_share)
+    if not self._numbered:
+      raise UsageError(
+        f"{os.fspath(path)} holds no question of this task; {left_out} rows are of another"
+      )
+    if left_out:
+      log.info("%d rows of %s belong to no category of this task", left_out, os.fspath(path))
+
+  def __len__(self) -> int:
+    return len(self._numbered)
+
+  def __getitem__(self, index: int) -> Example:
+    opened = open_listed(self.origin(index), self._open, index)
+    first, *others = map(np.asarray, opened)
+    return Example(self._numbered[index][1], first, {}, int(index), more_images=tuple(others))
+
+  def describe(self, index: int) -> tuple[Any, dict[str, Box]]:
+    """Returns the BenchmarkRecord; no boxes."""
+    return self._numbered[index][1], {}
+
+  @property
+  def pairs(self) -> list[tuple[str, str]]:
+    """Image and caption of each record."""
+    return [(record.image, record.caption) for _, record in self._numbered]
+
+  def origin(self, index: int) -> tuple[str, int]:
+    """Returns file and line or row."""
+    row = self._table.rows[self._numbered[index][0]]
+    return row.file, row.line
+
+  def image_name(self, index: int) -> str:
+    return self._numbered[index][1].image
+
+  def _read(self, to_record: ToRecord) -> int:
+    """Reads all rows; returns the number of those that the task leaves out."""
+    left_out = 0
+    for number, row in enumerate(self._table.rows):
+      try:
+        record = to_record(row.fields)
+      except ValueError as error:
+        self.bad.append(BadRecord(row.file, row.line, str(error)))
+        continue
+      if record is None:
+        left_out += 1
+        continue
+      if not record.image:
+        name = f"{os.path.basename(row.file)}:{row.line}"
+        record = dataclasses.replace(record, image=name)
+      self._numbered.append((number, record))
+    for bad in self.bad:
+      log.warning("skipped %s", bad)
+    return left_out
+
+  def _open(self, index: int) -> Sequence[PIL.Image.Image]:
+    number, record = self._numbered[index]
+    return [
+      open_image(image) if isinstance(image, bytes) else self._files.open(image)
+      for image in self._table.images(number) or [record.image]
+    ]
+
+  @functools.cached_property
+  def _files(self) -> ImageFiles:
+    if not self._images:
+      raise UsageError(
+        "the file names its images and data.images is empty; give their folder or archive"
+      )
+    return ImageFiles(self._images)
+
+
+def open_table(path: epath.PathLike) -> Table:
+  """Returns the rows of a file, by its suffix; UsageError for a suffix that no benchmark has."""
+  suffix = epath.Path(path).suffix.lower()
+  if suffix not in TABLES:
+    raise UsageError(
+      f"{os.fspath(path)} is no file of a benchmark; its suffix must be {', '.join(TABLES)}"
+    )
+  return TABLES[suffix](path)

@@ -1,0 +1,69 @@
+"""What readers of files have in common: rows with their fields, images in order, bounds, files of a pattern."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from etils import epath
+
+from spatial_vlm.config import UsageError
+from spatial_vlm.data.records import BadRecord
+from spatial_vlm.remote import is_remote, local_copies
+
+MAX_IMAGES = 64
+"""Most images of one question."""
+MAX_IMAGE_BYTES = 2**26
+"""Longest encoded image, and longest field of a table."""
+
+_SHARD = re.compile(r"(?P<name>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>.*)")
+
+
+class Row(NamedTuple):
+  """A row with its place."""
+
+  file: str
+  line: int
+  """Line or row, counted from 1."""
+  fields: dict[str, Any]
+  """Column → value, without the columns of images; missing values are None."""
+
+
+class Table(Protocol):
+  """Rows of one or several files, and their images."""
+
+  rows: list[Row]
+  bad: list[BadRecord]
+
+  def images(self, number: int) -> Sequence[bytes | str]:
+    """Returns the encoded images of row `number`, or their names; UnreadableImage where the row holds neither.
+
+    Nothing for a format whose records name their image.
+    """
+    ...
+
+
+def find_files(pattern: epath.PathLike) -> list[Path]:
+  """Returns the files of a path or of a pattern such as FOLDER/test-*.parquet, on this machine.
+
+  Raises UsageError if there are none, and if shards (`-00000-of-00003`) are missing: their questions would be too.
+  """
+  path = epath.Path(pattern)
+  found = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+  if not found or not all(file.is_file() for file in found):
+    raise UsageError(
+      f"{path} does not exist; give a file, or a pattern such as FOLDER/test-*.parquet"
+    )
+  _check_shards([file.name for file in found])
+  return local_copies(found) if is_remote(path) else [Path(file) for file in found]
+
+
+def _check_shards(names: Sequence[str]) -> None:
+  matches = [match for name in names if (match := _SHARD.fullmatch(name))]
+  found = Counter((match["name"], match["end"], int(match["count"])) for match in matches)
+  for (name, end, count), present in found.items():
+    if present != count:
+      raise UsageError(
+        f"{present} of {count} shards {name}-…-of-{count:05d}{end} are given; give all by the pattern {name}-*{end}"
+      )

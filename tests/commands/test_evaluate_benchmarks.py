@@ -1,0 +1,131 @@
+"""`evaluate` on files of benchmarks: TSV and Parquet, several images, strict and extracted figures."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_files import (
+  IMAGE,
+  cell,
+  choice_row,
+  cvbench_columns,
+  encoded,
+  mmbench_rows,
+  write_parquet,
+  write_tsv,
+)
+
+import spatial_vlm
+from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.tasks import find_worded_task
+
+TINY_BASE = Path(spatial_vlm.__file__).parent / "assets" / "tiny_base"
+
+
+@pytest.fixture
+def changes():
+  shapes = {"prompt_shapes": "((512, 64),)", "max_new_tokens": 8, "timed_questions": 0}
+  data = {"data.images": "", "data.boxes": "", "checkpoint": TINY_BASE}
+  return {**shapes, **data, "method": "direct", "batch_size": 4}
+
+
+def predictions(workdir):
+  return [
+    Prediction.from_json(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()
+  ]
+
+
+def test_a_tsv_is_answered_and_scored_with_its_rotations(run, changes, tmp_path):
+  path = write_tsv(tmp_path / "MMBench_DEV_EN.tsv", mmbench_rows())
+  changes = {**changes, "task": "mmbench", "data.records": path}
+  assert run("evaluate", tmp_path / "run", changes).code == 0
+  stored = predictions(tmp_path / "run")
+  assert [p.group for p in stored] == ["3"] * 4 + ["7"] * 3
+  assert [p.label for p in stored] == [0, 3, 2, 1, 0, 2, 1]
+  assert stored[0].strata == {"l2-category": "relation_reasoning", "split": "dev"}
+  assert all(p.relation == "spatial_relationship" and p.text for p in stored)
+  results = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert results["split"] == "MMBench_DEV_EN" and results["rows"][0]["n"] == 7
+
+
+def test_zero_shot_chooses_among_the_options_of_each_question(run, changes, tmp_path):
+  rows = [choice_row(n, image=encoded(n)) for n in range(3)] + mmbench_rows()
+  changes |= {"task": "mmbench", "method": "zero-shot"}
+  changes["data.records"] = write_tsv(tmp_path / "x.tsv", rows)
+  assert run("evaluate", tmp_path / "run", changes).code == 0
+  stored = predictions(tmp_path / "run")
+  assert len(stored) == 10
+  assert all(0 <= p.verdict < n for p, n in zip(stored, [2] * 3 + [4] * 4 + [3] * 3, strict=True))
+
+
+def test_parquet_shards_are_answered_and_bad_rows_left_out(run, changes, tmp_path, caplog):
+  columns = cvbench_columns()
+  columns["image"][2] = {"bytes": b"no image", "path": None}
+  columns["answer"][3] = "(Z)"
+  for shard in range(2):
+    rows = slice(0, 3) if shard == 0 else slice(3, 5)
+    name = f"test-{shard:05d}-of-00002.parquet"
+    part = {key: values[rows] for key, values in columns.items()}
+    write_parquet(tmp_path / name, part, {"image": IMAGE})
+  changes |= {"task": "cvbench", "data.max_bad_share": 0.5, "prompt": "explained"}
+  changes["data.records"] = tmp_path / "test-*.parquet"
+  with caplog.at_level(logging.WARNING):
+    assert run("evaluate", tmp_path / "run", changes).code == 0
+  assert [(p.relation, p.label) for p in predictions(tmp_path / "run")] == [
+    ("Count", 5),
+    ("Relation", 1),
+    ("Count", 0),
+  ]
+  assert "00000-of-00002.parquet:3: " in caplog.text and "00001-of-00002.parquet:1: " in caplog.text
+  assert "'(Z)'" in caplog.text
+
+
+def test_every_image_of_a_question_is_shown(run, changes, tmp_path):
+  """BLINK asks about up to four images: each takes its tokens, and each changes what the model sees."""
+  asked = {"sub_task": ["Relative_Depth"] * 4, "question": ["Which?"] * 4, "answer": ["(A)"] * 4}
+  columns = {
+    "image_1": [cell(n) for n in (0, 0, 0, 0)],
+    "image_2": [None, cell(1), cell(2), cell(2)],
+    "image_3": [None, None, None, cell(3)],
+    "choices": [["a", "b"]] * 4,
+    **asked,
+  }
+  features = dict.fromkeys(["image_1", "image_2", "image_3"], IMAGE)
+  path = write_parquet(tmp_path / "val-00000-of-00001.parquet", columns, features)
+  changes |= {"task": "blink", "data.records": path, "prompt_shapes": "((512, 256),)"}
+  assert run("evaluate", tmp_path / "run", changes).code == 0
+  tokens = [p.prompt_tokens for p in predictions(tmp_path / "run")]
+  image_tokens = tokens[1] - tokens[0]
+  assert image_tokens > 2 and tokens[1] == tokens[2] and tokens[3] - tokens[2] == image_tokens
+  task = find_worded_task("blink", "project", "plain")
+  source = task.read(path, "", None, 0.0)
+  images = [example.images for example in map(source.__getitem__, range(4))]
+  assert [len(found) for found in images] == [1, 2, 2, 3]
+  assert not np.array_equal(images[1][1], images[2][1])
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"template": "tri"}, "template is 'tri'; choose one of project, vlmevalkit"),
+    ({"prompt": "long"}, "prompt is 'long'; choose one of plain, explained"),
+    (
+      {"task": "realworldqa", "method": "zero-shot"},
+      "answers of the task realworldqa begin with any",
+    ),
+    ({"task": "realworldqa", "prompt": "explained"}, "the task explains no form"),
+    ({"data.boxes": "boxes.jsonl"}, "benchmarks have no true boxes: set it to ''"),
+    ({"data.records": "x.csv"}, "its suffix must be .tsv, .parquet, .json"),
+    ({"data.records": "none.tsv"}, "none.tsv does not exist"),
+  ],
+)
+def test_wrong_settings_are_refused(refused, changes, change, message):
+  assert message in refused("evaluate", {**changes, "task": "mmbench", **change})
+
+
+def test_too_many_bad_rows_end_the_run(refused, changes, tmp_path):
+  rows = [choice_row(n, image=encoded(n), answer="AZZZ"[n]) for n in range(4)]
+  changes |= {"task": "mmbench", "data.records": write_tsv(tmp_path / "x.tsv", rows)}
+  assert "3 of 4 records" in refused("evaluate", changes, lines=4)
