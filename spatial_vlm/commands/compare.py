@@ -44,7 +44,6 @@ from spatial_vlm.tasks import find_task
 HARMLESS = (
   "timed_questions",
   "in_flight",
-  "prompt_slots",
   "mesh.*",
   "handbook_shares",
   "bc_checkpoint",

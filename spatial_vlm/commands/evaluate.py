@@ -53,7 +53,7 @@ FORMS = {
 }
 """Method → form in which it answers where it recalls nothing."""
 METHODS = ("majority", *FORMS)
-HARMLESS = ("timed_questions", "in_flight", "prompt_slots", "mesh.*")
+HARMLESS = ("timed_questions", "in_flight", "mesh.*")
 """Settings that may change between two starts, since the stored answers do not depend on them."""
 
 

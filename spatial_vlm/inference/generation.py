@@ -143,26 +143,47 @@ def make_generator(
   systems = set(questions.systems)
   longest = longest_prefix(policy.processor, systems)
   length = padded_length([longest], PREFIX_BUCKET) if longest else 0
-  slots = min(config.batch_size, len(systems))
-  cache = PrefixCache(policy.model, mesh, slots, length) if longest else None
   format = prompt_format(config.prompt_shapes, policy.dtype, length)
+  slots = None
+  if config.prompt_slots:
+    eos = policy.special.eos
+    slots = slot_settings(format, config.prompt_slots, config.max_new_tokens, eos)
+  texts = min(prefixes_at_once(config.batch_size, mesh, slots), len(systems))
+  cache = PrefixCache(policy.model, mesh, texts, length) if longest else None
   encode = QuestionEncoder(policy.processor, format, questions)
-  count = config.prompt_slots
-  decoded = slot_settings(policy, format, count, config.max_new_tokens) if count else None
-  engine = inference_engine(policy, mesh, cache, decoded)
+  engine = inference_engine(policy, mesh, cache, slots)
   return BatchGenerator(policy, engine, encode, config.max_new_tokens, judge)
 
 
+PROMPTS_READ = 8
+"""Most prompts that each part of the mesh reads into slots at a time."""
+
+
 def slot_settings(
-  policy: Policy, format: PromptFormat, prompt_slots: int, max_new_tokens: int
+  format: PromptFormat, prompt_slots: int, max_new_tokens: int, eos: int
 ) -> SlotSettings:
-  """Returns the slots of an engine that answers each prompt once or several times, in its own slots."""
+  """Returns slots in which batches are answered.
+
+  Prompts are always read in the same number, so that an answer does not depend on the other batches in flight.
+  """
   return SlotSettings(
     prompt_slots=prompt_slots,
     max_new_tokens=max_new_tokens,
     sizes=format.sizes,
-    end_tokens=(policy.special.eos,),
+    end_tokens=(eos,),
+    prefill_prompts=(min(PROMPTS_READ, prompt_slots),),
   )
+
+
+def prefixes_at_once(batch_size: int, mesh: Mesh, slots: SlotSettings | None) -> int:
+  """Returns the most cached texts that one program reads: those of a batch, or of the prompts read into slots.
+
+  Prompts that are read into slots together may come from several batches.
+  """
+  if slots is None:
+    return batch_size
+  parts = sharding.axis_product(mesh, sharding.ROWS)
+  return max(batch_size, parts * slots.prefill_prompts[-1])
 
 
 def parsed_verdicts(

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.huggingface.weights import abstract_params
-from spatial_vlm.inference.generation import PREFIX_BUCKET, check_batch
+from spatial_vlm.inference.generation import (
+  PREFIX_BUCKET,
+  check_batch,
+  prefixes_at_once,
+  slot_settings,
+)
 from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.model.attention import Prefixes
 from spatial_vlm.model.config import ModelConfig
@@ -26,7 +31,6 @@ from spatial_vlm.processor.chat import Size
 from spatial_vlm.processor.image import padded_length
 from spatial_vlm.rollout.prefix_cache import PrefixTable, table_shapes
 from spatial_vlm.rollout.sampler import SamplingSettings
-from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.sharding import with_param_shardings
 
 DTYPE = "bfloat16"
@@ -46,20 +50,21 @@ def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]
   check_batch(config, mesh, in_slots=count > 0)
   format = prompt_format(config.prompt_shapes, DTYPE)
   sampling = greedy(config.max_new_tokens)
-  slots = SlotSettings(count, config.max_new_tokens, format.sizes, end_tokens=(0,))
+  slots = slot_settings(format, count, config.max_new_tokens, eos=0) if count else None
   parts = sharding.axis_product(mesh, sharding.ROWS)
   batch, read, single = (
     policy_generation(model, config.mesh, devices, rows, format.limit, sampling)
-    for rows in (config.batch_size, parts * slots.prefill_prompts[-1], 1)
+    for rows in (config.batch_size, parts * slots.prefill_prompts[-1] if slots else 1, 1)
   )
   filling = []
   if config.method == "reuse":
     length = padded_length([config.behavior_tokens + SYSTEM_TURN_TOKENS], PREFIX_BUCKET)
-    shapes = table_shapes(model, batch.mesh, config.batch_size, length, jnp.dtype(DTYPE))
+    texts = prefixes_at_once(config.batch_size, mesh, slots)
+    shapes = table_shapes(model, batch.mesh, texts, length, jnp.dtype(DTYPE))
     batch, read, single = (after_prefixes(asked, shapes) for asked in (batch, read, single))
     filling = [prefix_program("keys and values of behaviors", batch, shapes)]
   programs = [
-    *(slot_programs(read, slots) if count else [answers_program("answers", batch)]),
+    *(slot_programs(read, slots) if slots else [answers_program("answers", batch)]),
     answers_program("a single answer", single),
     *filling,
   ]

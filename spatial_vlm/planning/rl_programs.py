@@ -35,9 +35,9 @@ from spatial_vlm.planning.training_programs import (
 from spatial_vlm.processor.chat import Size
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.rollout.sampler import Completions
-from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train import policy_optimization, rl_settings, rollout_buffer
+from spatial_vlm.train.engines import rollout_slots
 from spatial_vlm.train.policy_optimization import Constants, Minibatch, MinibatchScores
 from spatial_vlm.train.rl_data import rl_format
 from spatial_vlm.train.rl_engine import TrainingMeshes, check_batches
@@ -87,15 +87,8 @@ def dapo_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) ->
 
 def sampling_programs(config: Config, run: RlRun) -> list[Program]:
   """Traces validation and sampling, which are the same programs in slots."""
-  settings = config.engine
-  if settings.kind == "slots":
-    slots = SlotSettings(
-      settings.prompt_slots,
-      config.max_new_tokens,
-      rl_format(config).sizes,
-      end_tokens=(0,),
-      samples_per_slot=settings.samples_per_slot,
-    )
+  if config.engine.kind == "slots":
+    slots = rollout_slots(config, eos=0)
     parts = sharding.axis_product(run.meshes.sampling, sharding.ROWS)
     return slot_programs(generation(config, run, parts * slots.prefill_prompts[-1]), slots)
   return [

@@ -27,7 +27,9 @@ class OpenBatch:
   def __init__(self, prompts: int, sampling: SamplingSettings):
     rows, length = prompts * sampling.group_size, sampling.max_new_tokens
     self.left = rows
-    """Answers that go on."""
+    """Answers that have not ended."""
+    self.error: Exception | None = None
+    """Why the batch cannot be answered."""
     self.completions = Completions(
       tokens=np.full((rows, length), sampling.pad, np.int32),
       mask=np.zeros((rows, length), bool),
@@ -36,7 +38,7 @@ class OpenBatch:
     self._lengths = np.zeros(rows, np.int32)
 
   def add(self, row: int, progress: Progress) -> None:
-    """Appends what an answer gained."""
+    """Appends the new tokens of an answer."""
     start = self._lengths[row]
     now = slice(start, start + len(progress.tokens))
     for array, values in zip(self.completions, (progress.tokens, True, progress.logp), strict=True):
@@ -64,6 +66,9 @@ class BatchQueue:
     """Samples `group_size` completions of every prompt; those with a negative id stay empty.
 
     A completion is a function of (key, id, sample), as that of `sampler.generate`.
+
+    Raises ValueError for a request that the engine can never answer, and RuntimeError in every thread where a step of
+    the engine fails or its weights change before the batch is answered.
     """
     ids = own_rows(requests.prompts.ids).tolist()
     batch, size = OpenBatch(len(ids), sampling), sampling.group_size
@@ -84,19 +89,48 @@ class BatchQueue:
         key_id=id,
       )
       self._arrived.put((request, key, batch, number * size))
+    try:
+      self._answer(batch)
+    except BaseException as error:
+      with self.turn:
+        self._forget(batch, error)
+      raise
+    return make_global_batch(self.engine.mesh, batch.completions)
+
+  def _answer(self, batch: OpenBatch) -> None:
+    """Drives the engine, in turns with other threads, until the batch is answered."""
     while any(all_gather_json(bool(batch.left))):
       if self.turn.acquire(timeout=TURN_S):
         try:
           self._step()
+          if batch.left and not batch.error and not self.engine.busy:
+            raise RuntimeError(
+              f"{batch.left} answers of the batch are lost: weights were published or released before they ended"
+            )
         finally:
           self.turn.release()
-    return make_global_batch(self.engine.mesh, batch.completions)
+      if batch.error:
+        raise batch.error
+
+  def _forget(self, batch: OpenBatch, error: BaseException) -> None:
+    """Takes the requests of a batch out of the engine."""
+    batch.error = batch.error or RuntimeError(f"the batch was given up: {error!r}")
+    for id in [id for id, of in self._batch_of.items() if of[0] is batch]:
+      del self._batch_of[id]
+      self.engine.cancel(id)
 
   def _step(self) -> None:
     while not self._arrived.empty():
       request, key, batch, row = self._arrived.get()
-      self.engine.submit(request, key)
-      self._batch_of[request.id] = (batch, row)
+      if batch.error:
+        continue
+      try:
+        self.engine.submit(request, key)
+      except ValueError as error:  # the thread of this batch raises it; the others continue
+        batch.error = error
+        self._forget(batch, error)
+      else:
+        self._batch_of[request.id] = (batch, row)
     for progress in self.engine.step():
       batch, row = self._batch_of[progress.id]
       batch.add(row + progress.sample, progress)

@@ -84,12 +84,17 @@ class CompiledEngine:
     self.release()
     self._weights = self._to_rollout_weights(weights)
     if self._queue:
-      self._queue.engine.publish(self._weights)
+      with self._turn:
+        self._queue.engine.publish(self._weights)
 
   def generate(
     self, requests: Requests, key: PRNGKeyArray, sampling: SamplingSettings
   ) -> Completions:
-    """Raises RuntimeError where no weights are published, ValueError for prefixes that the cache cannot hold."""
+    """Raises RuntimeError where no weights are published, ValueError for prefixes that the cache cannot hold.
+
+    With slots, also raises RuntimeError where the weights change, or a step of the engine fails, before the batch is
+    answered.
+    """
     weights = self._published()
     if self._queue and len(requests.prompts.label) > 1:
       return self._queue.generate(requests, key, sampling)
@@ -114,7 +119,8 @@ class CompiledEngine:
     """Drops the copy of the weights, and what was computed with them."""
     self._weights = None
     if self._queue:
-      self._queue.engine.release()
+      with self._turn:
+        self._queue.engine.release()
     if self._prefix_cache is not None:
       self._prefix_cache.clear()
 
@@ -123,7 +129,7 @@ class CompiledEngine:
     self._prefixes(requests)
 
   def _prefixes(self, requests: Requests) -> Prefixes | None:
-    """Returns the prefixes of the prompts; None where all are whole, so that their program is the same as ever."""
+    """Returns the prefixes of the prompts; None where all are whole: their program reads no table."""
     if not any(requests.prefixes):
       return None
     if self._prefix_cache is None:

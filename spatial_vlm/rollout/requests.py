@@ -1,4 +1,4 @@
-"""What an engine is asked: the prompts of one batch."""
+"""The prompts of one batch, which an engine answers."""
 
 import dataclasses
 from collections.abc import Sequence

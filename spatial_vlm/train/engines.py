@@ -13,8 +13,8 @@ from spatial_vlm.config import Config, UsageError, check_positive
 from spatial_vlm.inference.generation import slot_settings
 from spatial_vlm.parameters.lora import read_with_parts
 from spatial_vlm.parameters.partition import combine, flatten
-from spatial_vlm.process_rows import check_rows
 from spatial_vlm.rollout.engine import Engine
+from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.rollout.vllm_client import TRANSFERS, VllmClient, check_url
 from spatial_vlm.rollout.vllm_engine import ServedModel, VllmEngine
 from spatial_vlm.train.rl_data import rl_format
@@ -31,13 +31,17 @@ def in_this_process(config: Config, trainable: Trainable, mesh: Mesh) -> Engine:
 def in_slots(config: Config, trainable: Trainable, mesh: Mesh) -> Engine:
   """Returns an engine that samples over the mesh in slots, which the next prompts of a round take as they are free.
 
-  Raises ValueError for slots that do not divide over the processes.
+  `rl_engine.check_batches` checks that a group fits.
   """
-  settings, policy = config.engine, trainable.policy
-  check_rows(mesh, "engine.prompt_slots", settings.prompt_slots)
-  slots = slot_settings(policy, rl_format(config), settings.prompt_slots, config.max_new_tokens)
-  slots = dataclasses.replace(slots, samples_per_slot=settings.samples_per_slot)
+  slots = rollout_slots(config, trainable.policy.special.eos)
   return compiled_engine(trainable, mesh, config.dtype, slots)
+
+
+def rollout_slots(config: Config, eos: int) -> SlotSettings:
+  """Returns the slots in which the groups of a round are sampled."""
+  settings = config.engine
+  slots = slot_settings(rl_format(config), settings.prompt_slots, config.max_new_tokens, eos)
+  return dataclasses.replace(slots, samples_per_slot=settings.samples_per_slot)
 
 
 def over_http(config: Config, trainable: Trainable, mesh: Mesh) -> VllmEngine:

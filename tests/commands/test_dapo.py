@@ -268,6 +268,10 @@ def test_a_task_without_mixed_outcomes_ends_with_a_message(
     ({"data.validation": "absent.jsonl"}, "absent.jsonl"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
     ({"mesh.fsdp": 3}, "multiply to 1"),
+    (
+      {"engine.kind": "slots", "engine.prompt_slots": 1, "engine.samples_per_slot": 1},
+      "hold 1 answers on each part of the mesh",
+    ),
   ],
 )
 def test_wrong_settings_are_refused(refused, dapo_changes, changes, message):

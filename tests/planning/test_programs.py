@@ -87,6 +87,13 @@ def test_batches_that_the_command_refuses_are_not_planned(load_config, eight_chi
       trace_programs(config, PRESETS["tiny"], eight_chips.devices)
 
 
+def test_groups_that_no_slots_hold_are_not_planned(load_config, eight_chips):
+  changes = ["engine.kind=slots", "engine.prompt_slots=16", "engine.samples_per_slot=2"]
+  config = load_config("configs/dapo.py:tiny", *changes, "group_size=5")
+  with pytest.raises(UsageError, match="group_size is 5;.* hold 4 answers on each part"):
+    trace_programs(config, PRESETS["tiny"], eight_chips.devices)
+
+
 def test_the_checks_of_the_command_are_made_for_the_hosts_of_the_slice(load_config):
   pytest.importorskip("libtpu")
   from spatial_vlm.planning.chips import topology_devices

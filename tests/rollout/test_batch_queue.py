@@ -2,6 +2,7 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from spatial_vlm import sharding
 from spatial_vlm.data.scenes.source import SceneSource
-from spatial_vlm.inference.generation import inference_engine, slot_settings
+from spatial_vlm.inference.generation import inference_engine, prefixes_at_once, slot_settings
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import (
   AskedQuestion,
@@ -17,7 +18,12 @@ from spatial_vlm.inference.policy import (
   make_requests,
   prompt_format,
 )
+from spatial_vlm.processor.chat import Size
+from spatial_vlm.rollout.batch_queue import BatchQueue
 from spatial_vlm.rollout.prefix_cache import PrefixCache
+from spatial_vlm.rollout.requests import Requests
+from spatial_vlm.rollout.sampler import SamplingSettings
+from spatial_vlm.rollout.slot_requests import Progress, SlotSettings
 
 LINES = ("Use behavior_left_of: yes when X x < Y x", "Use it.", "")
 PREFIX, TOKENS = 48, 10
@@ -50,7 +56,7 @@ def asking(policy, mesh, asked, in_slots, ids=range(8)):
   format = prompt_format([(96, 64)], "float32", PREFIX)
   slots = None
   if in_slots:
-    slots = slot_settings(policy, format, 4, TOKENS)
+    slots = slot_settings(format, 4, TOKENS, policy.special.eos)
     slots = dataclasses.replace(slots, decode_tokens=3, prefill_prompts=(2,))
   engine = inference_engine(policy._replace(params=weights), mesh, cache, slots)
   return engine, make_requests(policy, mesh, asked, ids, [-1] * len(asked), format)
@@ -109,3 +115,95 @@ def test_rows_that_fill_a_batch_are_not_asked(policy, asked, single, together):
   found = jax.device_get(engine.generate(requests, jax.random.key(3), sampling))
   np.testing.assert_array_equal(found.tokens[:8], together.tokens[:8])
   assert not found.mask[8:].any() and (found.tokens[8:] == policy.special.pad).all()
+
+
+class WordEngine:
+  """Answers each prompt (a number) with that number as its only token, one request a step."""
+
+  def __init__(self, mesh):
+    self.mesh, self.waiting = mesh, []
+
+  @property
+  def busy(self):
+    return bool(self.waiting)
+
+  def submit(self, request, key):
+    if request.prompt == 13:
+      raise ValueError("13 does not fit")
+    self.waiting.append(request)
+
+  def cancel(self, id):
+    self.waiting = [one for one in self.waiting if one.id != id]
+
+  def step(self):
+    if not self.waiting:
+      return []
+    one = self.waiting.pop(0)
+    return [Progress(one.id, 0, [one.prompt], [0.0], "stop")]
+
+
+def words(mesh, *numbers):
+  """Returns the arguments of `generate` for prompts that are numbers."""
+  prompts = SimpleNamespace(ids=jax.numpy.arange(len(numbers)))
+  requests = Requests(prompts, (), (), (), (), numbers)
+  return requests, jax.random.key(0), SamplingSettings(1, 1, temperature=0.0, eos=0, pad=0)
+
+
+def in_threads(answers, mesh, *batches):
+  """Returns what each batch, asked in its own thread, was answered: its tokens or the error."""
+
+  def answer(numbers):
+    try:
+      return answers.generate(*words(mesh, *numbers)).tokens[:, 0].tolist()
+    except (ValueError, RuntimeError) as error:
+      return error
+
+  with ThreadPoolExecutor(len(batches)) as pool:
+    return list(pool.map(answer, batches))
+
+
+def test_a_request_that_does_not_fit_ends_its_own_batch_alone(single):
+  answers = BatchQueue(WordEngine(single))
+  first, second, third = in_threads(answers, single, (1, 2, 3), (4, 13, 5), (6, 7))
+  assert (first, third) == ([1, 2, 3], [6, 7])
+  assert isinstance(second, ValueError) and "13 does not fit" in str(second)
+  assert answers.generate(*words(single, 8)).tokens.tolist() == [[8]]
+
+
+def test_a_failed_engine_answers_no_batch(single):
+  """An answer that stayed empty would be stored as a final one."""
+
+  class FailingEngine(WordEngine):
+    def step(self):
+      raise RuntimeError("the engine failed")
+
+  found = in_threads(BatchQueue(FailingEngine(single)), single, (1, 2), (3,), (4, 5))
+  assert [str(error) for error in found] == ["the engine failed"] * 3
+
+
+def test_answers_that_the_engine_forgot_are_an_error(single):
+  """E.g. since weights were published meanwhile."""
+
+  class ForgetfulEngine(WordEngine):
+    def step(self):
+      progress, self.waiting = super().step(), []
+      return progress
+
+  with pytest.raises(RuntimeError, match="2 answers of the batch are lost"):
+    BatchQueue(ForgetfulEngine(single)).generate(*words(single, 1, 2, 3))
+
+
+@pytest.mark.parametrize(("batch_size", "texts"), [(4, 8), (16, 16)])
+def test_the_prefix_cache_holds_the_texts_of_prompts_read_together(single, batch_size, texts):
+  """Prompts of several batches are read into slots together."""
+  format = prompt_format([(96, 64)], "float32", PREFIX)
+  assert prefixes_at_once(batch_size, single, slot_settings(format, 64, TOKENS, 0)) == texts
+  assert prefixes_at_once(batch_size, single, None) == batch_size
+
+
+def test_batches_read_prompts_in_one_number():
+  """Programs of different numbers of prompts round differently."""
+  format = prompt_format([(96, 64)], "float32")
+  expected = SlotSettings(3, TOKENS, (Size(96, 64),), (0,), prefill_prompts=(3,))
+  assert slot_settings(format, 3, TOKENS, 0) == expected
+  assert slot_settings(format, 64, TOKENS, 0).prefill_prompts == (8,)
