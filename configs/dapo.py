@@ -56,8 +56,13 @@ def tiny() -> ConfigDict:
       # width (fsdp), every token would gather the whole model.
       sampling_mesh=data_parallel_mesh(),
       engine=dict(
-        # What samples the answers: "compiled" (programs of this process) or "vllm" (a vLLM server, see the RL guide).
+        # What samples the answers: "compiled" (in this process, all answers of a round start together), "slots" (in
+        # this process, the next prompts of a round take slots as they become free: continuous batching) or "vllm" (a
+        # vLLM server, see the RL guide).
         kind="compiled",
+        # For "slots".
+        prompt_slots=32,  # slots in which answers are decoded at a time
+        samples_per_slot=4,  # answers that share a slot, and the keys and values of their prompt
         # The rest is for "vllm".
         url="http://127.0.0.1:8000",  # base address of the server
         folder="",  # absolute path that the server sees too; the weights of an update are written there

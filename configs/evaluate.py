@@ -39,7 +39,10 @@ def tiny() -> ConfigDict:
       ),
       limit=0,  # number of records, from the first; 0: all
       batch_size=128,
-      in_flight=2,  # batches answered at a time; 1 on several devices
+      in_flight=2,  # batches answered at a time; without slots, 1 on several devices
+      # Slots that the questions of all batches in flight take as they become free (continuous batching), which pays
+      # where answers differ in length; 0: the answers of a batch start together.
+      prompt_slots=0,
       mesh=data_parallel_mesh(),
       # Padded (tokens, patches) of prompts: a batch takes the smallest that holds its prompts. A recalled behavior,
       # whose keys and values are computed once, takes none of them.
@@ -60,7 +63,8 @@ def qwen3_vl_8b() -> ConfigDict:
   config.data.boxes = ""
   config.behavior_tokens = 64
   config.batch_size = 64
-  config.in_flight = 1
+  config.in_flight = 3
+  config.prompt_slots = 64
   config.mesh = tensor_parallel_mesh()
   config.prompt_shapes = photograph_shapes()
   config.max_new_tokens = 1024

@@ -72,7 +72,8 @@ FOLDERS = {
   "tasks": ("task", "explanations", "statements", "choices", "benchmarks"),
   "rewards": ("verdict_automaton", "accuracy", "overlong", "length", "table"),
   "rollout": (
-    *("sampler", "prefix_cache", "slots", "slot_requests", "slot_queue", "slot_engine", "engine"),
+    *("sampler", "prefix_cache", "requests", "slots", "slot_requests", "slot_queue", "slot_engine"),
+    *("batch_queue", "engine"),
     *("vllm_client", "vllm_weights", "vllm_engine"),
   ),
   "reuse": ("statements", "handbook", "chains", "embedding", "extraction", "index", "retrieval"),

@@ -21,7 +21,8 @@ from spatial_vlm.config import settings_from
 from spatial_vlm.metrics import CLOCK_PREFIX, PhaseClock
 from spatial_vlm.process_rows import make_global_batch
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
-from spatial_vlm.rollout.engine import CompiledEngine, Requests
+from spatial_vlm.rollout.engine import CompiledEngine
+from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.rollout.sampler import generate, stages
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train import policy_optimization, rollout_buffer

@@ -28,7 +28,12 @@ from spatial_vlm.inference.comparison_arms import (
   arms,
   behaviors_of,
 )
-from spatial_vlm.inference.generation import check_batch, make_generator, parsed_verdicts
+from spatial_vlm.inference.generation import (
+  check_batch,
+  check_slots,
+  make_generator,
+  parsed_verdicts,
+)
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.questions import load_recall
 from spatial_vlm.inference.stored_answers import AnswerStore, refuse_other_origin, stored_answers
@@ -36,7 +41,13 @@ from spatial_vlm.inference.timing import choosing_seconds, with_seconds
 from spatial_vlm.remote import write_whole
 from spatial_vlm.tasks import find_task
 
-HARMLESS = ("timed_questions", "in_flight", "mesh.*", "handbook_shares", "bc_checkpoint")
+HARMLESS = (
+  "timed_questions",
+  "in_flight",
+  "mesh.*",
+  "handbook_shares",
+  "bc_checkpoint",
+)
 """Settings that may change between two starts. `refuse_other_origin` checks the answers of `bc_checkpoint`."""
 FIGURE = "accuracy_tokens.png"
 
@@ -48,7 +59,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     source = task.read(data.records, data.images, data.boxes or None, data.max_bad_share)
     examples = Take(source, config.limit or len(source))
     mesh = sharding.make_mesh(config.mesh)
-    check_batch(config, mesh)
+    check_batch(config, mesh, in_slots=config.prompt_slots > 0)
     recall = load_recall(config.behaviors, config.behavior_tokens)
     recall.index.handbook.refuse_leaks((epath.Path(data.records).stem,), source.pairs)
     policies = {"": load_policy(config.checkpoint, mesh)}
@@ -101,6 +112,7 @@ def check(config: Config) -> None:
   check_algorithm(config, "compare")
   find_task(config.task)
   check_positive(config, "batch_size", "in_flight", "max_new_tokens")
+  check_slots(config)
   if not all(0 < share < 1 for share in config.handbook_shares):
     raise UsageError(
       f"handbook_shares is {config.handbook_shares}; give shares between 0 and 1, without them"

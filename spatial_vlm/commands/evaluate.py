@@ -29,6 +29,7 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.controls import ControlledSource, find_control, with_cannot_tell
 from spatial_vlm.inference.generation import (
   check_batch,
+  check_slots,
   likeliest_verdicts,
   make_generator,
   parsed_verdicts,
@@ -100,6 +101,7 @@ def check(config: Config) -> None:
       f"method is 'zero-shot' and answers of the task {config.task} begin with any word; choose direct or chain"
     )
   check_positive(config, "batch_size", "in_flight", "max_new_tokens")
+  check_slots(config)
   if not config.control:
     return
   if config.method == "majority":
@@ -167,7 +169,7 @@ def model_answers(
 ) -> Answerer:
   """Answers with a model: reads stored answers, generates the missing ones, then times single questions."""
   mesh = sharding.make_mesh(config.mesh)
-  check_batch(config, mesh)
+  check_batch(config, mesh, in_slots=config.prompt_slots > 0)
   policy = load_policy(config.checkpoint, mesh)
   questions = QuestionBuilder(task, FORMS[config.method], recall)
   judge = likeliest_verdicts if config.method == "zero-shot" else parsed_verdicts

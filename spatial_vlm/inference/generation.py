@@ -25,8 +25,11 @@ from spatial_vlm.inference.policy import (
 from spatial_vlm.inference.questions import PreparedQuestion, QuestionBuilder
 from spatial_vlm.processor.chat import Encoded, Processor, Size
 from spatial_vlm.processor.image import padded_length
-from spatial_vlm.rollout.engine import CompiledEngine, Requests
+from spatial_vlm.rollout.engine import CompiledEngine
 from spatial_vlm.rollout.prefix_cache import PrefixCache
+from spatial_vlm.rollout.requests import Requests
+from spatial_vlm.rollout.slot_engine import SlotEngine
+from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.tasks.task import Question, Task
 
 Row = tuple[Example, PreparedQuestion, Encoded]
@@ -61,11 +64,19 @@ class QuestionEncoder(NamedTuple):
 
 
 def inference_engine(
-  policy: Policy, mesh: Mesh, prefix_cache: PrefixCache | None = None
+  policy: Policy,
+  mesh: Mesh,
+  prefix_cache: PrefixCache | None = None,
+  slots: SlotSettings | None = None,
 ) -> CompiledEngine:
-  """Returns an engine that answers with the policy's weights, which lie on the mesh already (see `load_policy`)."""
+  """Returns an engine that answers with the policy's weights, which lie on the mesh already (see `load_policy`).
+
+  With `slots`, batches wait in a queue for free slots; without, their answers start together.
+  """
+  forbidden = policy.forbidden_tokens
+  decoding = slots and SlotEngine(policy.processor, forbidden, mesh, slots, prefix_cache)
   engine = CompiledEngine(
-    policy.model, policy.forbidden_tokens, mesh, lambda params: params, prefix_cache
+    policy.model, forbidden, mesh, lambda params: params, prefix_cache, decoding
   )
   engine.publish(policy.params)
   return engine
@@ -132,12 +143,47 @@ def make_generator(
   systems = set(questions.systems)
   longest = longest_prefix(policy.processor, systems)
   length = padded_length([longest], PREFIX_BUCKET) if longest else 0
-  slots = min(config.batch_size, len(systems))
-  cache = PrefixCache(policy.model, mesh, slots, length) if longest else None
   format = prompt_format(config.prompt_shapes, policy.dtype, length)
+  slots = None
+  if config.prompt_slots:
+    eos = policy.special.eos
+    slots = slot_settings(format, config.prompt_slots, config.max_new_tokens, eos)
+  texts = min(prefixes_at_once(config.batch_size, mesh, slots), len(systems))
+  cache = PrefixCache(policy.model, mesh, texts, length) if longest else None
   encode = QuestionEncoder(policy.processor, format, questions)
-  engine = inference_engine(policy, mesh, cache)
+  engine = inference_engine(policy, mesh, cache, slots)
   return BatchGenerator(policy, engine, encode, config.max_new_tokens, judge)
+
+
+PROMPTS_READ = 8
+"""Most prompts that each part of the mesh reads into slots at a time."""
+
+
+def slot_settings(
+  format: PromptFormat, prompt_slots: int, max_new_tokens: int, eos: int
+) -> SlotSettings:
+  """Returns slots in which batches are answered.
+
+  Prompts are always read in the same number, so that an answer does not depend on the other batches in flight.
+  """
+  return SlotSettings(
+    prompt_slots=prompt_slots,
+    max_new_tokens=max_new_tokens,
+    sizes=format.sizes,
+    end_tokens=(eos,),
+    prefill_prompts=(min(PROMPTS_READ, prompt_slots),),
+  )
+
+
+def prefixes_at_once(batch_size: int, mesh: Mesh, slots: SlotSettings | None) -> int:
+  """Returns the most cached texts that one program reads: those of a batch, or of the prompts read into slots.
+
+  Prompts that are read into slots together may come from several batches.
+  """
+  if slots is None:
+    return batch_size
+  parts = sharding.axis_product(mesh, sharding.ROWS)
+  return max(batch_size, parts * slots.prefill_prompts[-1])
 
 
 def parsed_verdicts(
@@ -179,10 +225,19 @@ def likeliest_verdicts(
   return [verdicts[i] for i in scores.argmax(axis=-1)]
 
 
-def check_batch(config: Config, mesh: Mesh) -> None:
+def check_slots(config: Config) -> None:
+  """Raises UsageError for a negative number of slots."""
+  if config.prompt_slots < 0:
+    raise UsageError(
+      f"prompt_slots is {config.prompt_slots}; give a number of slots, or 0 to start the answers of a batch together"
+    )
+
+
+def check_batch(config: Config, mesh: Mesh, in_slots: bool = False) -> None:
   """Raises UsageError for batches that do not divide over the devices or cannot be in flight together.
 
-  Also raises it in a run of several processes, which would all ask the same questions.
+  Also raises it in a run of several processes, which would all ask the same questions. Batches that share slots take
+  turns, so they may be in flight together on any mesh.
   """
   if jax.process_count() > 1:
     raise UsageError(
@@ -195,7 +250,7 @@ def check_batch(config: Config, mesh: Mesh) -> None:
       f"batch_size is {config.batch_size}; it must be a multiple of mesh.slice × mesh.data × mesh.fsdp = {parts}, "
       "over which its rows are spread"
     )
-  if config.in_flight > 1 and mesh.size > 1:
+  if config.in_flight > 1 and mesh.size > 1 and not in_slots:
     raise UsageError(
       f"in_flight is {config.in_flight} on a mesh of {mesh.size} devices; batches in flight together would wait for "
       "each other's devices: set in_flight to 1"

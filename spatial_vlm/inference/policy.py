@@ -26,8 +26,8 @@ from spatial_vlm.processor.chat import (
 )
 from spatial_vlm.processor.tokenizer import SpecialIds
 from spatial_vlm.rollout import sampler
-from spatial_vlm.rollout.engine import Requests
 from spatial_vlm.rollout.prefix_cache import Text
+from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.types import Params, Prompts
 
 
@@ -184,6 +184,7 @@ def make_requests(
     images=[row.image for row in asked],
     systems=[row.system for row in asked],
     prefixes=prefixes,
+    encoded=rest,
   )
 
 

@@ -7,15 +7,31 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from spatial_vlm import sharding
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.attention import Prefixes
 from spatial_vlm.model.config import ModelConfig
-from spatial_vlm.planning.compiled import DeviceMemory, Program, ProgramKind, trace_program
+from spatial_vlm.planning.compiled import (
+  DeviceMemory,
+  Program,
+  ProgramKind,
+  bytes_per_chip,
+  trace_program,
+)
 from spatial_vlm.planning.inputs import abstract_array
-from spatial_vlm.rollout.prefix_cache import FILLED_AT_ONCE, PrefixTable, fill
+from spatial_vlm.rollout.prefix_cache import FILLED_AT_ONCE, PrefixTable, computation_dtype, fill
 from spatial_vlm.rollout.sampler import SamplingSettings, first_token_logits, generate, stages
+from spatial_vlm.rollout.slot_engine import slot_sizes
+from spatial_vlm.rollout.slot_requests import SlotSettings
+from spatial_vlm.rollout.slots import (
+  Arrivals,
+  RowSettings,
+  decode_slots,
+  empty_slots,
+  fill_slots,
+)
 from spatial_vlm.types import Params, Prompts
 
 
@@ -69,6 +85,62 @@ def answers_program(name: str, generation: Generation) -> Program:
       kv_cache_bytes=kv_cache_bytes(generation),
     ),
   )
+
+
+def slot_programs(generation: Generation, settings: SlotSettings) -> list[Program]:
+  """Traces what an engine with slots runs: reading as many prompts as at once, and decoding in full slots.
+
+  `generation.prompts` are those that are read at once.
+  """
+  mesh, model, weights, prompts, _, resident, prefixes = generation
+  prefix_tokens = prefixes.valid.shape[1] if prefixes else 0
+  dtype = computation_dtype(weights)
+  sizes = slot_sizes(settings, prefix_tokens)
+  slots = empty_slots(model, mesh, dtype, sizes)
+  inputs = generation.inputs | {"slots": slots}
+  donated = bytes_per_chip(slots)
+
+  def rows(*shape: int, dtype: DTypeLike = jnp.int32) -> Any:
+    return sharding.with_row_shardings(mesh, abstract_array(shape, dtype))
+
+  F = prompts.label.shape[0]
+  samples = -(-generation.sampling.group_size // settings.samples_per_slot)
+  arrivals = Arrivals(
+    prompts=prompts,
+    places=rows(F, samples),
+    samples=rows(F),
+    settings=RowSettings(
+      keys=rows(F, 2, dtype=jnp.uint32),
+      temperature=rows(F, dtype=jnp.float32),
+      top_p=rows(F, dtype=jnp.float32),
+      top_k=rows(F),
+      limit=rows(F),
+      ends=rows(F, sizes.end_tokens),
+    ),
+  )
+  keep = rows(sizes.rows, dtype=jnp.bool_)
+  forbidden = abstract_array((model.text.vocab_size,), jnp.bool_, sharding.replicated(mesh))
+  tokens = settings.decode_tokens
+
+  def read(remat: str) -> jax.stages.Traced:
+    return fill_slots.trace(weights, slots, arrivals, prefixes, model=model)
+
+  def decode(remat: str) -> jax.stages.Traced:
+    return decode_slots.trace(weights, slots, keep, forbidden, model=model, tokens=tokens)
+
+  del inputs["prompts"]
+  return [
+    Program(
+      name,
+      ProgramKind.SAMPLING,
+      trace_program(mesh, trace, "none", trip_count=trips),
+      DeviceMemory(inputs=arrays, resident=resident, donated_bytes=donated),
+    )
+    for name, trace, trips, arrays in (
+      ("reading prompts into slots", read, 1, inputs | {"prompts": prompts}),
+      (f"{tokens} tokens of every slot", decode, tokens, inputs),
+    )
+  ]
 
 
 def first_token_program(name: str, generation: Generation) -> Program:

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 from spatial_vlm import sharding
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.huggingface.weights import abstract_params
-from spatial_vlm.inference.generation import PREFIX_BUCKET, check_batch
+from spatial_vlm.inference.generation import (
+  PREFIX_BUCKET,
+  check_batch,
+  prefixes_at_once,
+  slot_settings,
+)
 from spatial_vlm.inference.policy import prompt_format
 from spatial_vlm.model.attention import Prefixes
 from spatial_vlm.model.config import ModelConfig
@@ -19,6 +24,7 @@ from spatial_vlm.planning.generation_programs import (
   first_token_program,
   greedy,
   prefix_program,
+  slot_programs,
 )
 from spatial_vlm.planning.inputs import abstract_array, prompt_shapes
 from spatial_vlm.processor.chat import Size
@@ -36,25 +42,29 @@ ANSWER_TEXT_TOKENS = 192
 
 
 def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) -> list[Program]:
-  """Traces the answers to a batch and to one question, and the scoring of `zero-shot`.
+  """Traces the answers to batches (in slots) and to one question, and the scoring of `zero-shot`.
 
   With `reuse`, the prompts follow recalled behaviors, whose keys and values are computed too.
   """
-  check_batch(config, sharding.make_mesh(config.mesh, devices))
-  size = prompt_format(config.prompt_shapes, DTYPE).limit
+  mesh, count = sharding.make_mesh(config.mesh, devices), config.prompt_slots
+  check_batch(config, mesh, in_slots=count > 0)
+  format = prompt_format(config.prompt_shapes, DTYPE)
   sampling = greedy(config.max_new_tokens)
-  batch, single = (
-    policy_generation(model, config.mesh, devices, rows, size, sampling)
-    for rows in (config.batch_size, 1)
+  slots = slot_settings(format, count, config.max_new_tokens, eos=0) if count else None
+  parts = sharding.axis_product(mesh, sharding.ROWS)
+  batch, read, single = (
+    policy_generation(model, config.mesh, devices, rows, format.limit, sampling)
+    for rows in (config.batch_size, parts * slots.prefill_prompts[-1] if slots else 1, 1)
   )
   filling = []
   if config.method == "reuse":
     length = padded_length([config.behavior_tokens + SYSTEM_TURN_TOKENS], PREFIX_BUCKET)
-    shapes = table_shapes(model, batch.mesh, config.batch_size, length, jnp.dtype(DTYPE))
-    batch, single = (after_prefixes(asked, shapes) for asked in (batch, single))
+    texts = prefixes_at_once(config.batch_size, mesh, slots)
+    shapes = table_shapes(model, batch.mesh, texts, length, jnp.dtype(DTYPE))
+    batch, read, single = (after_prefixes(asked, shapes) for asked in (batch, read, single))
     filling = [prefix_program("keys and values of behaviors", batch, shapes)]
   programs = [
-    answers_program("answers", batch),
+    *(slot_programs(read, slots) if slots else [answers_program("answers", batch)]),
     answers_program("a single answer", single),
     *filling,
   ]

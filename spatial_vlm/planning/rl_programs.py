@@ -19,7 +19,12 @@ from spatial_vlm.planning.compiled import (
   bytes_per_chip,
   trace_program,
 )
-from spatial_vlm.planning.generation_programs import Generation, answers_program, greedy
+from spatial_vlm.planning.generation_programs import (
+  Generation,
+  answers_program,
+  greedy,
+  slot_programs,
+)
 from spatial_vlm.planning.inputs import abstract_array, prompt_shapes
 from spatial_vlm.planning.training_programs import (
   TrainingShapes,
@@ -32,6 +37,7 @@ from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.rollout.sampler import Completions
 from spatial_vlm.tasks import find_task
 from spatial_vlm.train import policy_optimization, rl_settings, rollout_buffer
+from spatial_vlm.train.engines import rollout_slots
 from spatial_vlm.train.policy_optimization import Constants, Minibatch, MinibatchScores
 from spatial_vlm.train.rl_data import rl_format
 from spatial_vlm.train.rl_engine import TrainingMeshes, check_batches
@@ -70,13 +76,24 @@ def dapo_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) ->
   run = rl_run(config, model, devices)
   return [
     publish_program(run),
-    answers_program("validation", generation(config, run, config.validate_batch, is_greedy=True)),
-    answers_program("sampling", generation(config, run, config.rollout_batch_size)),
+    *sampling_programs(config, run),
     judging_program(config, run),
     collect_program(run),
     scoring_program(run),
     update_program(config, run),
     export_program(run.meshes.training, run.training),
+  ]
+
+
+def sampling_programs(config: Config, run: RlRun) -> list[Program]:
+  """Traces validation and sampling, which are the same programs in slots."""
+  if config.engine.kind == "slots":
+    slots = rollout_slots(config, eos=0)
+    parts = sharding.axis_product(run.meshes.sampling, sharding.ROWS)
+    return slot_programs(generation(config, run, parts * slots.prefill_prompts[-1]), slots)
+  return [
+    answers_program("validation", generation(config, run, config.validate_batch, is_greedy=True)),
+    answers_program("sampling", generation(config, run, config.rollout_batch_size)),
   ]
 
 

@@ -4,9 +4,9 @@ An engine gets weights and requests and returns tokens with their log-probabilit
 rewards are computed from its completions.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -15,30 +15,17 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from spatial_vlm.model.attention import Prefixes
 from spatial_vlm.model.config import ModelConfig
-from spatial_vlm.rollout.prefix_cache import PrefixCache, Text
+from spatial_vlm.rollout.batch_queue import BatchQueue
+from spatial_vlm.rollout.prefix_cache import PrefixCache
+from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.rollout.sampler import (
   Completions,
   SamplingSettings,
   first_token_logits,
   generate,
 )
-from spatial_vlm.types import Params, Prompts
-
-
-@dataclasses.dataclass(frozen=True)
-class Requests:
-  """Prompts of one batch, as arrays and as what they were made of."""
-
-  prompts: Prompts
-  """Arrays of the whole batch over the engine's mesh."""
-  texts: Sequence[str]
-  """The questions of this process's rows, for an engine that tokenizes itself."""
-  images: Sequence[Any]
-  """The image of each, or a list of several."""
-  systems: Sequence[str]
-  """Their system turns; empty: a question has none."""
-  prefixes: Sequence[Text] = ()
-  """Tokens that come before `prompts`, which hold the rest; () where a prompt is whole. None given: all are."""
+from spatial_vlm.rollout.slot_engine import SlotEngine
+from spatial_vlm.types import Params
 
 
 class Engine(Protocol):
@@ -60,7 +47,10 @@ class Engine(Protocol):
 
 
 class CompiledEngine:
-  """The engine in this process: prefill and decoding as one compiled program over `mesh`.
+  """The engine in this process, over `mesh`.
+
+  Without slots, the answers of a batch start together, in one compiled program of prefill and decoding. With slots, a
+  batch waits in their queue, and short answers make room for further ones; a single prompt still takes one program.
 
   Every program that reads prompts runs here, since its kernels are partitioned by hand and read the mesh that is set.
 
@@ -70,6 +60,7 @@ class CompiledEngine:
     mesh: devices that sample; weights are sharded by heads and hidden units there.
     to_rollout_weights: published weights -> all parameters in the computation's type, over `mesh`.
     prefix_cache: answers requests with prefixes; None: all prompts are whole.
+    slots: decodes batches of several prompts; it has the same mesh and prefix cache. None: they start together.
   """
 
   def __init__(
@@ -79,24 +70,37 @@ class CompiledEngine:
     mesh: Mesh,
     to_rollout_weights: Callable[[Params], Params],
     prefix_cache: PrefixCache | None = None,
+    slots: SlotEngine | None = None,
   ):
     self.model, self.forbidden_tokens, self.mesh = model, forbidden_tokens, mesh
     self._prefix_cache = prefix_cache
     self._to_rollout_weights = to_rollout_weights
     self._weights: Params | None = None
+    self._queue = BatchQueue(slots) if slots else None
+    self._turn = self._queue.turn if self._queue else contextlib.nullcontext()
 
   def publish(self, weights: Params) -> None:
     """Copies the weights to the sampling mesh."""
     self.release()
     self._weights = self._to_rollout_weights(weights)
+    if self._queue:
+      with self._turn:
+        self._queue.engine.publish(self._weights)
 
   def generate(
     self, requests: Requests, key: PRNGKeyArray, sampling: SamplingSettings
   ) -> Completions:
-    """Raises RuntimeError where no weights are published, ValueError for prefixes that the cache cannot hold."""
-    with jax.set_mesh(self.mesh):
+    """Raises RuntimeError where no weights are published, ValueError for prefixes that the cache cannot hold.
+
+    With slots, also raises RuntimeError where the weights change, or a step of the engine fails, before the batch is
+    answered.
+    """
+    weights = self._published()
+    if self._queue and len(requests.prompts.label) > 1:
+      return self._queue.generate(requests, key, sampling)
+    with self._turn, jax.set_mesh(self.mesh):
       return generate(
-        self._published(),
+        weights,
         requests.prompts,
         key,
         self.forbidden_tokens,
@@ -107,13 +111,16 @@ class CompiledEngine:
 
   def first_token_logits(self, requests: Requests) -> Float[Array, "B V"]:
     """Returns the logits of the first token of every completion; raises as `generate`."""
-    with jax.set_mesh(self.mesh):
+    with self._turn, jax.set_mesh(self.mesh):
       prefixes = self._prefixes(requests)
       return first_token_logits(self._published(), requests.prompts, prefixes, model=self.model)
 
   def release(self) -> None:
     """Drops the copy of the weights, and what was computed with them."""
     self._weights = None
+    if self._queue:
+      with self._turn:
+        self._queue.engine.release()
     if self._prefix_cache is not None:
       self._prefix_cache.clear()
 
@@ -122,7 +129,7 @@ class CompiledEngine:
     self._prefixes(requests)
 
   def _prefixes(self, requests: Requests) -> Prefixes | None:
-    """Returns the prefixes of the prompts; None where all are whole, so that their program is the same as ever."""
+    """Returns the prefixes of the prompts; None where all are whole: their program reads no table."""
     if not any(requests.prefixes):
       return None
     if self._prefix_cache is None:

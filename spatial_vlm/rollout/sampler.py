@@ -76,7 +76,7 @@ def sample_token(
 
 
 class RowSampling(Protocol):
-  """What `sample_rows` reads of the rows' settings (see `slots.RowSettings`)."""
+  """The rows' settings that `sample_rows` reads (see `slots.RowSettings`)."""
 
   temperature: Any
   top_p: Any
@@ -118,13 +118,14 @@ def truncate(
   """Returns the log-probabilities with −inf outside the `top_k` likeliest tokens (0: all) and the nucleus `top_p`.
 
   The nucleus is the smallest set of the likeliest tokens whose probability, among the `top_k`, reaches `top_p`
-  (Holtzman et al., arXiv 1904.09751). Tokens as likely as its last one belong to it.
+  (Holtzman et al., arXiv 1904.09751). Tokens as likely as its last one belong to it. A `top_p` of 1 keeps all.
   """
   V = logp.shape[-1]
   ordered = jnp.sort(logp, axis=-1, descending=True)
   is_kept = jnp.arange(V)[None] < jnp.where(top_k > 0, top_k, V)[:, None]
   p = jax.nn.softmax(jnp.where(is_kept, ordered, -jnp.inf), axis=-1)
-  is_kept &= jnp.cumsum(p, axis=-1) - p < top_p[:, None]
+  # The cumulative sum rounds to 1 before the last of many tokens, so a top_p of 1 is not compared with it.
+  is_kept &= (jnp.cumsum(p, axis=-1) - p < top_p[:, None]) | (top_p[:, None] >= 1)
   count = jnp.maximum(jnp.sum(is_kept, axis=-1), 1)
   last = jnp.take_along_axis(ordered, count[:, None] - 1, axis=-1)
   return jnp.where(logp >= last, logp, -jnp.inf)

@@ -1,7 +1,8 @@
-"""Continuous batching: requests wait in a queue, and a free slot takes the next one while the others go on.
+"""Continuous batching: requests wait in a queue, and a free slot takes the next one while other slots decode.
 
-One thread drives an engine: `submit`, then `step` while it is `busy`. An answer depends on its request and the weights
-alone, not on the other requests: its random keys are functions of (seed, id, sample, token).
+One thread drives an engine: `submit`, then `step` while it is `busy`. The random keys of an answer are functions of
+(seed, id, sample, token), so an answer depends on its request and the weights alone, up to the rounding of the programs
+that read prompts (see `SlotSettings.prefill_prompts`).
 
 In a run of several processes, each submits the requests of its own rows (see `process_rows`), and all call `step`
 equally often; they agree on every program that runs.
@@ -73,12 +74,12 @@ class SlotEngine:
   def _release(self) -> None:
     self._weights: Params | None = None
     self._slots: Slots | None = None
-    slots = self.settings.prompt_slots
-    axes = sharding.divisible_axes(sharding.ROWS, self.mesh, slots)
-    parts = sharding.axis_product(self.mesh, axes)
+    self._has_failed = False
+    of_part = slots_per_part(self.mesh, self.settings.prompt_slots)
+    parts = self.settings.prompt_slots // of_part
     shard = process_shard(self.mesh)
     own = len(shard.rows(parts)) if shard.count > 1 else parts
-    self._queue = SlotQueue(own, slots // parts, self.settings.samples_per_slot)
+    self._queue = SlotQueue(own, of_part, self.settings.samples_per_slot)
 
   def publish(self, weights: Params) -> None:
     """Sets the weights, in the computation's type over the mesh; requests of earlier weights are forgotten."""
@@ -128,8 +129,19 @@ class SlotEngine:
   def step(self) -> list[Progress]:
     """Refills free slots, decodes up to `decode_tokens` tokens of every row, and returns what each answer gained.
 
-    Raises RuntimeError where no weights are published.
+    Raises RuntimeError where no weights are published, and in every call after one that raised: by then requests may
+    be without their prompts, and slots overwritten. `publish` starts again without requests.
     """
+    if self._has_failed:
+      raise RuntimeError(
+        "an earlier step of the engine failed, and its answers are lost; publish the weights again"
+      )
+    self._has_failed = True
+    progress = self._step()
+    self._has_failed = False
+    return progress
+
+  def _step(self) -> list[Progress]:
     with jax.set_mesh(self.mesh):
       while kinds := [
         RequestKind(*kind) for kind in all_gather_json(self._queue.next_kind()) if kind
@@ -221,6 +233,12 @@ class SlotEngine:
     if self._weights is None:
       raise RuntimeError("the engine has no weights; call publish first")
     return self._weights
+
+
+def slots_per_part(mesh: Mesh, prompt_slots: int) -> int:
+  """Returns the slots of each part of the mesh; all samples of a request are in one part."""
+  axes = sharding.divisible_axes(sharding.ROWS, mesh, prompt_slots)
+  return prompt_slots // sharding.axis_product(mesh, axes)
 
 
 def slot_sizes(settings: SlotSettings, prefix_tokens: int) -> SlotSizes:

@@ -1,4 +1,4 @@
-"""What a slot engine is asked and what it answers; checks of a request before it is queued."""
+"""Requests to a slot engine, the progress of their answers, and the checks of a request before it is queued."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -35,7 +35,7 @@ class SlotRequest:
 
 
 class Progress(NamedTuple):
-  """What a step adds to one answer."""
+  """Tokens that a step adds to one answer."""
 
   id: int
   sample: int
@@ -44,7 +44,7 @@ class Progress(NamedTuple):
   logp: list[float]
   """Log-probability of each token at the sampled temperature (at 1 for temperature 0), over all allowed tokens."""
   finished: Literal["stop", "length"] | None
-  """Why the answer ends here; None: it goes on."""
+  """Why the answer ends here; None: it continues."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +61,16 @@ class SlotSettings:
   samples_per_slot: int = 1
   """Answers that share a prompt's keys and values; a slot is free again when all of them have ended."""
   prefill_prompts: tuple[int, ...] = (1, 8)
-  """Prompts that each part of the mesh reads at a time, ascending; each is a program of its own."""
+  """Prompts that each part of the mesh reads at a time, ascending; each count is a program of its own.
+
+  Programs of different counts round differently. With one count, an answer is bitwise the same whatever else waits.
+  """
   decode_tokens: int = 16
   """Tokens of each row between two refills."""
 
 
 class RequestKind(NamedTuple):
-  """What decides which program reads a prompt, besides the number of prompts."""
+  """Selects the program that reads a prompt, together with the number of prompts."""
 
   size: int
   """Number of its padded size."""

@@ -3,7 +3,7 @@
 A row decodes one answer. `fill_slots` reads prompts and puts each into free slots; `decode_slots` samples up to k
 tokens of every active row. During a call, all rows write token j into column j of one small block; at its end the block
 is appended to each row's own answer, at the row's own offset. So tokens are written without a scatter, the large arrays
-are only read in the loop, and a row computes the same whatever runs beside it.
+are only read in the loop, and a row's arithmetic does not depend on the other rows.
 """
 
 import dataclasses

@@ -29,7 +29,7 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.parameters.partition import checksums
 from spatial_vlm.process_rows import make_global_batch
-from spatial_vlm.rollout.engine import Requests
+from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.rollout.sampler import Completions, SamplingSettings
 from spatial_vlm.rollout.vllm_client import VllmClient
 from spatial_vlm.rollout.vllm_weights import check_served, write_weights

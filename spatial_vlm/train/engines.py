@@ -1,5 +1,6 @@
 """The engines that a training run can sample with, by the name in its config (`engine.kind`)."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -9,19 +10,38 @@ from etils import epath
 from jax.sharding import Mesh
 
 from spatial_vlm.config import Config, UsageError, UsageErrorOfAll, check_positive
+from spatial_vlm.inference.generation import slot_settings
 from spatial_vlm.parameters.lora import read_with_parts
 from spatial_vlm.parameters.partition import combine, flatten
 from spatial_vlm.rollout.engine import Engine
+from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.rollout.vllm_client import TRANSFERS, VllmClient, check_url
 from spatial_vlm.rollout.vllm_engine import ServedModel, VllmEngine
+from spatial_vlm.train.rl_data import rl_format
 from spatial_vlm.train.rl_engine import compiled_engine
 from spatial_vlm.train.run import DTYPES, Trainable
 from spatial_vlm.types import Params
 
 
 def in_this_process(config: Config, trainable: Trainable, mesh: Mesh) -> Engine:
-  """Returns an engine that samples over the mesh."""
+  """Returns an engine that samples over the mesh; the answers of a round start together."""
   return compiled_engine(trainable, mesh, config.dtype)
+
+
+def in_slots(config: Config, trainable: Trainable, mesh: Mesh) -> Engine:
+  """Returns an engine that samples over the mesh in slots, which the next prompts of a round take as they are free.
+
+  `rl_engine.check_batches` checks that a group fits.
+  """
+  slots = rollout_slots(config, trainable.policy.special.eos)
+  return compiled_engine(trainable, mesh, config.dtype, slots)
+
+
+def rollout_slots(config: Config, eos: int) -> SlotSettings:
+  """Returns the slots in which the groups of a round are sampled."""
+  settings = config.engine
+  slots = slot_settings(rl_format(config), settings.prompt_slots, config.max_new_tokens, eos)
+  return dataclasses.replace(slots, samples_per_slot=settings.samples_per_slot)
 
 
 def over_http(config: Config, trainable: Trainable, mesh: Mesh) -> VllmEngine:
@@ -50,7 +70,7 @@ def over_http(config: Config, trainable: Trainable, mesh: Mesh) -> VllmEngine:
 
 
 ENGINES: Mapping[str, Callable[[Config, Trainable, Mesh], Engine]] = MappingProxyType(
-  {"compiled": in_this_process, "vllm": over_http}
+  {"compiled": in_this_process, "slots": in_slots, "vllm": over_http}
 )
 """Name → (config, what a run trains, sampling mesh) → engine."""
 
@@ -76,7 +96,7 @@ def check_engine(settings: Config) -> None:
     if settings[leaf] not in known:
       raise UsageError(f"engine.{leaf} is {settings[leaf]!r}; choose one of {', '.join(known)}")
   check_url(settings.url)
-  check_positive(settings, "in_flight")
+  check_positive(settings, "prompt_slots", "samples_per_slot", "in_flight")
   if not 0 < settings.timeout_s < float("inf"):
     raise UsageError(f"engine.timeout_s is {settings.timeout_s}; give seconds above 0")
   if not settings.max_logprob_gap > 0:

@@ -27,7 +27,8 @@ from spatial_vlm.rewards.verdict_automaton import (
   compile_automaton,
   verdicts,
 )
-from spatial_vlm.rollout.engine import Engine, Requests
+from spatial_vlm.rollout.engine import Engine
+from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.tasks import find_task
 from spatial_vlm.types import Params
 

@@ -9,11 +9,14 @@ import optax
 from jax.sharding import Mesh
 
 from spatial_vlm import sharding
-from spatial_vlm.config import Config
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.metrics import PhaseClock, Sums
 from spatial_vlm.process_rows import check_rows
 from spatial_vlm.rewards.verdict_automaton import VerdictAutomaton
-from spatial_vlm.rollout.engine import CompiledEngine, Engine, Requests
+from spatial_vlm.rollout.engine import CompiledEngine, Engine
+from spatial_vlm.rollout.requests import Requests
+from spatial_vlm.rollout.slot_engine import SlotEngine, slots_per_part
+from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.train import policy_optimization
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.rollout_buffer import judge_groups, rollout_shapes
@@ -31,20 +34,42 @@ class TrainingMeshes(NamedTuple):
 
 
 def check_batches(config: Config, meshes: TrainingMeshes) -> None:
-  """Raises ValueError for batches that do not divide over several processes."""
+  """Raises ValueError for batches that do not divide over several processes, UsageError for groups without room."""
   for name in ("rollout_batch_size", "validate_batch"):
     check_rows(meshes.sampling, name, config[name])
   check_rows(meshes.training, "groups_per_batch", config.groups_per_batch)
   of_update = config.groups_per_batch // config.minibatches
   check_rows(meshes.training, "groups_per_batch / minibatches", of_update)
+  if config.engine.kind == "slots":
+    check_slots(config, meshes.sampling)
 
 
-def compiled_engine(trainable: Trainable, mesh: Mesh, dtype: str) -> CompiledEngine:
-  """Returns an engine over the sampling mesh."""
+def check_slots(config: Config, mesh: Mesh) -> None:
+  """Raises UsageError for a group with more answers than the slots of one part of the mesh hold."""
+  settings = config.engine
+  check_rows(mesh, "engine.prompt_slots", settings.prompt_slots)
+  slots = slots_per_part(mesh, settings.prompt_slots)
+  if config.group_size > slots * settings.samples_per_slot:
+    raise UsageError(
+      f"group_size is {config.group_size}; engine.prompt_slots {settings.prompt_slots} and engine.samples_per_slot "
+      f"{settings.samples_per_slot} hold {slots * settings.samples_per_slot} answers on each part of the mesh, where "
+      "all answers to a prompt are: raise one of them"
+    )
+
+
+def compiled_engine(
+  trainable: Trainable, mesh: Mesh, dtype: str, slots: SlotSettings | None = None
+) -> CompiledEngine:
+  """Returns an engine over the sampling mesh; with `slots`, prompts wait in a queue for free ones."""
   policy, frozen = trainable.policy, trainable.frozen
   place = policy_optimization.rollout_weight_placer(mesh, trainable.trained, frozen, dtype)
+  forbidden = policy.forbidden_tokens
   return CompiledEngine(
-    policy.model, policy.forbidden_tokens, mesh, lambda trained: place(trained, frozen)
+    policy.model,
+    forbidden,
+    mesh,
+    lambda trained: place(trained, frozen),
+    slots=slots and SlotEngine(policy.processor, forbidden, mesh, slots),
   )
 
 

@@ -61,6 +61,17 @@ def test_on_eight_devices_it_draws_the_same(finished, run, dapo_changes, tmp_pat
     np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
+def test_in_slots_it_draws_the_same(finished, run, dapo_changes, tmp_path):
+  """The next prompts of a round take slots as they become free; the answers are those that start together."""
+  slots = {"engine.kind": "slots", "engine.prompt_slots": 3, "engine.samples_per_slot": 2}
+  assert run("dapo", tmp_path, {**dapo_changes, **slots, "steps": 1}).code == 0
+  found, expected = (metrics.read_metrics(workdir)[1] for workdir in (tmp_path, finished[0]))
+  for name in ("rounds", "kept/groups", "sampled/accuracy", "sampled/length_tokens", "kept/reward"):
+    np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
+  assert found["rollout_logprob_gap"] < 1e-4
+
+
 def test_every_leaf_of_every_preset_is_read(finished):
   assert not config.unread(finished[1])
   for preset in ("tiny", "reuse", "8b"):
@@ -257,6 +268,10 @@ def test_a_task_without_mixed_outcomes_ends_with_a_message(
     ({"data.validation": "absent.jsonl"}, "absent.jsonl"),
     ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
     ({"mesh.fsdp": 3}, "multiply to 1"),
+    (
+      {"engine.kind": "slots", "engine.prompt_slots": 1, "engine.samples_per_slot": 1},
+      "hold 1 answers on each part of the mesh",
+    ),
   ],
 )
 def test_wrong_settings_are_refused(refused, dapo_changes, changes, message):

@@ -19,7 +19,22 @@ NAMES = {
     "DAPO update",
     "writing weights",
   ],
+  "configs/dapo.py:tiny,engine.kind=slots": [
+    "publishing weights",
+    "reading prompts into slots",
+    "16 tokens of every slot",
+    "judging",
+    "collecting groups",
+    "old log-probabilities",
+    "DAPO update",
+    "writing weights",
+  ],
   "configs/evaluate.py:tiny,in_flight=1": ["answers", "a single answer"],
+  "configs/evaluate.py:tiny,prompt_slots=16": [
+    "reading prompts into slots",
+    "16 tokens of every slot",
+    "a single answer",
+  ],
   "configs/evaluate.py:tiny,in_flight=1,method=zero-shot": [
     "answers",
     "a single answer",
@@ -70,6 +85,13 @@ def test_batches_that_the_command_refuses_are_not_planned(load_config, eight_chi
     with pytest.raises(UsageError, match=message):
       config = load_config(f"configs/{command}.py:tiny", *changes)
       trace_programs(config, PRESETS["tiny"], eight_chips.devices)
+
+
+def test_groups_that_no_slots_hold_are_not_planned(load_config, eight_chips):
+  changes = ["engine.kind=slots", "engine.prompt_slots=16", "engine.samples_per_slot=2"]
+  config = load_config("configs/dapo.py:tiny", *changes, "group_size=5")
+  with pytest.raises(UsageError, match="group_size is 5;.* hold 4 answers on each part"):
+    trace_programs(config, PRESETS["tiny"], eight_chips.devices)
 
 
 def test_the_checks_of_the_command_are_made_for_the_hosts_of_the_slice(load_config):

@@ -10,7 +10,8 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import collate, encode_question, prompt_format
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.rollout import engine as engine_module
-from spatial_vlm.rollout.engine import CompiledEngine, Engine, Requests
+from spatial_vlm.rollout.engine import CompiledEngine, Engine
+from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.rollout.sampler import Completions, SamplingSettings, generate
 
 

@@ -1,4 +1,4 @@
-"""Continuous batching: every answer is that of the request alone, whatever runs beside it."""
+"""Continuous batching: every answer equals that of its request alone."""
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +181,28 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
     [True, False, True, True],
     [True, False, False, False],  # 0.4 of the 0.7 that two tokens have
   ]
+
+
+def test_a_row_that_is_not_cut_keeps_its_unlikely_tokens():
+  """The cumulative probability of many tokens rounds to 1 before the last one."""
+  logits = np.random.default_rng(0).normal(size=(2, 50_000)).astype(np.float32) * 6
+  kept = np.isfinite(truncate(jax.nn.log_softmax(logits), jnp.array([1.0, 0.9]), jnp.zeros(2, int)))
+  assert kept[0].all() and not kept[1].all()
+
+
+def test_after_a_failed_step_no_answer_comes_until_weights_are_published(policy, rows, monkeypatch):
+  engine = make_engine(policy)
+  weights = engine._weights
+  with monkeypatch.context() as patch:
+    patch.setattr(engine, "_arrivals", lambda *_: 1 / 0)
+    engine.submit(request(rows, 1))
+    with pytest.raises(ZeroDivisionError):
+      engine.step()
+  engine.submit(request(rows, 2))
+  with pytest.raises(RuntimeError, match="an earlier step of the engine failed"):
+    engine.step()
+  engine.publish(weights)
+  assert not engine.busy and engine.step() == []
 
 
 def test_a_cancelled_request_leaves_its_slots_to_others(rows, together, engine):

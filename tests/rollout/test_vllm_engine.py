@@ -16,7 +16,8 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import collate, encode_question, prompt_format
 from spatial_vlm.parameters.partition import flatten
 from spatial_vlm.rollout import vllm_client
-from spatial_vlm.rollout.engine import CompiledEngine, Engine, Requests
+from spatial_vlm.rollout.engine import CompiledEngine, Engine
+from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.rollout.sampler import SamplingSettings
 from spatial_vlm.rollout.vllm_client import VllmClient, check_url
 from spatial_vlm.rollout.vllm_engine import ServedModel, VllmEngine, request_seed
