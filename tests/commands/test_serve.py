@@ -32,6 +32,12 @@ VARIABLE = command.TOKEN_VARIABLE
     ((), {"slots": 0}, "slots is 0; it must be at least 1"),
     ((), {"temperature": 3.0}, "temperature is 3.0; it must be from 0 to 2"),
     ((), {"limits.body_bytes": 0}, "body_bytes is 0"),
+    ((), {"limits.timeout_s": 0.0}, "limits.timeout_s is 0.0; give seconds above 0"),
+    ((), {"limits.image_timeout_s": -1.0}, "limits.image_timeout_s is -1.0"),
+    ((), {"limits.drain_s": -1.0}, "limits.drain_s is -1.0"),
+    ((), {"limits.queued_answers": -1}, "limits.queued_answers is -1"),
+    ((), {"limits.samples": 145}, "more than the 16 slots and 128 queued_answers"),
+    ((), {"limits.image_hosts": ("https://a.example",)}, "names of hosts without https://"),
   ],
 )
 def test_settings_that_cannot_work_are_refused(
@@ -80,10 +86,32 @@ def test_loopback_addresses_are_known(host, expected):
   assert address.is_loopback(host) == expected
 
 
+def test_a_second_server_on_an_address_is_refused_at_once():
+  with address.bind("127.0.0.1", 0) as first:
+    port = first.getsockname()[1]
+    with pytest.raises(config.UsageError, match=f"127.0.0.1:{port} cannot be bound"):
+      address.bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+  ("checkpoint", "name"), [("runs/export", "export"), ("runs/export/", "export"), (".", "here")]
+)
+def test_the_served_name_is_that_of_the_folder(checkpoint, name, tmp_path, monkeypatch):
+  folder = tmp_path / "here"
+  folder.mkdir()
+  monkeypatch.chdir(folder)
+  settings = config.load("configs/serve.py:tiny", [])
+  assert command.served_name(settings, checkpoint) == name
+  with pytest.raises(config.UsageError, match="has no name"):
+    command.served_name(settings, "/")
+
+
 def test_every_leaf_of_every_preset_is_read(run, nano, tmp_path, monkeypatch, capsys):
   served = []
   monkeypatch.setattr(
-    server, "serve", lambda app, bound, drain_s: served.append((bound.getsockname(), drain_s))
+    server,
+    "serve",
+    lambda app, bound, service, drain_s: served.append((bound.getsockname(), drain_s)),
   )
   monkeypatch.setattr(setup.EngineFactory, "compile", lambda self: None)
   monkeypatch.setenv(VARIABLE, TOKEN)
