@@ -292,12 +292,12 @@ def test_at_the_end_of_the_drain_requests_get_an_error(scripted, body):
 
 def test_few_images_are_decoded_at_a_time(scripted, body, noise, monkeypatch):
   service, _ = scripted()
-  alive, counts = weakref.WeakSet(), []
+  alive, counts = [], []
 
   def watched(*args):
     image = images.decoded(*args)
-    alive.add(image)
-    counts.append(len(alive))
+    alive.append(weakref.ref(image))
+    counts.append(sum(other() is not None for other in alive))
     time.sleep(0.005)
     return image
 
