@@ -61,10 +61,13 @@ def tiny() -> ConfigDict:
         # The rest is for "vllm".
         url="http://127.0.0.1:8000",  # base address of the server
         folder="",  # absolute path that the server sees too; the weights of an update are written there
-        transfer="disk",  # how the server reads them: "disk" (its weight-update calls) or "reload" (any vLLM)
+        transfer="disk",  # how the server reads them: "disk" (its weight-update calls) or "reload" (`/collective_rpc`)
+        checksums=True,  # compare the server's weights with those sent; False where the server has no /weight_checker
         dtype="bfloat16",  # type that the server computes in: its --dtype
         in_flight=256,  # prompts that are with the server at a time
         timeout_s=600.0,  # longest silence of the server in one call
+        # Of every kind: the largest rollout_logprob_gap (mean over a policy batch, in nats); above it the run ends.
+        max_logprob_gap=0.1,
       ),
       validate_steps=10,  # batches between measurements on the validation split
       validate_prompts=256,

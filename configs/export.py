@@ -21,6 +21,9 @@ def tiny() -> ConfigDict:
       adapter=False,  # for a run that trains LoRA: write the adapter alone, as PEFT reads it
       results="",  # workdir of `evaluate`, whose table goes into the model card; empty: none
       license="",  # license in the model card, e.g. "apache-2.0"; empty: that of the base's README.md
+      # Name of the base on the Hugging Face Hub, in the model card, e.g. "Qwen/Qwen3-VL-8B-Instruct"; empty: that in
+      # the README.md of the folder that the run started from.
+      base_model="",
       max_file_bytes=5_000_000_000,  # a larger checkpoint is split into several files
     )
   )

@@ -33,6 +33,9 @@ def tiny() -> ConfigDict:
     | dict(
       algorithm="sft",  # the command that this config is for: `spatial-vlm sft`
       checkpoint="spatial_vlm/assets/tiny_base",  # Hugging Face folder: weights, tokenizer, processor
+      # What the questions of the conversations are about, for the model card and the chat template of the export:
+      # scenes | vsr. Forms whose words no question has are not taken for learnt.
+      task="scenes",
       from_scratch=False,  # keep only the architecture of `checkpoint` and draw the weights
       data=dict(
         conversations="runs/scenes/chains.jsonl",  # lines of {image, question, answer}
@@ -106,6 +109,7 @@ def pretrain() -> ConfigDict:
 
 def qwen3_vl_8b() -> ConfigDict:
   config = tiny()
+  config.task = "vsr"
   config.checkpoint = config_dict.required_placeholder(str)
   config.data.conversations = config_dict.required_placeholder(str)
   config.data.images = config_dict.required_placeholder(str)

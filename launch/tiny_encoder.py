@@ -56,7 +56,7 @@ from spatial_vlm.reuse.retrieval.recall_report import (
 from spatial_vlm.reuse.statements.captions import caption_template
 from spatial_vlm.reuse.statements.masking import mask_objects
 
-SEED, STEPS = 0, 350
+SEED, STEPS = 0, 1000
 RELATIONS_PER_BATCH, OTHERS_PER_BATCH = 48, 24
 VOCABULARY, TOKENS, MAX_TOKENS = 1200, 24, 64
 SIZES = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
@@ -90,8 +90,9 @@ class PairSource:
   def batch(self) -> tuple[list[str], list[str], np.ndarray]:
     """Returns texts, their positives, and which pairs mean the same and are no negatives."""
     relations = self._drawn(self._relations, RELATIONS_PER_BATCH)
-    # Negations and exchanged roles of the relations in the batch are its hard negatives; viewpoints come by chance.
-    hard = [m for m in self._others if any(m.endswith(f" {r}") for r in relations[:12])]
+    # What the words of the relations in the batch can also mean are its hard negatives.
+    likely = [(f"not {r}", f"reversed {r}", f"{r} from a viewpoint") for r in relations[:12]]
+    hard = [meaning for of_relation in likely for meaning in of_relation if meaning in self._others]
     meanings = [*relations, *self._drawn(list(self._others), OTHERS_PER_BATCH // 2)]
     meanings += self._drawn(hard, min(len(hard), OTHERS_PER_BATCH - OTHERS_PER_BATCH // 2))
     meanings = list(dict.fromkeys(meanings))

@@ -37,7 +37,12 @@ class Faults:
   delay_s: float = 0.0
   change: object = None
   """Function that changes a chat completion before it is sent."""
-  tensor_ranks: int = 1
+  backend: str = "disk"
+  ranks: int = 1
+  absent: tuple[str, ...] = ()
+  """Paths that the server does not know."""
+  key: str = ""
+  """What the server asks for."""
 
 
 class Imitation:
@@ -68,6 +73,7 @@ class Imitation:
     return {"status": "resumed"}
 
   def init_weight_transfer_engine(self, body):
+    assert self.faults.backend == "disk", "init_info lacks master_address"
     assert body == {"init_info": {}}
     return {"message": "Weight transfer initialized"}
 
@@ -78,13 +84,15 @@ class Imitation:
 
   def update_weights(self, body):
     assert self.stage == "started", "start_weight_update must be called before"
+    self.stage = "idle"  # a load that fails ends the session
     self.load(body["update_info"]["path"])
     self.stage = "updated"
     return {"message": "Weights updated"}
 
   def finish_weight_update(self, body):
-    assert self.stage == "updated", "no checkpoint was loaded"
-    self.stage, self.version = "idle", body["weight_version"]
+    stage, self.stage = self.stage, "idle"  # an error ends the session too
+    assert stage == "updated", "no checkpoint was loaded"
+    self.version = body.get("weight_version")
     return {"message": "Weight update finished"}
 
   def collective_rpc(self, body):
@@ -103,15 +111,10 @@ class Imitation:
       self.model.state_dict()[self.faults.corrupt].view(-1)[0] += 1.0
 
   def weight_checker(self, body):
+    assert not self.paused, "weight_checker requires an unpaused engine"
     assert body == {"action": "checksum"}
-    ranks = self.faults.tensor_ranks
-    return {
-      "checksums": {
-        f"dp0:pp0:pcp0:tp{rank}:{name}": _sha256(tensor)
-        for name, tensor in self.served_tensors().items()
-        for rank in range(ranks)
-      }
-    }
+    tensors = self.served_tensors().items()
+    return {"checksums": {f"dp0:pp0:pcp0:tp0:{name}": _sha256(tensor) for name, tensor in tensors}}
 
   def served_tensors(self):
     """The parameters of vLLM's Qwen3VLForConditionalGeneration, made from those of transformers."""
@@ -225,15 +228,32 @@ def serving(folder):
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
       imitation.calls.append(self.path)
-      self.answer(200, imitation.models())
+      path, faults = self.path.split("?")[0], imitation.faults
+      if self.has_no_key():
+        return self.answer(401, {"error": "Unauthorized"})
+      if path == "/v1/models":
+        return self.answer(200, imitation.models())
+      if path == "/get_world_size":
+        return self.answer(200, {"world_size": faults.ranks})
+      known = hasattr(imitation, path[1:]) and path not in faults.absent
+      return self.answer(405 if known else 404, {"detail": "Method Not Allowed"})
+
+    def has_no_key(self):
+      key = imitation.faults.key
+      return bool(key) and self.headers["Authorization"] != f"Bearer {key}"
 
     def do_POST(self):
       body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
       path = self.path.split("?")[0]
       imitation.calls.append(self.path)
-      time.sleep(imitation.faults.delay_s)
-      if faults := imitation.faults.status.get(path):
-        return self.answer(*faults.pop(0))
+      faults = imitation.faults
+      time.sleep(faults.delay_s)
+      if faults is not imitation.faults:
+        return self.answer(503, {})  # of an earlier test, which did not wait
+      if self.has_no_key():
+        return self.answer(401, {"error": "Unauthorized"})
+      if statuses := faults.status.get(path):
+        return self.answer(*statuses.pop(0))
       call = imitation.chat if path == "/v1/chat/completions" else getattr(imitation, path[1:])
       try:
         with imitation.lock:

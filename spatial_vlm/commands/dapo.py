@@ -25,7 +25,7 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.metrics import PhaseClock
 from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.train import rl_data, rl_settings, rollout_buffer
-from spatial_vlm.train.engines import ENGINES, check_engine
+from spatial_vlm.train.engines import ENGINES, check_engine, check_gap
 from spatial_vlm.train.policy_optimization import rl_loop
 from spatial_vlm.train.rl_engine import (
   TrainingMeshes,
@@ -112,6 +112,7 @@ def fit(
           with clock.phase("time/validation_s"):
             values["validation/accuracy"] = data.validate(state.train.params)
         files.metrics.write(batch, values | clock.read())
+        check_gap(config.engine, values.get("rollout_logprob_gap", 0.0))
         show_progress(config, batch, values, bar)
         started = time.perf_counter()
       event = int(state.cursor) // config.rollout_batch_size + batch

@@ -11,9 +11,11 @@ from, with LoRA adapters merged. With adapter=true only the adapter is written.
   spatial-vlm export --config.run=runs/sft --config.adapter=true --workdir adapter
 """
 
+import datetime
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +32,7 @@ from spatial_vlm.huggingface.peft_adapter import write_adapter
 from spatial_vlm.huggingface.weights import stream_checkpoint
 from spatial_vlm.parameters.lora import is_adapter
 from spatial_vlm.parameters.partition import flatten, subset_from_config, unflatten
+from spatial_vlm.text import escaped
 from spatial_vlm.train.policy_folder import write_policy_files
 from spatial_vlm.train.run import DTYPES
 from spatial_vlm.train.trained_weights import trained_shapes, with_base
@@ -43,7 +46,9 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   run_folder = epath.Path(config.run).expanduser()
   if run_folder.resolve() == workdir.resolve():
     raise UsageError(f"--workdir {workdir} is the run itself; give another folder")
-  results = read_results(config.results) if config.results else ""
+  results = ""
+  if config.results:
+    results = read_results(config.results, [run_folder / "export", workdir])
   try:
     settings = json.loads((run_folder / "config.json").read_text())["config"]
     params_path = PARAMS_PATHS[settings["algorithm"]]
@@ -84,7 +89,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       adapter = unflatten({path: restored(path) for path in trained})
       write_adapter(workdir, settings["checkpoint"], model, subset, adapter)
     else:
-      write_policy_files(workdir, source, settings, config.license, results)
+      write_policy_files(workdir, source, settings, config.license, results, config.base_model)
       leaf_at = with_base(restored, checkpoints.host()["base"], mesh, model, subset)
       stream_checkpoint(workdir, model, leaf_at, config.dtype, config.max_file_bytes)
   if jax.process_index() == 0:
@@ -101,25 +106,56 @@ def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for an unknown dtype or file size, and for a license that is no identifier."""
+  """Raises UsageError for an unknown dtype or file size, and for a license or base model that is no identifier."""
   if config.dtype not in DTYPES:
     raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
   check_positive(config, "max_file_bytes")
+  if not re.fullmatch(r"(?:[\w.-]+/[\w.-]+)?", config.base_model):
+    raise UsageError(
+      f"base_model is {config.base_model!r}; give the name of a model on the Hugging Face Hub, such as "
+      "Qwen/Qwen3-VL-8B-Instruct"
+    )
   if not re.fullmatch(r"[\w.-]*", config.license):
     raise UsageError(
       f"license is {config.license!r}; give an identifier of the Hugging Face Hub, such as apache-2.0"
     )
 
 
-def read_results(workdir: str) -> str:
-  """Returns the table of results that `evaluate` wrote in a workdir; raises UsageError if there is none."""
-  file = epath.Path(workdir).expanduser() / "results.json"
+def read_results(workdir: str, exported: Sequence[epath.Path]) -> str:
+  """Returns what was measured in a workdir of `evaluate`, and the table of its results, in Markdown.
+
+  Args:
+    workdir: of `evaluate`.
+    exported: folders of the policy that the card is about.
+
+  Raises UsageError if the workdir holds no results, or those of a control, of no model or of another checkpoint.
+  """
+  folder = epath.Path(workdir).expanduser()
+  file = folder / "results.json"
   try:
-    return results_table(json.loads(file.read_text())["rows"])
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    content = json.loads(file.read_text())
+    settings = json.loads((folder / "config.json").read_text())["config"]
+    rows, table = content["rows"], results_table(content["rows"])
+    told = {name: str(settings[name]) for name in ("task", "template", "prompt")}
+    method, control, checkpoint = (settings[name] for name in ("method", "control", "checkpoint"))
+    told |= {"split": str(content["split"]), "records": str(rows[0]["n"])}
+    day = datetime.datetime.fromtimestamp(file.stat().mtime, datetime.UTC).date()
+  except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
     raise UsageError(
       f"{file} holds no results ({error!r}); results is a workdir of `evaluate`"
     ) from error
+  if control or method == "majority":
+    asked = f"under the control {control!r}" if control else "with the method 'majority'"
+    raise UsageError(
+      f"{file} was measured {asked}, without the image; give a workdir of `evaluate` that shows it"
+    )
+  if epath.Path(checkpoint).expanduser().resolve() not in [each.resolve() for each in exported]:
+    raise UsageError(
+      f"{file} was measured on {checkpoint}, which is another policy; evaluate "
+      f"{' or '.join(os.fspath(each) for each in exported)}"
+    )
+  measured = ", ".join(f"{name} {escaped(value)}" for name, value in told.items())
+  return f"Measured with `spatial-vlm evaluate` on {day}: {measured}.\n\n{table}"
 
 
 def at(tree, names):

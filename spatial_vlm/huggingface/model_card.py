@@ -47,11 +47,13 @@ class Card(NamedTuple):
   """What a model card says besides the knowledge."""
 
   base: str
-  """Folder or name of the model that the first training started from."""
+  """Name of the folder that the first training started from."""
+  base_model: str
+  """Its name on the Hub, such as Qwen/Qwen3-VL-8B-Instruct; empty: not known."""
   license: str
   """Identifier of the Hub, such as apache-2.0; empty: not known."""
   results: str
-  """Table in Markdown; empty: none is given."""
+  """What was measured and a table, in Markdown; empty: none is given."""
 
 
 _METHODS = {
@@ -64,6 +66,7 @@ def model_card(knowledge: Knowledge, card: Card) -> str:
   """Returns README.md."""
   fields = ["pipeline_tag: image-text-to-text", "library_name: transformers"]
   fields += [f"license: {card.license}"] if card.license else []
+  fields += [f"base_model: {card.base_model}"] if card.base_model else []
   tags = ["spatial-reasoning", "qwen3_vl", *(stage["algorithm"] for stage in knowledge.stages)]
   fields += ["tags:", *(f"- {tag}" for tag in dict.fromkeys(tags))]
   stages = [

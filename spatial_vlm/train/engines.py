@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from spatial_vlm.config import Config, UsageError, check_positive
+from spatial_vlm.config import Config, UsageError, UsageErrorOfAll, check_positive
 from spatial_vlm.parameters.lora import read_with_parts
 from spatial_vlm.parameters.partition import combine, flatten
 from spatial_vlm.rollout.engine import Engine
@@ -36,6 +36,7 @@ def over_http(config: Config, trainable: Trainable, mesh: Mesh) -> VllmEngine:
     VllmClient(settings.url, settings.timeout_s),
     folder,
     settings.transfer,
+    settings.checksums,
     np.dtype(settings.dtype),
     settings.in_flight,
   )
@@ -54,6 +55,21 @@ ENGINES: Mapping[str, Callable[[Config, Trainable, Mesh], Engine]] = MappingProx
 """Name → (config, what a run trains, sampling mesh) → engine."""
 
 
+def check_gap(settings: Config, gap: float) -> None:
+  """Raises UsageErrorOfAll where the engine's log-probabilities are too far from the trainer's.
+
+  Args:
+    settings: the group `engine`.
+    gap: `rollout_logprob_gap` of a policy batch, the same in all processes.
+  """
+  if not gap <= settings.max_logprob_gap:  # not a number is too far as well
+    raise UsageErrorOfAll(
+      f"rollout_logprob_gap is {gap:.3g}, above engine.max_logprob_gap = {settings.max_logprob_gap:g}: the engine "
+      "samples from another policy than the one that is trained; compare its weights, type and image processing with "
+      "the trainer's (docs/rl_guide.md)"
+    )
+
+
 def check_engine(settings: Config) -> None:
   """Raises UsageError for a group `engine` that names no engine or cannot work."""
   for leaf, known in (("kind", ENGINES), ("transfer", TRANSFERS), ("dtype", DTYPES)):
@@ -63,6 +79,10 @@ def check_engine(settings: Config) -> None:
   check_positive(settings, "in_flight")
   if not 0 < settings.timeout_s < float("inf"):
     raise UsageError(f"engine.timeout_s is {settings.timeout_s}; give seconds above 0")
+  if not settings.max_logprob_gap > 0:
+    raise UsageError(
+      f"engine.max_logprob_gap is {settings.max_logprob_gap}; give nats above 0, or inf for no bound"
+    )
   if settings.kind == "vllm" and not settings.folder.startswith("/"):
     raise UsageError(
       f"engine.folder is {settings.folder!r}; the engine vllm needs the absolute path of a folder that this machine "

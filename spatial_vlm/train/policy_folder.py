@@ -37,6 +37,7 @@ def write_policy_files(
   settings: Settings,
   license: str = "",
   results: str = "",
+  base_model: str = "",
 ) -> None:
   """Copies the processor files of `source` into `folder` and writes what vLLM and transformers expect next to them.
 
@@ -48,7 +49,8 @@ def write_policy_files(
     source: folder that the run started from.
     settings: of the run.
     license: identifier of the Hub; empty: that of the source's README.md.
-    results: table of results in Markdown.
+    results: what was measured and the table of results, in Markdown.
+    base_model: name of the base on the Hub; empty: that of the source's README.md.
   """
   copy_processor(folder, source)
   if jax.process_index() > 0:
@@ -56,7 +58,12 @@ def write_policy_files(
   knowledge = training_knowledge(settings, source)
   _write_generation_config(folder, source)
   _write_template(folder, source, knowledge)
-  card = Card(knowledge.stages[0]["checkpoint"], license or license_of(source), results)
+  card = Card(
+    base=knowledge.stages[0]["checkpoint"],
+    base_model=base_model or card_field(source, "base_model"),
+    license=license or card_field(source, "license"),
+    results=results,
+  )
   (folder / KNOWLEDGE_FILE).write_text(knowledge.to_json())
   (folder / CARD_FILE).write_text(model_card(knowledge, card))
 
@@ -85,10 +92,10 @@ def _write_template(folder: epath.Path, source: epath.Path, knowledge: Knowledge
   (folder / OLDER_TEMPLATE_FILE).unlink(missing_ok=True)  # it would stand against the new one
 
 
-def license_of(folder: epath.Path) -> str:
-  """Returns the license in the metadata of a folder's README.md; empty if there is none."""
+def card_field(folder: epath.Path, name: str) -> str:
+  """Returns a one-word field, such as the license, of the metadata of a folder's README.md; empty if there is none."""
   card = folder / CARD_FILE
   text = card.read_text() if card.is_file() else ""
   metadata = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-  found = re.search(r"^license: *([\w.-]+)$", metadata[1], re.MULTILINE) if metadata else None
+  found = re.search(rf"^{name}: *([\w./-]+)$", metadata[1], re.MULTILINE) if metadata else None
   return found[1] if found else ""

@@ -14,7 +14,7 @@ from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.model_card import Knowledge, read_knowledge
 from spatial_vlm.inference.questions import question_words
 from spatial_vlm.processor.image import UnreadableImage
-from spatial_vlm.tasks import TASKS
+from spatial_vlm.tasks import find_task
 
 SCANNED_IMAGES = 256
 """Images of the training data whose headers are read for their sizes, evenly spaced."""
@@ -65,19 +65,23 @@ def training_knowledge(settings: Settings, source: epath.Path) -> Knowledge:
 
 
 def taught_by_sft(settings: Settings) -> Taught:
-  """Returns the tasks and forms whose words stand around the questions of a run's conversations."""
+  """Returns the task of a run and the forms whose words stand around the questions of its conversations.
+
+  Conversations do not name their task, and tasks share their words, so that the words alone would tell too much. A form
+  without words of its own fits every question and is not counted. Without any form the run did not teach the task.
+  """
   if settings["data.pretrain.scenes"]:
     return Taught((), (), "rendered scenes", ())
   files = [settings["data.conversations"], *(name for name, *_ in settings["data.mix"])]
   rows = [row for file in files for row in _lines(file)]
   questions = {row["question"] for row in rows}
-  found = [
-    (name, form)
-    for name, task in TASKS.items()
-    for form, (before, after) in question_words(task).items()
-    if any(question.startswith(before) and question.endswith(after) for question in questions)
+  forms = [
+    form
+    for form, (before, after) in question_words(find_task(settings["task"])).items()
+    if (before or after)
+    and any(question.startswith(before) and question.endswith(after) for question in questions)
   ]
-  tasks, forms = (_joined((), column) for column in zip(*found, strict=True)) if found else ((), ())
+  tasks = [settings["task"]] if forms else []
   images = [row["image"] for row in rows if "image" in row]
   return Taught(tasks, forms, ", ".join(epath.Path(file).name for file in files), images)
 
@@ -99,14 +103,14 @@ TAUGHT: Mapping[str, Callable[[Settings], Taught]] = MappingProxyType(
 def image_spans(names: Sequence[str], images: Any) -> tuple[Span | None, Span | None]:
   """Returns the least and most pixels of the heights and of the widths of some of these images.
 
-  Images that cannot be read are left out; None where none can.
+  Images that cannot be read are skipped; None where none can.
   """
   unique, files, sizes = _joined((), names), ImageFiles(images), []
   for name in unique[:: max(1, len(unique) // SCANNED_IMAGES)][:SCANNED_IMAGES]:
     try:
       sizes.append(image_size(files.read(name), name))
     except (OSError, UnreadableImage) as error:
-      log.warning("left out of the image sizes of the model card: %s", error)
+      log.warning("skipped in the image sizes of the model card: %s", error)
   if not sizes:
     return None, None
   heights, widths = zip(*sizes, strict=True)

@@ -24,6 +24,7 @@ from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.cross_entropy import token_cross_entropy
 from spatial_vlm.parameters.partition import NOTHING, combine
+from spatial_vlm.tasks import find_task
 from spatial_vlm.train.run import check_training
 from spatial_vlm.train.update import (
   accumulate,
@@ -115,6 +116,7 @@ def check(config: Config) -> None:
   """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
   check_algorithm(config, "sft")
   check_training(config)
+  find_task(config.task)
   check_positive(config, "batch_size", "micro_batches", "chunk_tokens", "log_steps", "epochs")
   if config.batch_size % config.micro_batches:
     raise UsageError(

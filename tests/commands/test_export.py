@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from spatial_vlm import config
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.commands.export import read_results
 from spatial_vlm.inference.questions import question_words
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.tasks import TASKS
@@ -77,20 +78,51 @@ def check_that_it_can_be_served(folder, algorithm):
   assert "It is so.".join(words) in text and template
 
 
-def test_the_card_holds_results_and_license(run, sft_changes, before_saving, tmp_path, refused):
-  with before_saving(2):
-    run("sft", tmp_path / "run", sft_changes)
+def write_results(workdir, **changes):
+  """Writes what `evaluate` leaves in its workdir."""
   scores = {"accuracy": 0.75, "ci_low": 0.7, "ci_high": 0.8, "parse_rate": 1.0, "box_iou": None}
   row = {"method": "chain", "n": 64, **scores, "seconds_per_answer": 0.5}
   row |= {"generated_tokens_mean": 101.5, "total_tokens_mean": 150.0}
-  (tmp_path / "results.json").write_text(json.dumps({"rows": [row]}))
+  (workdir / "results.json").write_text(json.dumps({"rows": [row], "split": "test"}))
+  settings = {"task": "scenes", "template": "project", "prompt": "plain", "method": "chain"}
+  settings |= {"control": "", **changes}
+  (workdir / "config.json").write_text(json.dumps({"config": settings}))
+
+
+def test_the_card_holds_results_and_license(run, sft_changes, before_saving, tmp_path, refused):
+  with before_saving(2):
+    run("sft", tmp_path / "run", sft_changes)
+  write_results(tmp_path, checkpoint=str(tmp_path / "run" / "export"))
   card = {"run": tmp_path / "run", "results": tmp_path, "license": "apache-2.0"}
+  card |= {"base_model": "Qwen/Qwen3-VL-8B-Instruct"}
   assert run("export", tmp_path / "exported", card).code == 0
   check_that_it_can_be_served(tmp_path / "exported", "sft")
   text = (tmp_path / "exported" / "README.md").read_text()
+  metadata = yaml.safe_load(text.split("---\n")[1])
+  assert metadata["base_model"] == "Qwen/Qwen3-VL-8B-Instruct"
+  assert "task scenes, template project, prompt plain, split test, records 64.\n\n| method" in text
   assert "license: apache-2.0" in text and "75.0 % (70.0–80.0)" in text
   assert "holds no results" in refused("export", {**card, "results": tmp_path / "run"})
   assert "license is 'a: b'" in refused("export", {"license": "a: b"})
+  assert "base_model is 'a: b'" in refused("export", {"base_model": "a: b"})
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({}, None),
+    ({"control": "blank"}, "under the control 'blank', without the image"),
+    ({"method": "majority"}, "with the method 'majority'"),
+    ({"checkpoint": "models/base"}, "measured on models/base, which is another policy; evaluate "),
+  ],
+)
+def test_only_results_of_the_exported_policy_go_into_its_card(tmp_path, changes, message):
+  write_results(tmp_path, **{"checkpoint": str(tmp_path / "export"), **changes})
+  if message is None:
+    assert "records 64" in read_results(str(tmp_path), [tmp_path / "run", tmp_path / "export"])
+  else:
+    with pytest.raises(config.UsageError, match=message):
+      read_results(str(tmp_path), [tmp_path / "export"])
 
 
 def test_weights_stream_and_are_written_in_the_requested_dtype_and_sizes(
@@ -181,7 +213,7 @@ def test_presets():
     tiny.keys()
     == full.keys()
     == {
-      *("run", "adapter", "dtype", "max_file_bytes", "results", "license"),
+      *("run", "adapter", "dtype", "max_file_bytes", "results", "license", "base_model"),
     }
   )
   assert (tiny["dtype"], full["dtype"]) == ("float32", "bfloat16")

@@ -81,7 +81,7 @@ def sampling(policy, group_size=2, temperature=1.0):
 def engine_of(policy, server, mesh, tmp_path):
   def make(**changes):
     served = ServedModel(
-      VllmClient(server.url, 60.0), epath.Path(tmp_path), "disk", np.dtype("float32"), 4
+      VllmClient(server.url, 60.0), epath.Path(tmp_path), "disk", True, np.dtype("float32"), 4
     )
     served = served._replace(**changes)
     return VllmEngine(
@@ -164,13 +164,7 @@ def test_seeds_leave_room_for_the_samples_of_a_group():
 @pytest.mark.parametrize(
   ("transfer", "calls"),
   [
-    (
-      "disk",
-      (
-        *("/init_weight_transfer_engine", "/start_weight_update", "/update_weights"),
-        "/finish_weight_update",
-      ),
-    ),
+    ("disk", ("/start_weight_update", "/update_weights", "/finish_weight_update")),
     ("reload", ("/collective_rpc",)),
   ],
 )
@@ -206,10 +200,67 @@ def test_a_wrong_checksum_names_the_tensor(moved, engine_of, server):
   engine.publish(moved)  # nothing was taken for published
 
 
-def test_tensor_parallel_servers_are_refused(moved, engine_of, server):
-  server.faults.tensor_ranks = 2
-  with pytest.raises(UsageError, match="--tensor-parallel-size 1"):
-    engine_of().publish(moved)
+DISK_PATHS = (
+  *("/init_weight_transfer_engine", "/start_weight_update", "/update_weights"),
+  "/finish_weight_update",
+)
+
+
+@pytest.mark.parametrize(
+  ("transfer", "faults", "message"),
+  [
+    ("disk", {"absent": ("/weight_checker",)}, "pull request 51350 .*engine.checksums=False"),
+    ("reload", {"absent": ("/weight_checker",)}, "pull request 51350 .*engine.checksums=False"),
+    ("disk", {"absent": DISK_PATHS}, "has no /init_weight_transfer_engine, .*start the server"),
+    ("reload", {"absent": ("/pause", "/collective_rpc")}, "has no /pause, .*DEV_MODE=1"),
+    ("disk", {"backend": "nccl"}, "pull request 52152 .*choose engine.transfer=reload"),
+    ("disk", {"ranks": 2}, "over 2 ranks.*--tensor-parallel-size 1"),
+  ],
+)
+def test_servers_that_cannot_be_updated_are_refused_at_the_start(
+  engine_of, server, tmp_path, transfer, faults, message
+):
+  server.faults = vllm_imitation.Faults(**faults)
+  with pytest.raises(UsageError, match=message) as error:
+    engine_of(transfer=transfer)
+  assert one_sentence(error) and not server.paused and not list(tmp_path.iterdir())
+
+
+def test_released_servers_are_updated_without_verification(moved, engine_of, server):
+  """They have no checker and no backend `disk`; several ranks may share a tensor."""
+  absent = ("/weight_checker", *DISK_PATHS)
+  server.faults = vllm_imitation.Faults(absent=absent, backend="", ranks=2)
+  engine = engine_of(transfer="reload", compares_checksums=False)
+  server.forget()
+  engine.publish(moved)
+  assert server.calls == ["/pause?mode=wait", "/collective_rpc", "/resume"]
+
+
+@pytest.mark.parametrize("stage", ["started", "updated"])
+def test_an_update_that_was_killed_does_not_stop_the_next(moved, engine_of, server, stage):
+  server.paused, server.stage = True, stage
+  engine = engine_of()
+  engine.publish(moved)
+  assert server.version == "weights-000001" and not server.paused
+
+
+def test_an_update_that_fails_does_not_stop_the_next(moved, engine_of, server):
+  engine = engine_of()
+  server.faults.status["/update_weights"] = [(500, {"error": "no space"})]
+  with pytest.raises(UsageError, match="answered 500"):
+    engine.publish(moved)
+  assert server.paused and server.stage == "started"  # the weights may be half replaced
+  engine.publish(moved)
+  assert not server.paused
+
+
+def test_the_key_of_the_environment_is_sent(moved, engine_of, server, monkeypatch):
+  server.faults.key = "secret"
+  with pytest.raises(UsageError, match="answered 401 .*VLLM_API_KEY") as error:
+    engine_of()
+  monkeypatch.setenv("VLLM_API_KEY", "secret")
+  engine_of().publish(moved)
+  assert "secret" not in str(error.value)
 
 
 def test_a_server_that_computes_in_another_type_is_noticed(moved, engine_of):
@@ -243,19 +294,17 @@ def test_a_slow_server(engine_of, moved, server):
   [
     (400, {"error": {"message": "top_k\nis wrong"}}, r"answered 400 \('top_k is wrong'\)"),
     (401, {"detail": "no key"}, r"answered 401 \('no key'\)"),
-    (404, {"detail": "Not Found"}, "answered 404 .*start the server with VLLM_SERVER_DEV_MODE=1"),
+    (404, {"detail": "Not Found"}, "answered 404"),
     (500, {"error": {"message": "x" * 9000}}, "answered 500 "),
   ],
 )
 def test_errors_of_the_server_are_one_sentence(engine_of, moved, server, status, body, message):
   engine = engine_of()
-  server.faults.status["/start_weight_update"] = [(status, body)]
+  server.faults.status["/pause"] = [(status, body)]
   with pytest.raises(UsageError, match=message) as error:
     engine.publish(moved)
   assert one_sentence(error)
-  assert server.paused  # the weights may be half replaced
-  engine.publish(moved)
-  assert not server.paused
+  engine.publish(moved)  # nothing was taken for published
 
 
 def test_a_busy_server_is_asked_again(policy, moved, requests, engine_of, server):

@@ -16,8 +16,8 @@ from spatial_vlm.data.scenes.source import SceneImageSource
 from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.model_card import Card, Knowledge, model_card, read_knowledge
 from spatial_vlm.processor.tokenizer import SpecialIds, load_tokenizer
-from spatial_vlm.train.policy_folder import license_of, write_policy_files
-from spatial_vlm.train.policy_knowledge import training_knowledge
+from spatial_vlm.train.policy_folder import card_field, write_policy_files
+from spatial_vlm.train.policy_knowledge import taught_by_sft, training_knowledge
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,7 @@ def sft(scenes_folder):
   return {
     "algorithm": "sft",
     "checkpoint": "base",
+    "task": "vsr",
     "data.pretrain.scenes": (),
     "data.conversations": str(scenes_folder / "chains.jsonl"),
     "data.images": str(scenes_folder / "images"),
@@ -50,7 +51,7 @@ def test_a_policy_knows_what_its_trainings_taught(nano, sft, dapo, tmp_path):
   (first / "config.json").write_bytes((nano / "config.json").read_bytes())
   write_policy_files(second, first, dapo | {"behaviors": "index"})
   known = read_knowledge(second)
-  assert known.tasks[0] in ("vsr", "scenes") and "scenes" in known.tasks
+  assert known.tasks == ["vsr", "scenes"]
   assert sorted(known.forms) == ["chain", "direct", "short"]
   assert known.image_height == known.image_width == [64, 64]
   assert [stage["algorithm"] for stage in known.stages] == ["sft", "dapo"]
@@ -60,6 +61,33 @@ def test_a_policy_knows_what_its_trainings_taught(nano, sft, dapo, tmp_path):
     "secret" not in (second / "README.md").read_text() + (second / "spatial_vlm.json").read_text()
   )
   assert sorted(read_knowledge(first).forms) == ["chain", "direct"]
+
+
+@pytest.mark.parametrize(
+  ("task", "question", "expected"),
+  [
+    (
+      "vsr",
+      "It is so. True? Think in four steps: Summary, Caption, Reasoning, Conclusion.",
+      "chain",
+    ),
+    ("vsr", "List the objects.", None),
+    (
+      "realworldqa",
+      "What is it?\nThink in four steps: Summary, Caption, Reasoning, Conclusion.",
+      "chain",
+    ),
+    ("realworldqa", "What is it?", None),
+  ],
+)
+def test_only_what_a_run_was_about_counts_as_taught(sft, tmp_path, task, question, expected):
+  """Benchmarks share words with it, and a short answer's question has none."""
+  row = {"image": "0.png", "question": question, "answer": "Yes."}
+  (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n")
+  settings = {"task": task, "data.conversations": str(tmp_path / "c.jsonl"), "data.mix": ()}
+  found = taught_by_sft(sft | settings)
+  known = ([task], [expected]) if expected else ([], [])
+  assert (list(found.tasks), list(found.forms)) == known
 
 
 def test_data_that_is_gone_is_reported(nano, dapo, caplog):
@@ -111,19 +139,23 @@ def test_generate_ends_at_the_end_of_a_turn(dapo, tmp_path, config_alone):
   assert "List the objects. True? Think in four steps" in asked
 
 
-def test_the_license_is_the_bases_unless_it_is_given(nano, dapo, tmp_path):
+def test_license_and_base_are_those_of_the_source_unless_they_are_given(nano, dapo, tmp_path):
   source = epath.Path(tmp_path / "source")
-  write_policy_files(source, epath.Path(nano), dapo, license="apache-2.0")
+  given = {"license": "apache-2.0", "base_model": "Qwen/Qwen3-VL-8B"}
+  write_policy_files(source, epath.Path(nano), dapo, **given)
   (source / "config.json").write_bytes((nano / "config.json").read_bytes())
-  assert license_of(source) == "apache-2.0" and license_of(epath.Path(nano)) == ""
+  assert (
+    card_field(source, "license") == "apache-2.0" and card_field(epath.Path(nano), "license") == ""
+  )
   write_policy_files(epath.Path(tmp_path / "next"), source, dapo)
-  assert license_of(epath.Path(tmp_path / "next")) == "apache-2.0"
+  for field, value in given.items():
+    assert card_field(epath.Path(tmp_path / "next"), field) == value
 
 
 def test_names_in_a_card_are_text():
   stage = {"algorithm": "sft", "checkpoint": "b", "data": "<script>|`x`"}
   knowledge = Knowledge([], [], None, None, 8, [stage])
-  text = model_card(knowledge, Card("[b](http://evil)", "", ""))
+  text = model_card(knowledge, Card("[b](http://evil)", "", "", ""))
   assert "<script>" not in text and "[b](" not in text
   assert "sizes not known" in text and "license" not in yaml.safe_load(text.split("---\n")[1])
 

@@ -5,9 +5,10 @@ However a chain words it, "the dog's centre (x=690) lies to the right of the ref
 from a text, so that no word of a sentence can be left over in them.
 """
 
+import collections
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from spatial_vlm.data.measurements import HOLDS
 
@@ -145,13 +146,22 @@ def combine(inequalities: Iterable[Inequality], subject: str, joiner: str) -> Co
   return Comparison(tuple(sorted(oriented, key=lambda i: i.order)), joiner)
 
 
-def fill_blanks(masked: str, values: Iterable[tuple[float, ...]]) -> str:
-  """Fills each BLANK with the number that all chains share (a threshold); drops one in which they differ."""
-  for column in zip(*values, strict=True):
-    shared = len(set(column)) == 1
-    blank = BLANK if shared else f"=?{BLANK}"
-    masked = re.sub(blank, str(column[0]) if shared else "", masked, count=1)
-  return " ".join(masked.split())
+def shared_values(values: Sequence[tuple[float, ...]], share: float) -> tuple[float | None, ...]:
+  """Returns the number of each BLANK that at least `share` of the chains have (a threshold); None where they differ.
+
+  >>> shared_values([(400, 1), (400, 2), (400, 3), (640, 4)], share=0.7)
+  (400, None)
+  """
+  commonest = (
+    collections.Counter(column).most_common(1)[0] for column in zip(*values, strict=True)
+  )
+  return tuple(value if count >= share * len(values) else None for value, count in commonest)
+
+
+def fill_blanks(masked: str, values: Iterable[float]) -> str:
+  """Fills each BLANK with its number."""
+  numbers = iter(values)
+  return re.sub(BLANK, lambda _: str(next(numbers)), masked)
 
 
 def _joined(*words: str) -> str:

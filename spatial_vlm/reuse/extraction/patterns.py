@@ -12,17 +12,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from spatial_vlm import answers
 from spatial_vlm.reuse.chains.chain_check import Reading, read_chain
-from spatial_vlm.reuse.chains.comparison import Comparison, fill_blanks
+from spatial_vlm.reuse.chains.comparison import Comparison, fill_blanks, shared_values
 from spatial_vlm.reuse.chains.relation_verdict import can_decide, decides
 from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.reuse.handbook.behavior import Behavior
 
-ALTERNATIVE_SHARE = 0.5
-"""Frequency, relative to the most frequent procedure, from which a second one joins it ("w > h" or "w < h")."""
+ALTERNATIVE_SHARE = 0.2
+"""Frequency, relative to the most frequent procedure, from which a second one joins it ("w > h" or "w < h").
+
+A policy that writes the two halves of a rule unequally often keeps both; both were verified in each of their chains.
+"""
 
 OPPOSED_SHARE = 0.5
 """Share of chains with the other verdict, relative to a procedure's own, from which it decides nothing."""
 
+SHARED_VALUE = 0.8
+"""Share of a procedure's chains from which their number is its threshold; chains with another number do not count."""
 
 UNREAD_CAPTION = "the caption gives no relation that can be named, or no objects"
 
@@ -85,7 +90,8 @@ def _behavior(
 ) -> Behavior | None:
   found = [_procedures(chains, verdict) for verdict in (0, 1)]
   for verdict, word in ((1, "yes"), (0, "no")):
-    uses = _deciding(found[verdict], found[1 - verdict])
+    own = {procedure: _agreeing(uses) for procedure, uses in found[verdict].items()}
+    uses = _rules(_deciding(own, found[1 - verdict]))
     most = max(map(len, uses.values()), default=0)
     enough = max(min_support, ALTERNATIVE_SHARE * most)
     frequent = {p: uses[p] for p in uses if len(uses[p]) >= enough}
@@ -93,8 +99,7 @@ def _behavior(
     if frequent:
       relation = chains[0][0].relation
       name = behavior_name(relation)
-      filled = (fill_blanks(p, [use.loose_values for use in uses[p]]) for p in frequent)
-      instruction = f"{word} when {' or '.join(filled)}"
+      instruction = f"{word} when {' or '.join(frequent)}"
       records = sorted({use.record for p in frequent for use in uses[p]})
       tokens = count_tokens(f"{name}: {instruction}")
       return Behavior(name, instruction, relation, (question,), tuple(records), tokens)
@@ -126,6 +131,25 @@ def _procedures(
       letters = dict(zip(map(str.casefold, solution.names), "XY", strict=True))
       uses[comparison.masked(letters)].append(_Use(solution.record, comparison.loose_values))
   return uses
+
+
+def _agreeing(uses: Sequence[_Use]) -> list[_Use]:
+  """Drops chains whose number is not the one that nearly all others share."""
+  shared = shared_values([use.loose_values for use in uses], SHARED_VALUE)
+
+  def agrees(use: _Use) -> bool:
+    return all(s in (None, v) for s, v in zip(shared, use.loose_values, strict=True))
+
+  return [*filter(agrees, uses)]
+
+
+def _rules(procedures: Mapping[str, list[_Use]]) -> dict[str, list[_Use]]:
+  """Returns rule → chains: procedures with their numbers; one whose chains differ in a number has no condition."""
+  return {
+    fill_blanks(procedure, uses[0].loose_values): uses
+    for procedure, uses in procedures.items()
+    if len({use.loose_values for use in uses}) == 1
+  }
 
 
 def _deciding(

@@ -196,23 +196,42 @@ def test_unverified_chains_do_not_count(broken):
 
 
 def test_provenance_is_the_chains_that_agree():
-  agree = [solution(i) for i in range(5)]
+  agree = [solution(i) for i in range(12)]
   edges = "cat right edge x=180 < red mug left edge x=600"
-  other = [replaced(solution(10 + i), "x=160 < x=640", edges) for i in range(2)]
+  other = [replaced(solution(20 + i), "x=160 < x=640", edges) for i in range(2)]
   (behavior,) = extract_behaviors([*other, *agree], words, 2)
-  assert behavior.provenance == tuple(f"train:{i}" for i in range(5))
+  assert behavior.provenance == tuple(sorted(f"train:{i}" for i in range(12)))
   assert behavior.tokens == words(behavior.line) == 10
 
 
-def test_a_second_way_counts_from_half_as_many_on():
-  first = [solution(i) for i in range(4)]
+def test_a_second_way_counts_from_a_fifth_as_many_on():
+  first = [solution(i) for i in range(10)]
   second = [replaced(solution(10 + i), "x=160 < x=640", "x=180 < x=600") for i in range(2)]
   (behavior,) = extract_behaviors([*first, *second], words, 2)
   assert (
     behavior.instruction == "yes when X centre x < Y centre x or X right edge x < Y left edge x"
   )
-  assert len(behavior.provenance) == 6
+  assert len(behavior.provenance) == 12
   assert " or " not in extract_behaviors([*first, *second[:1]], words, 1)[0].instruction
+
+
+def near_solution(number, threshold):
+  boxes = [("cat", (140, 0, 180, 80)), ("red mug", (320, 0, 400, 80))]
+  reasoning = f"cat to red mug d=200 < d={threshold}, so it is."
+  text = answers.render_chain("s", answers.render_boxes(boxes), reasoning, 1)
+  caption = "The cat is near the red mug."
+  return Solution(f"train:{number}", caption, "near", "cat", "red mug", text, 1)
+
+
+@pytest.mark.parametrize(
+  ("agreeing", "outliers", "kept"), [(9, 1, True), (8, 2, True), (7, 3, False)]
+)
+def test_a_threshold_survives_outliers_and_a_rule_needs_one(agreeing, outliers, kept):
+  thresholds = [400] * agreeing + [420 + 20 * i for i in range(outliers)]
+  chains = [near_solution(i, threshold) for i, threshold in enumerate(thresholds)]
+  found = [(b.instruction, b.provenance) for b in extract_behaviors(chains, words, 3)]
+  records = tuple(f"train:{i}" for i in range(agreeing))
+  assert found == ([("yes when X to Y d < d=400", records)] if kept else [])
 
 
 def test_true_chains_are_preferred_to_false_ones():
