@@ -170,7 +170,9 @@ RESERVED = {
   "tensorflow": {"processor/sentencepiece.py"},
   "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
-  "starlette": {"serving/page_routes.py", "serving/app.py", "serving/server.py"},
+  "starlette": {
+    f"serving/{file}.py" for file in ("app", "connection", "page_routes", "request_body", "server")
+  },
   "torchvision": set(),
   "uvicorn": {"serving/server.py"},
 }
