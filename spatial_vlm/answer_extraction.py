@@ -6,8 +6,8 @@ from any wording, so that a model that was never taught the form is measured fai
 VLMEvalKit's rules (`vlmeval/dataset/utils/yorn.py`, `vlmeval/utils/matching_util.py`): a text says yes if it has the
 word "yes" and not the word "no". It chooses an option if the letter of exactly one option stands alone, or if it holds
 the text of exactly one option. Two things are added, since otherwise right chains of thought and `**Yes**` would count
-as no answer: only the conclusion is read (what follows `</think>` and the last `Answer:` or `Conclusion:`), and
-Markdown is no part of a word.
+as no answer: the conclusion is read first (what follows `</think>` and the last `Answer:` or `Conclusion:`), and the
+whole text only where the conclusion states nothing; and Markdown is no part of a word.
 """
 
 import re
@@ -22,8 +22,10 @@ _MARK = re.compile(
   r"(?:\banswer|\bconclusion)\b[ *_]*(?:is\b[ *_]*:?|:)[ *_]*|\\boxed(?=\{)", re.IGNORECASE
 )
 _STEPS = re.compile(r"\W*(?:summary|reasoning|applying '\w+')\W*:", re.IGNORECASE)
+_LAST_WORD = re.compile(r"[.!?\n]\W*(\w+)\W*[.!]\W*$")
 _WORD = re.compile(r"[a-z]+(?:['’][a-z]+)?")
-_DRESSED_LETTER = re.compile(r"[\s*_`\"'(\[{]*([A-Z])(?:[\s*_`\"')\]}]*$|[*_`\"']*[.):\]}\n])")
+_FIRST_LETTER = re.compile(r"[\s*_`\"'(\[{]*([A-Z])(?:[\s*_`\"')\]}]*$|[*_`\"']*[.):\]}\n])")
+_ARTICLE = re.compile(r"\bA (?!or |and |is )(?=[a-z])")
 _LETTER_PUNCTUATION = str.maketrans(dict.fromkeys(".()[],:;!*#{}_`\"'", " "))
 _NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 _DIGITS = {
@@ -43,47 +45,72 @@ def conclusion(text: str) -> str | None:
   >>> conclusion("<think>No gap.</think>\\n**Answer:** Yes."), conclusion("Reasoning: there is no gap")
   ('Yes.', None)
   """
+  return next(iter(conclusions(text)), None)
+
+
+def conclusions(text: str) -> list[str]:
+  """Returns the parts of a text that may state its answer, the likeliest first.
+
+  They are what follows each mark (see `conclusion`), from the last one, then the whole text: "No. My answer is based on
+  the image." states its answer before the mark. Steps without a mark state it in a last sentence of one word at most.
+  Nothing where the text ends after a mark, or within a thought.
+
+  >>> conclusions("No. My answer is based on it."), conclusions("Reasoning: it touches. Yes."), conclusions("Answer:")
+  (['based on it.', 'No. My answer is based on it.'], ['Yes'], [])
+  """
   _, thought_end, after = text.rpartition("</think>")
   if not thought_end and "<think>" in text:
-    return None
-  marks = list(_MARK.finditer(after))
-  if marks:
-    return after[marks[-1].end() :].strip()
-  return None if _STEPS.match(after) else after.strip()
+    return []
+  marked = [after[mark.end() :].strip() for mark in _MARK.finditer(after)][::-1]
+  if marked and not marked[0]:
+    return []
+  if not _STEPS.match(after):
+    return [*marked, after.strip()]
+  last = _LAST_WORD.search(after)
+  return marked or ([last[1]] if last else [])
 
 
 def extract_word(text: str, words: Mapping[int, str] = YES_NO) -> int:
-  """Returns the verdict whose word alone occurs in the conclusion; −1 for none or several.
+  """Returns the verdict whose word alone occurs in the conclusion, or else in the text; −1 for none or several.
 
   >>> [extract_word(text) for text in ("**Yes**", "no.", "Yes and no", "Conclusion: Yes.", "It is true.")]
   [1, 0, -1, 1, -1]
   """
-  found = {*_WORD.findall((conclusion(text) or "").lower())}
-  stated = [verdict for verdict, word in words.items() if word in found]
-  return stated[0] if len(stated) == 1 else -1
+  for stated in conclusions(text):
+    found = {*_WORD.findall(stated.lower())}
+    if verdicts := [verdict for verdict, word in words.items() if word in found]:
+      return verdicts[0] if len(verdicts) == 1 else -1
+  return -1
 
 
 def extract_option(text: str, options: Sequence[str]) -> int:
-  """Returns the number of the option that the conclusion chooses, by its letter or its text; −1 for none or several.
+  """Returns the number of the option that the conclusion, or else the text, chooses; −1 for none or several.
 
-  The letter counts where the conclusion begins with it ("(B)", "**B**", "B. the cat") and where the letter of no other
-  option stands alone; a lone "A" in a longer text is an article.
+  A letter counts where the letter of no other option stands alone: at the beginning ("(B)", "**B**", "B. the cat") or
+  anywhere. A lone "A" in a longer text is an article, and so is an "A" before a word. Without a letter, the text of one
+  option counts.
 
   >>> pets = ("the cat", "a dog")
   >>> [extract_option(text, pets) for text in ("(B)", "Answer: **B**", "A cat is near", "a dog", "C", "A or B")]
   [1, 1, -1, 1, -1, -1]
   """
-  stated = conclusion(text)
-  if not stated:
-    return -1
   letters = {string.ascii_uppercase[number]: number for number, text in enumerate(options) if text}
-  if (first := _DRESSED_LETTER.match(stated)) and first[1] in letters:
-    return letters[first[1]]
-  words = stated.translate(_LETTER_PUNCTUATION).split()
-  alone = letters.keys() & {*words}
-  if len(alone) == 1 and not (alone == {"A"} and len(words) > 3):
-    return letters[alone.pop()]
-  return -1 if len(alone) > 1 else _option_in(stated, options)
+  for stated in conclusions(text):
+    words = stated.translate(_LETTER_PUNCTUATION).split()
+    alone = letters.keys() & {*words}
+    if len(alone) > 1:
+      without_articles = _ARTICLE.sub("", stated).translate(_LETTER_PUNCTUATION).split()
+      alone = letters.keys() & {*without_articles}
+    if len(alone) > 1:
+      return -1
+    first = _FIRST_LETTER.match(stated)
+    if first and {first[1]} == alone:
+      return letters[first[1]]
+    if alone and not (alone == {"A"} and len(words) > 3):
+      return letters[alone.pop()]
+    if (option := _option_in(stated, options)) >= 0:
+      return option
+  return -1
 
 
 def _option_in(stated: str, options: Sequence[str]) -> int:
@@ -109,24 +136,30 @@ def _option_in(stated: str, options: Sequence[str]) -> int:
 def extract_short(text: str, right: str) -> int:
   """Returns 0 where the conclusion states the right word or number, 1 where it states another, −1 where it states none.
 
-  A number counts if it is the only one in the conclusion, in digits or as a word up to twelve; of yes and no, exactly
-  one must occur; any other answer is compared without case, articles and punctuation.
+  Numbers, yes and no are looked for in the whole text if the conclusion has none. A number counts if it is the only
+  one, in digits or as a word up to twelve; of yes and no, exactly one must occur; any other answer is compared without
+  case, articles and punctuation.
 
   >>> [extract_short(text, "3") for text in ("There are three cups.", "3.0", "**4**", "2 or 3", "")]
   [0, 0, 1, 1, -1]
   >>> [extract_short(text, "Left") for text in ("The left.", "left lane")]
   [0, 1]
   """
-  stated, wanted = conclusion(text), normalized(right)
-  if not stated:
+  found, wanted = conclusions(text), normalized(right)
+  if not any(found):
     return -1
   if wanted in YES_NO.values():
     said = extract_word(text)
     return -1 if said < 0 else int(YES_NO[said] != wanted)
   if (number := as_number(right)) is not None:
-    digits = re.sub(r"[A-Za-z]+", lambda word: _DIGITS.get(word[0].lower(), word[0]), stated)
-    return int({as_number(found) for found in _NUMBER.findall(digits)} != {number})
-  return int(normalized(stated) != wanted)
+    stated = next(filter(None, map(_numbers, found)), set())
+    return int(stated != {number})
+  return int(normalized(found[0]) != wanted)
+
+
+def _numbers(text: str) -> set[float | None]:
+  digits = re.sub(r"[A-Za-z]+", lambda word: _DIGITS.get(word[0].lower(), word[0]), text)
+  return {as_number(found) for found in _NUMBER.findall(digits)}
 
 
 def as_number(text: str) -> float | None:

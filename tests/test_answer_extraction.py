@@ -29,6 +29,12 @@ CHAIN = "Summary: a\nCaption: b\nReasoning: there is no gap, so they touch\nConc
     *(("Yes or no?", -1), ("", -1), ("Not at all.", -1), ("Nobody knows.", -1), ("True.", -1)),
     ("There is no doubt: yes", -1),  # both words, as in VLMEvalKit
     (r"\boxed{No}", 0),
+    *(("Yes, the answer is clear.", 1), ("No. My answer is based on the image.", 0)),
+    *(
+      ("Reasoning: it touches. Yes.", 1),
+      ("Reasoning: it touches. Yes", -1),
+      ("No gap. Answer:", -1),
+    ),
   ],
 )
 def test_exactly_one_of_yes_and_no_counts(text, verdict):
@@ -59,6 +65,9 @@ OPTIONS = ("the cat", "a dog", "the dog house", "none", "E5", "both")
     *(("neither of them", -1), ("The answer is C because A is wrong", -1)),
     *(("the cat", 0), ("It is the dog house.", 2), ("the cat and a dog", -1), ("None.", 3)),
     ("the catalogue", -1),
+    *(("Answer: B\n\nThe answer is based on the image", 1), ("B. A dog is there.", 1)),
+    ("The answer is (B), so my answer is final", 1),
+    *(("A. or B.", -1), ("(A) or (B)", -1), ("A) and B)", -1), ("A. because B is wrong", -1)),
     ("the cat " * 20, -1),  # far longer than the options
   ],
 )
@@ -78,6 +87,7 @@ def test_letters_reach_as_far_as_the_options():
     *(("1,200", "1200", 0), ("3 of 5", "3", 1), ("-3", "3", 1), ("3.0", "3", 0), ("30", "3", 1)),
     *(("Left.", "left", 0), ("The left lane", "Left lane", 0), ("right", "Left", 1)),
     *(("Yes, it is.", "Yes", 0), ("no", "Yes", 1), ("perhaps", "Yes", -1), ("", "Left", -1)),
+    *(("3. My answer is based on the image.", "3", 0), ("Yes, the answer is clear.", "Yes", 0)),
     *(("<think>left", "left", -1), ("Answer: **left**", "left", 0)),
   ],
 )

@@ -22,7 +22,7 @@ from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import ExampleSource, Take
-from spatial_vlm.data.split_guard import Pair, is_held_out
+from spatial_vlm.data.split_guard import Pair
 from spatial_vlm.evaluation import results
 from spatial_vlm.evaluation.predictions import Prediction, majority_predictions
 from spatial_vlm.hosts import user_errors
@@ -64,7 +64,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     if config.control:
       task, source = controlled(config.control, task, source)
     examples = Take(source, config.limit or len(source))
-    recall = recall_of(config, source.pairs) if config.method == "reuse" else None
+    recall = recall_of(config, task, source.pairs) if config.method == "reuse" else None
     if config.method == "majority":
       answer = majority(config, task)
     else:
@@ -77,10 +77,14 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   predictions = answer(examples)
   write_whole(workdir / "predictions.jsonl", "".join(p.to_json() + "\n" for p in predictions))
   figures = task.score(predictions)
-  row = results.result_row(config.method, figures)
+  skipped = results.skipped_records(source.bad, predictions, examples)
+  row = results.result_row(config.method, figures, len(skipped))
   recalls = results.recalls_json(results.count_recalls(predictions))
   write_whole(workdir / "scores.json", json.dumps(figures, indent=2) + "\n")
-  content = results.results_json([row], split=split_of(config), recalls=recalls)
+  split = split_of(config)
+  content = results.results_json(
+    [row], split=split, held_out=task.is_measured(split), skipped=skipped, recalls=recalls
+  )
   write_whole(workdir / "results.json", content)
   print(results.results_table([row]))
 
@@ -135,7 +139,7 @@ def majority(config: Config, task: Task) -> Answerer:
   data = config.data
   train = task.read(data.training_records, data.images, None, data.max_bad_share)
   records = [train.describe(number)[0] for number in range(len(train))]
-  labels = [(record.relation, record.label) for record in records]
+  labels = [(record.relation, record.label) for record in records if not record.right]
 
   def answer(examples: Take) -> list[Prediction]:
     read = Reader(examples, lambda example: example, data.max_bad_share)
@@ -144,11 +148,11 @@ def majority(config: Config, task: Task) -> Answerer:
   return answer
 
 
-def recall_of(config: Config, pairs: Sequence[Pair]) -> Recall:
+def recall_of(config: Config, task: Task, pairs: Sequence[Pair]) -> Recall:
   """Loads the handbook; LeakError if the records are held out and behaviors come from them or from equal `pairs`."""
   recall = load_recall(config.behaviors, config.behavior_tokens)
   handbook, split = recall.index.handbook, split_of(config)
-  if is_held_out(split):
+  if task.is_measured(split):
     handbook.refuse_leaks((split,), pairs)
   elif handbook.records_of((split,), pairs):
     log.warning(

@@ -12,6 +12,7 @@ import datetime
 
 from etils import epath
 
+from spatial_vlm.answers import Grammar
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_algorithm, snapshot, versions
 from spatial_vlm.evaluation import runs_report
@@ -20,7 +21,7 @@ from spatial_vlm.evaluation.runs import FinishedRun, read_runs
 from spatial_vlm.evaluation.runs_comparison import compare_runs
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.remote import write_whole
-from spatial_vlm.tasks import find_task
+from spatial_vlm.tasks import find_task, find_worded_task
 
 HARMLESS = ("runs",)
 """Settings that may change between two starts."""
@@ -33,7 +34,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     runs = read_runs(config.runs)
     is_statements = answers_statements(runs[0])
     snapshot(config, workdir, HARMLESS)
-  found = compare_runs(runs, is_statements)
+  found = compare_runs(runs, is_statements, answer_grammar)
   write_whole(workdir / "results.json", to_json(found))
   runs_report.draw_runs(found, workdir / FIGURE)
   provenance = {
@@ -58,6 +59,12 @@ def answers_statements(run: FinishedRun) -> bool:
   """Returns whether the run's task asks for yes or no."""
   words = find_task(run.settings.get("task", "")).first_words
   return words == {1: "Yes", 0: "No"}
+
+
+def answer_grammar(run: FinishedRun) -> Grammar:
+  """Returns the grammar of the run's answers, as its task and template word them."""
+  settings = run.settings
+  return find_worded_task(settings["task"], settings.get("template", "project"), "plain").grammar
 
 
 COMMAND = Command("report", run, check=check)

@@ -15,7 +15,7 @@ class BenchmarkRecord:
   label: int
   """The right verdict: number of the option, 1 yes and 0 no, 0 for the right short answer (any other is 1)."""
   relation: str
-  """The benchmark's own finest category, by which accuracies are listed."""
+  """The benchmark's own finest category, by which accuracies are listed; several are separated by commas."""
   options: tuple[str, ...] = ()
   """Texts of the options A, B, …; "" for a letter without an option; () for other questions."""
   right: str = ""

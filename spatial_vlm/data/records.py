@@ -69,6 +69,11 @@ class Record:
     return ()
 
   @property
+  def right(self) -> str:
+    """Empty: no statement asks for a word or a number."""
+    return ""
+
+  @property
   def strata(self) -> dict[str, str]:
     """Meta-category, and whether all validators agree with the label."""
     votes = {None: "none", 1.0: "unanimous"}.get(self.agreement, "divided")
@@ -235,6 +240,11 @@ class ExampleSource(Protocol):
 
   def image_name(self, index: int) -> str:
     """Returns the name of the record's image."""
+    ...
+
+  @property
+  def bad(self) -> list[BadRecord]:
+    """The lines or rows that could not be read as records."""
     ...
 
   @property

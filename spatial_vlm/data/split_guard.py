@@ -19,7 +19,8 @@ from spatial_vlm.data import vsr
 HELD_OUT = ("validation", "val", "dev", "test")
 """Names of splits to measure on."""
 Pair = tuple[str, str]
-"""Image and caption."""
+"""Image and caption. The image is "" if its name says nothing, as in a benchmark's file: the caption alone is compared.
+"""
 
 
 def is_held_out(split: str) -> bool:
@@ -89,7 +90,10 @@ def refuse_shared_pairs(shared: Sequence[Pair], evaluated: int, name: str, remed
 
 
 def pair_digest(pair: Pair) -> str:
-  """Returns a short digest of a pair, equal for the pairs that `shared_pairs` takes for the same."""
+  """Returns a short digest of a pair, equal for the pairs that `shared_pairs` takes for the same.
+
+  That of ("", caption) is a digest of the caption alone.
+  """
   return hashlib.sha256("\n".join(_key(pair)).encode()).hexdigest()[:12]
 
 

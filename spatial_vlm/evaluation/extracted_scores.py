@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from spatial_vlm.evaluation.predictions import Prediction
-from spatial_vlm.evaluation.statistics import Rate, rate
+from spatial_vlm.evaluation.statistics import Rate, outcomes, rate
 
 
 class BothRates(TypedDict):
@@ -36,14 +36,12 @@ def extracted_scores(predictions: Sequence[Prediction]) -> ExtractedScores:
     of its own. None if no answer has a group.
   """
   strata: dict[str, dict[str, list[Prediction]]] = defaultdict(lambda: defaultdict(list))
-  groups: dict[str, list[Prediction]] = defaultdict(list)
   for p in predictions:
     for name, value in p.strata.items():
       strata[name][value].append(p)
-    groups[f"group {p.group}" if p.group else f"answer {p.id}"].append(p)
   grouped = BothRates(
-    strict=rate([all(p.right for p in group) for group in groups.values()]),
-    extracted=rate([all(p.right_extracted for p in group) for group in groups.values()]),
+    strict=rate([*outcomes(predictions).values()]),
+    extracted=rate([*outcomes(predictions, lambda p: p.extracted).values()]),
   )
   return ExtractedScores(
     extracted=rate([p.right_extracted for p in predictions]),

@@ -21,6 +21,7 @@ class Prediction:
   """Number of the example in its source; pairs the answers of two methods."""
   caption: str
   relation: str
+  """Of the record; several are separated by commas, as in POPE's TSV (see `relations`)."""
   label: int
   """The right verdict; for statements 1 true, 0 false."""
   verdict: int
@@ -50,6 +51,14 @@ class Prediction:
   """Name of a stratum → its value for the record, such as {"votes": "unanimous"}."""
   group: str = ""
   """Answers with the same group count only together (circular evaluation); "": the answer counts alone."""
+
+  is_short: bool = False
+  """Whether the answer is a word or a number: label 0 is then the right one, whatever it is."""
+
+  @property
+  def relations(self) -> list[str]:
+    """The relations under which the answer is counted."""
+    return [name.strip() for name in self.relation.split(",")]
 
   @property
   def right(self) -> bool:
@@ -93,18 +102,20 @@ def majority_predictions(
 ) -> list[Prediction]:
   """Answers every test example with the most frequent label of its relation in the training split.
 
-  `train` holds (relation, label). The larger label wins a tie, so that a tied statement is called true; a relation
-  without training records takes the label that is most frequent over all. Nothing is generated: there is neither
-  text nor tokens.
+  `train` holds (relation, label). A question that asks for a word or a number is not answered. The larger label wins a
+  tie, so that a tied statement is called true; a relation without training records takes the label that is most
+  frequent over all. Nothing is generated: there is neither text nor tokens.
   """
   counts: dict[str, Counter[int]] = defaultdict(Counter)
   for relation, label in train:
     counts[relation][label] += 1
   overall = sum(counts.values(), Counter())
 
-  def verdict(relation: str) -> int:
-    seen = counts.get(relation, overall)
-    return max(seen, key=lambda label: (seen[label], label))
+  def verdict(example: Example) -> int:
+    if example.record.right:
+      return -1
+    seen = counts.get(example.record.relation, overall)
+    return max(seen, key=lambda label: (seen[label], label), default=-1)
 
   return [
     Prediction(
@@ -112,16 +123,17 @@ def majority_predictions(
       caption=example.record.caption,
       relation=example.record.relation,
       label=example.record.label,
-      verdict=verdict(example.record.relation),
+      verdict=verdict(example),
       text="",
       boxes_true=example.boxes,
       generated_tokens=0,
       prompt_tokens=0,
       truncated=False,
-      extracted=verdict(example.record.relation),
+      extracted=verdict(example),
       image=example.record.image,
       strata=dict(example.record.strata),
       group=example.record.group,
+      is_short=bool(example.record.right),
     )
     for example in test
   ]

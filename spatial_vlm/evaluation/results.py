@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.data.records import BadRecord, Take
 from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.scores import Scores
@@ -17,8 +18,13 @@ from spatial_vlm.evaluation.statistics import Share, wilson
 from spatial_vlm.text import markdown_table
 
 
-def result_row(method: str, scores: Scores) -> dict[str, Any]:
+def result_row(method: str, scores: Scores, skipped: int | None = None) -> dict[str, Any]:
   """Returns one row of `results.json`.
+
+  Args:
+    method: its name.
+    scores: of its answers.
+    skipped: number of records without an answer, where it is known.
 
   `accuracy` is that of answers in the form that was asked for, `extracted` that of verdicts in whatever form.
   Seconds per answer are the mean, so that falling back to a long answer shows.
@@ -30,12 +36,32 @@ def result_row(method: str, scores: Scores) -> dict[str, Any]:
     "ci_high": scores["ci_high"],
     "n": scores["n"],
     "extracted": scores["extracted"],
+    "groups": scores["groups"],
+    "skipped": skipped,
     "generated_tokens_mean": scores["generated_tokens_mean"],
     "total_tokens_mean": scores["total_tokens_mean"],
     "seconds_per_answer": scores["seconds_mean"],
     "parse_rate": scores["parse_rate"],
     "box_iou": scores.get("box_iou"),
   }
+
+
+def skipped_records(
+  bad: Iterable[BadRecord], predictions: Iterable[Prediction], examples: Take
+) -> list[dict[str, Any]]:
+  """Returns the records without an answer, as `results.json` lists them.
+
+  Args:
+    bad: rows that could not be read as records; they have no id.
+    predictions: the answers.
+    examples: the records that were asked about. One without an answer has an unreadable image or too long a prompt.
+  """
+  unanswered = sorted({*range(len(examples))} - {p.id for p in predictions})
+  unread = [{"id": None, "file": b.file, "line": b.line, "reason": b.reason} for b in bad]
+  return unread + [
+    dict(zip(("id", "file", "line", "reason"), (id, *examples.origin(id), None), strict=True))
+    for id in unanswered
+  ]
 
 
 def results_json(rows: Sequence[Mapping[str, Any]], **others: Any) -> str:
@@ -121,7 +147,7 @@ def read_recalls(paths: Iterable[epath.PathLike]) -> dict[str, RecallCount]:
       raise UsageError(
         f"{path} does not name the split of its records; start `evaluate` again in its workdir"
       )
-    if is_held_out(split):
+    if content.get("held_out") or is_held_out(split):
       raise UsageError(
         f"{path} counts recalls on {split!r}, a split to measure on; evaluate on training records"
       )
@@ -141,11 +167,18 @@ def _sum(counts: Sequence[RecallCount]) -> RecallCount:
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Returns the result table in Markdown, its columns padded so that it reads in a terminal as well."""
+  """Returns the result table in Markdown, its columns padded so that it reads in a terminal as well.
+
+  Columns of groups and of skipped records are there if a row has them.
+  """
+  groups = any(row.get("groups") for row in rows)  # rows of earlier versions have neither
+  skipped = any(row.get("skipped") is not None for row in rows)
   header = [
     "method",
     "accuracy, 95 % CI",
     "extracted, 95 % CI",
+    *(["groups all right", "groups all right, extracted"] if groups else []),
+    *(["skipped"] if skipped else []),
     "generated tokens",
     "total tokens",
     "s/answer",
@@ -158,7 +191,9 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
       [
         row["method"],
         rate_text(row),
-        rate_text(row.get("extracted")),  # rows of earlier versions have none
+        rate_text(row.get("extracted")),
+        *(group_texts(row.get("groups")) if groups else []),
+        *([number(row.get("skipped"), "{:,}")] if skipped else []),
         number(row["generated_tokens_mean"], "{:.1f}"),
         number(row["total_tokens_mean"], "{:.1f}"),
         number(row["seconds_per_answer"], "{:.3f}"),
@@ -168,6 +203,11 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
       for row in rows
     ],
   )
+
+
+def group_texts(groups: Mapping[str, Any] | None) -> list[str]:
+  """Returns the shares of groups whose answers are all right, by both readings."""
+  return [rate_text(groups and groups[reading]) for reading in ("strict", "extracted")]
 
 
 def rate_text(rate: Mapping[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from spatial_vlm.answers import STATEMENT, Grammar
 from spatial_vlm.evaluation.boxes import box_scores
 from spatial_vlm.evaluation.contrastive_pairs import both_right, of_one_caption, of_one_image
 from spatial_vlm.evaluation.extracted_scores import extracted_scores
@@ -22,8 +23,10 @@ from spatial_vlm.evaluation.runs import (
 from spatial_vlm.evaluation.scores import rates_by
 from spatial_vlm.evaluation.statistics import (
   Rate,
+  answered_by_both,
   cochran_q,
   mcnemar,
+  outcomes,
   paired_bootstrap,
   paired_test,
   rate,
@@ -41,12 +44,20 @@ PAIRS = {"images": of_one_caption, "captions": of_one_image}
 Row = dict[str, Any]
 
 
-def compare_runs(runs: Sequence[FinishedRun], statements: bool) -> dict[str, Any]:
+def compare_runs(
+  runs: Sequence[FinishedRun],
+  statements: bool,
+  grammar_of: Callable[[FinishedRun], Grammar] = lambda run: STATEMENT,
+) -> dict[str, Any]:
   """Returns the content of `results.json`: one list of rows for each table of the report.
 
   Args:
     runs: the first is the reference of `rows` and `pairs`.
-    statements: whether the answers are yes and no, in the grammar of statements. Only they have pairs and boxes.
+    statements: whether the answers are yes and no. Only they have pairs and boxes.
+    grammar_of: returns the grammar of a run's answers, in which its boxes are read.
+
+  Questions of circular evaluation are one case each, right if all their copies are (see `outcomes`), except in the
+  accuracies of single answers (`rows`, `strata`).
   """
   reference = runs[0]
   settings = differing_settings(runs)
@@ -63,7 +74,7 @@ def compare_runs(runs: Sequence[FinishedRun], statements: bool) -> dict[str, Any
       template_row(group, reading) for group in of_several_templates(runs) for reading in READINGS
     ],
     "pairs": [pair_row(run, reference, what) for what in PAIRS for run in runs if statements],
-    "boxes": [box_row(run) for run in runs if statements],
+    "boxes": [box_row(run, grammar_of(run)) for run in runs if statements],
     "strata": stratum_rows([run for run in runs if not run.control]),
   }
 
@@ -71,10 +82,11 @@ def compare_runs(runs: Sequence[FinishedRun], statements: bool) -> dict[str, Any
 def guessing(predictions: Sequence[Prediction]) -> float | None:
   """Returns the accuracy of always giving the most frequent label.
 
-  None where all labels are equal: the answer is a word or a number, and label 0 stands for the right one.
+  Words and numbers are left out: their label 0 stands for the right one, whatever it is. None where the other labels
+  are all equal, or there are none.
   """
-  counts = Counter(p.label for p in predictions)
-  return max(counts.values()) / len(predictions) if len(counts) > 1 else None
+  counts = Counter(p.label for p in predictions if not p.is_short)
+  return max(counts.values()) / counts.total() if len(counts) > 1 else None
 
 
 def run_row(run: FinishedRun, reference: FinishedRun, settings: Sequence[str]) -> Row:
@@ -85,6 +97,7 @@ def run_row(run: FinishedRun, reference: FinishedRun, settings: Sequence[str]) -
     "settings": {name: run.settings.get(name) for name in settings},
     "strict": rate([p.right for p in predictions]),
     "extracted": rate([p.right_extracted for p in predictions]),
+    "groups": extracted_scores(predictions)["groups"],
     "parsed": share([p.verdict >= 0 for p in predictions]),
     "cannot_tell": share([p.verdict == CANNOT_TELL for p in predictions]),
     "generated_tokens_mean": float(np.mean([p.generated_tokens for p in predictions])),
@@ -109,20 +122,20 @@ def control_row(seen: FinishedRun, unseen: FinishedRun, reading: str) -> Row:
   """Returns one run with its images next to the same under a control.
 
   - `difference`: accuracy with the image less that without, so that a model that uses its image has a large one.
-  - `decided`: accuracy without the image among the answers that state a verdict other than "Cannot tell.".
+  - `decided`: accuracy without the image among the answers that state a verdict other than "Cannot tell.": one answer
+    of each group, and none that is a word or a number.
   - `above_guessing`: p-value of the exact binomial test that `decided` is no better than always giving the most
     frequent label of all records. A small one finds a model that is right without seeing. None where there is no such
     answer, or nothing to guess.
-  - `same_verdict`: share of the verdicts that do not change.
+  - `same_verdict`: share of the verdicts that do not change, among the records with a verdict on both sides.
   """
   read = READINGS[reading]
-  with_image = {p.id: p for p in seen.predictions}
-  both = [(with_image[p.id], p) for p in unseen.predictions if p.id in with_image]
-  seen_right = {p.id: read(p) == p.label for p, _ in both}
-  unseen_right = {q.id: read(q) == q.label for _, q in both}
-  said = [(read(p), read(q)) for p, q in both]
-  decided = [read(q) == q.label for _, q in both if read(q) not in (-1, CANNOT_TELL)]
-  guess = guessing([q for _, q in both])
+  with_image, without = answered_by_both(seen.predictions, unseen.predictions)
+  seen_right, unseen_right = outcomes(with_image, read), outcomes(without, read)
+  said = [(read(p), read(q)) for p, q in zip(with_image, without, strict=True)]
+  alone = [q for q in {q.group or q.id: q for q in without[::-1]}.values() if not q.is_short]
+  decided = [read(q) == q.label for q in alone if read(q) not in (-1, CANNOT_TELL)]
+  guess = guessing(alone)
   return {
     "name": seen.name,
     "control": unseen.control,
@@ -133,7 +146,7 @@ def control_row(seen: FinishedRun, unseen: FinishedRun, reading: str) -> Row:
     "decided": rate(decided) if decided else None,
     "guess": guess,
     "above_guessing": _above(decided, guess) if decided and guess else None,
-    "same_verdict": share([a == b for a, b in said]),
+    "same_verdict": share([a == b for a, b in said if a >= 0 <= b]),
     "no_verdict": share([b < 0 for _, b in said]),
     "cannot_tell": share([b == CANNOT_TELL for _, b in said]),
   }
@@ -151,8 +164,8 @@ def reasoning_row(direct: FinishedRun, reasoned: FinishedRun) -> Row:
     "direct": direct.name,
     "reasoned": reasoned.name,
     "same_policy": direct.setting("checkpoint") == reasoned.setting("checkpoint"),
-    "direct_accuracy": rate([p.right for p in direct.predictions]),
-    "reasoned_accuracy": rate([p.right for p in reasoned.predictions]),
+    "direct_accuracy": rate([*outcomes(direct.predictions).values()]),
+    "reasoned_accuracy": rate([*outcomes(reasoned.predictions).values()]),
     "paired": dataclasses.asdict(mcnemar(direct.predictions, reasoned.predictions)),
     "tokens": dataclasses.asdict(tokens),
   }
@@ -166,8 +179,9 @@ def template_row(group: Sequence[FinishedRun], reading: str) -> Row:
   - `always_right`: share of the records that are answered rightly under every template.
   """
   read = READINGS[reading]
-  by_run = [{p.id: read(p) == p.label for p in run.predictions} for run in group]
-  common = sorted(set.intersection(*(set(found) for found in by_run)))
+  answered = set.intersection(*({p.id for p in run.predictions} for run in group))
+  by_run = [outcomes([p for p in run.predictions if p.id in answered], read) for run in group]
+  common = [*by_run[0]]
   rates = [rate([found[id] for id in common]) for found in by_run]
   by_accuracy = sorted(rates, key=lambda r: r["accuracy"])
   return {
@@ -194,9 +208,9 @@ def pair_row(run: FinishedRun, reference: FinishedRun, what: str) -> Row:
   return row
 
 
-def box_row(run: FinishedRun) -> Row:
+def box_row(run: FinishedRun, grammar: Grammar) -> Row:
   """Returns the scores of the boxes that its answers name."""
-  return {"name": run.name, **box_scores(run.predictions)}
+  return {"name": run.name, **box_scores(run.predictions, grammar)}
 
 
 def stratum_rows(runs: Sequence[FinishedRun]) -> list[Row]:
@@ -215,7 +229,7 @@ def stratum_rows(runs: Sequence[FinishedRun]) -> list[Row]:
 
 def _by_place(predictions: Sequence[Prediction]) -> dict[tuple[str, str], Rate]:
   """Returns (stratum, value) → accuracy; the relation is the first stratum."""
-  relations = rates_by(predictions, lambda p: p.relation)
+  relations = rates_by(predictions, lambda p: p.relations)
   strata = extracted_scores(predictions)["by_stratum"]
   return {
     **{("relation", value): found for value, found in relations.items()},

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from spatial_vlm.evaluation.figures import accuracy_intervals
-from spatial_vlm.evaluation.results import number, rate_text, share_text
+from spatial_vlm.evaluation.results import group_texts, number, rate_text, share_text
 from spatial_vlm.evaluation.results_report import p_value, points
 from spatial_vlm.evaluation.runs_comparison import Row
 from spatial_vlm.text import escaped, markdown_table, percent
@@ -20,7 +20,7 @@ _DIFFERENCE = ("difference, points", "95 % CI")
 
 
 def runs_report(found: Mapping[str, Any], figure: str, provenance: Mapping[str, str]) -> str:
-  """Returns the report; a part without rows is left out.
+  """Returns the report; a part without rows is skipped.
 
   Args:
     found: from `compare_runs`.
@@ -85,15 +85,18 @@ def _part(title: str, table: str, *before: str) -> list[str]:
 
 
 def results_table(rows: Sequence[Row]) -> str:
-  """Returns accuracy by both readings, parsed answers and tokens of every row."""
-  header = ["row", "n", "strict, 95 % CI", "extracted, 95 % CI", "parsed", "cannot tell"]
-  header += ["generated tokens", "total tokens"]
+  """Returns accuracy by both readings, parsed answers and tokens of every row, and of groups if there are any."""
+  groups = any(row["groups"] for row in rows)
+  header = ["row", "n", "strict, 95 % CI", "extracted, 95 % CI"]
+  header += ["groups all right", "groups all right, extracted"] if groups else []
+  header += ["parsed", "cannot tell", "generated tokens", "total tokens"]
   cells = [
     [
       escaped(row["name"]),
       f"{row['strict']['n']:,}",
       rate_text(row["strict"]),
       rate_text(row["extracted"]),
+      *(group_texts(row["groups"]) if groups else []),
       share_text(row["parsed"]),
       share_text(row["cannot_tell"]),
       *(number(row[f"{kind}_tokens_mean"], "{:.1f}") for kind in ("generated", "total")),

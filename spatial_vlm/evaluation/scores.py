@@ -76,7 +76,7 @@ def score(predictions: Sequence[Prediction], grammar: Grammar) -> Scores:
     **rate([p.right for p in predictions]),
     **extracted_scores(predictions),
     **_writing(predictions, grammar),
-    by_relation=rates_by(predictions, lambda p: p.relation),
+    by_relation=rates_by(predictions, lambda p: p.relations),
     **_costs(predictions),
   )
 
@@ -112,8 +112,8 @@ def score_statements(
     yes_rate=_mean(p.verdict == 1 for p in predictions),
     **_writing(predictions, grammar),
     **box_scores(predictions, grammar),
-    by_relation=rates_by(predictions, lambda p: p.relation),
-    by_category=rates_by(predictions, lambda p: meta_category.get(p.relation, UNALLOCATED)),
+    by_relation=rates_by(predictions, lambda p: p.relations),
+    by_category=rates_by(predictions, lambda p: [meta_category.get(p.relation, UNALLOCATED)]),
     pairs=_pair_rate(predictions, of_one_caption),
     image_pairs=_pair_rate(predictions, of_one_image),
     **_costs(predictions),
@@ -193,12 +193,13 @@ def _parse_rate(predictions: Sequence[Prediction], grammar: Grammar) -> float | 
 
 
 def rates_by(
-  predictions: Sequence[Prediction], key: Callable[[Prediction], str]
+  predictions: Sequence[Prediction], names: Callable[[Prediction], Iterable[str]]
 ) -> dict[str, Rate]:
-  """Returns the accuracy of the answers with each value of `key`, in the order of the values."""
+  """Returns the accuracy of the answers under each of their names, in the order of the names."""
   groups = defaultdict(list)
   for p in predictions:
-    groups[key(p)].append(p.right)
+    for name in names(p):
+      groups[name].append(p.right)
   return {name: rate(groups[name]) for name in sorted(groups)}
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -75,14 +75,43 @@ Outcomes = Mapping[Any, bool]
 """Key of an example, or of a pair of them → whether the answer is right."""
 
 
-def outcomes(predictions: Sequence[Prediction]) -> dict[int, bool]:
-  """Returns whether each answer is right, by the id of its example."""
-  return {p.id: p.right for p in predictions}
+def strict_verdict(p: Prediction) -> int:
+  """Returns the verdict of an answer in the form that was asked for."""
+  return p.verdict
+
+
+def outcomes(
+  predictions: Sequence[Prediction], read: Callable[[Prediction], int] = strict_verdict
+) -> dict[int | str, bool]:
+  """Returns whether each answer is right, by the id of its example.
+
+  Answers with a group are one case, under the group's name, and right together: the copies of one question do not
+  count as independent answers.
+
+  Args:
+    predictions: answers of one method.
+    read: returns the verdict of an answer.
+  """
+  found: dict[int | str, bool] = {}
+  for p in predictions:
+    case = p.group or p.id
+    found[case] = found.get(case, True) and read(p) == p.label
+  return found
+
+
+def answered_by_both(
+  a: Sequence[Prediction], b: Sequence[Prediction]
+) -> tuple[list[Prediction], list[Prediction]]:
+  """Returns the answers of both to the examples that both answered, in the order of the ids."""
+  first, second = ({p.id: p for p in predictions} for predictions in (a, b))
+  common = sorted(first.keys() & second.keys())
+  return [first[id] for id in common], [second[id] for id in common]
 
 
 def mcnemar(a: Sequence[Prediction], b: Sequence[Prediction]) -> Paired:
-  """Runs `paired_test` on the answers of two methods."""
-  return paired_test(outcomes(a), outcomes(b))
+  """Runs `paired_test` on the answers of two methods; groups are one case each (see `outcomes`)."""
+  both = answered_by_both(a, b)
+  return paired_test(*map(outcomes, both if both[0] else (a, b)))
 
 
 def paired_test(a: Outcomes, b: Outcomes) -> Paired:

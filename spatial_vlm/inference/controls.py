@@ -15,10 +15,10 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import UInt8
 
-from spatial_vlm.answer_extraction import conclusion
+from spatial_vlm.answer_extraction import conclusions
 from spatial_vlm.answers import Box, Grammar
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.records import Example, ExampleSource, Record
+from spatial_vlm.data.records import BadRecord, Example, ExampleSource, Record
 from spatial_vlm.evaluation.predictions import CANNOT_TELL
 from spatial_vlm.tasks.task import Question, Task
 
@@ -82,8 +82,10 @@ class ControlledSource:
   def __init__(self, source: ExampleSource, control: Control):
     self.source, self.control = source, control
     records = [source.describe(number)[0] for number in range(len(source))]
-    names = [source.image_name(number) for number in range(len(source))]
-    self._other = other_records(records, names) if control.images is other_image else ()
+    self._other: Sequence[int] = ()
+    if control.images is other_image:
+      names = [source.image_name(number) for number in range(len(source))]
+      self._other = other_records(records, names)
 
   def __len__(self) -> int:
     return len(self.source)
@@ -105,6 +107,11 @@ class ControlledSource:
   def image_name(self, index: int) -> str:
     """Returns the name of the record's own image."""
     return self.source.image_name(index)
+
+  @property
+  def bad(self) -> list[BadRecord]:
+    """Rows that could not be read as records."""
+    return self.source.bad
 
   @property
   def pairs(self) -> list[tuple[str, str]]:
@@ -176,8 +183,12 @@ def with_cannot_tell(task: Task) -> Task:
     return f"{task.question(caption, form)} If the image does not show it, answer Cannot tell."
 
   def extract(text: str, record: Question) -> int:
-    declines = _CANNOT_TELL.search(conclusion(text) or "")
-    return CANNOT_TELL if declines else task.extract(text, record)
+    for stated in conclusions(text):
+      if _CANNOT_TELL.search(stated):
+        return CANNOT_TELL
+      if task.extract(stated, record) >= 0:
+        break
+    return task.extract(text, record)
 
   def strict(grammar: Grammar, text: str, record: Question) -> int:
     parsed = grammar.parse(text)

@@ -226,4 +226,5 @@ def _prediction(
     image=example.record.image,
     strata=dict(example.record.strata),
     group=example.record.group,
+    is_short=bool(example.record.right),
   )

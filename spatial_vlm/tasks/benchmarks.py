@@ -1,4 +1,4 @@
-"""Benchmarks of others, by the files that they are published as.
+"""Benchmarks of others, each with the schema of its published files.
 
 Each reads a file of its published schema, as its comment gives it; `docs/tasks.md` lists the files to download.
 A TSV has the columns of VLMEvalKit (`data.benchmarks.tsv_table`), whatever the benchmark, so that every one of its
@@ -25,6 +25,7 @@ from spatial_vlm.data.benchmarks.source import BenchmarkSource
 from spatial_vlm.evaluation.scores import score_statements
 from spatial_vlm.tasks import statements
 from spatial_vlm.tasks.choices import choice_task, short_task
+from spatial_vlm.tasks.explanations import explain_questions
 from spatial_vlm.tasks.task import Task
 
 ROTATED = 1_000_000
@@ -48,7 +49,8 @@ def whatsup_record(fields: Fields) -> BenchmarkRecord:
   image = fields.get("image_path")
   if "0" in fields:
     image, captions = fields["0"], [fields.get("1"), fields.get("2")]
-    image = f"{image:012d}.jpg" if isinstance(image, int) else image
+    if isinstance(image, int | str):
+      image = _image_file(str(image), str(fields.get("file")))
   if not isinstance(image, str) or not isinstance(captions, list):
     raise ValueError("a question is {image_path, caption_options} or [image id, caption, caption]")
   if not all(isinstance(caption, str) and caption.strip() for caption in captions):
@@ -56,6 +58,16 @@ def whatsup_record(fields: Fields) -> BenchmarkRecord:
   return shuffled_record(
     image, "Which caption describes the image?", captions, _preposition(captions[0]), {}
   )
+
+
+def _image_file(id: str, file: str) -> str:
+  """Returns the image of an id as the authors' readers name it: as it is in Visual Genome, of 12 digits in COCO.
+
+  >>> _image_file("139", "coco_qa_two_obj.json"), _image_file("2317", "vg_qa_one_obj.json")
+  ('000000000139.jpg', '2317.jpg')
+  """
+  name = id if file.startswith("vg_") else id.zfill(12)
+  return id if "." in id else f"{name}.jpg"
 
 
 def _preposition(caption: str) -> str:
@@ -96,7 +108,7 @@ def blink_record(fields: Fields) -> BenchmarkRecord | None:
 
   Parquet of each subtask, `Spatial_Relation/val-*.parquet`: idx, sub_task, question, image_1 … image_4, choices,
   answer "(A)" ("hidden" in the test split), prompt. TSV `BLINK.tsv`: all subtasks, named by `category`; the others are
-  left out. Source: Fu et al., arXiv 2404.12390.
+  skipped. Source: Fu et al., arXiv 2404.12390.
   """
   subtask = str(fields.get("sub_task") or fields.get("category") or "")
   if re.sub(r"[\W_]+", " ", subtask.lower()) not in _BLINK_SPATIAL:
@@ -108,12 +120,12 @@ _YES_NO = dataclasses.replace(
   statements.VSR,
   question=lambda caption, form: f"{caption} {statements.instruction(form)}",
   templates={},
-  explanations={},
+  explanations=explain_questions(),
   score=functools.partial(score_statements, meta_category={}),
 )
 """Questions that are answered by yes or no."""
 
-BENCHMARKS: Mapping[str, Task] = MappingProxyType(
+_TASKS: Mapping[str, Task] = MappingProxyType(
   {
     # VLMEvalKit's VSR-zeroshot, vsr_zeroshot_dataset_yn_strict.tsv: index, image, question (a statement with "Please
     # answer yes or no. Please answer strictly Yes or No."), answer Yes or No. Asked as the task vsr asks.
@@ -133,7 +145,8 @@ BENCHMARKS: Mapping[str, Task] = MappingProxyType(
     ),
     "blink": choice_task(blink_record),
     # EmbSpatial-Bench (Du et al., arXiv 2406.05756), Parquet: question_id, image, question, relation, answer_options,
-    # answer (number from 0), data_source (ai2thor, mp3d, scannet), scene_id. TSV: EmbSpatialBench.
+    # answer (number from 0), data_source (ai2thor, mp3d, scannet), scene_id. The authors' embspatial_bench.json has the
+    # same fields, the image in base64. TSV: EmbSpatialBench.
     "embspatial": choice_task(
       functools.partial(choice_record, relation=("relation", "category"), strata=("data_source",))
     ),
@@ -158,4 +171,7 @@ BENCHMARKS: Mapping[str, Task] = MappingProxyType(
     ),
   }
 )
-"""Name → task."""
+BENCHMARKS: Mapping[str, Task] = MappingProxyType(
+  {name: dataclasses.replace(task, held_out=True) for name, task in _TASKS.items()}
+)
+"""Name → task; all records of a benchmark are there to measure on."""

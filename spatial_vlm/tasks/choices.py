@@ -1,6 +1,7 @@
 """Tasks of multiple choice, and of questions that ask for a letter, a word or a number."""
 
 import functools
+import re
 from collections.abc import Callable
 
 from spatial_vlm.answer_extraction import extract_option, extract_short, normalized
@@ -9,7 +10,7 @@ from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.data.benchmarks.fields import LETTERS, Fields
 from spatial_vlm.data.benchmarks.source import BenchmarkSource
 from spatial_vlm.evaluation.scores import score
-from spatial_vlm.tasks.explanations import explain_choices
+from spatial_vlm.tasks.explanations import explain_choices, explain_short
 from spatial_vlm.tasks.statements import behavior_prompt, instruction
 from spatial_vlm.tasks.task import Question, Task, Template, parsed_verdict
 
@@ -37,8 +38,18 @@ def _vlmevalkit_question(caption: str, form: str) -> str:
 
 
 def short_question(caption: str, form: str) -> str:
-  """Returns a question whose caption says what the answer must be, with the instruction of any other form."""
-  return caption if form == "direct" else f"{caption}\n{instruction(form)}"
+  """Returns a question whose caption says what the answer must be; another form has its instruction in that place.
+
+  >>> short_question("How many?\\nPlease answer directly with a single word or number.", "chain")
+  'How many?\\nThink in four steps: Summary, Caption, Reasoning, Conclusion.'
+  """
+  if form == "direct":
+    return caption
+  return f"{_DIRECTLY.sub('', caption)}\n{instruction(form)}"
+
+
+_DIRECTLY = re.compile(r"\s*\bPlease answer directly with [^\n]*$", re.IGNORECASE)
+"""RealWorldQA's instruction, which contradicts any other form."""
 
 
 def extract_choice(text: str, record: Question) -> int:
@@ -104,4 +115,5 @@ def short_task(to_record: Callable[[Fields], BenchmarkRecord | None]) -> Task:
     score=functools.partial(score, grammar=SHORT),
     extract=extract_choice_or_short,
     strict=strict_short,
+    explanations=explain_short(),
   )

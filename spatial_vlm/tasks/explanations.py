@@ -45,6 +45,28 @@ def explain_statements(words: Mapping[int, str]) -> dict[str, str]:
   }
 
 
+def explain_questions() -> dict[str, str]:
+  """Returns the explanation of each form of an answer to a question of yes or no."""
+  return _explain_question("Yes. or No.", "Is the cat left of the mug?", "Yes.")
+
+
+def explain_short() -> dict[str, str]:
+  """Returns the explanation of each form of an answer to a question that asks for a letter, a word or a number."""
+  words = "the letter, word or number that the question asks for."
+  return _explain_question(words, "Is the cat left or right of the mug?", "left")
+
+
+def _explain_question(words: str, question: str, word: str) -> dict[str, str]:
+  example = f'for the question "{question}"'
+  return {
+    "chain": _STEPS.format(
+      words=words, example=example, summary=question, caption=_CAPTION, word=word
+    ),
+    "short": _SHORT.format(words=words, word=word),
+    "direct": f"Write nothing but {words} For example: {word}",
+  }
+
+
 def explain_choices() -> dict[str, str]:
   """Returns the explanation of each form of an answer to a multiple-choice question."""
   choice = "the letter of the right option and a full stop."

@@ -11,6 +11,7 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.data.image_files import ImageLocations
 from spatial_vlm.data.records import ExampleSource, Record
+from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.scores import Scores
 
@@ -65,10 +66,16 @@ class Task:
   """(text, record) → the verdict that the text states in whatever form; −1 for none (see `answer_extraction`)."""
   strict: Callable[[Grammar, str, Question], int] = parsed_verdict
   """(grammar, text, record) → the verdict of an answer in the form that was asked for; −1 for any other text."""
+  held_out: bool = False
+  """Whether all its records are there to measure on, whatever their file is called; see `is_measured`."""
   templates: Mapping[str, Template] = dataclasses.field(default_factory=dict)
   """Name → another wording. "project" is the task's own and stands in no table."""
   explanations: Mapping[str, str] = dataclasses.field(default_factory=dict)
   """Form of the answer → its explanation with an example, for a model that was not tuned on it."""
+
+  def is_measured(self, split: str) -> bool:
+    """Whether the records of a split are ones to measure on: by the task, or by the name of the split."""
+    return self.held_out or is_held_out(split)
 
   def with_template(self, name: str) -> "Task":
     """Returns the task in another wording; UsageError, with the known names, for one that it has not."""

@@ -23,7 +23,17 @@ from spatial_vlm.reuse.index.vector_index import VectorIndex
 from spatial_vlm.tasks.statements import question
 
 FIELDS = [
-  *("method", "accuracy", "ci_low", "ci_high", "n", "extracted", "generated_tokens_mean"),
+  *(
+    "method",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "n",
+    "extracted",
+    "groups",
+    "skipped",
+    "generated_tokens_mean",
+  ),
   *("total_tokens_mean", "seconds_per_answer", "parse_rate", "box_iou"),
 ]
 EMBEDDER = "spatial_vlm/assets/tiny_encoder"
@@ -57,7 +67,8 @@ def predictions(workdir):
 def test_results_have_the_schema_and_follow_from_the_predictions(finished, method):
   workdir, _ = finished[method]
   results = json.loads((workdir / "results.json").read_text())
-  assert list(results) == ["rows", "split", "recalls"] and len(results["rows"]) == 1
+  assert list(results) == ["rows", "split", "held_out", "skipped", "recalls"]
+  assert results["held_out"] and results["skipped"] == [] and len(results["rows"]) == 1
   assert results["split"] == "test"
   row = results["rows"][0]
   assert list(row) == FIELDS and row["method"] == method

@@ -37,7 +37,7 @@ def predictions(workdir):
   ]
 
 
-def test_a_tsv_is_answered_and_scored_with_its_rotations(run, changes, tmp_path):
+def test_a_tsv_is_answered_and_scored_with_its_rotations(run, changes, tmp_path, capsys):
   path = write_tsv(tmp_path / "MMBench_DEV_EN.tsv", mmbench_rows())
   changes = {**changes, "task": "mmbench", "data.records": path}
   assert run("evaluate", tmp_path / "run", changes).code == 0
@@ -48,6 +48,8 @@ def test_a_tsv_is_answered_and_scored_with_its_rotations(run, changes, tmp_path)
   assert all(p.relation == "spatial_relationship" and p.text for p in stored)
   results = json.loads((tmp_path / "run" / "results.json").read_text())
   assert results["split"] == "MMBench_DEV_EN" and results["rows"][0]["n"] == 7
+  assert results["held_out"] and results["rows"][0]["groups"]["strict"]["n"] == 2
+  assert "groups all right" in capsys.readouterr().out
 
 
 def test_zero_shot_chooses_among_the_options_of_each_question(run, changes, tmp_path):
@@ -80,6 +82,9 @@ def test_parquet_shards_are_answered_and_bad_rows_left_out(run, changes, tmp_pat
   ]
   assert "00000-of-00002.parquet:3: " in caplog.text and "00001-of-00002.parquet:1: " in caplog.text
   assert "'(Z)'" in caplog.text
+  results = json.loads((tmp_path / "run" / "results.json").read_text())
+  skipped = [(s["id"], Path(s["file"]).name[5:10], s["line"]) for s in results["skipped"]]
+  assert skipped == [(None, "00001", 1), (2, "00000", 3)] and results["rows"][0]["skipped"] == 2
 
 
 def test_every_image_of_a_question_is_shown(run, changes, tmp_path):
@@ -115,7 +120,6 @@ def test_every_image_of_a_question_is_shown(run, changes, tmp_path):
       {"task": "realworldqa", "method": "zero-shot"},
       "answers of the task realworldqa begin with any",
     ),
-    ({"task": "realworldqa", "prompt": "explained"}, "the task explains no form"),
     ({"data.boxes": "boxes.jsonl"}, "benchmarks have no true boxes: set it to ''"),
     ({"data.records": "x.csv"}, "its suffix must be .tsv, .parquet, .json"),
     ({"data.records": "none.tsv"}, "none.tsv does not exist"),

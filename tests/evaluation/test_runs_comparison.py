@@ -7,6 +7,7 @@ import pytest
 from spatial_vlm.evaluation.predictions import CANNOT_TELL
 from spatial_vlm.evaluation.runs import FinishedRun
 from spatial_vlm.evaluation.runs_comparison import compare_runs, guessing
+from spatial_vlm.tasks import find_worded_task
 
 SETTINGS = {"method": "chain", "checkpoint": "p", "task": "vsr", "control": ""}
 
@@ -132,7 +133,58 @@ def test_the_comparison_is_strict_json(run_of):
 
 def test_guessing_gives_the_most_frequent_label(predict):
   assert guessing([predict(i, int(i > 2), 1) for i in range(10)]) == 0.7
-  assert guessing([predict(i, 0, 0) for i in range(3)]) is None  # a word or a number
+  assert guessing([predict(i, 0, 0) for i in range(3)]) is None
+  words = [predict(i, 0, 0, is_short=True) for i in range(90)]
+  assert guessing([*words, *(predict(i, int(i > 92), 1) for i in range(90, 100))]) == 0.7
+
+
+def test_words_and_numbers_are_no_guesses(run_of, predict):
+  """Their label 0 is the right answer: it is not that of the first option."""
+  answers = [predict(i, 0, 0, extracted=0, is_short=True) for i in range(50)]
+  answers += [predict(i, i % 2, 0, extracted=0) for i in range(50, 100)]
+  runs = [run_of("seen", 0, predictions=answers), run_of("t", 0, predictions=answers, control="t")]
+  row = compare_runs(runs, False)["controls"][0]
+  assert (row["guess"], row["decided"]["n"], row["decided"]["right"]) == (0.5, 50, 25)
+
+
+def test_two_answers_without_a_verdict_do_not_agree(run_of, predict):
+  found = [
+    run_of("a", 0, predictions=[predict(i, 1, v, extracted=v) for i, v in enumerate(said)], **more)
+    for said, more in (([1, -1, -1, 0], {}), ([1, -1, 0, 1], {"control": "blank"}))
+  ]
+  same = compare_runs(found, False)["controls"][0]["same_verdict"]
+  assert (same["count"], same["n"]) == (1, 2)
+
+
+def test_the_copies_of_a_question_are_one_case(run_of, predict):
+  """Four copies of each of ten questions: one run misses a copy of each, the other none."""
+  runs = [
+    run_of(
+      name,
+      0,
+      predictions=[
+        predict(i, 1, int(i % 4 < least), extracted=1, group=f"q{i // 4}") for i in range(40)
+      ],
+      **more,
+    )
+    for name, least, more in (("a", 3, {}), ("b", 4, {}), ("c", 3, {"control": "blank"}))
+  ]
+  found = compare_runs(runs, False)
+  groups = [row["groups"]["strict"]["right"] for row in found["rows"]]
+  assert groups == [0, 10, 0] and found["rows"][0]["groups"]["extracted"]["n"] == 10
+  assert [row["strict"]["right"] for row in found["rows"]] == [30, 40, 30]
+  assert (found["rows"][1]["paired"]["n"], found["rows"][1]["paired"]["only_b"]) == (10, 10)
+  control = next(row for row in found["controls"] if row["name"] == "b")
+  assert control["with_image"]["n"] == control["decided"]["n"] == 10
+
+
+def test_boxes_are_read_in_the_grammar_of_the_run(run_of, predict, chain):
+  words = find_worded_task("vsr", "tri", "plain").grammar
+  boxes = {"cat": (100, 100, 300, 300), "mug": (600, 600, 800, 800)}
+  text = chain(1, boxes).replace("Yes.", "True.")
+  run = run_of("a", 0, predictions=[predict(0, 1, 1, text=text)], template="tri")
+  assert compare_runs([run], True)["boxes"][0]["box_n"] == 0
+  assert compare_runs([run], True, lambda run: words)["boxes"][0]["box_iou"] == 1
 
 
 def test_a_model_that_decides_rarely_and_then_rightly_is_found_out(run_of, predict):

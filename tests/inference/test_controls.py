@@ -142,6 +142,7 @@ def test_cannot_tell_is_offered_and_read_in_every_form():
     ("Reasoning: it is not left.\nConclusion: **Cannot tell**", CANNOT_TELL),
     ("Cannot tell at first. Conclusion: Yes.", 1),
     ("no", 0),
+    ("I cannot tell. My answer is based on the image.", CANNOT_TELL),
     ("perhaps", -1),
   ],
 )

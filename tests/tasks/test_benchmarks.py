@@ -20,6 +20,7 @@ from benchmark_files import (
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import BadRecordError, TooManyBadRecords
+from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.generation import parsed_verdict
 from spatial_vlm.inference.policy import Generation
 from spatial_vlm.tasks import TASKS, find_task, find_worded_task
@@ -43,7 +44,7 @@ def test_rotated_questions_of_mmbench_form_groups(tmp_path):
   assert records[0].caption.splitlines()[0] == 'Hint: There is a "hint".\tIt has a tab.'
   np.testing.assert_array_equal(source[2].image, pixels(png(3)))
   assert source.origin(2)[1] == 6 and source[2].id == 2 and not source[2].more_images
-  assert [name for name, _ in source.pairs] == ["3"] * 4 + ["7"] * 3  # shared images have one name
+  assert [r.image for r in records] == ["3"] * 4 + ["7"] * 3  # shared images have one name
 
 
 def test_copies_of_3dsrbench_form_groups(tmp_path):
@@ -64,7 +65,12 @@ def test_cvbench_is_read_with_its_strata(tmp_path):
   assert record.strata == {"type": "3D", "source": "Omni3D"} and record.relation == "Depth"
   assert [source.describe(n)[0].label for n in range(5)] == [5, 1, 0, 1, 0]
   np.testing.assert_array_equal(source[4].image, pixels(png(4)))
-  assert source.image_name(0) == "test.parquet:1"
+  assert source.describe(0)[0].image == "test.parquet:1"
+  names = [source.image_name(n) for n in range(5)]  # digests: the file names no image
+  again = read(
+    "cvbench", write_parquet(tmp_path / "b.parquet", cvbench_columns(), {"image": IMAGE})
+  )
+  assert len({*names}) == 5 and names == [again.image_name(n) for n in range(5)]
 
 
 def test_blink_keeps_the_spatial_subtasks_and_leaves_the_others_out(tmp_path, caplog):
@@ -110,6 +116,40 @@ def test_embspatial_numbers_its_answers(tmp_path):
   assert source.describe(1)[0].strata == {"data_source": "scannet"}
 
 
+@pytest.mark.parametrize("lines", [False, True])
+def test_embspatial_of_its_authors_holds_images_in_base64(tmp_path, lines):
+  asked = {"question": "How are\ndoor and table?", "answer_options": ["a", "b"], "answer": 1}
+  rows = [{**asked, "relation": "left", "image": encoded(n)} for n in range(2)]
+  path = tmp_path / "embspatial_bench.json"
+  path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
+  source = read("embspatial", path)
+  np.testing.assert_array_equal(source[1].image, pixels(png(1)))
+  assert source.describe(1)[0].label == 1 and source.image_name(0) != source.image_name(1)
+  columns = {name: [row[name] for row in rows] for name in rows[0]}
+  source = read("embspatial", write_parquet(tmp_path / "test.parquet", columns, {}))
+  np.testing.assert_array_equal(source[1].image, pixels(png(1)))
+
+
+def test_missing_fields_of_mmbench_on_the_hub_are_nan(tmp_path):
+  columns = {"question": ["Which?"] * 2, "answer": ["A", "B"], "hint": ["nan", "Look."]}
+  columns |= {"A": ["x"] * 2, "B": ["y"] * 2, "C": ["nan", "z"], "D": [float("nan")] * 2}
+  columns |= {"L2-category": ["relation"] * 2, "image": [cell(0), cell(1)]}
+  source = read("mmbench", write_parquet(tmp_path / "dev.parquet", columns, {"image": IMAGE}))
+  first, second = (source.describe(n)[0] for n in range(2))
+  assert (first.options, second.options) == (("x", "y"), ("x", "y", "z"))
+  assert first.caption.startswith("Question:") and second.caption.startswith("Hint: Look.")
+  assert first.strata == {"l2-category": "relation"}
+
+
+def test_a_question_of_several_categories_counts_in_each(tmp_path):
+  """POPE's TSV joins the categories; VLMEvalKit's POPE_rating splits them."""
+  row = {"index": 1, "image": encoded(), "question": "Is it?", "answer": "Yes"}
+  path = write_tsv(tmp_path / "POPE.tsv", [{**row, "category": "adversarial,popular"}])
+  record, _ = read("pope", path).describe(0)
+  answer = Prediction(0, "Is it?", record.relation, 1, 1, "Yes.", {}, 2, 9, False)
+  assert [*find_task("pope").score([answer])["by_relation"]] == ["adversarial", "popular"]
+
+
 def test_pope_is_answered_by_yes_and_no(tmp_path):
   columns = {
     "question": ["Is there a cat in the image?"] * 2,
@@ -142,7 +182,11 @@ def test_statements_of_vlmevalkit_are_asked_as_vsr_asks(tmp_path):
     for n, word in enumerate(["Yes", "No"])
   ]
   path = write_tsv(tmp_path / "vsr_zeroshot_dataset_yn_strict.tsv", rows)
-  record, _ = read("vsr-zeroshot", path).describe(1)
+  source = read("vsr-zeroshot", path)
+  record, _ = source.describe(1)
+  assert source.pairs[1] == ("", "The cat is left of mug 1.")
+  assert find_task("vsr-zeroshot").is_measured(path.stem)
+  assert not find_task("vsr").is_measured("train") and find_task("vsr").is_measured("dev")
   assert record.label == 0
   asked = find_worded_task("vsr-zeroshot", "vlmevalkit", "plain").question(record.caption, "direct")
   assert asked == rows[1]["question"]
@@ -167,6 +211,9 @@ def test_whatsup_names_its_images_and_lists_the_right_caption_first(tmp_path):
   (tmp_path / "coco_qa_two_obj.json").write_text(json.dumps(pairs))
   record, _ = read("whatsup", tmp_path / "coco_qa_two_obj.json", tmp_path).describe(0)
   assert record.image == "000000000139.jpg" and record.relation == "left of"
+  (tmp_path / "vg_qa_one_obj.json").write_text(json.dumps([[2317, *pairs[0][1:]], ["9", "a", "b"]]))
+  source = read("whatsup", tmp_path / "vg_qa_one_obj.json", tmp_path)
+  assert [source.image_name(n) for n in range(2)] == ["2317.jpg", "9.jpg"]
   with pytest.raises(UsageError, match="data.images is empty"):
     read("whatsup", tmp_path / "coco_qa_two_obj.json")[0]
   with pytest.raises(BadRecordError, match=r"coco_qa_two_obj.json:1: .*000000000139.jpg"):
@@ -233,7 +280,9 @@ def test_options_in_the_question_are_judged_as_letters(tmp_path):
   ]
 
 
-@pytest.mark.parametrize("name", ["vsr", "vsr-zeroshot", "mmbench", "cvbench"])
+@pytest.mark.parametrize(
+  "name", ["vsr", "vsr-zeroshot", "mmbench", "cvbench", "pope", "realworldqa"]
+)
 def test_every_template_and_explanation_words_every_form(name):
   task = find_task(name)
   for template in ("project", *task.templates):

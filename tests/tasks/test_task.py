@@ -185,3 +185,8 @@ def test_tasks_have_names():
 def test_grammars_that_cannot_be_compiled_are_refused(forms, verdicts, message):
   with pytest.raises(ValueError, match=message):
     Grammar(forms, verdicts)
+
+
+def test_a_task_without_explanations_refuses_to_explain():
+  with pytest.raises(UsageError, match="the task explains no form; choose 'plain'"):
+    CHOICE_TASK.explained()

@@ -38,7 +38,7 @@ def choice_record(
     fields: of a row.
     options: columns with a list of options, of which the first that the row has counts. Columns A, B, … come first.
     relation: columns of the finest category, of which the first that the row has counts.
-    strata: columns of further categories; those that the row lacks are left out.
+    strata: columns of further categories; those that the row lacks are skipped.
     group: fields → group of circular evaluation.
   """
   texts = _options(fields, options)
@@ -104,7 +104,7 @@ def shuffled_record(
 
 
 def choice(answer: Any, options: Sequence[str]) -> int:
-  """Returns the number of the right option: given as a letter in its usual dresses, a text, or a number from 0.
+  """Returns the number of the right option: given as a letter, in parentheses or not, a text, or a number from 0.
 
   >>> options = ("2", "3", "4")
   >>> choice("(B)", options), choice("3", options), choice(1, options), choice("c.", options)
@@ -154,8 +154,8 @@ def _options(fields: Fields, columns: Sequence[str]) -> tuple[str, ...]:
   column = next((name for name in columns if fields.get(name) is not None), None)
   if not lettered and column:
     lettered = [_option(text) for text in _listed(fields[column])]
-    dresses = [_OWN_LETTER.match(text) for text in lettered]
-    if all(match and (match[1] or match[2]) == LETTERS[n] for n, match in enumerate(dresses)):
+    letters = [_OWN_LETTER.match(text) for text in lettered]
+    if all(match and (match[1] or match[2]) == LETTERS[n] for n, match in enumerate(letters)):
       lettered = [_OWN_LETTER.sub("", text, count=1) for text in lettered]
   if not 2 <= sum(map(bool, lettered)) or len(lettered) > len(LETTERS):
     raise ValueError(

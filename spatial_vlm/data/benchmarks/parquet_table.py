@@ -2,7 +2,7 @@
 
 The types of columns (`Image`, lists of it, `ClassLabel`) stand in the file's metadata under `huggingface`; a file
 without it is read by its Arrow types. Images of a question come from one column, from a list, or from `image_1`,
-`image_2`, …, in the order of their numbers; empty ones are left out. A split may be several files (shards).
+`image_2`, …, in the order of their numbers; empty ones are skipped. A split may be several files (shards).
 """
 
 import functools
@@ -17,10 +17,20 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.benchmarks.table import MAX_IMAGE_BYTES, MAX_IMAGES, Row, find_files
+from spatial_vlm.data.benchmarks.table import (
+  MAX_IMAGE_BYTES,
+  MAX_IMAGES,
+  Row,
+  column_name,
+  decode_base64,
+  find_files,
+  present,
+)
 from spatial_vlm.data.records import BadRecord
 from spatial_vlm.processor.image import UnreadableImage
 
+_IMAGE_COLUMN = re.compile(r"image(_\d+)?")
+"""Columns that may hold images as text."""
 MAX_GROUP_BYTES = 2**33
 """Largest row group that is read at once; a crafted file of kilobytes may unpack to any size."""
 
@@ -45,7 +55,9 @@ class ParquetTable:
     for shard in range(len(self._paths)):
       self._add_shard(shard)
     self._lock = threading.Lock()
-    self._group = functools.lru_cache(maxsize=1)(self._read_images)
+    self._group = functools.lru_cache(maxsize=2)(
+      self._read_images
+    )  # of a question and of another one
 
   def images(self, number: int) -> list[bytes | str]:
     """Returns the images of a row, or their names; UnreadableImage where it holds neither."""
@@ -73,7 +85,10 @@ class ParquetTable:
     before = len(self.rows)
     for group in range(file.num_row_groups):
       for row, fields in enumerate(_read(path, group, others)):
-        named = {name: _named(value, features.get(name)) for name, value in fields.items()}
+        named = {
+          column_name(name): present(_named(value, features.get(name)))
+          for name, value in fields.items()
+        }
         self._places.append(_Place(shard, group, row))
         self.rows.append(Row(os.fspath(path), len(self.rows) - before + 1, named))
 
@@ -132,6 +147,8 @@ def _holds_images(field: Any, feature: Any) -> bool:
     if isinstance(inner, dict):
       return inner.get("_type") == "Image"
   kind = str(field.type)
+  if kind in ("string", "large_string"):
+    return _IMAGE_COLUMN.fullmatch(field.name) is not None
   return bool(
     re.match(r"((large_)?list<\w+: )?struct<(bytes: (large_)?binary|path: \w+, bytes: )", kind)
   )
@@ -157,9 +174,14 @@ def _named(value: Any, feature: Any) -> Any:
 
 
 def _images(value: Any) -> list[bytes | str]:
-  """Returns the encoded images of a cell, or the names of those that it holds no bytes of."""
-  if value is None:
+  """Returns the encoded images of a cell, or the names of those that it holds no bytes of.
+
+  A text is base64, which has no full stop, or a name with its suffix.
+  """
+  if not value:
     return []
+  if isinstance(value, str):
+    return [value if "." in value else decode_base64(value)]
   if isinstance(value, list):
     return [image for item in value for image in _images(item)]
   data, path = value.get("bytes"), value.get("path")

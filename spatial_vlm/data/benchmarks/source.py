@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from spatial_vlm.data.benchmarks.table import Table
 from spatial_vlm.data.benchmarks.tsv_table import TsvTable
 from spatial_vlm.data.image_files import ImageFiles, ImageLocations
 from spatial_vlm.data.records import BadRecord, Example, TooManyBadRecords, open_listed
-from spatial_vlm.processor.image import open_image
+from spatial_vlm.processor.image import UnreadableImage, open_image
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ TABLES: Mapping[str, Callable[[epath.PathLike], Table]] = {
 """Suffix → reader of the file format."""
 
 ToRecord = Callable[[Mapping[str, Any]], BenchmarkRecord | None]
-"""Fields of a row → its question; None for a row that the task leaves out. Raises ValueError for a bad row."""
+"""Fields of a row → its question; None for a row that the task skips. Raises ValueError for a bad row."""
 
 
 class BenchmarkSource:
@@ -68,16 +69,16 @@ class BenchmarkSource:
     self._table, self._images = open_table(path), images
     self.bad = list(self._table.bad)
     self._numbered: list[tuple[int, BenchmarkRecord]] = []
-    left_out = self._read(to_record)
+    skipped = self._read(to_record)
     total = len(self._numbered) + len(self.bad)
     if len(self.bad) > max_bad_share * total:
       raise TooManyBadRecords(self.bad, total, max_bad_share)
     if not self._numbered:
       raise UsageError(
-        f"{os.fspath(path)} holds no question of this task; {left_out} rows are of another"
+        f"{os.fspath(path)} holds no question of this task; {skipped} rows are of another"
       )
-    if left_out:
-      log.info("%d rows of %s belong to no category of this task", left_out, os.fspath(path))
+    if skipped:
+      log.info("%d rows of %s belong to no category of this task", skipped, os.fspath(path))
 
   def __len__(self) -> int:
     return len(self._numbered)
@@ -93,8 +94,8 @@ class BenchmarkSource:
 
   @property
   def pairs(self) -> list[tuple[str, str]]:
-    """Image and caption of each record."""
-    return [(record.image, record.caption) for _, record in self._numbered]
+    """Caption of each record, without an image: benchmarks name their images otherwise than the data they come from."""
+    return [("", record.caption) for _, record in self._numbered]
 
   def origin(self, index: int) -> tuple[str, int]:
     """Returns file and line or row."""
@@ -102,11 +103,19 @@ class BenchmarkSource:
     return row.file, row.line
 
   def image_name(self, index: int) -> str:
-    return self._numbered[index][1].image
+    """Returns the name of the record's image; a digest of its bytes if the file names none, equal for equal images."""
+    number, record = self._numbered[index]
+    if record.image != self._place(number):
+      return record.image
+    try:
+      (first, *_) = self._table.images(number)
+    except UnreadableImage:
+      return record.image
+    return first if isinstance(first, str) else hashlib.sha256(first).hexdigest()[:16]
 
   def _read(self, to_record: ToRecord) -> int:
-    """Reads all rows; returns the number of those that the task leaves out."""
-    left_out = 0
+    """Reads all rows; returns the number of those that the task skips."""
+    skipped = 0
     for number, row in enumerate(self._table.rows):
       try:
         record = to_record(row.fields)
@@ -114,15 +123,19 @@ class BenchmarkSource:
         self.bad.append(BadRecord(row.file, row.line, str(error)))
         continue
       if record is None:
-        left_out += 1
+        skipped += 1
         continue
       if not record.image:
-        name = f"{os.path.basename(row.file)}:{row.line}"
-        record = dataclasses.replace(record, image=name)
+        record = dataclasses.replace(record, image=self._place(number))
       self._numbered.append((number, record))
     for bad in self.bad:
       log.warning("skipped %s", bad)
-    return left_out
+    return skipped
+
+  def _place(self, number: int) -> str:
+    """Returns the name of an image that the file does not name."""
+    row = self._table.rows[number]
+    return f"{os.path.basename(row.file)}:{row.line}"
 
   def _open(self, index: int) -> Sequence[PIL.Image.Image]:
     number, record = self._numbered[index]

@@ -1,5 +1,7 @@
 """What readers of files have in common: rows with their fields, images in order, bounds, files of a pattern."""
 
+import binascii
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from etils import epath
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import BadRecord
+from spatial_vlm.processor.image import UnreadableImage
 from spatial_vlm.remote import is_remote, local_copies
 
 MAX_IMAGES = 64
@@ -42,6 +45,38 @@ class Table(Protocol):
     Nothing for a format whose records name their image.
     """
     ...
+
+
+def column_name(name: str) -> str:
+  """Returns the name of a column as tasks know it: in lower case, but for the letters of options.
+
+  >>> column_name("L2-category"), column_name("A")
+  ('l2-category', 'A')
+  """
+  return name if len(name) == 1 and name.isupper() else name.lower()
+
+
+def present(value: Any) -> Any:
+  """Returns a value, or None for one that stands for a missing one: an empty text, `nan` as text or number.
+
+  Tables that went through pandas hold `nan` where a question has no hint or no third option.
+  """
+  if isinstance(value, str):
+    return None if value.strip() in ("", "nan", "NaN") else value
+  return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def decode_base64(text: str) -> bytes:
+  """Returns the bytes of a base64 text, which may be a data URL and broken into lines; UnreadableImage for any other.
+
+  >>> decode_base64("data:image/png;base64,aGk=")
+  b'hi'
+  """
+  encoded = text.partition(",")[2] if text.startswith("data:") else text
+  try:
+    return binascii.a2b_base64("".join(encoded.split()), strict_mode=True)
+  except ValueError as error:
+    raise UnreadableImage(f"the image is no base64: {error}") from error
 
 
 def find_files(pattern: epath.PathLike) -> list[Path]:

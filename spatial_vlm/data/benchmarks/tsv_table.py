@@ -1,7 +1,7 @@
 """TSV files of VLMEvalKit: one question a row, its images in base64.
 
 Columns (`vlmeval/dataset/image_base.py`, `image_mcq.py`): `index`, `image`, `question`, `answer`, options in `A`, `B`,
-…, and optionally `hint`, `category`, `l2-category`, `split`, `image_path`. As there:
+…, and optionally `hint`, `category`, `l2-category`, `split`, `image_path`. They are read as VLMEvalKit reads them:
 
 - `image` is base64, a list of base64 (JSON or Python), or, if it has at most 64 characters, the index of the row that
   holds the image.
@@ -13,17 +13,23 @@ A file may hold gigabytes of images. It is read once for the other fields; an im
 """
 
 import ast
-import binascii
 import csv
 import os
-import string
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from etils import epath
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.benchmarks.table import MAX_IMAGE_BYTES, MAX_IMAGES, Row, find_files
+from spatial_vlm.data.benchmarks.table import (
+  MAX_IMAGE_BYTES,
+  MAX_IMAGES,
+  Row,
+  column_name,
+  decode_base64,
+  find_files,
+  present,
+)
 from spatial_vlm.data.records import BadRecord
 from spatial_vlm.processor.image import UnreadableImage
 
@@ -75,9 +81,7 @@ class TsvTable:
     raise UnreadableImage("the row has neither image nor image_path")
 
   def _read_header(self, record: "_Record | None") -> list[str]:
-    names = [
-      name if name in string.ascii_uppercase else name.lower() for name in (record or _NONE).fields
-    ]
+    names = [*map(column_name, (record or _NONE).fields)]
     if missing := [name for name in ("question", "answer") if name not in names]:
       raise UsageError(
         f"{os.fspath(self._path)} has no column {' and no column '.join(missing)}; its columns are "
@@ -156,11 +160,7 @@ def _records(file: BinaryIO) -> Iterator[_Record]:
 
 
 def _named(header: list[str], values: list[str]) -> dict[str, Any]:
-  missing = ("", "nan", "NaN")
-  return {
-    name: None if value.strip() in missing else value
-    for name, value in zip(header, values, strict=True)
-  }
+  return {name: present(value) for name, value in zip(header, values, strict=True)}
 
 
 def _several(text: str) -> list[str]:
@@ -174,16 +174,3 @@ def _several(text: str) -> list[str]:
   if not all(isinstance(item, str) for item in found) or not 0 < len(found) <= MAX_IMAGES:
     raise UnreadableImage(f"the list of images must hold 1 to {MAX_IMAGES} texts")
   return found
-
-
-def decode_base64(text: str) -> bytes:
-  """Returns the bytes of a base64 text, which may be a data URL and broken into lines; UnreadableImage for any other.
-
-  >>> decode_base64("data:image/png;base64,aGk=")
-  b'hi'
-  """
-  encoded = text.partition(",")[2] if text.startswith("data:") else text
-  try:
-    return binascii.a2b_base64("".join(encoded.split()), strict_mode=True)
-  except ValueError as error:
-    raise UnreadableImage(f"the image is no base64: {error}") from error

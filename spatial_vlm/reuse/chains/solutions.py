@@ -10,7 +10,7 @@ from spatial_vlm.reuse.statements.relation_keys import relation_key
 
 def source_record(split: str, number: int, pair: Pair) -> str:
   """Returns how a behavior names the record that it was extracted from (see `Behavior.provenance`)."""
-  return f"{split}:{number}:{pair_digest(pair)}"
+  return f"{split}:{number}:{pair_digest(pair)}:{pair_digest(('', pair[1]))}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,8 @@ class Behavior:
   questions: tuple[str, ...]
   """Object-masked questions that the behavior answers ("The X is left of the Y.")."""
   provenance: tuple[str, ...]
-  """Training records from whose chains the behavior was extracted, written `SPLIT:ID:PAIR` with the `pair_digest` of
-  their image and caption, or `SPLIT:ID` where these are not known."""
+  """Training records from whose chains the behavior was extracted, written `SPLIT:ID:PAIR:CAPTION` with the
+  `pair_digest` of image and caption, and of the caption alone, or `SPLIT:ID` where these are not known."""
   tokens: int
   """Length of `line`, in tokens of the policy that reads it."""
   recalls: int = 0

@@ -93,7 +93,10 @@ class Handbook:
     return sorted({r.partition(":")[0] for b in self.behaviors for r in b.provenance})
 
   def records_of(self, splits: Collection[str], pairs: Iterable[Pair]) -> dict[str, list[str]]:
-    """Returns name of a behavior → its records that are in `splits`, or whose pair is among `pairs`."""
+    """Returns name of a behavior → its records that are in `splits`, or whose pair is among `pairs`.
+
+    A pair whose image is "" is that of every record with this caption.
+    """
     known = {pair_digest(pair) for pair in pairs}
 
     def is_among(record: str) -> bool:

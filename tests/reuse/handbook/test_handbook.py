@@ -193,6 +193,14 @@ def test_provenance_guard_compares_contents_where_splits_were_renamed():
     handbook.refuse_leaks(["test"], [("a.jpg", "the cat is left of the mug")])
 
 
+def test_provenance_guard_compares_captions_where_images_have_no_name():
+  record = source_record("train", 7, ("train2017/a.jpg", "The cat is left of the mug."))
+  handbook = Handbook(9, 99, (behavior(provenance=("train:1", record)),))
+  handbook.refuse_leaks(["vsr_zeroshot"], [("", "The cat is right of the mug.")])
+  with pytest.raises(LeakError, match="from 1 evaluation records.*train:7:"):
+    handbook.refuse_leaks(["vsr_zeroshot"], [("", "the cat is left of the mug")])
+
+
 def test_what_is_written_is_read():
   handbook = Handbook(
     9,
