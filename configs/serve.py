@@ -34,7 +34,7 @@ def tiny() -> ConfigDict:
         images=4,  # most images of a request
         image_pixels=25_000_000,  # most pixels of an image
         samples=8,  # most answers of a request (`n`)
-        queued_requests=128,  # requests that wait for a slot; a further one gets status 429
+        queued_answers=128,  # answers that wait for a slot; a request for more gets status 429
         body_timeout_s=30.0,  # longest time in which the body of a request arrives
         timeout_s=300.0,  # longest time of an answer, waiting included
         # Hosts whose images are downloaded, e.g. ("images.cocodataset.org",): https only, at public addresses, without

@@ -145,8 +145,9 @@ FOLDERS = {
     *("measurements", "results"),
   ),
   "serving": (
-    *("address", "api_error", "limits", "fields", "chat_request", "images", "text_stream"),
-    *("prompts", "chat_response", "server_metrics", "engine_thread", "service", "setup"),
+    *("address", "api_error", "limits", "fields", "chat_messages", "chat_request", "images"),
+    *("text_stream", "prompts", "chat_response", "answer_stream", "server_metrics"),
+    *("engine_thread", "admission", "service", "setup", "request_body", "connection"),
     *("http_guard", "sample_scenes", "page_routes", "app", "server"),
     *("lmms_eval_manifest", "lmms_eval_model", "lmms_eval_tasks"),
   ),
@@ -170,7 +171,9 @@ RESERVED = {
   "tensorflow": {"processor/sentencepiece.py"},
   "tensorflow_text": {"processor/sentencepiece.py"},
   "torch": {"benchmark/against_transformers.py"},
-  "starlette": {"serving/page_routes.py", "serving/app.py", "serving/server.py"},
+  "starlette": {
+    f"serving/{file}.py" for file in ("app", "connection", "page_routes", "request_body", "server")
+  },
   "torchvision": set(),
   "uvicorn": {"serving/server.py"},
 }

@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import logging
 import os
+import re
 from pathlib import Path
 
 from etils import epath
@@ -60,8 +61,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     check_address(args.host, args.port, token)
     bound = bind(args.host, args.port)
   with bound:
-    name = config.model_name or epath.Path(args.checkpoint).name
     with user_errors():
+      name = served_name(config, args.checkpoint)
       mesh = sharding.make_mesh(config.mesh)
       policy = load_policy(args.checkpoint, mesh)
       recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
@@ -70,7 +71,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     guard = http_guard.HttpGuard(token, args.host)
     samples = sample_scenes.sample_scenes(config.sample_image_size)
     log.info("serving %s at http://%s:%d/", name, args.host, args.port)
-    server.serve(app.make_app(service, guard, samples), bound, config.limits.drain_s)
+    server.serve(app.make_app(service, guard, samples), bound, service, config.limits.drain_s)
 
 
 def check(config: Config) -> None:
@@ -82,9 +83,42 @@ def check(config: Config) -> None:
     *("slots", "decode_tokens", "max_new_tokens", "max_patches", "behavior_tokens"),
     "sample_image_size",
   )
-  check_positive(config.limits, "body_bytes", "images", "image_pixels", "samples", "image_bytes")
+  check_limits(config.limits, config.slots)
   if not 0 <= config.temperature <= 2:
     raise UsageError(f"temperature is {config.temperature}; it must be from 0 to 2")
+
+
+def check_limits(limits: Config, slots: int) -> None:
+  """Raises UsageError for limits out of their range."""
+  check_positive(limits, "body_bytes", "images", "image_pixels", "samples", "image_bytes")
+  for name in ("body_timeout_s", "timeout_s", "image_timeout_s"):
+    if not 0 < limits[name] < float("inf"):
+      raise UsageError(f"limits.{name} is {limits[name]}; give seconds above 0")
+  if not 0 <= limits.drain_s < float("inf"):
+    raise UsageError(f"limits.drain_s is {limits.drain_s}; give seconds, at least 0")
+  if limits.queued_answers < 0:
+    raise UsageError(f"limits.queued_answers is {limits.queued_answers}; it must be at least 0")
+  if limits.samples > slots + limits.queued_answers:
+    raise UsageError(
+      f"limits.samples is {limits.samples}, more than the {slots} slots and {limits.queued_answers} queued_answers "
+      "together; lower it, or raise one of these"
+    )
+  if isinstance(limits.image_hosts, str):
+    raise UsageError(f"limits.image_hosts is a string; give a tuple: ({limits.image_hosts!r},)")
+  for host in limits.image_hosts:
+    if not re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", str(host)):
+      raise UsageError(
+        f"limits.image_hosts has {host!r}; give names of hosts without https:// and path, e.g. "
+        "('images.cocodataset.org',)"
+      )
+
+
+def served_name(config: Config, checkpoint: str) -> str:
+  """Returns the name that clients give as `model`; UsageError if the checkpoint's folder has none."""
+  name = config.model_name or epath.Path(checkpoint).resolve().name
+  if not name:
+    raise UsageError(f"--checkpoint {checkpoint} has no name; give one with --config.model_name")
+  return name
 
 
 def check_libraries() -> None:

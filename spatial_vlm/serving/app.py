@@ -1,7 +1,7 @@
 """The server's routes as an ASGI application.
 
 POST /v1/chat/completions   OpenAI's chat completions, whole or streamed
-GET  /v1/models             the model, with max_model_len
+GET  /v1/models             the model, with max_model_len; also /v1/models/NAME
 GET  /health                status 200 while the engine runs
 GET  /metrics               Prometheus
 GET  /                      a page for people (see `page_routes`)
@@ -11,21 +11,22 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spatial_vlm.serving.api_error import ApiError
-from spatial_vlm.serving.chat_request import parse_chat_request
+from spatial_vlm.serving.chat_request import ChatRequest
 from spatial_vlm.serving.chat_response import DONE, Completion, event
+from spatial_vlm.serving.connection import bounded_send, while_connected
 from spatial_vlm.serving.http_guard import HttpGuard
 from spatial_vlm.serving.page_routes import page_routes
+from spatial_vlm.serving.request_body import read_chat_request
 from spatial_vlm.serving.sample_scenes import Sample
 from spatial_vlm.serving.server_metrics import CONTENT_TYPE, ServerMetrics
 from spatial_vlm.serving.service import ChatService
@@ -49,6 +50,12 @@ def make_app(
   async def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": service.models()})
 
+  async def model(request: Request) -> Response:
+    for listed in service.models():
+      if listed["id"] == request.path_params["name"]:
+        return JSONResponse(listed)
+    raise ApiError(404, f"this server has {service.model!r} only", "model", "model_not_found")
+
   async def health(request: Request) -> Response:
     if not service.engine.alive:
       raise ApiError(503, "the engine does not run; restart the server")
@@ -61,6 +68,7 @@ def make_app(
     routes=[
       Route(CHAT, _ChatEndpoint(service), methods=["POST"]),
       Route("/v1/models", models),
+      Route("/v1/models/{name:path}", model),
       Route("/health", health),
       Route("/metrics", metrics),
       *page_routes(samples),
@@ -110,21 +118,25 @@ class _ChatEndpoint:
     begun = time.monotonic()
     service, request = self.service, Request(scope, receive)
     with service.admitted():
-      body = await _read_body(request, service)
-      chat = parse_chat_request(body, service.defaults)
-      answer = self._answered(chat, scope, receive, send)
-      if await _while_connected(receive, answer):
-        service.metrics.seconds.observe(time.monotonic() - begun)
-      else:
-        service.metrics.cancelled.inc()
+      chat = await read_chat_request(request, service)
+      with service.admission.places(chat.samples - 1):
+        # Neither this frame nor that of the answer keeps the request's images while the answer is written.
+        answer = self._answered([chat], scope, receive, bounded_send(send))
+        del chat
+        if await while_connected(receive, answer):
+          service.metrics.seconds.observe(time.monotonic() - begun)
+        else:
+          service.metrics.cancelled.inc()
 
-  async def _answered(self, chat, scope: Scope, receive: Receive, send: Send) -> None:
+  async def _answered(
+    self, chats: list[ChatRequest], scope: Scope, receive: Receive, send: Send
+  ) -> None:
     service, limits = self.service, self.service.limits
-    started = False
+    stream, started = chats[0].stream, False
     try:
-      async with asyncio.timeout(limits.timeout_s):
-        completion = await service.prepare(chat)
-        if not chat.stream:
+      async with service.admission.time_limit(limits.timeout_s):
+        completion = await service.prepare(chats.pop())
+        if not stream:
           async with contextlib.aclosing(service.pieces(completion)) as pieces:
             async for _ in pieces:
               pass
@@ -144,7 +156,7 @@ class _ChatEndpoint:
         raise
       await _send_last(send, event(error.content))
     else:
-      if not chat.stream:
+      if not stream:
         await JSONResponse(completion.whole())(scope, receive, send)
 
   async def _stream(self, completion: Completion, send: Send) -> None:
@@ -170,50 +182,6 @@ async def _send_part(send: Send, body: bytes) -> None:
 
 async def _send_last(send: Send, body: bytes) -> None:
   await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def _while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:
-  """Does the work; cancels it and returns False when the client goes away."""
-
-  async def gone() -> None:
-    while (await receive())["type"] != "http.disconnect":
-      pass
-
-  working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-  try:
-    await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-    if not working.done():
-      return False
-    await working  # raises its error
-    return True
-  finally:
-    for task in (working, watching):
-      task.cancel()
-    await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _read_body(request: Request, service: ChatService) -> bytes:
-  limits = service.limits
-  kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-  if kind != "application/json":
-    # A web page can send other types to this server without asking it first.
-    raise ApiError(415, "the body must be sent with Content-Type: application/json")
-  too_large = ApiError(413, f"the body has more than {limits.body_bytes} bytes, which is the limit")
-  length = request.headers.get("content-length", "")
-  if length.isdecimal() and int(length[:20]) > limits.body_bytes:
-    raise too_large
-  body = bytearray()
-  try:
-    async with asyncio.timeout(limits.body_timeout_s):
-      async for chunk in request.stream():
-        body += chunk
-        if len(body) > limits.body_bytes:
-          raise too_large
-  except TimeoutError:
-    raise ApiError(408, f"the body did not arrive within {limits.body_timeout_s:g} s") from None
-  except ClientDisconnect:
-    raise ApiError(400, "the body is incomplete") from None
-  return bytes(body)
 
 
 def _api_error(request: Request, error: Exception) -> Response:

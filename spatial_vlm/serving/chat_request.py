@@ -6,18 +6,18 @@ would change the answer and are not implemented are accepted at their neutral va
 
 import dataclasses
 import json
-import math
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from spatial_vlm.serving.api_error import invalid
+from spatial_vlm.serving.chat_messages import ImageUrl, MessageLimits, Turn, image_urls, read_turns
 from spatial_vlm.serving.fields import boolean, choice, integer, mapping, number, shown, string
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+GREEDY_TEMPERATURE = 1e-5
+"""Lower temperatures take the likeliest token, as in vLLM: logits divided by them would overflow."""
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
 FORMS = ("chain", "short", "direct")
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""Role in a request → role in the chat template."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
   "audio": (),
   "best_of": (1,),
@@ -38,34 +38,20 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields that are not implemented → values that ask for nothing; null always does."""
 
 
-class ImageUrl(NamedTuple):
-  """An image of a request."""
-
-  url: str
-  param: str
-  """Where it stands in the request."""
-
-
-class Turn(NamedTuple):
-  """One message."""
-
-  role: str
-  parts: tuple[str | ImageUrl, ...]
-
-
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-  """What requests get that do not say, and the most they may ask for."""
+  """Values of fields that a request leaves out, and limits."""
 
   model: str
   """Name of the model."""
   max_new_tokens: int
+  """Default and maximum: larger values of a request are lowered to it."""
   temperature: float
   samples: int
   """Most answers of one request."""
-  text_characters: int
-  """Most characters of all texts together."""
-  images: int
+  messages: MessageLimits
+  commas: int
+  """Most commas of a body: they bound the number of JSON values before the body is parsed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +78,17 @@ class ChatRequest:
   @property
   def image_urls(self) -> list[ImageUrl]:
     """All images, in the order of the texts."""
-    return [part for turn in self.turns for part in turn.parts if isinstance(part, ImageUrl)]
+    return image_urls(self.turns)
 
 
 def parse_chat_request(body: bytes, defaults: Defaults) -> ChatRequest:
   """Returns the request in `body`; ApiError for anything that is not one."""
+  if (commas := body.count(b",")) > defaults.commas:
+    raise invalid(
+      f"the body has {commas} commas; at most {defaults.commas} are read: shorten the messages",
+      "messages",
+      "context_length_exceeded",
+    )
   data = _json_object(body)
   _check_model(data, defaults.model)
   _check_neutral(data)
@@ -105,10 +97,10 @@ def parse_chat_request(body: bytes, defaults: Defaults) -> ChatRequest:
   options = mapping(data, "stream_options")
   if options and not stream:
     raise invalid("stream_options is only allowed with stream: true", "stream_options")
-  request = ChatRequest(
-    turns=_turns(data),
+  return ChatRequest(
+    turns=read_turns(data, defaults.messages),
     max_new_tokens=_max_new_tokens(data, defaults.max_new_tokens),
-    temperature=number(data, "temperature", defaults.temperature, (0.0, 2.0)),
+    temperature=_temperature(data, defaults.temperature),
     top_p=number(data, "top_p", 1.0, (1e-6, 1.0)),
     top_k=max(0, integer(data, "top_k", 0, (-1, 2**31 - 1))),
     samples=integer(data, "n", 1, (1, defaults.samples)),
@@ -120,8 +112,6 @@ def parse_chat_request(body: bytes, defaults: Defaults) -> ChatRequest:
     form=form,
     behaviors=behaviors,
   )
-  _check_size(request, defaults)
-  return request
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
@@ -180,12 +170,18 @@ def _spatial(data: dict[str, Any]) -> tuple[str | None, bool | None]:
   return form, behaviors
 
 
+def _temperature(data: dict[str, Any], default: float) -> float:
+  value = number(data, "temperature", default, (0.0, 2.0))
+  return value if value >= GREEDY_TEMPERATURE else 0.0
+
+
 def _max_new_tokens(data: dict[str, Any], limit: int) -> int:
+  """Returns the request's limit, lowered to the server's: many clients always send a large one."""
   names = [n for n in ("max_completion_tokens", "max_tokens") if data.get(n) is not None]
-  values = {integer(data, name, limit, (1, limit)) for name in names}
+  values = {integer(data, name, limit, (1, 2**31 - 1)) for name in names}
   if len(values) > 1:
     raise invalid("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
-  return values.pop() if values else limit
+  return min({limit, *values})
 
 
 def _stop(data: dict[str, Any]) -> tuple[str, ...]:
@@ -199,53 +195,3 @@ def _stop(data: dict[str, Any]) -> tuple[str, ...]:
         f"stop has {shown(stop)}; give strings of 1 to {MAX_STOP_CHARACTERS} characters", "stop"
       )
   return tuple(stops)
-
-
-def _turns(data: dict[str, Any]) -> tuple[Turn, ...]:
-  messages = data.get("messages")
-  if not isinstance(messages, list) or not messages:
-    raise invalid(f"messages is {shown(messages)}; give a list of messages", "messages")
-  return tuple(_turn(message, f"messages[{n}]") for n, message in enumerate(messages))
-
-
-def _turn(message: Any, where: str) -> Turn:
-  if not isinstance(message, dict):
-    raise invalid(f"{where} is {shown(message)}; give an object with role and content", where)
-  role = choice(message, "role", tuple(ROLES), f"{where}.role")
-  if role is None:
-    raise invalid(f"{where} has no role; give one of {', '.join(ROLES)}", f"{where}.role")
-  content, where = message.get("content"), f"{where}.content"
-  if isinstance(content, str):
-    return Turn(ROLES[role], (content,))
-  if not isinstance(content, list) or not content:
-    raise invalid(f"{where} is {shown(content)}; give a string or a list of parts", where)
-  return Turn(ROLES[role], tuple(_part(part, f"{where}[{n}]") for n, part in enumerate(content)))
-
-
-def _part(part: Any, where: str) -> str | ImageUrl:
-  kind = part.get("type") if isinstance(part, dict) else None
-  if kind == "text":
-    return string(part, "text", f"{where}.text")
-  if kind == "image_url":
-    image = mapping(part, "image_url", f"{where}.image_url")
-    choice(image, "detail", ("auto", "low", "high"), f"{where}.image_url.detail")
-    url = f"{where}.image_url.url"
-    return ImageUrl(string(image, "url", url), url)
-  raise invalid(
-    f"{where} is a part of type {shown(kind)}; allowed are 'text' and 'image_url'", f"{where}.type"
-  )
-
-
-def _check_size(request: ChatRequest, defaults: Defaults) -> None:
-  texts = [part for turn in request.turns for part in turn.parts if isinstance(part, str)]
-  # The bound keeps long bodies from the tokenizer; it is far above what fits in the prompt's tokens.
-  if (length := math.fsum(map(len, texts))) > defaults.text_characters:
-    raise invalid(
-      f"the messages have {length:.0f} characters; at most {defaults.text_characters} are read: shorten them",
-      "messages",
-      "context_length_exceeded",
-    )
-  if (count := len(request.image_urls)) > defaults.images:
-    raise invalid(
-      f"the messages have {count} images; at most {defaults.images} are allowed", "messages"
-    )

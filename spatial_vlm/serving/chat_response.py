@@ -116,7 +116,7 @@ class Completion:
     } | self._spatial(self.samples[0])
 
   def opening(self) -> list[dict[str, Any]]:
-    """Returns the first chunk of each answer, which says who speaks."""
+    """Returns the first chunk of each answer, with its role."""
     delta = {"role": "assistant", "content": "", "refusal": None}
     return [self._chunk(index, delta, [], None) for index in range(len(self.samples))]
 

@@ -56,7 +56,7 @@ class HttpGuard:
 
 
 def _is_address(name: str) -> bool:
-  """An address is no name that somebody could let resolve to this machine."""
+  """Returns whether the name is an IP address, which no attacker can let resolve to this machine."""
   try:
     ipaddress.ip_address(name)
   except ValueError:

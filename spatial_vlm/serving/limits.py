@@ -15,8 +15,8 @@ class Limits:
   """Most pixels of one image; the model reads at most `max_patches` of it."""
   samples: int
   """Most answers of one request (`n`)."""
-  queued_requests: int
-  """Requests that wait for a slot; a further one gets status 429."""
+  queued_answers: int
+  """Answers that wait for a slot; a request for more gets status 429."""
   body_timeout_s: float
   """Longest time in which a body arrives."""
   timeout_s: float

@@ -12,7 +12,8 @@ from spatial_vlm.processor.chat import Encoded, Processor, Size, encode
 from spatial_vlm.reuse.handbook.behavior import Behavior
 from spatial_vlm.rollout.prefix_cache import Text
 from spatial_vlm.serving.api_error import invalid
-from spatial_vlm.serving.chat_request import ChatRequest, ImageUrl
+from spatial_vlm.serving.chat_messages import ImageUrl
+from spatial_vlm.serving.chat_request import ChatRequest
 from spatial_vlm.tasks.task import Task
 
 MAX_STATEMENT_CHARACTERS = 1000

@@ -1,37 +1,43 @@
-"""What the server does with a request, apart from HTTP: admit it, make its prompt, run it, give its answer."""
+"""Answers requests, apart from HTTP: admits them, makes their prompts, runs them and returns their answers."""
 
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
 import secrets
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-
-import PIL.Image
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from spatial_vlm.processor.tokenizer import token_bytes
 from spatial_vlm.rollout.slot_requests import Progress, SlotRequest
+from spatial_vlm.serving.admission import Admission
+from spatial_vlm.serving.answer_stream import AnswerStream
 from spatial_vlm.serving.api_error import ApiError
+from spatial_vlm.serving.chat_messages import ImageUrl, MessageLimits
 from spatial_vlm.serving.chat_request import ChatRequest, Defaults
-from spatial_vlm.serving.chat_response import Completion, Piece, TokenLogprob
+from spatial_vlm.serving.chat_response import Completion, Piece
 from spatial_vlm.serving.engine_thread import EngineThread
-from spatial_vlm.serving.images import is_remote, load_image
+from spatial_vlm.serving.images import decoded, download, download_failed, is_remote
 from spatial_vlm.serving.limits import Limits
-from spatial_vlm.serving.prompts import PromptBuilder
+from spatial_vlm.serving.prompts import Prompt, PromptBuilder
 from spatial_vlm.serving.server_metrics import ServerMetrics
-from spatial_vlm.serving.text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 1
-"""What a refused client is told to wait."""
 CHARACTERS_PER_TOKEN = 32
 """Texts of more characters for each token that fits are refused before they are tokenized."""
+TOKENS_PER_TURN = 4
+"""Fewest tokens of a message in the chat template."""
+COMMAS_PER_TOKEN, FREE_COMMAS = 4, 1000
+"""Bodies of more commas are refused before they are parsed."""
+DECODERS = 2
+"""Requests whose images are decoded at a time: their memory is bounded by this number."""
 DOWNLOADS = 8
-"""Images that are downloaded at a time."""
+"""Requests whose images are downloaded at a time."""
 SEEDS = 2**31
 """Seeds of clients count modulo this number."""
 
@@ -60,7 +66,7 @@ class ChatService:
     metrics: ServerMetrics,
   ):
     self.model, self.prompts, self.engine = model, prompts, engine
-    self.limits, self.slots, self.metrics = limits, slots, metrics
+    self.limits, self.metrics = limits, metrics
     self.created = int(time.time())
     max_new_tokens, temperature = defaults
     limit = prompts.format.limit.tokens
@@ -70,15 +76,22 @@ class ChatService:
       max_new_tokens=max_new_tokens,
       temperature=temperature,
       samples=limits.samples,
-      text_characters=limit * CHARACTERS_PER_TOKEN,
-      images=limits.images,
+      messages=MessageLimits(
+        characters=limit * CHARACTERS_PER_TOKEN,
+        turns=max(1, limit // TOKENS_PER_TURN),
+        parts=limit,
+        images=limits.images,
+      ),
+      commas=limit * COMMAS_PER_TOKEN + FREE_COMMAS,
     )
     self._table = token_bytes(prompts.processor.tokenizer)
     self._ids = itertools.count()
-    self._admitted = 0
-    # One thread encodes: the tokenizer's caches and those of the handbook belong to it.
-    self._encoder = concurrent.futures.ThreadPoolExecutor(1, "encoder")
+    self.admission = Admission(slots + limits.queued_answers)
+    self._decoders = concurrent.futures.ThreadPoolExecutor(DECODERS, "decoder")
+    # The tokenizer's caches and those of the handbook are for one thread at a time.
+    self._encoding = threading.Lock()
     self._downloads = concurrent.futures.ThreadPoolExecutor(DOWNLOADS, "downloads")
+    self._downloading = asyncio.Semaphore(DOWNLOADS)
 
   def start(self) -> None:
     """Starts the engine's thread."""
@@ -87,52 +100,66 @@ class ChatService:
   def stop(self) -> None:
     """Ends the threads; requests that still run get no answer."""
     self.engine.stop()
-    for pool in (self._encoder, self._downloads):
+    for pool in (self._decoders, self._downloads):
       pool.shutdown(wait=False, cancel_futures=True)
 
   @contextlib.contextmanager
   def admitted(self) -> Iterator[None]:
-    """Holds a place in the queue; ApiError 429 if there is none, 503 without an engine."""
+    """Holds a place in the queue; ApiError 429 if there is none, 503 if no engine runs."""
     if not self.engine.alive:
       raise ApiError(503, "the engine does not run; restart the server")
-    most = self.slots + self.limits.queued_requests
-    if self._admitted >= most:
-      raise ApiError(
-        429,
-        f"{self._admitted} requests run or wait, which is the limit; try again later",
-        code="rate_limit_exceeded",
-        headers={"Retry-After": str(RETRY_AFTER_S)},
-      )
-    self._admitted += 1
-    self.metrics.requests.set(self._admitted)
-    try:
-      yield
-    finally:
-      self._admitted -= 1
-      self.metrics.requests.set(self._admitted)
+    with self.admission.places(1):
+      self.metrics.requests.inc()
+      try:
+        yield
+      finally:
+        self.metrics.requests.dec()
 
   async def prepare(self, request: ChatRequest) -> Completion:
     """Reads the images and makes the prompt; ApiError for a request that cannot be asked."""
     loop = asyncio.get_running_loop()
-    images: list[PIL.Image.Image] = []
-    for image in request.image_urls:
-      pool = self._downloads if is_remote(image) else self._encoder
-      images.append(await loop.run_in_executor(pool, load_image, image, self.limits))
-    prompt = await loop.run_in_executor(self._encoder, self.prompts, request, images)
+    remote = any(is_remote(image) for image in request.image_urls)
+    # Downloaded files of few requests are in memory at a time, and images of fewer: files decode to much more.
+    async with self._downloading if remote else contextlib.nullcontext():
+      files = [await self._downloaded(image) for image in request.image_urls]
+      prompt = await loop.run_in_executor(self._decoders, self._encoded, request, files)
     self.metrics.prompt_tokens.inc(prompt.tokens)
+    # The turns hold the images of the body, which the answer does not need.
+    request = dataclasses.replace(request, turns=())
     completion = Completion(self.model, self.prompts.task, request, prompt)
     if prompt.behavior:
       self.metrics.recalls.inc()
       self.metrics.saved_tokens.inc(max(0, completion.saved_tokens))
     return completion
 
-  async def pieces(self, completion: Completion) -> AsyncIterator[Piece]:
-    """Yields what the engine adds to the answers, until all have ended.
+  async def _downloaded(self, image: ImageUrl) -> bytes | None:
+    """Returns the file of an image; None for a data URL."""
+    if not is_remote(image):
+      return None
+    loop, limits = asyncio.get_running_loop(), self.limits
+    reading = loop.run_in_executor(self._downloads, download, image, limits)
+    try:  # the look-up of the host's address has no time limit of its own
+      return await asyncio.wait_for(reading, limits.image_timeout_s + 1)
+    except TimeoutError:
+      raise download_failed(image, limits) from None
+
+  def _encoded(self, request: ChatRequest, files: Sequence[bytes | None]) -> Prompt:
+    """Decodes the images of one request and makes its prompt, in a thread."""
+    images = [
+      decoded(image, file, self.limits)
+      for image, file in zip(request.image_urls, files, strict=True)
+    ]
+    with self._encoding:
+      return self.prompts(request, images)
+
+  async def pieces(self, completion: Completion) -> AsyncGenerator[Piece, None]:
+    """Yields the parts of the answers as the engine writes them, until all have ended.
 
     Closing the iterator frees the slots. Raises ApiError if the engine fails.
     """
     arrived: asyncio.Queue[tuple[int, Progress | Exception]] = asyncio.Queue()
-    streams = [TextStream(self._table, completion.request.stop) for _ in completion.samples]
+    stop, samples = completion.request.stop, range(len(completion.samples))
+    streams = [AnswerStream(sample, self._table, stop) for sample in samples]
     begun = time.monotonic()
     running = self._submit(completion, arrived)
     try:
@@ -144,7 +171,7 @@ class ChatService:
           continue  # a stop string has ended it
         if not any(sample.count for sample in completion.samples):
           self.metrics.first_token_seconds.observe(time.monotonic() - begun)
-        piece = self._piece(sample, progress, streams[sample])
+        piece = streams[sample].piece(progress)
         if piece.finished:
           self.engine.cancel(running.pop(sample))
         self._add(completion, piece)
@@ -179,20 +206,6 @@ class ChatService:
       put = functools.partial(_put, arrived, sample)
       self.engine.submit(slot_request, put)
     return ids
-
-  def _piece(self, sample: int, progress: Progress, stream: TextStream) -> Piece:
-    text, tokens, count = "", [], 0
-    for token, logp in zip(progress.tokens, progress.logp, strict=True):
-      count += 1
-      if piece := self._table[token]:
-        tokens.append(TokenLogprob(piece, logp))
-        text += stream.push(token)
-      if stream.stopped:
-        return Piece(sample, text, tokens, count, "stop")
-    if progress.finished:
-      text += stream.end()
-    finished = "stop" if stream.stopped else progress.finished
-    return Piece(sample, text, tokens, count, finished)
 
   def _add(self, completion: Completion, piece: Piece) -> None:
     sample = completion.samples[piece.sample]

@@ -19,6 +19,10 @@ class TextStream:
     self.table, self.stop = table, stop
     self.stopped = False
     """Whether a stop string was written; later tokens have no text."""
+    self.decoded = 0
+    """Characters of the pushed tokens; an unfinished character does not count."""
+    self.released = 0
+    """Characters that were returned."""
     self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
     self._held = ""
 
@@ -36,18 +40,22 @@ class TextStream:
     if self.stopped:
       return ""
     text = self._released(self._decoder.decode(b"", final=True)) + self._held
+    self.released += len(self._held)
     self._held = ""
     return text
 
   def _released(self, text: str) -> str:
+    self.decoded += len(text)
     text = self._held + text
     places = [place for stop in self.stop if (place := text.find(stop)) >= 0]
     if places:
       self.stopped, self._held = True, ""
-      return text[: min(places)]
-    keep = max((_overlap(text, stop) for stop in self.stop), default=0)
-    self._held = text[len(text) - keep :]
-    return text[: len(text) - keep]
+      end = min(places)
+    else:
+      end = len(text) - max((_overlap(text, stop) for stop in self.stop), default=0)
+      self._held = text[end:]
+    self.released += end
+    return text[:end]
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -3,21 +3,18 @@
 import base64
 import io
 import json
-import math
-import time
 
 import jax
 import numpy as np
 import PIL.Image
 import pytest
+from scripted_engine import with_scripted_engine
 from starlette.testclient import TestClient
 
 from spatial_vlm import config as config_lib
 from spatial_vlm import sharding
 from spatial_vlm.inference.loading import load_policy
-from spatial_vlm.rollout.slot_requests import Progress
 from spatial_vlm.serving.app import make_app
-from spatial_vlm.serving.engine_thread import EngineThread
 from spatial_vlm.serving.setup import make_service
 
 MODEL = "nano"
@@ -38,7 +35,7 @@ def service_of(serving_policy, serving_mesh):
   """(overrides) -> a service, not started."""
 
   def make(*overrides, recall=None, policy=serving_policy):
-    sizes = ("slots=4", "limits.samples=4", "max_new_tokens=24", "limits.queued_requests=8")
+    sizes = ("slots=4", "limits.samples=4", "max_new_tokens=24", "limits.queued_answers=8")
     settings = [f"--config.{setting}" for setting in (*sizes, *overrides)]
     config = config_lib.load("configs/serve.py:tiny", settings)
     return make_service(policy, serving_mesh, config, MODEL, recall)[0]
@@ -117,64 +114,13 @@ def as_data_url():
   return data_url
 
 
-class ScriptedEngine:
-  """An engine without a model: every request's tokens are those of a text, one a step, in a few slots.
-
-  It does `allowed` steps; `error` is raised once by the next of them.
-  """
-
-  def __init__(self, tokens, slots=2):
-    self.tokens, self.slots = tokens, slots
-    self.allowed = math.inf
-    self.error = None
-    self.cancelled = []
-    self.requests = {}
-    self.most_running = 0
-
-  @property
-  def busy(self):
-    return bool(self.requests)
-
-  def submit(self, request):
-    self.requests[request.id] = [request, 0]
-
-  def cancel(self, id):
-    if self.requests.pop(id, None):
-      self.cancelled.append(id)
-
-  def step(self):
-    if self.allowed <= 0:
-      time.sleep(0.002)
-      return []
-    self.allowed -= 1
-    error, self.error = self.error, None
-    if error:
-      raise error
-    progress = []
-    running = list(self.requests.values())[: self.slots]
-    self.most_running = max(self.most_running, len(running))
-    for state in running:
-      request, written = state
-      state[1] += 1
-      is_last = state[1] == min(len(self.tokens), request.max_new_tokens)
-      reason = "length" if state[1] < len(self.tokens) else "stop"
-      progress.append(
-        Progress(request.id, 0, [self.tokens[written]], [-0.5], reason if is_last else None)
-      )
-      if is_last:
-        del self.requests[request.id]
-    return progress
-
-
 @pytest.fixture
 def scripted(service_of, serving_policy):
   """(overrides) -> a service over a `ScriptedEngine`, and the engine."""
 
   def make(*overrides, text="The cat is left of the mug."):
-    tokens = serving_policy.processor.encode_text(text)
-    engine = ScriptedEngine(tokens)
     service = service_of("slots=2", *overrides)
-    service.engine = EngineThread(lambda: engine, service.metrics.failures.inc)
-    return service, engine
+    policy, settings = serving_policy, {"step_tokens": 1, "slots": 2}
+    return service, with_scripted_engine(service, policy, lambda prompt: text, **settings)
 
   return make

@@ -94,6 +94,9 @@ def test_the_model_is_listed(client):
   (model,) = client.get("/v1/models").json()["data"]
   assert model["id"] == "nano" and model["object"] == "model"
   assert model["max_model_len"] == 128 + 24
+  assert client.get("/v1/models/nano").json() == model
+  absent = client.get("/v1/models/other/model")
+  assert (absent.status_code, absent.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_health_and_metrics(client, body):

@@ -5,17 +5,21 @@ import json
 import pytest
 
 from spatial_vlm.serving.api_error import ApiError
+from spatial_vlm.serving.chat_messages import ImageUrl, MessageLimits, Turn
 from spatial_vlm.serving.chat_request import (
   NEUTRAL,
   ChatRequest,
   Defaults,
-  ImageUrl,
-  Turn,
   parse_chat_request,
 )
 
 DEFAULTS = Defaults(
-  model="m", max_new_tokens=64, temperature=0.5, samples=4, text_characters=1000, images=2
+  model="m",
+  max_new_tokens=64,
+  temperature=0.5,
+  samples=4,
+  messages=MessageLimits(characters=1000, turns=6, parts=12, images=2),
+  commas=100,
 )
 USER = {"role": "user", "content": "Is it?"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -150,6 +154,9 @@ def content(*parts):
     ),
     (content(IMAGE, IMAGE, IMAGE), "messages"),
     (content({"type": "text", "text": "x" * 1001}), "messages"),
+    (content({"type": "text", "text": "," * 101}), "messages"),
+    (content(*[{"type": "text", "text": ""}] * 13), "messages"),
+    ({"messages": [{"role": "user", "content": ""}] * 7}, "messages"),
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "0"}, "temperature"),
     ({"temperature": True}, "temperature"),
@@ -160,8 +167,8 @@ def content(*parts):
     ({"n": True}, "n"),
     ({"seed": 2**63}, "seed"),
     ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": 65}, "max_tokens"),
-    ({"max_completion_tokens": 65}, "max_completion_tokens"),
+    ({"max_tokens": 2**31}, "max_tokens"),
+    ({"max_completion_tokens": 1.0}, "max_completion_tokens"),
     ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
     ({"stop": ""}, "stop"),
     ({"stop": 5}, "stop"),
@@ -185,6 +192,24 @@ def test_a_wrong_field_is_named(fields, param):
   error = caught.value.content["error"]
   assert error["param"] == param and error["type"] == "invalid_request_error"
   assert caught.value.status == 400 and len(error["message"]) < 300
+
+
+@pytest.mark.parametrize("limit", [512, 1024, 2048, 16_384])  # defaults of evaluation harnesses
+def test_a_larger_limit_of_tokens_is_lowered_to_the_servers(limit):
+  assert parse(max_tokens=limit).max_new_tokens == 64
+  assert parse(max_completion_tokens=limit).max_new_tokens == 64
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-320, 1.2e-38, 9e-6])
+def test_tiny_temperatures_take_the_likeliest_token(temperature):
+  assert parse(temperature=temperature).temperature == 0
+  assert parse(temperature=1e-5).temperature == 1e-5
+
+
+def test_a_body_of_many_values_is_refused_before_it_is_parsed(monkeypatch):
+  monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
+  error = refusal(b"[" + b"{}," * 101 + b"0]")
+  assert error.code == "context_length_exceeded" and "has 101 commas" in error.message
 
 
 def test_an_unknown_model_is_not_found():

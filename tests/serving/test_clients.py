@@ -25,7 +25,7 @@ def serve(service_of, serving_policy):
 
   def start(*overrides, pause_at=""):
     service = service_of("max_new_tokens=144", *overrides)
-    engine = with_scripted_engine(service, serving_policy, lambda prompt: CHAIN, pause_at)
+    engine = with_scripted_engine(service, serving_policy, lambda prompt: CHAIN, pause_at=pause_at)
     server = running(make_app(service, HttpGuard(TOKEN)))
     servers.append(server)
     return server.__enter__() + "/v1", engine
@@ -82,7 +82,7 @@ def test_openai_asks_in_the_projects_own_words(serve, client_at, body, noise):
 
 def test_openai_raises_its_own_errors(serve, client_at, body):
   address, engine = serve(
-    "slots=1", "limits.samples=1", "limits.queued_requests=0", pause_at="Caption"
+    "slots=1", "limits.samples=1", "limits.queued_answers=0", pause_at="Caption"
   )
   client, request = client_at(address), body("Say it.")
   wrong = [

@@ -12,7 +12,7 @@ import pytest
 
 from spatial_vlm.serving import images
 from spatial_vlm.serving.api_error import ApiError
-from spatial_vlm.serving.chat_request import ImageUrl
+from spatial_vlm.serving.chat_messages import ImageUrl
 from spatial_vlm.serving.limits import Limits
 
 LIMITS = Limits(
@@ -20,7 +20,7 @@ LIMITS = Limits(
   images=4,
   image_pixels=5000,
   samples=4,
-  queued_requests=4,
+  queued_answers=4,
   body_timeout_s=1,
   timeout_s=1,
   image_hosts=("images.example",),
@@ -32,7 +32,9 @@ HOSTS = LIMITS.image_hosts
 
 
 def load(url):
-  return images.load_image(ImageUrl(url, "the.param"), LIMITS)
+  image = ImageUrl(url, "the.param")
+  file = images.download(image, LIMITS) if images.is_remote(image) else None
+  return images.decoded(image, file, LIMITS)
 
 
 def refused(url):
@@ -193,6 +195,31 @@ def test_a_slow_host_is_given_up(monkeypatch):
   with answering(monkeypatch, trickle):
     assert "within 0.5 s" in refused("https://images.example/a.png")
   assert time.monotonic() - begun < 3
+
+
+def test_jpegs_of_endless_scans_are_refused(noise):
+  buffer = io.BytesIO()
+  noise(size=(64, 64)).save(buffer, "JPEG", progressive=True)
+  data = buffer.getvalue()
+  last = data.rindex(b"\xff\xda")
+
+  def url(scans):
+    content = data[:-2] + data[last:-2] * scans + data[-2:]
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
+
+  assert load(url(0)).size == (64, 64)
+  assert "scans; at most 32 are decoded" in refused(url(40))
+
+
+def test_hosts_are_compared_without_case():
+  image = ImageUrl("https://IMAGES.example/a.png", "")
+  assert images.allowed_target(image, ("Images.Example",)) == ("images.example", "/a.png")
+
+
+def test_the_time_limit_of_a_download_includes_the_connection(monkeypatch):
+  monkeypatch.setattr(images, "public_address", lambda *_: time.sleep(0.6))
+  monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("connected"))
+  assert "could not be reached" in refused("https://images.example/a.png")
 
 
 def test_animations_show_their_first_frame(noise):

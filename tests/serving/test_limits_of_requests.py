@@ -4,10 +4,14 @@ import asyncio
 import json
 import math
 import time
+import weakref
 
 import pytest
 
+from spatial_vlm.serving import connection, images
+from spatial_vlm.serving import service as service_module
 from spatial_vlm.serving.app import make_app
+from spatial_vlm.serving.engine_thread import EngineThread
 
 CHAT = "/v1/chat/completions"
 
@@ -47,7 +51,8 @@ class Exchange:
     self.leaves = leaves or asyncio.Event()
     self.parts = [body] if isinstance(body, bytes) else body
     self.status, self.headers, self.body = None, {}, b""
-    self.started = asyncio.Event()
+    self.started, self.reads = asyncio.Event(), asyncio.Event()
+    self.reads.set()
     fields = {"host": "127.0.0.1:8000", "content-type": "application/json", **dict(headers)}
     self.scope = {
       "type": "http",
@@ -69,6 +74,7 @@ class Exchange:
     return {"type": "http.disconnect"}
 
   async def send(self, message):
+    await self.reads.wait()
     if message["type"] == "http.response.start":
       self.status = message["status"]
       self.headers = {k.decode(): v.decode() for k, v in message["headers"]}
@@ -120,7 +126,7 @@ def test_a_client_that_goes_away_frees_its_slots(scripted, body, stream, samples
 
 
 def test_a_full_queue_refuses_further_requests(scripted, body):
-  service, engine = scripted("limits.queued_requests=3")
+  service, engine = scripted("limits.queued_answers=3")
 
   async def work(app):
     engine.allowed = 0
@@ -179,26 +185,132 @@ def test_time_is_limited(scripted, body):
   assert len(engine.cancelled) == 2
 
 
+def test_places_are_counted_by_answers(scripted, body):
+  service, engine = scripted("limits.queued_answers=3")
+
+  async def work(app):
+    engine.allowed = 0
+    admitted = [Exchange(app, encoded(body, n=4))]
+    await until(lambda: len(engine.requests) == 4)
+    refused = Exchange(app, encoded(body, n=2))
+    await asyncio.wait_for(refused.task, 5)
+    admitted.append(Exchange(app, encoded(body)))
+    await until(lambda: len(engine.requests) == 5)
+    engine.allowed = math.inf
+    await asyncio.wait_for(asyncio.gather(*(e.task for e in admitted)), 10)
+    return refused, admitted
+
+  refused, admitted = drive(service, work)
+  assert refused.status == 429 and [e.status for e in admitted] == [200, 200]
+
+
 def test_an_engine_that_fails_is_replaced(scripted, body):
   service, engine = scripted()
+  made = []
+
+  def make_engine():
+    made.append(engine)
+    engine.requests.clear()
+    return engine
+
+  service.engine = EngineThread(make_engine, service.metrics.failures.inc)
 
   async def work(app):
     engine.allowed = 0
     exchanges = [Exchange(app, encoded(body, stream=stream)) for stream in (False, True)]
     await until(lambda: len(engine.requests) == 2)
     engine.error = RuntimeError("secret detail of the engine")
-    engine.allowed = math.inf
     await asyncio.wait_for(asyncio.gather(*(e.task for e in exchanges)), 5)
-    engine.requests.clear()
+    engine.allowed = math.inf
     after = Exchange(app, encoded(body))
     await asyncio.wait_for(after.task, 5)
     return *exchanges, after
 
   whole, stream, after = drive(service, work)
+  assert len(made) == 2
   assert whole.status == 500 and whole.error["message"] == "the engine failed; try again"
   assert b'"error"' in stream.body and b"[DONE]" not in stream.body
   assert b"secret" not in whole.body + stream.body and after.status == 200
   assert "spatial_vlm_engine_failures_total 1.0" in service.metrics.text().decode()
+
+
+def test_without_an_engine_requests_fail_at_once(scripted, body):
+  service, engine = scripted()
+  engines = iter([engine])
+  service.engine = EngineThread(lambda: next(engines))
+
+  async def work(app):
+    engine.allowed = 0
+    running = Exchange(app, encoded(body))
+    await until(lambda: engine.requests)
+    engine.error = RuntimeError("no memory")
+    await asyncio.wait_for(running.task, 5)
+    await until(lambda: not service.engine.alive)
+    late = Exchange(app, encoded(body))
+    await asyncio.wait_for(late.task, 5)
+    return running, late
+
+  running, late = drive(service, work)
+  assert (running.status, late.status) == (500, 503)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_reads_nothing_loses_its_place(scripted, body, monkeypatch, stream):
+  monkeypatch.setattr(connection, "SEND_TIMEOUT_S", 0.1)
+  service, engine = scripted()
+
+  async def work(app):
+    stalled = Exchange(app, encoded(body, stream=stream))
+    stalled.reads.clear()
+    await asyncio.wait_for(stalled.task, 5)
+    await until(lambda: not engine.requests)
+    return service.admission._places
+
+  assert drive(service, work) == 0
+  assert "spatial_vlm_cancelled_requests_total 1.0" in service.metrics.text().decode()
+
+
+def test_at_the_end_of_the_drain_requests_get_an_error(scripted, body):
+  service, engine = scripted()
+
+  async def work(app):
+    engine.allowed = 0
+    whole, stream = (Exchange(app, encoded(body, stream=stream)) for stream in (False, True))
+    sending = Exchange(app, [b"{", None])
+    await until(lambda: len(engine.requests) == 2 and not sending.parts)
+    service.admission.interrupt()
+    later = Exchange(app, encoded(body))
+    exchanges = whole, stream, sending, later
+    await asyncio.wait_for(asyncio.gather(*(e.task for e in exchanges)), 5)
+    return exchanges
+
+  whole, stream, *others = drive(service, work)
+  assert whole.status == 503 and whole.error["code"] == "shutting_down"
+  assert stream.status == 200 and b'"shutting_down"' in stream.body.split(b"\n\n")[-2]
+  assert [exchange.status for exchange in others] == [503, 503]
+
+
+def test_few_images_are_decoded_at_a_time(scripted, body, noise, monkeypatch):
+  service, _ = scripted()
+  alive, counts = [], []
+
+  def watched(*args):
+    image = images.decoded(*args)
+    alive.append(weakref.ref(image))
+    counts.append(sum(other() is not None for other in alive))
+    time.sleep(0.005)
+    return image
+
+  monkeypatch.setattr(service_module, "decoded", watched)
+
+  async def work(app):
+    bodies = [json.dumps(body("Is it?", *[noise(n)] * 3)).encode() for n in range(8)]
+    exchanges = [Exchange(app, content) for content in bodies]
+    await asyncio.wait_for(asyncio.gather(*(e.task for e in exchanges)), 10)
+    return [exchange.status for exchange in exchanges]
+
+  assert set(drive(service, work)) <= {200, 400} and len(counts) == 24
+  assert max(counts) <= 3 * service_module.DECODERS
 
 
 @pytest.mark.parametrize(

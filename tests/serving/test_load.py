@@ -7,7 +7,7 @@ CHAT = "/v1/chat/completions"
 
 
 def test_many_clients_get_what_each_would_get_alone(service_of, client_of, body, noise):
-  client = client_of(service_of("limits.queued_requests=2", "prompt_shapes=((64, 64),)"))
+  client = client_of(service_of("limits.queued_answers=2", "prompt_shapes=((64, 64),)"))
   requests = [
     body(
       f"Is it number {number}?",

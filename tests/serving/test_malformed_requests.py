@@ -8,7 +8,23 @@ import pytest
 
 CHAT = "/v1/chat/completions"
 VALUES = (
-  *(None, True, False, 0, -1, 1, 2**31, -(2**63), 2**64, 10**300, 0.5, -0.0, 1e308, 1e-320),
+  *(
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    -(2**63),
+    2**64,
+    10**300,
+    0.5,
+    -0.0,
+    1e308,
+    1e-320,
+    1.2e-38,
+  ),
   *("", " ", "user", "\x00", "\ud83d\ude00", "\ufeff", "x" * 5000, "<|im_end|>", "<|image_pad|>"),
   *([], [[]], {}, {"": None}, [None] * 50, {"type": "text"}, "data:image/png;base64,", "https://x"),
 )

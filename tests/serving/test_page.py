@@ -61,7 +61,7 @@ def serve(service_of, serving_policy):
   def start(guard=None, pause_at=""):
     index = BehaviorIndex(Handbook(9, 99, (ABOVE,)), LexicalEmbedder(), min_similarity=0.6)
     service = service_of("max_new_tokens=144", recall=Recall(index, 48))
-    engine = with_scripted_engine(service, serving_policy, written, pause_at)
+    engine = with_scripted_engine(service, serving_policy, written, pause_at=pause_at)
     server = running(make_app(service, guard, sample_scenes(64)))
     servers.append(server)
     return server.__enter__(), engine
@@ -233,7 +233,7 @@ def test_the_keyboard_alone_is_enough(serve, open_page):
   deadline = time.monotonic() + 30
   while not engine.cancelled and time.monotonic() < deadline:
     time.sleep(0.05)
-  assert len(engine.cancelled) == 1 and not engine.left
+  assert len(engine.cancelled) == 1 and not engine.requests
 
 
 def test_a_token_is_asked_for(serve, open_page):

@@ -61,10 +61,17 @@ def test_a_short_answer_is_written_from_the_comparison(questions):
 
 
 def test_what_cannot_be_shortened_stays_a_full_chain(questions):
-  found = examples(questions, [SEEN, ELSEWHERE, RIGHT])
-  assert [row.answer for row in found.rows[:2]] == [SEEN.text, ELSEWHERE.text]
+  found = examples(questions, [SEEN, ELSEWHERE])
+  assert [row.answer for row in found.rows] == [SEEN.text, ELSEWHERE.text]
   assert found.rows[0].question == questions.without_behavior(SEEN.caption).text
   assert found.full == {chain_check.UNREADABLE: 1, RECALLS_NOTHING: 1} and not found.left_out
+
+
+def test_where_a_chain_gives_no_comparison_its_boxes_do(questions):
+  """`WRONG[2]` contradicts its label: nothing is learned from it."""
+  found = examples(questions, [RIGHT, SEEN, *WRONG])
+  assert len(found.rows) == 4 and len({row.answer for row in found.rows}) == 1
+  assert found.restated.total() == 3 and found.left_out == {chain_check.OTHER_VERDICT: 1}
 
 
 @pytest.mark.parametrize("relation", ["", "left of"])
@@ -107,8 +114,10 @@ def test_a_share_stays_full(questions):
 
 def test_the_report_has_every_count_with_its_reasons(questions):
   lines = examples(questions, [RIGHT, RIGHT, SEEN, *WRONG]).report()
+  reasons = (chain_check.UNREADABLE, chain_check.WRONG_NUMBER, chain_check.FALSE)
   assert lines == [
-    "2 short answers",
-    f"1 full chains (1: {chain_check.UNREADABLE})",
-    f"3 answers left out (1: {chain_check.WRONG_NUMBER}; 1: {chain_check.FALSE}; 1: {chain_check.OTHER_VERDICT})",
+    "5 short answers",
+    f"3 of them written from the boxes of their chains ({'; '.join(f'1: {r}' for r in reasons)})",
+    "0 full chains",
+    f"1 answers left out (1: {chain_check.OTHER_VERDICT})",
   ]

@@ -16,7 +16,7 @@ export async function findModel(token) {
   return data[0];
 }
 
-/** Returns the images and statements at hand: [{id, image, statement, label}]. */
+/** Returns the images and statements of the samples: [{id, image, statement, label}]. */
 export async function findSamples(token) {
   const {data} = await (await request("v1/spatial_vlm/samples", {}, token)).json();
   return data;

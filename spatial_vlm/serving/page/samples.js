@@ -1,4 +1,4 @@
-// The samples at hand, as radio buttons with small images.
+// The samples of the server, as radio buttons with small images.
 
 /** Fills `list` with a choice for each sample; `choose` gets the one that is chosen. */
 export function offerSamples(samples, fieldset, list, choose) {
