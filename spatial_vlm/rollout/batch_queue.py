@@ -6,6 +6,7 @@ Threads share it, so that the next batch takes the slots that the answers of the
 import itertools
 import queue
 import threading
+from typing import Any
 
 import numpy as np
 from jaxtyping import PRNGKeyArray
@@ -30,10 +31,12 @@ class OpenBatch:
     """Answers that have not ended."""
     self.error: Exception | None = None
     """Why the batch cannot be answered."""
+
+    def filled(value: Any, dtype: Any) -> Any:  # NumPy arrays, which are written in place
+      return np.full((rows, length), value, dtype)
+
     self.completions = Completions(
-      tokens=np.full((rows, length), sampling.pad, np.int32),
-      mask=np.zeros((rows, length), bool),
-      logp=np.zeros((rows, length), np.float32),
+      tokens=filled(sampling.pad, np.int32), mask=filled(False, bool), logp=filled(0, np.float32)
     )
     self._lengths = np.zeros(rows, np.int32)
 

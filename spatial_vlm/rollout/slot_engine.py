@@ -8,6 +8,7 @@ In a run of several processes, each submits the requests of its own rows (see `p
 equally often; they agree on every program that runs.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -265,7 +266,8 @@ def padded_prompts(
   bucket = size.patches or vision.merge_unit
   prompts = collate_prompts(rows, processor, ids.tolist(), labels, size.tokens, bucket)
   if size.patches and prompts.vision is None:
-    prompts = prompts.replace(vision=padded_vision([[]] * len(rows), vision, size.patches))
+    blank = padded_vision([[]] * len(rows), vision, size.patches)
+    prompts = dataclasses.replace(prompts, vision=blank)
   return prompts
 
 

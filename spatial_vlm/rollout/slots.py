@@ -158,18 +158,21 @@ def slot_specs(mesh: Any, slots: Slots) -> Slots:
     divisible = sharding.divisible_axes(wanted, mesh, size)
     return tuple(axis for axis in divisible if mesh.shape[axis] > 1) or None
 
+  def spec(*names: tuple[str, ...] | None) -> Any:  # a spec stands where an array is expected
+    return P(*names)
+
   rows = axes(sharding.ROWS, slots.prompts.valid.shape[0])
   heads = axes(("tensor",), slots.prompts.keys.shape[2])
   vocabulary = axes(("tensor",), slots.logits.shape[1])
-  cache = P(None, rows, heads)
+  cache = spec(None, rows, heads)
   return Slots(
-    prompts=CacheBlock(cache, cache, P(rows)),
+    prompts=CacheBlock(cache, cache, spec(rows)),
     answers=None if slots.answers is None else (cache, cache),
-    logits=P(rows, vocabulary),
-    next_position=P(rows),
-    length=P(rows),
-    active=P(rows),
-    settings=jax.tree.map(lambda _: P(rows), slots.settings),
+    logits=spec(rows, vocabulary),
+    next_position=spec(rows),
+    length=spec(rows),
+    active=spec(rows),
+    settings=jax.tree.map(lambda _: spec(rows), slots.settings),
   )
 
 
@@ -225,8 +228,9 @@ def _placed(
     return old.at[row].set(jnp.repeat(of_prompt, C * n, axis=0), mode="drop")
 
   settings = jax.tree.map(put, slots.settings, arrivals.settings)
-  of_samples = _sample_keys(arrivals.settings.keys, arrivals.prompts.ids, C * n)
-  settings = settings.replace(keys=slots.settings.keys.at[row].set(of_samples, mode="drop"))
+  of_samples = _sample_keys(jnp.asarray(arrivals.settings.keys), arrivals.prompts.ids, C * n)
+  keys_of_rows = jnp.asarray(slots.settings.keys).at[row].set(of_samples, mode="drop")
+  settings = settings.replace(keys=keys_of_rows)
   return Slots(
     prompts=CacheBlock(keys, values, valid),
     answers=slots.answers,
@@ -262,7 +266,7 @@ def decode_slots(
 ) -> tuple[Slots, DecodedTokens]:
   """Samples up to `tokens` tokens of every active row; rows that `keep` drops stop before the first."""
   settings, begin = slots.settings, slots.length
-  keys = jax.random.wrap_key_data(settings.keys)
+  keys = jax.random.wrap_key_data(jnp.asarray(settings.keys))
   cache = qwen3_vl.Cache((slots.prompts, *_answer_blocks(slots)), slots.next_position, jnp.int32(0))
   rows = len(begin)
   cache = qwen3_vl.add_cache_block(cache, tokens, rows)

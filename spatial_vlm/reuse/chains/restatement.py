@@ -72,12 +72,12 @@ def _measured(
   inequality: Inequality, names: Mapping[str, str], boxes: Mapping[str, Box]
 ) -> Inequality | None:
   """Returns the inequality with the values of the boxes and the sign between them; None if they do not give one."""
-  left, *rest = (_quantity(q, names, boxes) for q in inequality.sides)
-  if left is None or None in rest:
+  left = _quantity(inequality.left, names, boxes)
+  if left is None or inequality.right is None:
+    return left and Inequality(left)
+  right = _quantity(inequality.right, names, boxes)
+  if right is None:
     return None
-  if not rest:
-    return Inequality(left)
-  (right,) = rest
   sign = "<" if left.value < right.value else ">" if left.value > right.value else "="
   return Inequality(left, sign, right)
 
