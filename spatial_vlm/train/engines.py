@@ -103,7 +103,9 @@ def check_engine(settings: Config) -> None:
     raise UsageError(
       f"engine.max_logprob_gap is {settings.max_logprob_gap}; give nats above 0, or inf for no bound"
     )
-  if settings.kind == "vllm" and not settings.folder.startswith("/"):
+  if not isinstance(settings.checksums, bool):
+    raise UsageError(f"engine.checksums is {settings.checksums!r}; give True or False")
+  if not settings.folder.startswith("/") and settings.kind == "vllm":
     raise UsageError(
       f"engine.folder is {settings.folder!r}; the engine vllm needs the absolute path of a folder that this machine "
       "and the server share, for the weights of each update"

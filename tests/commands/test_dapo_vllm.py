@@ -70,7 +70,7 @@ def test_an_engine_of_another_policy_ends_the_run_before_a_checkpoint(gap, is_re
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"kind": "sglang"}, "engine.kind is 'sglang'; choose one of compiled, vllm"),
+    ({"kind": "sglang"}, "engine.kind is 'sglang'; choose one of compiled, slots, vllm"),
     ({"transfer": "nccl"}, "engine.transfer is 'nccl'; choose one of disk, reload"),
     ({"dtype": "int8"}, "engine.dtype is 'int8'; choose one of float32, bfloat16"),
     ({"url": "localhost"}, "engine.url is 'localhost'; give the base address"),

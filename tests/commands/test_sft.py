@@ -33,7 +33,8 @@ def test_what_it_writes(finished, nano):
   assert records[-1]["loss"] < records[0]["loss"]
   assert list((workdir / "tensorboard").iterdir())
   export = workdir / "export"
-  assert {path.name for path in nano.iterdir()} == {path.name for path in export.iterdir()}
+  written = {path.name for path in export.iterdir()}
+  assert written == {path.name for path in nano.iterdir()} | {"README.md", "spatial_vlm.json"}
   before, after = (load_file(folder / "model.safetensors") for folder in (nano, export))
   assert before.keys() == after.keys()
   assert not any(np.array_equal(before[name], after[name]) for name in before)
