@@ -66,7 +66,7 @@ def malformed(draw, valid):
   data = copy.deepcopy(draw.choice(valid))
   for _ in range(draw.randint(0, 3)):
     path = draw.choice([*places(data)])
-    data = replaced(data, path, draw.choice(VALUES))
+    data = replaced(data, path, copy.deepcopy(draw.choice(VALUES)))  # changed in place later
   if isinstance(data, dict) and draw.random() < 0.2:
     data[draw.choice(["tools", "stop", "n", "spatial_vlm", "x", "logit_bias"])] = draw.choice(
       VALUES
