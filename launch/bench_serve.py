@@ -9,7 +9,6 @@ time. It fails if an answer differs or is lost, and prints a table in Markdown, 
 
 import argparse
 import asyncio
-import base64
 import collections
 import contextlib
 import datetime
@@ -31,7 +30,7 @@ import numpy as np
 import PIL.Image
 
 from spatial_vlm.data.scenes.source import SceneSource
-from spatial_vlm.processor.image import png
+from spatial_vlm.processor.image import data_url, png
 from spatial_vlm.text import markdown_table
 
 MODEL = "bench"
@@ -63,9 +62,9 @@ def bodies(count: int, form: str, max_tokens: int) -> list[dict[str, Any]]:
   requests = []
   for number in range(count):
     example = source[number]
-    url = base64.b64encode(png(PIL.Image.fromarray(example.image))).decode()
+    url = data_url(png(PIL.Image.fromarray(example.image)))
     parts = [
-      {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{url}"}},
+      {"type": "image_url", "image_url": {"url": url}},
       {"type": "text", "text": example.record.caption},
     ]
     requests.append(

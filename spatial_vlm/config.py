@@ -281,8 +281,7 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
   changes = [
     f"  {name}: {_show(before, name)} → {_show(given, name)}"
     for name in sorted(before.keys() | given.keys())
-    if _show(before, name) != _show(given, name)
-    and not any(fnmatch.fnmatch(name, pattern) for pattern in harmless)
+    if _show(before, name) != _show(given, name) and not matches_any(name, harmless)
   ]
   if changes:
     raise UsageError(
@@ -292,6 +291,15 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
     )
   if stored["versions"] != (now := versions()):
     log.warning("%s was started with other versions: %s, now %s", workdir, stored["versions"], now)
+
+
+def matches_any(name: str, patterns: Iterable[str]) -> bool:
+  """Tells whether a name matches one of the patterns.
+
+  >>> matches_any("mesh.data", ("limit", "mesh.*")), matches_any("mesh", ("mesh.*",))
+  (True, False)
+  """
+  return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def closest(word: str, known: Iterable[str]) -> str:

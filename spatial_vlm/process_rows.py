@@ -85,6 +85,14 @@ def make_global_batch(mesh: Mesh, batch: Any) -> Any:
   return jax.tree.map(put, batch)
 
 
+def own_rows(array: jax.Array) -> np.ndarray:
+  """Returns the rows of an array that this process's devices hold, ascending and once each."""
+  if array.is_fully_addressable:
+    return np.asarray(array)
+  parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
 def local_rows(own: Sequence[int], wanted: slice, rows: int) -> slice:
   """Returns where rows `wanted` of a global batch of `rows` stand among the rows that this process has read."""
   start, stop, _ = wanted.indices(rows)

@@ -41,13 +41,7 @@ from spatial_vlm.inference.timing import choosing_seconds, with_seconds
 from spatial_vlm.remote import write_whole
 from spatial_vlm.tasks import find_task
 
-HARMLESS = (
-  "timed_questions",
-  "in_flight",
-  "mesh.*",
-  "handbook_shares",
-  "bc_checkpoint",
-)
+HARMLESS = ("timed_questions", "in_flight", "mesh.*", "handbook_shares", "bc_checkpoint")
 """Settings that may change between two starts. `refuse_other_origin` checks the answers of `bc_checkpoint`."""
 FIGURE = "accuracy_tokens.png"
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from spatial_vlm.answer_extraction import extract_word
 from spatial_vlm.answers import Box
@@ -54,6 +55,23 @@ class Prediction:
 
   is_short: bool = False
   """Whether the answer is a word or a number: label 0 is then the right one, whatever it is."""
+
+  @classmethod
+  def about(cls, example: Example, **answer: Any) -> "Prediction":
+    """Returns the answer to an example; `answer` has the fields that the example does not determine."""
+    record = example.record
+    return cls(
+      id=example.id,
+      caption=record.caption,
+      relation=record.relation,
+      label=record.label,
+      boxes_true=example.boxes,
+      image=record.image,
+      strata=dict(record.strata),
+      group=record.group,
+      is_short=bool(record.right),
+      **answer,
+    )
 
   @property
   def relations(self) -> list[str]:
@@ -117,23 +135,9 @@ def majority_predictions(
     seen = counts.get(example.record.relation, overall)
     return max(seen, key=lambda label: (seen[label], label), default=-1)
 
+  nothing = {"text": "", "generated_tokens": 0, "prompt_tokens": 0, "truncated": False}
   return [
-    Prediction(
-      id=example.id,
-      caption=example.record.caption,
-      relation=example.record.relation,
-      label=example.record.label,
-      verdict=verdict(example),
-      text="",
-      boxes_true=example.boxes,
-      generated_tokens=0,
-      prompt_tokens=0,
-      truncated=False,
-      extracted=verdict(example),
-      image=example.record.image,
-      strata=dict(example.record.strata),
-      group=example.record.group,
-      is_short=bool(example.record.right),
-    )
+    Prediction.about(example, verdict=said, extracted=said, **nothing)
     for example in test
+    for said in [verdict(example)]
   ]

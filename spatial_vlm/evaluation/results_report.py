@@ -112,7 +112,7 @@ def _paired_table(runs: Runs, pairs: Sequence[tuple[str, str]]) -> str:
       [
         f"{upper} → {lower}",
         points(paired.difference),
-        f"{points(paired.ci_low)} to {points(paired.ci_high)}",
+        points_interval(paired.ci_low, paired.ci_high),
         f"{paired.only_a:,}",
         f"{paired.only_b:,}",
         p_value(paired.p_value),
@@ -235,6 +235,11 @@ def points(difference: float) -> str:
   return f"{100 * difference:+.1f}".replace("-", "−")
 
 
+def points_interval(low: float, high: float) -> str:
+  """Returns an interval of a difference in percentage points."""
+  return f"{points(low)} to {points(high)}"
+
+
 def p_value(p: float) -> str:
   """Returns a p-value with four decimals."""
   return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
@@ -244,7 +249,7 @@ def difference_text(paired: Paired) -> str:
   """Returns a paired difference with its interval, test and number of examples."""
   p = p_value(paired.p_value)
   return (
-    f"{points(paired.difference)} points (95 % CI {points(paired.ci_low)} to {points(paired.ci_high)}, "
+    f"{points(paired.difference)} points (95 % CI {points_interval(paired.ci_low, paired.ci_high)}, "
     f"McNemar p {p if p[0] == '<' else '= ' + p}, n = {paired.n:,})"
   )
 

@@ -14,7 +14,7 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.evaluation.figures import Point, scatter
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.results import fraction_text, number, rate_text
-from spatial_vlm.evaluation.results_report import p_value, points
+from spatial_vlm.evaluation.results_report import p_value, points, points_interval
 from spatial_vlm.evaluation.scores import Scores
 from spatial_vlm.evaluation.statistics import mcnemar
 from spatial_vlm.text import escaped, markdown_table
@@ -130,7 +130,7 @@ def paired_table(rows: Sequence[Mapping[str, Any]]) -> str:
     [
       row["method"],
       points(paired["difference"]),
-      f"{points(paired['ci_low'])} to {points(paired['ci_high'])}",
+      points_interval(paired["ci_low"], paired["ci_high"]),
       points(paired["lower_bound"]),
       f"{paired['only_a']:,}",
       f"{paired['only_b']:,}",

@@ -1,7 +1,6 @@
 """Finished evaluations, read from their workdirs and paired by their settings."""
 
 import dataclasses
-import fnmatch
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from spatial_vlm.config import UsageError
+from spatial_vlm.config import UsageError, matches_any
 from spatial_vlm.evaluation.predictions import Prediction
 
 IMMATERIAL = (
@@ -48,7 +47,7 @@ class FinishedRun:
       {
         name: value
         for name, value in sorted({"control": "", **self.settings}.items())
-        if name not in without and not any(fnmatch.fnmatch(name, p) for p in IMMATERIAL)
+        if name not in without and not matches_any(name, IMMATERIAL)
       }
     )
 
@@ -113,7 +112,7 @@ def differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
   return [
     name
     for name in names
-    if not any(fnmatch.fnmatch(name, pattern) for pattern in IMMATERIAL)
+    if not matches_any(name, IMMATERIAL)
     and len({json.dumps(run.settings.get(name)) for run in runs}) > 1
   ]
 

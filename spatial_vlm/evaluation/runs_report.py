@@ -10,7 +10,7 @@ from etils import epath
 
 from spatial_vlm.evaluation.figures import accuracy_intervals
 from spatial_vlm.evaluation.results import group_texts, number, rate_text, share_text
-from spatial_vlm.evaluation.results_report import p_value, points
+from spatial_vlm.evaluation.results_report import p_value, points, points_interval
 from spatial_vlm.evaluation.runs_comparison import Row
 from spatial_vlm.text import escaped, markdown_table, percent
 
@@ -138,8 +138,7 @@ def paired_table(rows: Sequence[Row]) -> str:
 
 
 def _difference(paired: Mapping[str, Any]) -> list[str]:
-  low, high = (points(paired[end]) for end in ("ci_low", "ci_high"))
-  return [points(paired["difference"]), f"{low} to {high}"]
+  return [points(paired["difference"]), points_interval(paired["ci_low"], paired["ci_high"])]
 
 
 def _tokens(tokens: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """Finds checkpoint folders, reads their config.json and copies the files next to their weights."""
 
-import fnmatch
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +8,7 @@ import jax
 from etils import epath
 
 from spatial_vlm import remote
-from spatial_vlm.config import PACKAGE_FOLDER, UsageError
+from spatial_vlm.config import PACKAGE_FOLDER, UsageError, matches_any
 from spatial_vlm.model.config import ModelConfig
 
 CONFIG_FILE = "config.json"
@@ -70,5 +69,5 @@ def copy_files(folder: epath.Path, source: epath.Path, patterns: Sequence[str]) 
   """Copies the files of `source` whose names match one of the patterns into `folder`; both may be remote."""
   folder.mkdir(parents=True, exist_ok=True)
   for file in sorted(source.iterdir()):
-    if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns):
+    if matches_any(file.name, patterns):
       (folder / file.name).write_bytes(file.read_bytes())

@@ -81,9 +81,9 @@ class ControlledSource:
 
   def __init__(self, source: ExampleSource, control: Control):
     self.source, self.control = source, control
-    records = [source.describe(number)[0] for number in range(len(source))]
     self._other: Sequence[int] = ()
     if control.images is other_image:
+      records = [source.describe(number)[0] for number in range(len(source))]
       names = [source.image_name(number) for number in range(len(source))]
       self._other = other_records(records, names)
 

@@ -1,6 +1,6 @@
 """Batched generation: questions of one padded shape in, judged answers out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -133,6 +133,15 @@ PREFIX_BUCKET = 16
 """Cached system turns are padded to a multiple of it."""
 
 
+def format_with_prefixes(
+  policy: Policy, shapes: Sequence[tuple[int, int]], systems: Collection[str]
+) -> PromptFormat:
+  """Returns the format of prompts of these padded (tokens, patches), each after one of the cached system turns."""
+  longest = longest_prefix(policy.processor, systems)
+  length = padded_length([longest], PREFIX_BUCKET) if longest else 0
+  return prompt_format(shapes, policy.dtype, length)
+
+
 def make_generator(
   policy: Policy, mesh: Mesh, questions: QuestionBuilder, config: Config, judge: Judge
 ) -> BatchGenerator:
@@ -141,15 +150,15 @@ def make_generator(
   The keys and values of system turns are computed once for all questions that share them.
   """
   systems = set(questions.systems)
-  longest = longest_prefix(policy.processor, systems)
-  length = padded_length([longest], PREFIX_BUCKET) if longest else 0
-  format = prompt_format(config.prompt_shapes, policy.dtype, length)
+  format = format_with_prefixes(policy, config.prompt_shapes, systems)
   slots = None
   if config.prompt_slots:
     eos = policy.special.eos
     slots = slot_settings(format, config.prompt_slots, config.max_new_tokens, eos)
   texts = min(prefixes_at_once(config.batch_size, mesh, slots), len(systems))
-  cache = PrefixCache(policy.model, mesh, texts, length) if longest else None
+  cache = (
+    PrefixCache(policy.model, mesh, texts, format.prefix_tokens) if format.prefix_tokens else None
+  )
   encode = QuestionEncoder(policy.processor, format, questions)
   engine = inference_engine(policy, mesh, cache, slots)
   return BatchGenerator(policy, engine, encode, config.max_new_tokens, judge)
@@ -265,21 +274,13 @@ def _prediction(
   verdict: int,
   extracted: int,
 ) -> Prediction:
-  return Prediction(
-    id=example.id,
-    caption=example.record.caption,
-    relation=example.record.relation,
-    label=example.record.label,
+  return Prediction.about(
+    example,
     verdict=verdict,
     text=text.text,
-    boxes_true=example.boxes,
     generated_tokens=text.tokens,
     prompt_tokens=len(row.tokens),
     truncated=text.truncated,
     retrieved=question.behavior.name if question.behavior else None,
     extracted=extracted,
-    image=example.record.image,
-    strata=dict(example.record.strata),
-    group=example.record.group,
-    is_short=bool(example.record.right),
   )

@@ -5,6 +5,7 @@ Values equal `Qwen2VLImageProcessorPil` (transformers 5.23) bit for bit. Everyth
 compiles once.
 """
 
+import base64
 import dataclasses
 import functools
 import io
@@ -102,11 +103,16 @@ _SUPPORTED = {
 """Settings of the steps: (default, supported values)."""
 
 
-def png(image: PIL.Image.Image) -> bytes:
-  """Returns the image as the bytes of a PNG file."""
+def png(image: PIL.Image.Image, compress_level: int = -1) -> bytes:
+  """Returns the image as the bytes of a PNG file; `compress_level` is zlib's, −1 its default."""
   buffer = io.BytesIO()
-  image.save(buffer, "PNG")
+  image.save(buffer, "PNG", compress_level=compress_level)
   return buffer.getvalue()
+
+
+def data_url(file: bytes, mime_type: str = "image/png") -> str:
+  """Returns the bytes of an image file as a data URL, as requests in OpenAI's format hold it."""
+  return f"data:{mime_type};base64,{base64.b64encode(file).decode()}"
 
 
 def open_image(source: epath.PathLike | bytes) -> PIL.Image.Image:

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from spatial_vlm.hosts import all_gather_json
-from spatial_vlm.process_rows import make_global_batch
+from spatial_vlm.process_rows import make_global_batch, own_rows
 from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.rollout.sampler import Completions, SamplingSettings
-from spatial_vlm.rollout.slot_engine import SlotEngine, own_rows
+from spatial_vlm.rollout.slot_engine import SlotEngine
 from spatial_vlm.rollout.slot_requests import Progress, SlotRequest
 
 TURN_S = 0.02

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 from spatial_vlm import sharding
 from spatial_vlm.data.batch_plan import largest
 from spatial_vlm.hosts import all_gather_json
-from spatial_vlm.process_rows import make_global_batch, process_shard
+from spatial_vlm.process_rows import make_global_batch, own_rows, process_shard
 from spatial_vlm.processor.chat import Encoded, Processor, Size, cast_patches, collate_prompts
 from spatial_vlm.processor.image import padded_vision
 from spatial_vlm.rollout.prefix_cache import PrefixCache, computation_dtype
@@ -269,11 +269,3 @@ def padded_prompts(
     blank = padded_vision([[]] * len(rows), vision, size.patches)
     prompts = dataclasses.replace(prompts, vision=blank)
   return prompts
-
-
-def own_rows(array: jax.Array) -> np.ndarray:
-  """Returns the rows of an array that this process's devices hold, in their order."""
-  if array.is_fully_addressable:
-    return np.asarray(array)
-  parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -8,7 +8,7 @@ are only read in the loop, and a row's arithmetic does not depend on the other r
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -23,7 +23,7 @@ from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.attention import CacheBlock, Prefixes
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.token_logprobs import ban
-from spatial_vlm.rollout.sampler import TOKENS, sample_rows
+from spatial_vlm.rollout.sampler import TOKENS, sample_keys, sample_rows
 from spatial_vlm.types import Params, Prompts, Pytree
 
 P = PartitionSpec
@@ -86,6 +86,22 @@ class DecodedTokens(Pytree):
   """Rows that go on."""
   ended: Bool[Array, "R"]
   """Rows whose last token is one of their `ends`."""
+
+
+class _DecodeState(NamedTuple):
+  """What one step of `decode_slots` hands to the next."""
+
+  j: Int[Array, ""]
+  """Column of the call's block."""
+  logits: Float[Array, "R V"]
+  filling: CacheBlock
+  """The call's block; the earlier blocks are only read."""
+  next_position: Int[Array, "R"]
+  length: Int[Array, "R"]
+  active: Bool[Array, "R"]
+  ended: Bool[Array, "R"]
+  tokens: Int[Array, "R k"]
+  logp: Float[Array, "R k"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,11 +261,10 @@ def _placed(
 def _sample_keys(
   keys: UInt32[Array, "F 2"], ids: Int[Array, "F"], samples: int
 ) -> UInt32[Array, "R 2"]:
-  """Returns fold_in(fold_in(key, id), sample) of each prompt's samples."""
+  """Returns the keys of each prompt's samples (see `sampler.sample_keys`), each prompt with a key of its own."""
 
   def of_prompt(key: Array, id: Array) -> Array:
-    key = jax.random.fold_in(jax.random.wrap_key_data(key), id)
-    return jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(samples)))
+    return jax.random.key_data(sample_keys(jax.random.wrap_key_data(key), id[None], samples))
 
   return jax.vmap(of_prompt)(keys, ids).reshape(-1, keys.shape[-1])
 
@@ -272,46 +287,47 @@ def decode_slots(
   cache = qwen3_vl.add_cache_block(cache, tokens, rows)
   *full, filling = cache.blocks
 
-  def decode_step(state):
-    j, logits, filling, next_position, length, active, ended, written, logps = state
-    token, logp = sample_rows(ban(logits, forbidden_tokens), keys, length, settings, active)
-    written = written.at[:, j].set(jnp.where(active, token, 0))
-    logps = logps.at[:, j].set(jnp.where(active, logp, 0.0))
-    is_end = active & jnp.any(token[:, None] == settings.ends, axis=1)
-    length = length + active
-    active = active & ~is_end & (length < settings.limit)
+  def decode_step(s: _DecodeState) -> _DecodeState:
+    token, logp = sample_rows(ban(s.logits, forbidden_tokens), keys, s.length, settings, s.active)
+    is_end = s.active & jnp.any(token[:, None] == settings.ends, axis=1)
+    length = s.length + s.active
     logits, cache = qwen3_vl.decode(
-      weights, model, token, qwen3_vl.Cache((*full, filling), next_position, j)
+      weights, model, token, qwen3_vl.Cache((*full, s.filling), s.next_position, s.j)
     )
-    filling = cache.blocks[-1]
-    return (
-      j + 1,
-      logits,
-      filling,
-      cache.next_position,
-      length,
-      active,
-      ended | is_end,
-      written,
-      logps,
+    return _DecodeState(
+      j=s.j + 1,
+      logits=logits,
+      filling=cache.blocks[-1],
+      next_position=cache.next_position,
+      length=length,
+      active=s.active & ~is_end & (length < settings.limit),
+      ended=s.ended | is_end,
+      tokens=s.tokens.at[:, s.j].set(jnp.where(s.active, token, 0)),
+      logp=s.logp.at[:, s.j].set(jnp.where(s.active, logp, 0.0)),
     )
 
-  state = (
-    *(jnp.int32(0), slots.logits, filling, cache.next_position),
-    *(begin, slots.active & keep, jnp.zeros(rows, bool)),
-    *(jnp.zeros((rows, tokens), jnp.int32), jnp.zeros((rows, tokens), jnp.float32)),
+  state = _DecodeState(
+    j=jnp.int32(0),
+    logits=slots.logits,
+    filling=filling,
+    next_position=cache.next_position,
+    length=begin,
+    active=slots.active & keep,
+    ended=jnp.zeros(rows, bool),
+    tokens=jnp.zeros((rows, tokens), jnp.int32),
+    logp=jnp.zeros((rows, tokens), jnp.float32),
   )
   with jax.named_scope(TOKENS):
-    state = jax.lax.while_loop(lambda s: (s[0] < tokens) & jnp.any(s[5]), decode_step, state)
-  _, logits, filling, next_position, length, active, ended, written, logps = state
+    state = jax.lax.while_loop(lambda s: (s.j < tokens) & jnp.any(s.active), decode_step, state)
   slots = slots.replace(
-    answers=_appended(slots, filling, begin),
-    logits=logits,
-    next_position=next_position,
-    length=length,
-    active=active,
+    answers=_appended(slots, state.filling, begin),
+    logits=state.logits,
+    next_position=state.next_position,
+    length=state.length,
+    active=state.active,
   )
-  return _constrained(slots), DecodedTokens(written, logps, length - begin, active, ended)
+  decoded = DecodedTokens(state.tokens, state.logp, state.length - begin, state.active, state.ended)
+  return _constrained(slots), decoded
 
 
 def _constrained(slots: Slots) -> Slots:

@@ -9,10 +9,8 @@ trainer's policy: checksums of its weights after every update, the tokens of eve
     --weight-transfer-config '{"backend": "disk"}' --mm-processor-kwargs '{"use_fast": false}'
 """
 
-import base64
 import concurrent.futures
 import functools
-import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,14 +19,15 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Bool, Int, PRNGKeyArray
+from jaxtyping import Bool, PRNGKeyArray
 from PIL import Image
 
 from spatial_vlm import hosts
 from spatial_vlm.config import UsageError
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.parameters.partition import checksums
-from spatial_vlm.process_rows import make_global_batch
+from spatial_vlm.process_rows import make_global_batch, own_rows
+from spatial_vlm.processor.image import data_url, png
 from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.rollout.sampler import Completions, SamplingSettings
 from spatial_vlm.rollout.vllm_client import VllmClient
@@ -127,8 +126,8 @@ class VllmEngine:
     """
     if self._published is None:
       raise RuntimeError("the engine has no weights; call publish first")
-    ids = _own_rows(requests.prompts.ids)
-    tokens, segments = _own_rows(requests.prompts.tokens), _own_rows(requests.prompts.segments)
+    ids = own_rows(requests.prompts.ids)
+    tokens, segments = own_rows(requests.prompts.tokens), own_rows(requests.prompts.segments)
     prefixes = requests.prefixes or [()] * len(ids)
     prompts = [
       [*prefix, *row[real > 0].tolist()]
@@ -191,7 +190,7 @@ def request_body(
   shown = requests.images[row]
   content = [
     *(
-      {"type": "image_url", "image_url": {"url": data_url(image)}}
+      {"type": "image_url", "image_url": {"url": _png_url(image)}}
       for image in (shown if isinstance(shown, list) else [shown])
     ),
     {"type": "text", "text": requests.texts[row]},
@@ -216,12 +215,10 @@ def request_body(
   }
 
 
-def data_url(image: Image.Image | np.ndarray) -> str:
+def _png_url(image: Image.Image | np.ndarray) -> str:
   """Returns an image as a PNG in a data URL: the server sees the same pixels."""
   picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-  file = io.BytesIO()
-  picture.save(file, "png", compress_level=1)
-  return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+  return data_url(png(picture, compress_level=1))  # fast: the server is near
 
 
 def check_prompt(expected: Sequence[int], found: Any) -> None:
@@ -282,14 +279,6 @@ def _padded(
     tokens[row, :length], logp[row, :length] = answer.tokens, answer.logp
     mask[row, :length] = True
   return tokens, mask, logp
-
-
-def _own_rows(array: jax.Array) -> Int[np.ndarray, "..."]:
-  """Returns the rows of a batch that this process's devices hold, ascending and once each."""
-  rows: dict[int, np.ndarray] = {}
-  for shard in array.addressable_shards:
-    rows.setdefault(shard.index[0].start or 0, np.asarray(shard.data))
-  return np.concatenate([rows[start] for start in sorted(rows)])
 
 
 def _in_threads(calls: Sequence[Callable[[], Any]], threads: int) -> list[Any]:

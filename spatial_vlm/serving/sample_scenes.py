@@ -1,12 +1,11 @@
 """Rendered scenes with statements, which the page offers as samples."""
 
-import base64
 from typing import TypedDict
 
 import PIL.Image
 
 from spatial_vlm.data.scenes.source import SceneSource
-from spatial_vlm.processor.image import png
+from spatial_vlm.processor.image import data_url, png
 
 EXAMPLES = (4, 0, 13, 15, 16, 9)
 """Numbers in the test split of seed 0: six relations; the first three statements are true, the others false."""
@@ -29,11 +28,10 @@ def sample_scenes(image_size: int) -> list[Sample]:
   samples = []
   for number in EXAMPLES:
     example = source[number]
-    encoded = base64.b64encode(png(PIL.Image.fromarray(example.image))).decode()
     samples.append(
       Sample(
         id=f"scene-{number}",
-        image=f"data:image/png;base64,{encoded}",
+        image=data_url(png(PIL.Image.fromarray(example.image))),
         statement=example.record.caption,
         label=example.record.label,
       )

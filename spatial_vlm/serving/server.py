@@ -11,8 +11,6 @@ from spatial_vlm.serving.service import ChatService
 
 KEEP_ALIVE_S = 5
 MAX_HEAD_BYTES = 16_384
-
-
 GRACE_S = 2
 """Seconds in which interrupted requests send their errors."""
 

@@ -8,11 +8,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spatial_vlm.config import Config, settings_from
-from spatial_vlm.inference.generation import PREFIX_BUCKET
-from spatial_vlm.inference.policy import Policy, PromptFormat, longest_prefix, prompt_format
+from spatial_vlm.inference.generation import format_with_prefixes
+from spatial_vlm.inference.policy import Policy, PromptFormat
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
 from spatial_vlm.processor.chat import Encoded, Size
-from spatial_vlm.processor.image import padded_length
 from spatial_vlm.rollout.prefix_cache import PrefixCache
 from spatial_vlm.rollout.slot_engine import SlotEngine
 from spatial_vlm.rollout.slot_requests import SlotRequest, SlotSettings
@@ -82,10 +81,7 @@ def make_service(
   """
   task = find_task(config.task)
   systems = set(QuestionBuilder(task, "chain", recall).systems)
-  longest = longest_prefix(policy.processor, systems)
-  format = prompt_format(
-    config.prompt_shapes, policy.dtype, padded_length([longest], PREFIX_BUCKET) if longest else 0
-  )
+  format = format_with_prefixes(policy, config.prompt_shapes, systems)
   metrics = ServerMetrics()
   factory = EngineFactory(
     policy, mesh, _slot_settings(policy, config, format), _cache(policy, mesh, format, systems)

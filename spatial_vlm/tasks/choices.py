@@ -1,5 +1,6 @@
 """Tasks of multiple choice, and of questions that ask for a letter, a word or a number."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from spatial_vlm.data.benchmarks.source import BenchmarkSource
 from spatial_vlm.evaluation.scores import score
 from spatial_vlm.tasks.explanations import explain_choices, explain_short
 from spatial_vlm.tasks.statements import behavior_prompt, instruction
-from spatial_vlm.tasks.task import Question, Task, Template, parsed_verdict
+from spatial_vlm.tasks.task import Question, Task, Template, parsed_verdict, wording
 
 CHOICE = Grammar(FORMS, {number: rf"{letter}\.?" for number, letter in enumerate(LETTERS)})
 """Answers that end in the letter of an option, A to Z; the verdict is its number."""
@@ -82,25 +83,19 @@ def _right(record: Question) -> str:
 
 def choice_task(to_record: Callable[[Fields], BenchmarkRecord | None]) -> Task:
   """Returns a task of multiple choice, from a function of a row's fields."""
-  return Task(
-    read=functools.partial(BenchmarkSource, to_record=to_record),
+  letters = Template(
     question=choice_question,
-    behavior_prompt=behavior_prompt,
     grammar=CHOICE,
     first_words=dict(enumerate(LETTERS)),
     score=functools.partial(score, grammar=CHOICE),
     extract=extract_choice,
-    templates={
-      "vlmevalkit": Template(
-        question=_vlmevalkit_question,
-        grammar=CHOICE,
-        first_words=dict(enumerate(LETTERS)),
-        score=functools.partial(score, grammar=CHOICE),
-        extract=extract_choice,
-        explanations=explain_choices(),
-      )
-    },
     explanations=explain_choices(),
+  )
+  return Task(
+    read=functools.partial(BenchmarkSource, to_record=to_record),
+    behavior_prompt=behavior_prompt,
+    **wording(letters),
+    templates={"vlmevalkit": dataclasses.replace(letters, question=_vlmevalkit_question)},
   )
 
 

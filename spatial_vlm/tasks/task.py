@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -41,6 +42,11 @@ class Template:
   score: Callable[[Sequence[Prediction]], Scores]
   extract: Callable[[str, Question], int]
   explanations: Mapping[str, str]
+
+
+def wording(template: Template) -> dict[str, Any]:
+  """Returns the fields that a task has from a template."""
+  return {field.name: getattr(template, field.name) for field in dataclasses.fields(template)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +91,7 @@ class Task:
       raise UsageError(
         f"template is {name!r}; choose one of {', '.join(['project', *self.templates])}"
       )
-    template = self.templates[name]
-    changes = {field.name: getattr(template, field.name) for field in dataclasses.fields(template)}
-    return dataclasses.replace(self, **changes)
+    return dataclasses.replace(self, **wording(self.templates[name]))
 
   def explained(self) -> "Task":
     """Returns the task whose questions explain the form of the answer; UsageError if it has no explanations."""

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.benchmarks.table import Row, decode_base64, find_files, present
+from spatial_vlm.data.benchmarks.table import Row, find_files, image_or_name, present
 from spatial_vlm.data.records import BadRecord
 from spatial_vlm.processor.image import UnreadableImage
 
@@ -51,7 +51,7 @@ class JsonTable:
       return []
     if not isinstance(image, str):
       raise UnreadableImage(f"image is a {type(image).__name__}; it must be base64 or a name")
-    return [image if "." in image else decode_base64(image)]
+    return [image_or_name(image)]
 
 
 def _parse(text: str) -> Any:

@@ -22,8 +22,8 @@ from spatial_vlm.data.benchmarks.table import (
   MAX_IMAGES,
   Row,
   column_name,
-  decode_base64,
   find_files,
+  image_or_name,
   present,
 )
 from spatial_vlm.data.records import BadRecord
@@ -174,14 +174,11 @@ def _named(value: Any, feature: Any) -> Any:
 
 
 def _images(value: Any) -> list[bytes | str]:
-  """Returns the encoded images of a cell, or the names of those that it holds no bytes of.
-
-  A text is base64, which has no full stop, or a name with its suffix.
-  """
+  """Returns the encoded images of a cell, or the names of those that it holds no bytes of."""
   if not value:
     return []
   if isinstance(value, str):
-    return [value if "." in value else decode_base64(value)]
+    return [image_or_name(value)]
   if isinstance(value, list):
     return [image for item in value for image in _images(item)]
   data, path = value.get("bytes"), value.get("path")

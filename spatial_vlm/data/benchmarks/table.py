@@ -79,6 +79,11 @@ def decode_base64(text: str) -> bytes:
     raise UnreadableImage(f"the image is no base64: {error}") from error
 
 
+def image_or_name(text: str) -> bytes | str:
+  """Returns the image that a text holds in base64, which has no full stop, or the text, a name with its suffix."""
+  return text if "." in text else decode_base64(text)
+
+
 def find_files(pattern: epath.PathLike) -> list[Path]:
   """Returns the files of a path or of a pattern such as FOLDER/test-*.parquet, on this machine.
 

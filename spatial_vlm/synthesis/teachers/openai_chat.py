@@ -1,13 +1,13 @@
 """A model behind an OpenAI-compatible endpoint as a teacher, such as an open model served by vLLM."""
 
 import asyncio
-import base64
 import dataclasses
 import datetime
 from collections.abc import Mapping
 from typing import Any, Self
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.processor.image import data_url
 from spatial_vlm.synthesis.errors import BusyError, LostError
 from spatial_vlm.synthesis.teacher import Question, Reply, Usage
 from spatial_vlm.synthesis.teachers import wire
@@ -108,7 +108,7 @@ class OpenAIChatTeacher:
     system = {"role": "system", "content": question.system}
     content: list[dict[str, Any]] = [{"type": "text", "text": question.text}]
     if question.image:
-      url = f"data:{question.mime_type};base64,{base64.b64encode(question.image).decode()}"
+      url = data_url(question.image, question.mime_type)
       content.insert(0, {"type": "image_url", "image_url": {"url": url}})
     request: dict[str, Any] = {
       "model": self.settings.model,
