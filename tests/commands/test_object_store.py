@@ -80,7 +80,7 @@ def test_sft_killed_and_resumed_then_dapo_evaluate_and_export(
   object_store, start, run_there, tmp_path, nano, scenes_folder, sft_changes, outcome, request
 ):
   bucket = f"gs://bucket/{tmp_path.name}"
-  model = object_store.upload(nano, f"{bucket}/model")
+  model = object_store.upload(nano, f"{bucket}/{nano.name}")
   scenes = object_store.upload(scenes_folder, f"{bucket}/scenes")
   moved = (nano, model), (scenes_folder, scenes)
   sft = {**sft_changes, "epochs": 6, "max_to_keep": 2}
