@@ -28,8 +28,9 @@ def set_up(is_wanted: bool) -> None:
 
   if not is_wanted:
     jax.config.update("jax_enable_compilation_cache", False)
-  is_decided = jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache
-  if is_decided or jax.distributed.is_initialized():
+  given = jax.config.values
+  is_off = not given["jax_enable_compilation_cache"]
+  if is_off or given["jax_compilation_cache_dir"] or jax.distributed.is_initialized():
     return
   root = Path(DEFAULT).expanduser()
   folder = machine_folder(root)

@@ -24,14 +24,14 @@ def _listen() -> None:
   monitoring.register_event_time_span_listener(_count)
 
 
-def _count(event: str, start: float, end: float, **_: object) -> None:
+def _count(event: str, start_time: float, end_time: float, **_: object) -> None:
   """Counts a span; spans within it ended before it and are counted already."""
   if not event.startswith(COMPILATION):
     return
   thread = threading.get_ident()
   spans = _spans.setdefault(thread, [])
-  while spans and spans[-1][0] >= start:
+  while spans and spans[-1][0] >= start_time:
     inner = spans.pop()
     _seconds[thread] -= inner[1] - inner[0]
-  spans.append((start, end))
-  _seconds[thread] = _seconds.get(thread, 0.0) + end - start
+  spans.append((start_time, end_time))
+  _seconds[thread] = _seconds.get(thread, 0.0) + end_time - start_time

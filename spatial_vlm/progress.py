@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -59,7 +59,7 @@ class TerminalBar(tqdm):
   pace: Pace | None = None
 
   @property
-  def format_dict(self) -> dict[str, Any]:
+  def format_dict(self) -> MutableMapping[str, Any]:
     """The values that the bar shows."""
     values = super().format_dict
     if self.pace:

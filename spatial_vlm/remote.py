@@ -119,7 +119,7 @@ def _copy(source: epath.Path, size: int, target: Path) -> None:
   files, path = fsspec.url_to_fs(str(source))
   unfinished = target.with_name(f"{target.name}.unfinished")
   with progress_bar(f"copying {source.name}", size, unit="B") as bar:
-    show = {"bar": lambda value, **_: bar.update(value - bar.n)}
+    show = {"bar": lambda size, value, **_: bar.update(value - bar.n)}
     files.get_file(path, str(unfinished), callback=Callback(hooks=show))
   if (found := unfinished.stat().st_size) != size:
     raise OSError(f"{source} has {size} bytes, but {found} arrived; start again")
