@@ -85,7 +85,7 @@ FOLDERS = {
   "reuse/handbook": ("behavior", "duplicates", "handbook", "review_file"),
   "reuse/chains": (
     *("solutions", "comparison", "box_values", "comparison_words", "reasoning_patterns"),
-    *("chain_objects", "reasoning", "relation_verdict", "chain_check", "restatement"),
+    *("chain_objects", "reasoning", "relation_verdict", "rule", "chain_check", "restatement"),
   ),
   "reuse/embedding": ("encoder_embedder", "embedder"),
   "reuse/extraction": (

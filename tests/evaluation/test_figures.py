@@ -156,3 +156,41 @@ def test_noise_is_averaged_without_moving_the_curve():
   raw, mean = axes.lines
   assert len(raw.get_xdata()) == 400 and len(mean.get_xdata()) == 391
   assert math.isclose(mean.get_ydata()[100], 2 * mean.get_xdata()[100] + 1)
+
+
+def test_an_axis_covers_its_range_so_that_noise_stays_small(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+  records = [
+    {"step": i, "sampled/accuracy": 0.7 + i / 1e3, "clip_high": 1e-4 * i, "kl_old": 1e-5 * i}
+    for i in range(9)
+  ]
+  figures.training_curves({"DAPO": records}, tmp_path / "unused.png")
+  limits = {axes.get_title(loc="left"): axes.get_ylim() for axes in drawn[0].axes}
+  low, high = limits["DAPO: accuracy"]
+  assert low <= 0.5 and 1.0 <= high < 1.1
+  assert limits["DAPO: share of tokens whose ratio is clipped"][1] >= 0.005
+  assert limits["DAPO: KL to the sampling policy, nats per token"][1] >= 0.001
+
+
+def test_the_scenes_explain_their_boxes_and_colour_marks_objects_alone(
+  tmp_path, example, predict, chain, monkeypatch
+):
+  drawn = []
+  monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+  wrong = predict(0, 1, 0, chain(0, {"cat": (100, 100, 300, 300), "mug": (600, 600, 800, 800)}))
+  figures.sample_scenes([example(0, 1)], [wrong], tmp_path / "unused.png")
+  (legend,) = drawn[0].legends
+  said = [text.get_text() for text in legend.get_texts()]
+  assert any("dashed" in text and "true" in text for text in said)
+  assert sum(text.startswith("answer: ") for text in said) == 3
+  title = drawn[0].axes[0].title
+  title = next(t for t in (drawn[0].axes[0]._left_title, title) if t.get_text())
+  assert title.get_color() == figures.INK and title.get_fontweight() == "bold"
+
+
+def test_accuracy_by_relation_has_a_title(tmp_path, predict, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+  figures.accuracy_by_relation({"a": score_statements([predict(0, 1, 1)])}, tmp_path / "unused.png")
+  assert "by relation" in drawn[0].axes[0].get_title(loc="left")
