@@ -25,6 +25,7 @@ def tiny() -> ConfigDict:
       validation_scenes=1000,
       test_scenes=4000,
       sft_epochs=3,
+      direct_epochs=3,  # of answers of one word, to which all training scenes have labels
       dapo_steps=30,
       behavior_scenes=8000,  # scenes that the aligned policy answers in full, to extract behaviors from
       min_support=5,  # correct chains that must agree on a procedure
@@ -43,6 +44,7 @@ def quick() -> ConfigDict:
   config.validation_scenes = 64
   config.test_scenes = 200
   config.sft_epochs = 10
+  config.direct_epochs = 1
   config.dapo_steps = 3
   config.behavior_scenes = 256
   config.min_support = 2

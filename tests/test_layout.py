@@ -71,6 +71,7 @@ FOLDERS = {
       "runs",
       "runs_comparison",
       "runs_report",
+      "seed_report",
     ),
   ),
   "tasks": ("task", "explanations", "statements", "choices", "benchmarks"),
