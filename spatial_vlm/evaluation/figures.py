@@ -366,12 +366,14 @@ def sample_scenes(
     )
   rows = -(-len(examples) // columns)
   with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(2.9 * columns, 3.5 * rows + 0.5), layout="constrained")
+    across = min(columns, len(SCENE_KEYS))
+    legend = 0.25 + 0.25 * -(-len(SCENE_KEYS) // across)
+    figure = Figure(figsize=(2.9 * columns, 3.5 * rows + legend), layout="constrained")
     keys = [
       Line2D([], [], color=color, linewidth=2.2, linestyle=style, label=name)
       for color, style, name in SCENE_KEYS
     ]
-    figure.legend(handles=keys, loc="outside upper center", ncols=min(columns, len(keys)))
+    figure.legend(handles=keys, loc="outside upper center", ncols=across)
     for i, example in enumerate(examples):
       _scene(figure.add_subplot(rows, columns, i + 1), example, answered[example.id])
     _save(figure, path)

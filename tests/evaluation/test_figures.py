@@ -12,9 +12,13 @@ VERMILLION = (0xD5, 0x5E, 0x00)
 BLUE = (0x00, 0x72, 0xB2)
 
 
-def pixels(path, color):
-  """Counts the pixels of exactly this colour."""
-  return int((np.asarray(Image.open(path).convert("RGB")) == color).all(-1).sum())
+LEGEND = 180
+"""Rows of pixels at the top of a column of scenes that explain their colours."""
+
+
+def pixels(path, color, top=0):
+  """Counts the pixels of exactly this colour below the row `top`."""
+  return int((np.asarray(Image.open(path).convert("RGB"))[top:] == color).all(-1).sum())
 
 
 @pytest.fixture
@@ -107,14 +111,15 @@ def test_scene_shows_the_boxes_of_the_answer(tmp_path, example, predict, chain):
   figures.sample_scenes([example(0, 1)], [right], tmp_path / "boxes.png", columns=1)
   figures.sample_scenes([example(0, 1)], [predict(0, 1, -1)], tmp_path / "none.png", columns=1)
   assert (
-    pixels(tmp_path / "boxes.png", BLUE) > 500 and pixels(tmp_path / "boxes.png", VERMILLION) > 500
+    pixels(tmp_path / "boxes.png", BLUE, LEGEND) > 500
+    and pixels(tmp_path / "boxes.png", VERMILLION, LEGEND) > 500
   )
-  assert pixels(tmp_path / "none.png", BLUE) == 0
+  assert pixels(tmp_path / "none.png", BLUE, LEGEND) == 0
 
   only_object = predict(0, 1, 1, chain(1, {"mug": boxes["mug"]}))
   figures.sample_scenes([example(0, 1)], [only_object], tmp_path / "object.png", columns=1)
-  assert pixels(tmp_path / "object.png", BLUE) == 0
-  assert pixels(tmp_path / "object.png", VERMILLION) > 500
+  assert pixels(tmp_path / "object.png", BLUE, LEGEND) == 0
+  assert pixels(tmp_path / "object.png", VERMILLION, LEGEND) > 500
 
 
 def test_boxes_lie_where_they_are_in_images_that_are_not_square(tmp_path, example, predict, chain):
@@ -124,7 +129,7 @@ def test_boxes_lie_where_they_are_in_images_that_are_not_square(tmp_path, exampl
   wide.image[:, 60:] = (10, 200, 10)
   text = chain(1, {"cat": (500, 0, 1000, 1000)})
   figures.sample_scenes([wide], [predict(0, 1, 1, text)], tmp_path / "wide.png", columns=1)
-  image = np.asarray(Image.open(tmp_path / "wide.png").convert("RGB")).astype(int)
+  image = np.asarray(Image.open(tmp_path / "wide.png").convert("RGB")).astype(int)[LEGEND:]
   green = np.argwhere((image == (10, 200, 10)).all(-1))
   blue = np.argwhere((image == BLUE).all(-1))
   assert green.min(0)[1] == pytest.approx(blue.min(0)[1], abs=8)
