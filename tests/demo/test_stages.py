@@ -32,6 +32,13 @@ def test_every_stage_has_settings_that_its_command_knows(tmp_path):
   assert set(config.unread(chosen)) == {"scenes_shown", "stages_at_once"}  # read by the run itself
 
 
+def test_every_command_accepts_the_small_demo(tmp_path):
+  small = config.load("configs/demo.py:quick")
+  assert config.leaves(small).keys() == config.leaves(settings()).keys()
+  for stage in stages(small, epath.Path(tmp_path)):
+    stage.settings()
+
+
 def test_a_stage_waits_for_all_that_it_reads(tmp_path):
   """A stage needs every stage whose folder is in its settings, and comes after them in the plan."""
   plan = stages(settings(), epath.Path(tmp_path))
