@@ -60,6 +60,8 @@ def test_one_question_at_a_time_is_measured_when_nothing_else_runs(tmp_path):
   for stage in timed:
     assert stage.changes["timed_questions"] == 7
     assert len(stage.needs) == plan.index(stage)  # all before it are over
+  untimed = stages(settings(timed_questions=0), epath.Path(tmp_path))
+  assert [stage.name for stage in untimed] == [s.name for s in plan if s not in timed]
 
 
 def test_labels_and_images_of_held_out_scenes_train_nothing(tmp_path):
