@@ -338,13 +338,13 @@ def _cycle() -> list[tuple[str, str]]:
   ]
 
 
-SCENE_KEYS = (
-  (BLUE, "-", "answer: first object"),
-  (VERMILLION, "-", "answer: second object"),
-  (PURPLE, "-", "answer: other object"),
-  (INK, (0, (4, 3)), "true box (white, dashed)"),
+SCENE_KEYS: tuple[dict[str, Any], ...] = (
+  {"color": BLUE, "label": "answer: first object"},
+  {"color": VERMILLION, "label": "answer: second object"},
+  {"color": PURPLE, "label": "answer: other object"},
+  {"color": INK, "linestyle": (0, (4, 3)), "label": "true box (white, dashed)"},
 )
-"""Colour, line and name of the boxes in the legend of `sample_scenes`; the statement of a wrong answer is bold."""
+"""Lines of the boxes in the legend of `sample_scenes`; the statement of a wrong answer is bold."""
 
 
 def sample_scenes(
@@ -369,10 +369,7 @@ def sample_scenes(
     across = min(columns, len(SCENE_KEYS))
     legend = 0.25 + 0.25 * -(-len(SCENE_KEYS) // across)
     figure = Figure(figsize=(2.9 * columns, 3.5 * rows + legend), layout="constrained")
-    keys = [
-      Line2D([], [], color=color, linewidth=2.2, linestyle=style, label=name)
-      for color, style, name in SCENE_KEYS
-    ]
+    keys = [Line2D([], [], linewidth=2.2, **key) for key in SCENE_KEYS]
     figure.legend(handles=keys, loc="outside upper center", ncols=across)
     for i, example in enumerate(examples):
       _scene(figure.add_subplot(rows, columns, i + 1), example, answered[example.id])
