@@ -10,7 +10,7 @@ from spatial_vlm.cli import COMMANDS
 PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
-  ("types", "config", "remote", "answers", "answer_extraction", "text", "jsonl"),
+  ("types", "settings", "config", "remote", "answers", "answer_extraction", "text", "jsonl"),
   (
     *("parameters", "sharding", "process_rows", "hosts", "checkpoint", "metrics"),
     *("model", "huggingface", "processor", "objectives", "optim"),
@@ -19,11 +19,13 @@ LAYERS = (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
     *("synthesis", "train", "planning", "benchmark", "serving"),
   ),
-  ("demo", "commands", "cli"),
+  ("demo", "commands", "command_line", "cli"),
 )
 """Files and folders from the lowest layer up; on a layer, in the order in which data passes through them."""
 
 FOLDERS = {
+  "settings": ("ranges", "names", "shared_ranges", "range_table", "comments"),
+  "command_line": ("terminal", "parsing", "help_pages", "completion"),
   "parameters": ("paths", "partition", "int8", "lora"),
   "optim": ("moments", "schedules", "optimizers"),
   "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),

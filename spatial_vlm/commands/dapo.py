@@ -19,7 +19,6 @@ from collections.abc import Callable
 from etils import epath
 
 from spatial_vlm import hosts, metrics, sharding
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, leaves, settings_from
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.metrics import PhaseClock
@@ -136,6 +135,3 @@ def show_progress(config: Config, batch: int, values: dict[str, float], bar) -> 
     entropy=f"{values.get('entropy', 0.0):.3f}",
   )
   bar.update()
-
-
-COMMAND = Command("dapo", run, check=check, multi_process=True)

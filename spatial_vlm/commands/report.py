@@ -13,8 +13,7 @@ import datetime
 from etils import epath
 
 from spatial_vlm.answers import Grammar
-from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, UsageError, check_algorithm, snapshot, versions
+from spatial_vlm.config import Config, snapshot, versions
 from spatial_vlm.evaluation import runs_report
 from spatial_vlm.evaluation.results import to_json
 from spatial_vlm.evaluation.runs import FinishedRun, read_runs
@@ -30,7 +29,6 @@ FIGURE = "accuracy.png"
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
-    check(config)
     runs = read_runs(config.runs)
     is_statements = answers_statements(runs[0])
     snapshot(config, workdir, HARMLESS)
@@ -48,13 +46,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   print(f"\nreport: {workdir / 'report.md'}   numbers: {workdir / 'results.json'}")
 
 
-def check(config: Config) -> None:
-  """Raises UsageError for a config of another command, and for one without runs."""
-  check_algorithm(config, "report")
-  if not config.runs:
-    raise UsageError("runs is empty; give workdirs of `evaluate`")
-
-
 def answers_statements(run: FinishedRun) -> bool:
   """Returns whether the run's task asks for yes or no."""
   words = find_task(run.settings.get("task", "")).first_words
@@ -65,6 +56,3 @@ def answer_grammar(run: FinishedRun) -> Grammar:
   """Returns the grammar of the run's answers, as its task and template word them."""
   settings = run.settings
   return find_worded_task(settings["task"], settings.get("template", "project"), "plain").grammar
-
-
-COMMAND = Command("report", run, check=check)

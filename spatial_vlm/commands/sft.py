@@ -27,7 +27,6 @@ import jax
 from etils import epath
 
 from spatial_vlm import hosts, metrics, sharding
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, leaves, settings_from
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.optim.optimizers import optimizer_from_config
@@ -119,6 +118,3 @@ def print_skipped(data: SftData) -> None:
   if shares := metrics.means(data.padding):
     named = [f"{share:.1%} of the {kind} slots" for kind, share in shares.items()]
     print(f"padding: {', '.join(named)}")
-
-
-COMMAND = Command("sft", run, check=check, multi_process=True)

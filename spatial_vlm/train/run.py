@@ -20,7 +20,6 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.loading import load_policy_for_training
 from spatial_vlm.inference.policy import Policy
 from spatial_vlm.metrics import MetricsWriter
-from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.parameters.int8 import dequantize
 from spatial_vlm.parameters.lora import new_adapters
 from spatial_vlm.parameters.partition import Subset, combine, flatten, partition, subset_from_config
@@ -36,22 +35,10 @@ HARMLESS = (
 """Settings that may change when a run resumes: its results do not depend on them."""
 
 
-DTYPES = ("float32", "bfloat16")
-
-
-def check_computation(config: Config) -> None:
-  """Raises UsageError for an unknown `remat` or `dtype`."""
-  if config.remat not in REMAT_POLICIES:
-    raise UsageError(f"remat is {config.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
-  if config.dtype not in DTYPES:
-    raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
-
-
 def check_training(config: Config) -> None:
-  """Raises UsageError as `check_computation` does, and for checkpoints that are never due."""
-  check_computation(config)
+  """Raises UsageError for checkpoints that are never due."""
   cadence = (config.checkpoint_steps, config.checkpoint_minutes)
-  if min(cadence) < 0 or max(cadence) == 0:
+  if max(cadence) == 0:
     raise UsageError(
       f"checkpoint_steps is {cadence[0]} and checkpoint_minutes is {cadence[1]}; set at least one of them above 0"
     )
