@@ -25,7 +25,8 @@ def tiny() -> ConfigDict:
         records="runs/scenes/train.jsonl",  # file of labelled records
         images="runs/scenes/images",  # folder, archive or store of the images
         validation="runs/scenes/validation.jsonl",  # file of the records for validation
-        evaluation="",  # file of records that must not be trained on; scenes share none
+        # JSON lines in VSR's format whose statements must not be trained on (docs/tasks.md); scenes share none.
+        evaluation="",
         max_bad_share=0.01,  # stop when more than this share of the records is broken
         # Padded (tokens, patches) of prompts: a round, or a mini-batch, takes the smallest that holds its prompts.
         # Larger prompts are skipped and counted.

@@ -91,10 +91,11 @@ def _run(command: Command, arguments: list[str]) -> None:
   if workdir.exists() and not workdir.is_dir():
     raise UsageError(f"--workdir {workdir} is a file; give a folder")
   module = command.load()
-  from spatial_vlm import hosts
+  from spatial_vlm import compilation_cache, hosts
 
   if command.multi_process:
     with hosts.together(args.coordinator, args.processes, args.process):
+      compilation_cache.set_up(args.compilation_cache)
       module.run(config, workdir, args)
   elif (tasks := hosts.launched_tasks()) > 1:
     raise UsageError(
@@ -102,6 +103,7 @@ def _run(command: Command, arguments: list[str]) -> None:
       "with -n 1"
     )
   else:
+    compilation_cache.set_up(args.compilation_cache)
     module.run(config, workdir, args)
 
 

@@ -10,9 +10,13 @@ from spatial_vlm.cli import COMMANDS
 PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
-  ("types", "settings", "config", "remote", "answers", "answer_extraction", "text", "jsonl"),
+  (
+    *("types", "settings", "config", "progress", "remote", "answers", "answer_extraction"),
+    *("text", "jsonl", "compilation_cache"),
+  ),
   (
     *("parameters", "sharding", "process_rows", "hosts", "checkpoint", "metrics"),
+    "compile_clock",
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (
@@ -177,6 +181,7 @@ RESERVED = {
     f"serving/{file}.py" for file in ("app", "connection", "page_routes", "request_body", "server")
   },
   "torchvision": set(),
+  "tqdm": {"progress.py"},
   "uvicorn": {"serving/server.py"},
 }
 """Heavy or remote libraries and the files that may import them."""

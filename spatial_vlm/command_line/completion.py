@@ -46,8 +46,7 @@ def complete(commands: Mapping[str, Command]) -> None:
   of_command.add_parser("help").add_argument("command", choices=tuple(commands))
   of_command.add_parser("completion").add_argument("shell", choices=SHELLS)
   # Offered without "=", a setting would be followed by a space. The setting whose value is written is not offered.
-  exclude = [
-    *words[-1:],
+  exclude = words[-1:] + [
     option
     for name, sub in of_command.choices.items()
     if name in words[1:2]

@@ -47,6 +47,12 @@ def make_parser(command: Command, width: int = 80) -> Parser:
     metavar="DIR",
     help="folder or gs:// address for everything the command writes (default: %(default)s)",
   )
+  parser.add_argument(
+    "--no-compilation-cache",
+    dest="compilation_cache",
+    action="store_false",
+    help="compile every program anew, in place of keeping them in ~/.cache/spatial_vlm/compiled",
+  )
   if command.multi_process:
     about = "found on TPU hosts, under Slurm and Open MPI; elsewhere give each process all three"
     group = parser.add_argument_group("several processes", "\n".join(wrap(about, width - 2)))

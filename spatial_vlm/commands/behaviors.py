@@ -36,7 +36,7 @@ from spatial_vlm.reuse.handbook.handbook import Handbook
 from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
 from spatial_vlm.reuse.index.index_folder import save_index
 from spatial_vlm.synthesis.text_teacher import check_text_teacher
-from spatial_vlm.tasks import find_task
+from spatial_vlm.tasks import find_training_task
 from spatial_vlm.train.behavior_data import training_examples
 from spatial_vlm.train.behavior_sources import (
   REVIEW_FILE,
@@ -56,7 +56,7 @@ HARMLESS = (
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
-    task = find_task(config.task)
+    task = find_training_task(config.task)
     embedder = load_embedder(config.embedder)
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
     min_similarity = config.min_similarity
@@ -122,6 +122,7 @@ def reasonings(solutions: Sequence[Solution], behaviors: Sequence[Behavior]) -> 
 
 def check(config: Config) -> None:
   """Raises UsageError for a teacher that cannot be asked, and for records of a split to measure on."""
+  find_training_task(config.task)
   if config.extractor == "teacher":
     check_text_teacher(config.ask)
   for name, split in (

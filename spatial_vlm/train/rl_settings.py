@@ -4,6 +4,7 @@ import dataclasses
 
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.rollout.sampler import SamplingSettings
+from spatial_vlm.tasks import find_training_task
 from spatial_vlm.train.run import check_training
 
 
@@ -66,6 +67,7 @@ class RlSettings:
 def check(config: Config) -> None:
   """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
   check_training(config)
+  find_training_task(config.task)
   if config.overlong_cache_tokens > config.max_new_tokens:
     raise UsageError(
       f"overlong_cache_tokens is {config.overlong_cache_tokens}; choose 0 … max_new_tokens "
