@@ -326,8 +326,7 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
   if (stored := _read_json(path)) is None:
     path.write_text(json.dumps(_describe(config), indent=2) + "\n")
     return
-  if not isinstance(stored, dict) or not isinstance(before := stored.get("config"), dict):
-    raise UsageError(f"{path} is not the config of a run; give another --workdir")
+  before = _leaves_of(stored, path)
   changes = [
     f"  {name}: {_show(before, name)} → {_show(given, name)}"
     for name in sorted(before.keys() | given.keys())
@@ -341,6 +340,22 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
     )
   if stored["versions"] != (now := versions()):
     log.warning("%s was started with other versions: %s, now %s", workdir, stored["versions"], now)
+
+
+def read_snapshot(workdir: epath.Path) -> dict[str, Any] | None:
+  """Returns the leaves that the run in `workdir` was started with; None before its first start.
+
+  Raises UsageError if its config.json is not that of a run.
+  """
+  path = workdir / "config.json"
+  stored = _read_json(path)
+  return None if stored is None else _leaves_of(stored, path)
+
+
+def _leaves_of(stored: Any, path: epath.Path) -> dict[str, Any]:
+  if not isinstance(stored, dict) or not isinstance(values := stored.get("config"), dict):
+    raise UsageError(f"{path} is not the config of a run; give another --workdir")
+  return values
 
 
 def matches_any(name: str, patterns: Iterable[str]) -> bool:

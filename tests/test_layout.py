@@ -131,6 +131,7 @@ FOLDERS = {
       "policy_knowledge",
       "policy_folder",
       "trained_weights",
+      "prolonging",
       "run",
       "sft",
       "sft_data",

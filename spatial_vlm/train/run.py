@@ -25,6 +25,7 @@ from spatial_vlm.parameters.lora import new_adapters
 from spatial_vlm.parameters.partition import Subset, combine, flatten, partition, subset_from_config
 from spatial_vlm.parameters.paths import INT8
 from spatial_vlm.progress import ProgressLines, TerminalBar, progress_bar
+from spatial_vlm.train.prolonging import RunLength, prolonged, store_length
 from spatial_vlm.train.trained_weights import base_record, check_base
 from spatial_vlm.train.update import init_state
 from spatial_vlm.types import Params, Purpose, TrainState
@@ -45,12 +46,19 @@ def check_training(config: Config) -> None:
     )
 
 
-def record_settings(config: Config, workdir: epath.Path) -> None:
-  """Records the settings of a training run: process 0 writes config.json, the others compare theirs with it."""
+def record_settings(config: Config, workdir: epath.Path, length: RunLength) -> None:
+  """Records the settings of a training run: process 0 writes config.json, the others compare theirs with it.
+
+  Raises UsageError, in all processes, for other settings than those that the run was started with; its `length` may
+  grow where the updates so far do not depend on it.
+  """
   first = jax.process_index() == 0
   with user_errors():
     if first:
-      snapshot(config, workdir, HARMLESS)
+      grown = prolonged(config, workdir, length)
+      snapshot(config, workdir, (*HARMLESS, *grown))
+      for leaf in grown:
+        store_length(config, workdir, leaf)
   with user_errors():
     if not first and not (workdir / "config.json").exists():
       raise UsageError(
