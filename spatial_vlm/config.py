@@ -285,7 +285,7 @@ def check_algorithm(config: Config, command: str, allowed: Collection[str]) -> N
   algorithm = config.get("algorithm")
   if algorithm in allowed:
     return
-  presets = "/".join(f"configs/{name}.py" for name in allowed)
+  presets = " or ".join(f"configs/{name}.py" for name in allowed)
   given = "has no leaf algorithm" if algorithm is None else f"is for {algorithm!r}"
   remedy = "" if algorithm is None else f"run `spatial-vlm {algorithm}`, or "
   raise UsageError(

@@ -21,12 +21,12 @@ TASKS = (
 TEMPLATES = ("project", "vlmevalkit", "tri", "instructblip", "minigpt_v2")
 PROMPTS = ("plain", "explained")
 METHODS = ("majority", "zero-shot", "direct", "chain", "short", "reuse")
-CONTROLS = ("", "blank", "cannot_tell", "other_image", "text_only")
+CONTROLS = ("blank", "cannot_tell", "other_image", "text_only", "")
 TEACHERS = ("local", "gemini", "openai", "policy")
 TEXT_TEACHERS = ("gemini", "openai", "policy")
 """Without "local", which knows rendered scenes only."""
 EXTRACTORS = ("pattern", "clusters", "teacher")
-PUBLISHED = ("", "random", "zeroshot")
+PUBLISHED = ("random", "zeroshot", "")
 MODELS = ("tiny", "2b", "4b", "8b")
 """Sizes of the model that `plan` knows; `bench` has one more, `small`."""
 PLANNED = ("sft", "dapo", "evaluate", "behaviors", "answer", "synthesize")

@@ -38,8 +38,8 @@ def prolonged(config: Config, workdir: epath.Path, length: RunLength) -> tuple[s
   if config.optimizer.schedule != "constant" and not config.optimizer.decay_steps:
     reason = (
       f"the learning rates so far belong to a {config.optimizer.schedule} schedule that ends with the run; to be "
-      "prolonged, a run is started with optimizer.schedule=constant or with optimizer.decay_steps, the updates that the "
-      "learning rate falls over"
+      "prolonged, a run is started with optimizer.schedule=constant or with optimizer.decay_steps, the updates after "
+      "which the learning rate stays"
     )
   elif not length.keeps_batches(before):
     reason = (

@@ -1,13 +1,13 @@
 """`demo`: the whole method from one command."""
 
 import json
+import types
 
 import pytest
 from etils import epath
 
 from spatial_vlm import config
 from spatial_vlm.commands import demo as command
-from spatial_vlm.commands.command import Command
 from spatial_vlm.demo import methods
 from spatial_vlm.demo.stages import DONE, Stage
 
@@ -39,7 +39,9 @@ def fake_stages(monkeypatch):
     needs = (f"{need}/{DONE}",) if need else ()
     plan.append(Stage(f"stage {name}", name, "export", "tiny", {}, 10, needs))
   monkeypatch.setattr(command, "stages", lambda *_: plan)
-  monkeypatch.setattr(command, "COMMANDS", {"export": Command("export", run)})
+  monkeypatch.setattr(
+    command, "COMMANDS", {"export": types.SimpleNamespace(run=run, check=lambda config: None)}
+  )
   monkeypatch.setattr(command.demo_report, "write_report", lambda *_: ran.append("report"))
   return ran, failing
 

@@ -91,7 +91,7 @@ def test_numbers_that_are_none_are_refused_everywhere(spec):
     ("synthesize", "checks.decisive=behind", "each one of left of, right of"),
     ("synthesize", "timeout_s=0", "timeout_s is 0.0; it must be above 0"),
     ("behaviors", "ask.teacher=local", "ask.teacher is 'local'; choose one of gemini, openai"),
-    ("evaluate", "control=black", r"control is 'black'; choose one of '' \(none\), blank"),
+    ("evaluate", "control=black", "control is 'black'; choose one of blank, cannot_tell"),
     ("serve", "temperature=3", "temperature is 3.0; it must be from 0 to 2"),
     ("scenes", "objects=(1, 2, 3)", "it must be a tuple of 2 items, each at least 1"),
     ("export", "run=a\0b", "run is 'a.x00b'; text must not have NUL characters"),
