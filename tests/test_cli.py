@@ -1,5 +1,6 @@
 """Dispatch: help, errors on one line, exit statuses."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from etils import epath
 
 from spatial_vlm import cli
 from spatial_vlm import config as config_lib
-from spatial_vlm.commands.command import Command
 
 COMMAND = '''"""Paints the scene.
 
@@ -61,7 +61,9 @@ def paint(tmp_path, monkeypatch):
   (tmp_path / "configs").mkdir()
   (tmp_path / "configs" / "paint.py").write_text(CONFIG)
   monkeypatch.syspath_prepend(tmp_path)
-  command = Command("paint", arguments, module="paint_command")
+  command = dataclasses.replace(
+    cli.COMMANDS["scenes"], name="paint", add_arguments=arguments, module="paint_command"
+  )
   monkeypatch.setitem(cli.COMMANDS, "paint", command)
   monkeypatch.delitem(sys.modules, "paint_command", raising=False)
   monkeypatch.chdir(tmp_path)
