@@ -92,6 +92,14 @@ def test_preset_8b_carries_the_published_settings():
   assert config.leaves(config.read_preset("configs/sft.py:8b"))["epochs"] == 3
 
 
+@pytest.mark.slow
+def test_a_prolonged_run_equals_a_longer_one(run, dapo_changes, tmp_path, outcome):
+  changes = {**dapo_changes, "optimizer.schedule": "constant", "validate_steps": 1}
+  for name, steps in (("prolonged", 1), ("prolonged", 2), ("longer", 2)):
+    assert run("dapo", tmp_path / name, {**changes, "steps": steps}).code == 0
+  assert outcome(tmp_path / "prolonged") == outcome(tmp_path / "longer")
+
+
 def test_a_finished_run_is_unchanged_by_another_start(finished, run, dapo_changes, outcome):
   before = outcome(finished[0])
   assert run("dapo", finished[0], dapo_changes).code == 0
