@@ -130,6 +130,7 @@ def load(spec: str, overrides: Sequence[str] = (), complete: bool = True) -> Con
     group, leaf, field = _field(config, name)
     group[leaf] = field.get_type()()
   loaded = Config(config.copy_and_resolve_references())
+  loaded.get("algorithm")  # `check_ranges` has read it
   loaded.lock()
   return loaded
 

@@ -29,8 +29,7 @@ def test_every_stage_has_settings_that_its_command_knows(tmp_path):
   assert len({*names}) == len(names)
   assert {*methods.FOLDERS.values()} <= {stage.folder for stage in plan}
   assert [*methods.METHODS] == [*methods.FOLDERS][: len(methods.METHODS)]
-  # Read by the command line and by the run itself.
-  assert set(config.unread(chosen)) == {"algorithm", "scenes_shown", "stages_at_once"}
+  assert set(config.unread(chosen)) == {"scenes_shown", "stages_at_once"}  # read by the run itself
 
 
 def test_a_stage_waits_for_all_that_it_reads(tmp_path):
