@@ -25,7 +25,7 @@ def tiny() -> ConfigDict:
         validation=1000,  # of the validation split
         test=4000,  # of the test split
       ),
-      chains=4000,  # training examples, from the first, for which the teacher writes answers
+      chains=4000,  # training examples, from the first, for which the teacher writes chains
       sheet=24,  # examples on the contact sheet
     )
   )

@@ -45,7 +45,14 @@ RANGES: Mapping[str, Table] = {
     **{
       name: COUNT
       for name in (
-        *("training_scenes", "chains", "validation_scenes", "test_scenes", "sft_epochs"),
+        *(
+          "training_scenes",
+          "chains",
+          "validation_scenes",
+          "test_scenes",
+          "sft_epochs",
+          "direct_epochs",
+        ),
         *("dapo_steps", "behavior_scenes", "min_support", "reuse_epochs"),
         *("scenes_shown", "stages_at_once"),
       )
@@ -163,7 +170,7 @@ RANGES: Mapping[str, Table] = {
     "prompt_slots": COUNT_OR_ZERO,
     "timed_questions": COUNT_OR_ZERO,
   },
-  "report": {"runs": texts(1)},
+  "report": {"runs": texts(0), "demos": texts(0)},
   "answer": {**ANSWERING, "max_patches": COUNT},
   "serve": {
     **ANSWERING,

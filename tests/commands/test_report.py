@@ -68,7 +68,7 @@ def test_the_report_compares_them(run, evaluated, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"runs": "()"}, "runs is (); it must be a tuple of 1 or more texts"),
+    ({"runs": "()"}, "runs is empty"),
     ({"runs": "('no/such/folder',)"}, "no/such/folder holds no finished evaluation"),
   ],
 )
