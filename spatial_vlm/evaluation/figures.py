@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
@@ -109,7 +110,7 @@ PANELS = (
     {"clip_high": "above 1 + ε_high", "clip_low": "below 1 − ε_low"},
     covered=(0.0, 0.005),
   ),
-  Panel("DAPO: KL to the sampling policy, nats per token", {"kl_old": "KL"}, covered=(0.0, 0.001)),
+  Panel("DAPO: KL to the sampler, nats per token", {"kl_old": "KL"}, covered=(0.0, 0.001)),
   Panel("DAPO: KL to the start, nats per token", {"kl_reference": "KL"}, covered=(0.0, 0.001)),
 )
 
@@ -139,6 +140,7 @@ def training_curves(
         _curve(axes, name, steps, values, color)
       axes.set_yscale(panel.scale)
       axes.yaxis.set_major_formatter("{x:g}")
+      axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
       axes.margins(y=0.12 if panel.covered is None else 0.04)
       if panel.covered is not None:
         axes.update_datalim([(axes.dataLim.x0, y) for y in panel.covered], updatex=False)
