@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
   (
-    *("types", "config", "progress", "remote", "answers", "answer_extraction", "text", "jsonl"),
-    "compilation_cache",
+    *("types", "settings", "config", "progress", "remote", "answers", "answer_extraction"),
+    *("text", "jsonl", "compilation_cache"),
   ),
   (
     *("parameters", "sharding", "process_rows", "hosts", "checkpoint", "metrics"),
@@ -23,11 +23,13 @@ LAYERS = (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
     *("synthesis", "train", "planning", "benchmark", "serving"),
   ),
-  ("demo", "commands", "cli"),
+  ("demo", "commands", "command_line", "cli"),
 )
 """Files and folders from the lowest layer up; on a layer, in the order in which data passes through them."""
 
 FOLDERS = {
+  "settings": ("ranges", "names", "shared_ranges", "range_table", "comments"),
+  "command_line": ("terminal", "parsing", "help_pages", "completion"),
   "parameters": ("paths", "partition", "int8", "lora"),
   "optim": ("moments", "schedules", "optimizers"),
   "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),
@@ -130,6 +132,7 @@ FOLDERS = {
       "policy_knowledge",
       "policy_folder",
       "trained_weights",
+      "prolonging",
       "run",
       "sft",
       "sft_data",

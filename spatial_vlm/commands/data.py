@@ -21,7 +21,6 @@ from typing import Any
 
 from etils import epath
 
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import split_report, store
 from spatial_vlm.data.contact_sheet import contact_sheet, sampled
@@ -67,12 +66,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 def check(config: Config) -> None:
   """Raises UsageError for settings that cannot work together."""
-  if not config.data.splits or config.sheet < 1:
-    raise UsageError(
-      f"splits is {config.data.splits} and sheet is {config.sheet}; give at least one of each"
-    )
-  if not 0 <= config.data.max_bad_share <= 1:
-    raise UsageError(f"max_bad_share is {config.data.max_bad_share}; it is a share, from 0 to 1")
   if config.store.shards:
     store_settings(config).check()
     if not config.data.images:
@@ -114,6 +107,3 @@ def prepare(config: Config, workdir: epath.Path) -> dict[str, Any]:
       bad = [dataclasses.asdict(bad) for bad in written.bad]
       notes[name] = {"records": len(written), "skipped": bad}
   return notes
-
-
-COMMAND = Command("data", run, check=check)

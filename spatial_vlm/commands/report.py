@@ -16,8 +16,7 @@ import datetime
 from etils import epath
 
 from spatial_vlm.answers import Grammar
-from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, UsageError, check_algorithm, snapshot, versions
+from spatial_vlm.config import Config, UsageError, snapshot, versions
 from spatial_vlm.evaluation import runs_report, seed_report
 from spatial_vlm.evaluation.results import to_json
 from spatial_vlm.evaluation.runs import FinishedRun, read_runs
@@ -72,8 +71,7 @@ def made_by() -> dict[str, str]:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for a config of another command, and for one without runs."""
-  check_algorithm(config, "report")
+  """Raises UsageError for a config without runs."""
   if not config.runs and not config.demos:
     raise UsageError("runs is empty; give workdirs of `evaluate`, or of `demo` in demos")
 
@@ -88,6 +86,3 @@ def answer_grammar(run: FinishedRun) -> Grammar:
   """Returns the grammar of the run's answers, as its task and template word them."""
   settings = run.settings
   return find_worded_task(settings["task"], settings.get("template", "project"), "plain").grammar
-
-
-COMMAND = Command("report", run, check=check)
