@@ -110,9 +110,7 @@ class Prediction:
       }
       return cls(**fields | {"boxes_true": boxes})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-      raise ValueError(
-        f"not a stored prediction ({error!r}): {line[:80]!r}; delete the line to answer it again"
-      ) from error
+      raise ValueError(f"not a stored prediction ({error!r}): {line[:80]!r}") from error
 
 
 def majority_predictions(

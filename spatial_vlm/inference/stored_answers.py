@@ -19,8 +19,6 @@ from spatial_vlm.progress import progress_bar
 from spatial_vlm.remote import write_whole
 
 PART = "part-{}.jsonl"
-END = '{"end": true}'
-"""Last line of a part; a part without it was being written when the run was killed."""
 ORIGIN = "origin.json"
 """What else than the settings the stored answers of a folder depend on."""
 
@@ -76,7 +74,7 @@ def stored_answers(
   results = in_order(lambda batch: generator.answer(*batch), missing, store.in_flight)
   with progress_bar(title, batches, done=done, unit="batch", compiles=True) as bar:
     for number, answered in enumerate(results, done):
-      lines = [*(p.to_json() for p in answered), END]
+      lines = [*(p.to_json() for p in answered), end_line(len(answered))]
       store.part(number).write_text("".join(f"{line}\n" for line in lines))
       predictions += answered
       right += sum(p.right for p in answered)
@@ -85,12 +83,30 @@ def stored_answers(
   return predictions
 
 
+def end_line(answers: int) -> str:
+  """Returns the last line of a part; a part without it was being written when the run was killed."""
+  return json.dumps({"answers": answers})
+
+
 def read_part(path: epath.Path) -> list[Prediction] | None:
-  """Reads the predictions of a finished part; None where it is missing or unfinished."""
+  """Reads the predictions of a finished part; None where it is missing or unfinished, or a line was deleted.
+
+  Raises ValueError, with file and line, for a line that holds no prediction.
+  """
   if not path.exists():
     return None
   *lines, last = path.read_text().splitlines() or [""]
-  return [Prediction.from_json(line) for line in lines] if last == END else None
+  if last != end_line(len(lines)):
+    return None
+  predictions = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      predictions.append(Prediction.from_json(line))
+    except ValueError as error:
+      raise ValueError(
+        f"{path}:{number}: {error}; delete the line, and its batch and those after it are answered again"
+      ) from error
+  return predictions
 
 
 def in_order(work: Callable[[Any], Any], items: Iterable[Any], in_flight: int) -> Iterator[Any]:

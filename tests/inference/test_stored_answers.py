@@ -30,8 +30,20 @@ def test_a_part_without_its_last_line_is_ignored(tmp_path, text):
   if text is not None:
     path.write_text(text)
   assert stored_answers.read_part(path) is None
-  path.write_text(stored_answers.END + "\n")
+  path.write_text(stored_answers.end_line(0) + "\n")
   assert stored_answers.read_part(path) == []
+
+
+def test_a_deleted_line_is_answered_again(generator, source, tmp_path):
+  settings = {"batch_size": 4, "in_flight": 2, "max_bad_share": 0.0}
+  first = answers_in(tmp_path, generator, Take(source, 10), **settings)
+  part = tmp_path / "part-00001.jsonl"
+  whole = part.read_text().splitlines()
+  part.write_text("\n".join([whole[0], "half a li", *whole[2:]]) + "\n")
+  with pytest.raises(ValueError, match=r"part-00001.jsonl:2: .*delete the line, and its batch"):
+    answers_in(tmp_path, generator, Take(source, 10), **settings)
+  part.write_text("\n".join([whole[0], *whole[2:]]) + "\n")
+  assert answers_in(tmp_path, generator, Take(source, 10), **settings) == first
 
 
 def test_each_part_has_one_batch_and_is_read_back(generator, source, tmp_path, monkeypatch):
@@ -163,6 +175,6 @@ def test_answers_of_another_origin_are_refused_by_name(tmp_path, later, changes)
 def test_answers_of_an_unknown_origin_are_refused(tmp_path, row):
   part = tmp_path / row / "predictions" / "part-00000.jsonl"
   part.parent.mkdir(parents=True)
-  part.write_text(stored_answers.END + "\n")
+  part.write_text(stored_answers.end_line(0) + "\n")
   with pytest.raises(UsageError, match="answers without origin.json"):
     stored_answers.refuse_other_origin(epath.Path(tmp_path), ORIGIN, "behaviors INDEX")
