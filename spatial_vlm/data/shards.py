@@ -20,6 +20,7 @@ from etils import epath
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.remote import is_remote, local_copies
+from spatial_vlm.text import short_line
 
 FORMAT = 1
 _LENGTH = struct.Struct("<I")
@@ -49,10 +50,10 @@ class Shards:
   def __init__(self, manifest: epath.PathLike):
     path = epath.Path(manifest)
     self.manifest = read_json(path)
-    if self.manifest.get("format") != FORMAT:
+    if self.manifest.get("format") != FORMAT or not _is_manifest(self.manifest):
       raise UsageError(
-        f"{path.parent} holds no complete store of {path.stem!r}: {path.name} is missing or of another version; run "
-        "`spatial-vlm data` again"
+        f"{path.parent} holds no complete store of {path.stem!r}: {path.name} is missing, damaged or of another "
+        "version; run `spatial-vlm data` again"
       )
     shards = self.manifest["shards"]
     self._files = [shard_path(path.parent, path.stem, n, len(shards)) for n in range(len(shards))]
@@ -66,9 +67,13 @@ class Shards:
       self._files = local_copies(self._files)
     counts = [len(shard["images"]) for shard in shards]
     self._ends = list(itertools.accumulate(counts))
-    self._entries = array_record_data_source.ArrayRecordDataSource(
-      [f"{os.fspath(file)}[0:{count}]" for file, count in zip(self._files, counts, strict=True)]
-    )
+    parts = [f"{os.fspath(f)}[0:{count}]" for f, count in zip(self._files, counts, strict=True)]
+    try:
+      self._entries = array_record_data_source.ArrayRecordDataSource(parts)
+    except (RuntimeError, ValueError) as error:
+      raise UsageError(
+        f"the shards of {path} cannot be opened ({short_line(str(error))}); copy them again"
+      ) from error
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -96,10 +101,33 @@ class Shards:
     return os.fspath(self._files[number]), index - before + 1
 
 
-def matches(shard: epath.Path, expected: Mapping[str, Any]) -> bool:
+def _is_manifest(value: Mapping[str, Any]) -> bool:
+  """Whether a JSON object has the fields of a manifest, of their types."""
+  shards, bad = value.get("shards"), value.get("bad")
+  return (
+    isinstance(shards, list)
+    and bool(shards)
+    and all(map(_is_shard, shards))
+    and isinstance(bad, list)
+    and all(isinstance(each, list) and [*map(type, each)] == [str, int, str] for each in bad)
+  )
+
+
+def _is_shard(value: Any) -> bool:
+  images = value.get("images") if isinstance(value, dict) else None
+  return (
+    isinstance(images, list)
+    and all(isinstance(name, str) for name in images)
+    and type(value.get("bytes")) is int
+    and isinstance(value.get("sha256"), str)
+  )
+
+
+def matches(shard: epath.Path, expected: Any) -> bool:
   """Returns whether a shard has the size and checksum that were noted."""
   return (
-    shard.exists()
+    _is_shard(expected)
+    and shard.exists()
     and shard.stat().length == expected["bytes"]
     and sha256(shard) == expected["sha256"]
   )
@@ -114,6 +142,6 @@ def read_json(path: epath.Path) -> dict[str, Any]:
   """Returns the JSON object of a file; empty if the file is missing or incomplete."""
   try:
     content = json.loads(path.read_text())
-  except (FileNotFoundError, ValueError):
+  except (FileNotFoundError, ValueError, RecursionError):
     return {}
   return content if isinstance(content, dict) else {}

@@ -175,7 +175,11 @@ class _Writer:
     """Returns whether every shard has the size and checksum in the manifest."""
     manifest = shards.read_json(shards.manifest_path(self.folder, self.split))
     noted = manifest.get("shards", [])
-    return bool(noted) and all(shards.matches(self.shard(n), s) for n, s in enumerate(noted))
+    return (
+      isinstance(noted, list)
+      and bool(noted)
+      and all(shards.matches(self.shard(n), s) for n, s in enumerate(noted))
+    )
 
   def shard(self, number: int) -> epath.Path:
     return shards.shard_path(self.folder, self.split, number, self.settings.shards)

@@ -1,7 +1,9 @@
 """The store: the same examples as its source files, complete or repaired, read by several processes and resumed."""
 
+import copy
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -168,7 +170,7 @@ def test_damaged_shards_are_written_again(files, whole, tmp_path, damage):
     case "half a manifest":
       manifest.write_text(manifest.read_text()[:50])
   if damage != "a flipped byte":
-    with pytest.raises(UsageError, match=r"is missing(, or its size is not| or of another)"):
+    with pytest.raises(UsageError, match=r"is missing(, or its size is not|, damaged or of another)"):
       StoreSource(tmp_path, "train")
   write_store(tmp_path, "train", source_of(files), SETTINGS)
   assert content(tmp_path) == content(whole)
@@ -187,6 +189,42 @@ def test_other_records_or_settings_make_another_store(files, tmp_path):
   assert content(tmp_path) != before
   assert write_store(tmp_path, "train", source_of(files), SETTINGS)[0].boxes
   assert content(tmp_path) == before
+
+
+ODD = (None, [], {}, -1, "x", 10**30, [None], [["x"]], True)
+
+
+@pytest.mark.parametrize("place", [(), ("shards",), ("shards", 0), ("bad",), ("format",)])
+def test_a_lying_manifest_is_one_error(whole, tmp_path, place):
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+  written = json.loads((whole / "train.json").read_text())
+  fields = [(*place, name) for name in ("images", "bytes", "sha256")] if place[-1:] == (0,) else []
+  for where in [place, *fields]:
+    for new in ODD:
+      if (where, new) in ((("bad",), []), (("format",), True)):
+        continue  # as written, or equal to it
+      manifest = copy.deepcopy(written)
+      parent = manifest
+      for key in where[:-1]:
+        parent = parent[key]
+      if where:
+        parent[where[-1]] = new
+      (tmp_path / "train.json").write_text(json.dumps(manifest if where else new))
+      try:
+        StoreSource(tmp_path, "train")
+      except UsageError as error:
+        assert str(tmp_path) in str(error)
+      else:
+        assert where[-1] in ("images", "sha256"), (where, new)  # wrong values of the right type
+
+
+def test_more_entries_than_a_shard_holds_are_one_error(whole, tmp_path):
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+  manifest = json.loads((whole / "train.json").read_text())
+  manifest["shards"][0]["images"] *= 50
+  (tmp_path / "train.json").write_text(json.dumps(manifest))
+  with pytest.raises((UsageError, BadRecordError), match=r"train"):
+    StoreSource(tmp_path, "train")[100]
 
 
 def test_a_damaged_entry_is_one_bad_record(files, tmp_path):
@@ -282,7 +320,7 @@ def test_a_remote_store_is_copied_once_and_reads_the_same(
   monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
   address = gcs_folder[1].upload(whole, gcs_folder[0])
   local, remote = StoreSource(whole, "train"), StoreSource(address, "train")
-  assert "copying train-00002-of-00003.array_record: 100%" in capfd.readouterr().err
+  assert "copying train-00002-of-00003.array_record: 131kB/131kB" in capfd.readouterr().err
   for expected, found in zip(local, remote, strict=True):
     assert found.record == expected.record and found.boxes == expected.boxes
     np.testing.assert_array_equal(found.image, expected.image)
