@@ -1,12 +1,14 @@
 """Object stores (gs://): what they need, and local copies of files that only a local disk can serve."""
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import fsspec
 from etils import epath
@@ -29,17 +31,29 @@ def is_remote(path: epath.PathLike) -> bool:
   return "://" in os.fspath(path)
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-  """Writes a file that is never half written: readers find the old text or the new one.
+@contextlib.contextmanager
+def whole_file(path: epath.Path) -> Iterator[IO[bytes]]:
+  """Opens a file that is never half written: readers find the old content, or the new one when the body has ended.
 
-  Object stores replace whole objects. On a disk the text goes to a second file, which then replaces the first.
+  Object stores replace whole objects. On a disk the content goes to a second file, which then replaces the first.
   """
   if is_remote(path):
-    path.write_text(text)
+    with path.open("wb") as file:
+      yield file
     return
   written = path.with_name(f".{path.name}.new")
-  written.write_text(text)
-  written.replace(path)
+  try:
+    with written.open("wb") as file:
+      yield file
+    written.replace(path)
+  finally:
+    written.unlink(missing_ok=True)
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+  """Writes a file that is never half written (see `whole_file`)."""
+  with whole_file(path) as file:
+    file.write(text.encode())
 
 
 def check_installed(values: Iterable[object]) -> None:

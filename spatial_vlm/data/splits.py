@@ -16,6 +16,7 @@ from spatial_vlm.data.split_guard import Pair, shared_pairs
 from spatial_vlm.data.split_report import SHOWN
 from spatial_vlm.data.statistics import describe
 from spatial_vlm.progress import track
+from spatial_vlm.remote import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,4 +122,4 @@ def write_records(splits: Mapping[str, Split], folder: epath.Path) -> None:
   """Writes the records of each split to FOLDER/SPLIT.jsonl."""
   for name, split in splits.items():
     lines = (json.dumps(record.to_json()) + "\n" for record in split.records)
-    (folder / f"{name}.jsonl").write_text("".join(lines))
+    write_whole(folder / f"{name}.jsonl", "".join(lines))

@@ -17,6 +17,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from spatial_vlm.remote import whole_file, write_whole
+
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PART_FILE = "model-{:05d}-of-{:05d}.safetensors"
@@ -211,21 +213,21 @@ def write_folder(
 
   A file has at most `max_file_bytes` of values (or one tensor). A single file is named `model.safetensors`; several are
   named as in transformers and get an index. The index is written last: a folder without it is incomplete. Files of an
-  earlier checkpoint in the folder are removed.
+  earlier checkpoint in the folder are replaced or removed.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  earlier = rf"{INDEX_FILE}|model(-\d{{5}}-of-\d{{5}})?\.safetensors"
-  for path in sorted(folder.iterdir(), reverse=True):  # removes the index before its files
-    if re.fullmatch(earlier, path.name):
-      path.unlink()
+  (folder / INDEX_FILE).unlink(missing_ok=True)
   parts = list(_split_into_files(plan, max_file_bytes))
   names = [PART_FILE.format(number, len(parts)) for number in range(1, len(parts) + 1)]
   if len(parts) == 1:
     names = [WEIGHTS_FILE]
   remaining = iter(arrays)
   for name, part in zip(names, parts, strict=True):
-    with (folder / name).open("wb") as file:
+    with whole_file(folder / name) as file:
       write_file(file, part, remaining)
+  for path in folder.iterdir():
+    if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", path.name) and path.name not in names:
+      path.unlink()
   if len(parts) > 1:
     index = {
       "metadata": {
@@ -236,7 +238,7 @@ def write_folder(
         tensor.name: name for name, part in zip(names, parts, strict=True) for tensor in part
       },
     }
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    write_whole(folder / INDEX_FILE, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _split_into_files(plan: Sequence[TensorPlan], max_bytes: int) -> Iterator[list[TensorPlan]]:

@@ -29,6 +29,7 @@ from spatial_vlm.huggingface.safetensors_folder import (
 from spatial_vlm.huggingface.tensor_table import EMBEDDING, HEAD, current_name, tensors
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
+from spatial_vlm.remote import write_whole
 from spatial_vlm.types import Params
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -114,7 +115,7 @@ def write_tensors(
   """Writes config.json and the tensors of `plan_tensors(config, dtype)`, in their order."""
   folder.mkdir(parents=True, exist_ok=True)
   description = {**config.to_huggingface(), "dtype": dtype.name}
-  (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+  write_whole(folder / CONFIG_FILE, json.dumps(description, indent=2, sort_keys=True) + "\n")
   write_folder(folder, plan_tensors(config, dtype), arrays, max_file_bytes)
 
 

@@ -170,7 +170,9 @@ def test_damaged_shards_are_written_again(files, whole, tmp_path, damage):
     case "half a manifest":
       manifest.write_text(manifest.read_text()[:50])
   if damage != "a flipped byte":
-    with pytest.raises(UsageError, match=r"is missing(, or its size is not|, damaged or of another)"):
+    with pytest.raises(
+      UsageError, match=r"is missing(, or its size is not|, damaged or of another)"
+    ):
       StoreSource(tmp_path, "train")
   write_store(tmp_path, "train", source_of(files), SETTINGS)
   assert content(tmp_path) == content(whole)

@@ -33,9 +33,11 @@ from spatial_vlm.huggingface.weights import (
   MAX_FILE_BYTES,
   open_checkpoint,
   plan_tensors,
+  stream_checkpoint,
   write_tensors,
 )
 from spatial_vlm.model.config import PRESETS
+from spatial_vlm.parameters.partition import flatten
 from spatial_vlm.parameters.paths import path_name
 
 INDEX = "model.safetensors.index.json"
@@ -589,3 +591,20 @@ def test_two_tensors_of_one_name_are_not_mixed_up(reference, tmp_path):
   with pytest.raises(ValueError, match="not read: model.norm.weight"):
     stored = stored_otherwise(tmp_path, doubled)
     open_checkpoint(stored, read_model_config(stored))
+
+
+def test_a_stopped_export_leaves_the_earlier_weights(reference, tmp_path):
+  reference = reference("tiny")
+  write_checkpoint(tmp_path, reference.config, reference.params)
+  before = (tmp_path / "model.safetensors").read_bytes()
+  flat = flatten(reference.params)
+
+  def cut_off(path):
+    if path == "text/final_norm/scale":
+      raise KeyboardInterrupt
+    return flat[path] + 1
+
+  with pytest.raises(KeyboardInterrupt):
+    stream_checkpoint(tmp_path, reference.config, cut_off, np.float32)
+  assert (tmp_path / "model.safetensors").read_bytes() == before
+  assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
