@@ -23,6 +23,8 @@ def tiny() -> ConfigDict:
         train=8000, validation=1000, test=4000
       ),  # even numbers: examples come in contrastive pairs
       chains=4000,  # training examples, from the first, for which the teacher writes answers
+      # Test scenes, from the first, about each of which test_captions.jsonl has a true and a false statement.
+      caption_pairs=0,
       sheet=24,  # examples on the contact sheet
     )
   )
