@@ -90,7 +90,9 @@ def check(config: Config) -> None:
 
 def check_limits(limits: Config, slots: int) -> None:
   """Raises UsageError for limits out of their range."""
-  check_positive(limits, "body_bytes", "images", "image_pixels", "samples", "image_bytes")
+  check_positive(
+    limits, "body_bytes", "images", "image_pixels", "samples", "image_bytes", "connections"
+  )
   for name in ("body_timeout_s", "timeout_s", "image_timeout_s"):
     if not 0 < limits[name] < float("inf"):
       raise UsageError(f"limits.{name} is {limits[name]}; give seconds above 0")
