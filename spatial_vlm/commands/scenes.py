@@ -12,7 +12,6 @@ stopped.
 
 from etils import epath
 
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.contact_sheet import contact_sheet
@@ -30,8 +29,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   if config.caption_pairs:
     write_caption_pairs(sources["test"], config.caption_pairs, workdir)
   training = scene_conversations(sources["train"], config.chains)
-  conversations.write(workdir / "chains.jsonl", training["chain"])
-  conversations.write(workdir / "direct.jsonl", training["direct"])
+  conversations.write(workdir / "chains.jsonl", training.chains)
+  conversations.write(workdir / "direct.jsonl", training.direct)
   sheet = [sources["train"][index] for index in range(config.sheet)]
   (workdir / "contact_sheet.png").write_bytes(png(contact_sheet(sheet)))
   print(f"records, images and contact_sheet.png are in {workdir}")
@@ -44,11 +43,6 @@ def check(config: Config) -> None:
 
 def open_sources(config: Config) -> dict[str, SceneSource]:
   """Returns the sources of the three splits; raises UsageError for settings that cannot work together."""
-  if len(config.objects) != 2 or config.seed < 0 or config.image_size < 8:
-    raise UsageError(
-      f"objects is {config.objects}, seed is {config.seed} and image_size is {config.image_size}; give the least "
-      "and the most objects, a seed of at least 0, and at least 8 pixels"
-    )
   try:
     sources = {
       split: SceneSource(
@@ -68,6 +62,3 @@ def open_sources(config: Config) -> dict[str, SceneSource]:
       f"caption_pairs is {config.caption_pairs}; give 0 … counts.test ({config.counts.test})"
     )
   return sources
-
-
-COMMAND = Command("scenes", run, check=check)

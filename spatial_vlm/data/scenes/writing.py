@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 from PIL import Image
-from tqdm import tqdm
 
 from spatial_vlm.data.records import Record
 from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.data.scenes.render import Scene, render
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.processor.image import png
+from spatial_vlm.progress import track
 from spatial_vlm.remote import write_whole
 
 _PNG_END = b"IEND\xaeB`\x82"
@@ -30,7 +30,7 @@ def write_split(source: SceneSource, folder: epath.Path) -> None:
     return
   (folder / "images").mkdir(parents=True, exist_ok=True)
   lines, boxes = [], []
-  for index in tqdm(range(len(source)), desc=f"{source.split} scenes", dynamic_ncols=True):
+  for index in track(range(len(source)), f"{source.split} scenes", len(source)):
     record, scene = source.describe(index)
     image = folder / "images" / record.image
     if not (image.exists() and image.read_bytes().endswith(_PNG_END)):
