@@ -1,7 +1,7 @@
 """Reads the images of requests: data URLs, and https addresses of the allowed hosts.
 
-A download reaches public addresses of these hosts only, over TLS, without redirects, within limits of bytes and seconds.
-Otherwise a client could make the server read its own network.
+A download reaches public addresses of these hosts only, over TLS, without redirects, and within limits of bytes and
+seconds. Otherwise a client could make the server read its own network.
 """
 
 import base64
