@@ -18,6 +18,8 @@ from etils import epath
 from spatial_vlm import __version__, remote
 from spatial_vlm import config as config_lib
 from spatial_vlm.commands.command import Command
+from spatial_vlm.disk_errors import disk_error
+from spatial_vlm.workdir import why_not_writable
 
 COMMANDS = {
   "demo": "spatial_vlm.commands.demo",
@@ -56,7 +58,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command; returns the exit status: 0 done, 2 an error of use, 130 stopped by Ctrl-C."""
+  """Runs one command; returns the exit status: 0 done, 1 an error of the disk, 2 one of use, 130 Ctrl-C."""
   logging.basicConfig(format="%(levelname)s: %(message)s")
   logging.getLogger("spatial_vlm").setLevel(logging.INFO)
   try:
@@ -64,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   except config_lib.UsageError as error:
     print(f"spatial-vlm: {error}", file=sys.stderr)
     return 2
+  except Exception as error:
+    if not (message := disk_error(error)):
+      raise
+    print(f"spatial-vlm: {message}", file=sys.stderr)
+    return 1
   except KeyboardInterrupt:
     print("\nstopped; run the same command again to go on", file=sys.stderr)
     return 130
@@ -97,10 +104,11 @@ def _dispatch(argv: list[str]) -> None:
   remote.check_installed([workdir, *config_lib.leaves(config).values()])
   remote.see_files_of_others()
   remote.check_folder(workdir)
-  if workdir.exists() and not workdir.is_dir():
-    raise config_lib.UsageError(f"--workdir {workdir} is a file; give a folder")
+  if command.writes and not remote.is_remote(workdir) and (why := why_not_writable(workdir)):
+    raise config_lib.UsageError(f"--workdir {workdir} cannot be written: {why}")
   from spatial_vlm import hosts  # with jax, which the help does without
 
+  hosts.skip_absent_tpu()
   if command.multi_process:
     with hosts.together(args.coordinator, args.processes, args.process):
       command.run(config, workdir, args)

@@ -34,6 +34,8 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 from ml_collections import config_dict
 
+from spatial_vlm.workdir import SETTINGS_FILE, foreign_entries, holds_only_settings, other_command
+
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 CONFIG_ROOTS = (PACKAGE_FOLDER.parent, Path(sysconfig.get_path("data"), "share", "spatial-vlm"))
 """Folders searched for `configs/` after the current folder: the checkout, then the data of the installed package."""
@@ -271,18 +273,31 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
     UsageError: the run in `workdir` was started with other values; the message lists all differences.
   """
   given = json.loads(json.dumps(leaves(config)))
-  path = workdir / "config.json"
-  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / SETTINGS_FILE
+  if foreign := foreign_entries(workdir):
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    raise UsageError(
+      f"{workdir} holds {', '.join(foreign[:3])}{more}, and no run; give an empty or a new --workdir"
+    )
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UsageError(f"--workdir {workdir} cannot be made: {error.strerror}") from error
   if (stored := _read_json(path)) is None:
     path.write_text(json.dumps(_describe(config), indent=2) + "\n")
     return
   if not isinstance(stored, dict) or not isinstance(before := stored.get("config"), dict):
     raise UsageError(f"{path} is not the config of a run; give another --workdir")
+  if other := other_command(stored, given):
+    raise UsageError(f"{workdir} holds a run of `{other}`; give another --workdir")
   changes = [
     f"  {name}: {_show(before, name)} → {_show(given, name)}"
     for name in sorted(before.keys() | given.keys())
     if _show(before, name) != _show(given, name) and not matches_any(name, harmless)
   ]
+  if changes and holds_only_settings(workdir):  # the first start failed, and this one is corrected
+    path.write_text(json.dumps(_describe(config), indent=2) + "\n")
+    return
   if changes:
     raise UsageError(
       f"{workdir} holds a run with another config:\n"

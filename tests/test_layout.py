@@ -10,9 +10,21 @@ from spatial_vlm.cli import COMMANDS
 PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
-  ("types", "config", "remote", "answers", "answer_extraction", "text", "jsonl"),
   (
-    *("parameters", "sharding", "process_rows", "hosts", "checkpoint", "metrics"),
+    "types",
+    "workdir",
+    "disk_errors",
+    "config",
+    "extras",
+    "remote",
+    "inputs",
+    "answers",
+    "answer_extraction",
+    "text",
+    "jsonl",
+  ),
+  (
+    *("parameters", "sharding", "process_rows", "stop_signals", "hosts", "checkpoint", "metrics"),
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (

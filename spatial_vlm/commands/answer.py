@@ -89,4 +89,4 @@ def check(config: Config) -> None:
   check_positive(config, "max_new_tokens", "max_patches", "behavior_tokens")
 
 
-COMMAND = Command("answer", run, check=check, add_arguments=arguments)
+COMMAND = Command("answer", run, check=check, add_arguments=arguments, writes=False)

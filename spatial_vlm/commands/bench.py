@@ -21,7 +21,7 @@ import jax
 from etils import epath
 
 from spatial_vlm import sharding
-from spatial_vlm.benchmark.against_transformers import Peer
+from spatial_vlm.benchmark.against_transformers import Peer, import_libraries
 from spatial_vlm.benchmark.correctness import ATTENTION, use_formula
 from spatial_vlm.benchmark.limits import measure_limits
 from spatial_vlm.benchmark.measure import Rounds
@@ -45,6 +45,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   """Measures and writes row by row."""
   with user_errors():
     check(config)
+    if args.against:
+      import_libraries()
   if args.against:  # torch needs some of the accelerator's memory
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   use_compilation_cache(workdir / "compile_cache")

@@ -9,7 +9,6 @@ bearer token: the environment variable SPATIAL_VLM_API_KEY, or --token-file.
 """
 
 import argparse
-import importlib.util
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from etils import epath
 
-from spatial_vlm import sharding
+from spatial_vlm import extras, sharding
 from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive
 from spatial_vlm.hosts import user_errors
@@ -28,7 +27,6 @@ from spatial_vlm.tasks import find_task
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("prometheus_client", "starlette", "uvicorn")
 TOKEN_VARIABLE = "SPATIAL_VLM_API_KEY"
 MIN_TOKEN_CHARACTERS = 16
 
@@ -52,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
-  check_libraries()
+  extras.require("serve", "`serve`")
   from spatial_vlm.serving import app, http_guard, sample_scenes, server, setup
 
   with user_errors():
@@ -121,15 +119,6 @@ def served_name(config: Config, checkpoint: str) -> str:
   return name
 
 
-def check_libraries() -> None:
-  """Raises UsageError where the extra is not installed."""
-  missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-  if missing:
-    raise UsageError(
-      f"serving needs {', '.join(missing)}, which are not installed: pip install 'spatial-vlm[serve]'"
-    )
-
-
 def read_token(file: str | None) -> str | None:
   """Returns the bearer token of the file or of the environment; None if there is none.
 
@@ -169,4 +158,4 @@ def check_address(host: str, port: int, token: str | None) -> None:
     )
 
 
-COMMAND = Command("serve", run, check=check, add_arguments=arguments)
+COMMAND = Command("serve", run, check=check, add_arguments=arguments, writes=False)

@@ -35,7 +35,7 @@ from spatial_vlm.synthesis.run.progress import RecordProgress
 from spatial_vlm.synthesis.run.requests import SynthesisRun
 from spatial_vlm.synthesis.run.results import write_results
 from spatial_vlm.synthesis.setup import build_questions, check, send_missing, start_run
-from spatial_vlm.synthesis.teacher_table import find_teacher
+from spatial_vlm.synthesis.teacher_table import read_key
 from spatial_vlm.synthesis.verify.selection import SelectionSettings
 
 HARMLESS = (
@@ -64,7 +64,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     )
     remedy = "let `spatial-vlm data` remove them (drop_shared), or evaluate on another set"
     refuse_shared_records(source.pairs, [config.evaluation], remedy)
-    key = "" if args.offline else find_teacher(config.teacher).read_key(config)
+    key = "" if args.offline else read_key(config)
     questions = build_questions(config, source)
     snapshot(config, workdir, HARMLESS)
   with journal:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 
 import numpy as np
 import pytest
@@ -90,6 +91,27 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
   assert not (tmp_path / "export").exists()
   assert run("sft", tmp_path, changes).code == 0
   assert outcome(tmp_path) == outcome(finished[0])
+
+
+def test_ctrl_c_saves_a_checkpoint(
+  finished, tmp_path, run, sft_changes, outcome, monkeypatch, capsys
+):
+  changes, original, steps = {**sft_changes, "checkpoint_steps": 6}, command.sft_step, []
+
+  def step(*args, **kwargs):
+    steps.append(1)
+    if len(steps) == 2:
+      signal.raise_signal(signal.SIGINT)
+    return original(*args, **kwargs)
+
+  monkeypatch.setattr(command, "sft_step", step)
+  with pytest.raises(SystemExit) as ended:
+    run("sft", tmp_path, changes)
+  assert ended.value.code == 130
+  assert "a checkpoint is saved; run the same command again" in capsys.readouterr().err
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+  assert run("sft", tmp_path, changes).code == 0
+  assert len(steps) == 6 and outcome(tmp_path) == outcome(finished[0])
 
 
 def test_pretraining_resumes_too(tmp_path, run, sft_changes, outcome, stopped_at):
