@@ -29,10 +29,10 @@ def foreign_entries(workdir: epath.Path) -> list[str]:
 
 def holds_only_settings(workdir: epath.Path) -> bool:
   """Returns whether the run in a workdir has left no file but config.json, as a first start that failed."""
-  return all(
-    path.name == SETTINGS_FILE and path.parent == workdir
-    for path in workdir.rglob("*")
-    if not path.is_dir() and not path.name.startswith(".")
+  return not any(
+    any(path.iterdir()) if path.is_dir() else path.name != SETTINGS_FILE
+    for path in workdir.iterdir()
+    if not path.name.startswith(".")
   )
 
 

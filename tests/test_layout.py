@@ -11,17 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
   (
-    "types",
-    "workdir",
-    "disk_errors",
-    "config",
-    "extras",
-    "remote",
-    "inputs",
-    "answers",
-    "answer_extraction",
-    "text",
-    "jsonl",
+    *("types", "workdir", "disk_errors", "config", "extras", "remote", "inputs"),
+    *("answers", "answer_extraction", "text", "jsonl"),
   ),
   (
     *("parameters", "sharding", "process_rows", "stop_signals", "hosts", "checkpoint", "metrics"),
