@@ -118,6 +118,8 @@ def _dispatch(argv: list[str]) -> None:
     )
   else:
     command.run(config, workdir, args)
+  if hosts.is_first():
+    print(module.last_words(config, workdir, args))
 
 
 def _parser(command: Command, description: str) -> _Parser:

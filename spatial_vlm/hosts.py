@@ -172,6 +172,11 @@ def alone() -> bool:
   return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
+def is_first() -> bool:
+  """Returns whether this is process 0, which prints and writes."""
+  return alone() or jax.process_index() == 0
+
+
 def all_gather_json(value: Any) -> list[Any]:
   """Returns the JSON values of all processes, in their order; a collective: every process must call it."""
   if alone():

@@ -38,6 +38,10 @@ def run(config, workdir, args):
   (workdir / "painted.txt").write_text(text)
 
 
+def last_words(config, workdir, args):
+  return "the scene dries"
+
+
 COMMAND = Command("paint", run, add_arguments=arguments)
 '''
 

@@ -94,7 +94,7 @@ FOLDERS = {
   "reuse/index": ("searchers", "vector_files", "vector_index", "behavior_index", "index_folder"),
   "reuse/retrieval": ("recall", "choosers", "paraphrases", "recall_report"),
   "inference": (
-    *("controls", "policy", "loading", "questions", "comparison_arms", "generation"),
+    *("controls", "policy", "loading", "questions", "unfamiliar", "comparison_arms", "generation"),
     *("stored_answers", "timing"),
   ),
   "synthesis": (

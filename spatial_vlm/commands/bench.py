@@ -29,6 +29,7 @@ from spatial_vlm.benchmark.measurements import check, measure
 from spatial_vlm.benchmark.results import TABLE, Results
 from spatial_vlm.benchmark.subject import MODELS, Subject
 from spatial_vlm.commands.command import Command
+from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config
 from spatial_vlm.hosts import user_errors
 
@@ -81,6 +82,11 @@ def use_compilation_cache(folder: epath.Path) -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  return ending(f"{TABLE} and results.json in {workdir}")
 
 
 COMMAND = Command("bench", run, check=check, add_arguments=arguments)

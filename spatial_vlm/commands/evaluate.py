@@ -1,6 +1,7 @@
 """Measure a method on held-out records: accuracy with its interval, boxes, tokens, seconds per answer.
 
 Every answer is stored in WORKDIR/predictions, one file a batch; results.json and a table on the terminal are made
+import argparse
 from them. After an interruption, the same command resumes with the first batch that is missing. Methods: `majority`
 (no model), `zero-shot` (the likeliest first word), `direct`, `chain`, `short` (the short form without a behavior, which
 `configs/sft.py:bc` teaches) and `reuse` (a recalled behavior and the short form, the full chain where nothing is
@@ -19,6 +20,7 @@ from etils import epath
 
 from spatial_vlm import sharding
 from spatial_vlm.commands.command import Command
+from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import ExampleSource, Take
@@ -38,6 +40,8 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.questions import QuestionBuilder, Recall, load_recall
 from spatial_vlm.inference.stored_answers import AnswerStore, refuse_other_origin, stored_answers
 from spatial_vlm.inference.timing import with_seconds
+from spatial_vlm.inference.unfamiliar import warn_of_forms
+from spatial_vlm.inputs import check_inputs
 from spatial_vlm.remote import write_whole
 from spatial_vlm.tasks import find_worded_task
 from spatial_vlm.tasks.task import Task
@@ -60,6 +64,7 @@ HARMLESS = ("timed_questions", "in_flight", "mesh.*")
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
+    check_inputs(config, inputs(config))
     data, task = config.data, find_worded_task(config.task, config.template, config.prompt)
     source = task.read(data.records, data.images, data.boxes or None, data.max_bad_share)
     if config.control:
@@ -111,6 +116,14 @@ def check(config: Config) -> None:
       f"control is {config.control!r} and method 'zero-shot' chooses between the first words of the task's answers, "
       'which "Cannot tell." is not; choose another method or control'
     )
+
+
+def inputs(config: Config) -> list[str]:
+  """Returns the leaves that name files to read."""
+  records = ["data.records", "data.images", "data.boxes"]
+  if config.method == "majority":
+    return [*records, "data.training_records"]
+  return ["checkpoint", *records, *(["behaviors"] if config.method == "reuse" else [])]
 
 
 def controlled(name: str, task: Task, source: ExampleSource) -> tuple[Task, ControlledSource]:
@@ -171,7 +184,9 @@ def model_answers(
   mesh = sharding.make_mesh(config.mesh)
   check_batch(config, mesh, in_slots=config.prompt_slots > 0)
   policy = load_policy(config.checkpoint, mesh)
-  questions = QuestionBuilder(task, FORMS[config.method], recall)
+  form = FORMS[config.method]
+  warn_of_forms(config.checkpoint, task, [form, "short"] if recall else [form])
+  questions = QuestionBuilder(task, form, recall)
   judge = likeliest_verdicts if config.method == "zero-shot" else parsed_verdicts
   generator = make_generator(policy, mesh, questions, config, judge)
 
@@ -181,6 +196,13 @@ def model_answers(
     return with_seconds(predictions, generator, examples, config.timed_questions)
 
   return answer
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  return ending(
+    f"results.json and predictions.jsonl in {workdir}", ["report", leaf("runs", f"{workdir},…")]
+  )
 
 
 COMMAND = Command("evaluate", run, check=check)

@@ -8,12 +8,14 @@ Wilson interval, every difference a paired test. A later start may add or drop r
   spatial-vlm report --config.runs="('runs/evaluate_sft', 'blank=runs/evaluate_sft_blank')" --workdir runs/report
 """
 
+import argparse
 import datetime
 
 from etils import epath
 
 from spatial_vlm.answers import Grammar
 from spatial_vlm.commands.command import Command
+from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config, UsageError, check_algorithm, snapshot, versions
 from spatial_vlm.evaluation import runs_report
 from spatial_vlm.evaluation.results import to_json
@@ -45,7 +47,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   }
   write_whole(workdir / "report.md", runs_report.runs_report(found, FIGURE, provenance))
   print(runs_report.results_table(found["rows"]))
-  print(f"\nreport: {workdir / 'report.md'}   numbers: {workdir / 'results.json'}")
 
 
 def check(config: Config) -> None:
@@ -65,6 +66,11 @@ def answer_grammar(run: FinishedRun) -> Grammar:
   """Returns the grammar of the run's answers, as its task and template word them."""
   settings = run.settings
   return find_worded_task(settings["task"], settings.get("template", "project"), "plain").grammar
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  return ending(f"report.md, results.json and {FIGURE} in {workdir}")
 
 
 COMMAND = Command("report", run, check=check)

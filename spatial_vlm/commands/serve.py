@@ -22,6 +22,7 @@ from spatial_vlm.config import Config, UsageError, check_algorithm, check_positi
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.questions import load_recall
+from spatial_vlm.inference.unfamiliar import warn_of_forms
 from spatial_vlm.serving.address import bind, is_loopback
 from spatial_vlm.tasks import find_task
 
@@ -63,6 +64,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
       name = served_name(config, args.checkpoint)
       mesh = sharding.make_mesh(config.mesh)
       policy = load_policy(args.checkpoint, mesh)
+      if args.behaviors:
+        warn_of_forms(args.checkpoint, find_task(config.task), ["short"])
       recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
       service, engines = setup.make_service(policy, mesh, config, name, recall)
     engines.compile()
@@ -156,6 +159,11 @@ def check_address(host: str, port: int, token: str | None) -> None:
       f"--host {host} can be reached by other machines and there is no token: export "
       f"{TOKEN_VARIABLE}=$(openssl rand -hex 32), or leave --host out to serve this machine only"
     )
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  return ""  # it serves until it is stopped
 
 
 COMMAND = Command("serve", run, check=check, add_arguments=arguments, writes=False)

@@ -25,10 +25,12 @@ from tqdm import tqdm
 
 from spatial_vlm import config as config_lib
 from spatial_vlm.commands.command import Command
+from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, settings_from, snapshot
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.hosts import user_errors
+from spatial_vlm.inputs import check_inputs
 from spatial_vlm.synthesis.run.estimate import EstimateSettings, estimate_cost
 from spatial_vlm.synthesis.run.journal import Journal
 from spatial_vlm.synthesis.run.progress import RecordProgress
@@ -48,6 +50,10 @@ HARMLESS = (
 again by every start."""
 
 
+INPUTS = ("data.records", "data.images", "evaluation")
+"""Leaves that name files to read."""
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--yes", action="store_true", help="agree to any estimated cost")
   parser.add_argument(
@@ -59,6 +65,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   with user_errors():
     check(config)
     journal = Journal(workdir / "journal")
+    check_inputs(config, INPUTS)
     source = JsonlSource(
       config.data.records, config.data.images, max_bad_share=config.data.max_bad_share
     )
@@ -81,7 +88,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
       examples=config.examples,
       settings=config_lib.leaves(config),
     )
-  print(f"{written.chains:,} chains, results.json and report.md are in {workdir}")
+  print(f"{written.chains:,} chains are in {workdir / 'chains.jsonl'}")
   if written.unsettled:
     raise UsageError(
       f"{written.unsettled:,} of {written.records:,} records are not settled "
@@ -117,6 +124,22 @@ async def send(config: Config, started: SynthesisRun, key: str) -> None:
       bar.update()
 
     await send_missing(config, started, key, on_settled)
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  chains = leaf("data.conversations", workdir / "chains.jsonl")
+  images = leaf("data.images", config.data.images)
+  return ending(
+    f"chains.jsonl, results.json and report.md in {workdir}",
+    ["sft", chains, images],
+    [
+      "behaviors",
+      "--config",
+      "configs/behaviors.py:chains",
+      leaf("chains", workdir / "chains.jsonl"),
+    ],
+  )
 
 
 COMMAND = Command("synthesize", run, check=check, add_arguments=arguments)
