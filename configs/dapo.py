@@ -25,7 +25,8 @@ def tiny() -> ConfigDict:
         records="runs/scenes/train.jsonl",
         images="runs/scenes/images",
         validation="runs/scenes/validation.jsonl",
-        evaluation="",  # file of records that must not be trained on; scenes share none
+        # JSON lines in VSR's format whose statements must not be trained on (docs/tasks.md); scenes share none.
+        evaluation="",
         max_bad_share=0.01,
         # Padded (tokens, patches) of prompts: a round, or a mini-batch, takes the smallest that holds its prompts.
         # Larger prompts are skipped and counted.

@@ -40,7 +40,8 @@ def tiny() -> ConfigDict:
       data=dict(
         conversations="runs/scenes/chains.jsonl",  # lines of {image, question, answer}
         images="runs/scenes/images",
-        evaluation="",  # file of records that must not be trained on; scenes share none
+        # JSON lines in VSR's format whose statements must not be trained on (docs/tasks.md); scenes share none.
+        evaluation="",
         system_turns=True,  # False: leave out system turns, such as the behavior that an answer was written with
         mix=(),  # further (conversations, images, weight): `weight` of them for one of `conversations`
         max_bad_share=0.01,  # stop when more than this share of the records is broken

@@ -106,17 +106,19 @@ def _dispatch(argv: list[str]) -> None:
   remote.check_folder(workdir)
   if command.writes and not remote.is_remote(workdir) and (why := why_not_writable(workdir)):
     raise config_lib.UsageError(f"--workdir {workdir} cannot be written: {why}")
-  from spatial_vlm import hosts  # with jax, which the help does without
+  from spatial_vlm import compilation_cache, hosts  # with jax, which the help does without
 
   hosts.skip_absent_tpu()
   if command.multi_process:
     with hosts.together(args.coordinator, args.processes, args.process):
+      compilation_cache.set_up(args.compilation_cache)
       command.run(config, workdir, args)
   elif (tasks := hosts.launched_tasks()) > 1:
     raise config_lib.UsageError(
       f"{name} was started {tasks} times, and is work for one process: start it without srun and mpirun, or with -n 1"
     )
   else:
+    compilation_cache.set_up(args.compilation_cache)
     command.run(config, workdir, args)
   if hosts.is_first():
     print(module.last_words(config, workdir, args))
@@ -140,6 +142,12 @@ def _parser(command: Command, description: str) -> _Parser:
     default=f"runs/{command.name}",
     metavar="DIR",
     help="folder or gs:// address for everything the command writes (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--no-compilation-cache",
+    dest="compilation_cache",
+    action="store_false",
+    help="compile every program anew, in place of keeping them in ~/.cache/spatial_vlm/compiled",
   )
   if command.multi_process:
     group = parser.add_argument_group(

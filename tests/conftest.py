@@ -8,6 +8,8 @@ from unittest import mock
 
 import compiled_programs
 
+from spatial_vlm import compilation_cache
+
 # Read when jax, transformers and the thread pools are first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -68,7 +70,7 @@ hypothesis.settings.load_profile("project")
 
 def pytest_configure(config):
   if not hasattr(config, "workerinput"):  # once: not in the worker processes of xdist
-    compiled_programs.prune(compiled_programs.CACHE, compiled_programs.CACHE_BYTES)
+    compilation_cache.prune(compiled_programs.CACHE, compiled_programs.CACHE_BYTES)
 
 
 @pytest.fixture(scope="session")
@@ -180,7 +182,7 @@ def taught(shared_folder, nano, scenes_folder, on_devices):
   ]
   changes = {
     "checkpoint": nano,
-    "data.conversations": workdir / "conversations.jsonl",
+    "data.conversations": workdir.with_suffix(".jsonl"),
     "data.images": scenes_folder / "images",
     "data.shapes": "((192, 64),)",  # one program
     "epochs": 7,
@@ -192,8 +194,7 @@ def taught(shared_folder, nano, scenes_folder, on_devices):
   # The first worker process trains it; the others would train the same bits.
   with filelock.FileLock(shared_folder / "taught.lock"), on_devices(1):
     if not (workdir / "export").exists():
-      workdir.mkdir(exist_ok=True)
-      conversations.write(workdir / "conversations.jsonl", rows)
+      conversations.write(workdir.with_suffix(".jsonl"), rows)
       assert cli.main(["sft", "--workdir", str(workdir), *settings]) == 0
   return workdir / "export"
 

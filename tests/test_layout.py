@@ -11,11 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
   (
-    *("types", "workdir", "disk_errors", "config", "extras", "remote", "inputs"),
-    *("answers", "answer_extraction", "text", "jsonl"),
+    *("types", "workdir", "disk_errors", "config", "progress", "extras", "remote", "inputs"),
+    *("answers", "answer_extraction", "text", "jsonl", "compilation_cache"),
   ),
   (
     *("parameters", "sharding", "process_rows", "stop_signals", "hosts", "checkpoint", "metrics"),
+    "compile_clock",
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (
@@ -178,6 +179,7 @@ RESERVED = {
     f"serving/{file}.py" for file in ("app", "connection", "page_routes", "request_body", "server")
   },
   "torchvision": set(),
+  "tqdm": {"progress.py"},
   "uvicorn": {"serving/server.py"},
 }
 """Heavy or remote libraries and the files that may import them."""

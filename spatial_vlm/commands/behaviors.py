@@ -41,7 +41,7 @@ from spatial_vlm.reuse.handbook.handbook import Handbook
 from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
 from spatial_vlm.reuse.index.index_folder import save_index
 from spatial_vlm.synthesis.text_teacher import check_text_teacher
-from spatial_vlm.tasks import find_task
+from spatial_vlm.tasks import find_training_task
 from spatial_vlm.train.behavior_data import training_examples
 from spatial_vlm.train.behavior_sources import (
   REVIEW_FILE,
@@ -62,7 +62,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
     check_inputs(config, inputs(config))
-    task = find_task(config.task)
+    task = find_training_task(config.task)
     embedder = load_embedder(config.embedder)
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
     min_similarity = config.min_similarity
@@ -135,7 +135,7 @@ def reasonings(solutions: Sequence[Solution], behaviors: Sequence[Behavior]) -> 
 def check(config: Config) -> None:
   """Raises UsageError for a config of another command, and for settings out of their range."""
   check_algorithm(config, "behaviors")
-  find_task(config.task)
+  find_training_task(config.task)
   find_extractor(config.extractor)
   check_positive(config, "batch_size", "in_flight", "max_new_tokens", "min_support")
   check_positive(config, "max_instruction_tokens")

@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-from tqdm import tqdm
 
 from spatial_vlm.commands.command import Command
 from spatial_vlm.commands.ending import ending, leaf
@@ -34,6 +33,7 @@ from spatial_vlm.data.splits import Overlap, Split, read_splits, write_records
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inputs import check_inputs
 from spatial_vlm.processor.image import png
+from spatial_vlm.progress import progress_bar
 
 TRAIN, TEST = "train", "test"
 STORE = "store"
@@ -111,7 +111,7 @@ def prepare(config: Config, workdir: epath.Path) -> dict[str, Any]:
       examples = sampled(source, config.seed, config.sheet)
       (workdir / "contact_sheet.png").write_bytes(png(contact_sheet(examples)))
     if config.store.shards:
-      with tqdm(total=len(source), desc=f"{name} store", dynamic_ncols=True) as bar:
+      with progress_bar(f"{name} store", len(source)) as bar:
         folder, settings = workdir / STORE, store_settings(config)
         written = store.write_store(folder, name, source, settings, bar.update)
       bad = [dataclasses.asdict(bad) for bad in written.bad]

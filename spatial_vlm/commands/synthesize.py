@@ -21,7 +21,6 @@ import asyncio
 import sys
 
 from etils import epath
-from tqdm import tqdm
 
 from spatial_vlm import config as config_lib
 from spatial_vlm.commands.command import Command
@@ -31,6 +30,7 @@ from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inputs import check_inputs
+from spatial_vlm.progress import progress_bar
 from spatial_vlm.synthesis.run.estimate import EstimateSettings, estimate_cost
 from spatial_vlm.synthesis.run.journal import Journal
 from spatial_vlm.synthesis.run.progress import RecordProgress
@@ -115,7 +115,7 @@ def confirm(config: Config, started: SynthesisRun, is_agreed: bool) -> None:
 async def send(config: Config, started: SynthesisRun, key: str) -> None:
   """Sends the missing questions and shows the progress."""
   total, accepted = len(started.questions.indices), 0
-  with tqdm(total=total, desc="records", dynamic_ncols=True, mininterval=0.5) as bar:
+  with progress_bar("records", total) as bar:
 
     def on_settled(progress: RecordProgress) -> None:
       nonlocal accepted

@@ -116,6 +116,7 @@ def slot_programs(generation: Generation, settings: SlotSettings) -> list[Progra
       top_k=rows(F),
       limit=rows(F),
       ends=rows(F, sizes.end_tokens),
+      wants_likeliest=rows(F, dtype=jnp.bool_),
     ),
   )
   keep = rows(sizes.rows, dtype=jnp.bool_)

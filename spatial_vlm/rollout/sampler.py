@@ -96,8 +96,7 @@ def sample_rows(
   top-p and top-k) is not computed.
   """
   is_drawn = settings.temperature > 0
-  scale = jnp.where(is_drawn, settings.temperature, 1.0)
-  logp = jax.nn.log_softmax(logits.astype(jnp.float32) / scale[:, None], axis=-1)
+  logp = _row_logprobs(logits, settings)
   likeliest = jnp.argmax(logp, axis=-1)
 
   def draw() -> Int[Array, "R"]:
@@ -110,6 +109,27 @@ def sample_rows(
 
   token = jax.lax.cond(jnp.any(is_drawn & active), draw, lambda: likeliest)
   return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
+
+
+def _row_logprobs(logits: Float[Array, "R V"], settings: RowSampling) -> Float[Array, "R V"]:
+  scale = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
+  return jax.nn.log_softmax(logits.astype(jnp.float32) / scale[:, None], axis=-1)
+
+
+def likeliest_tokens(
+  logits: Float[Array, "R V"], settings: RowSampling, wanted: Bool[Array, "R"], count: int
+) -> tuple[Int[Array, "R A"], Float[Array, "R A"]]:
+  """Returns the `count` likeliest tokens and their log-probabilities, those of `sample_rows`, the likeliest first.
+
+  They are zeros where no row is `wanted`: nothing is sorted then.
+  """
+  shape = len(wanted), count
+  logp, token = jax.lax.cond(
+    jnp.any(wanted),
+    lambda: tuple(jax.lax.top_k(_row_logprobs(logits, settings), count)),
+    lambda: (jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)),
+  )
+  return token, logp
 
 
 def truncate(

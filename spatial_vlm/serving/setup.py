@@ -15,6 +15,7 @@ from spatial_vlm.processor.chat import Encoded, Size
 from spatial_vlm.rollout.prefix_cache import PrefixCache
 from spatial_vlm.rollout.slot_engine import SlotEngine
 from spatial_vlm.rollout.slot_requests import SlotRequest, SlotSettings
+from spatial_vlm.serving.chat_request import MAX_TOP_LOGPROBS
 from spatial_vlm.serving.engine_thread import EngineThread
 from spatial_vlm.serving.limits import Limits
 from spatial_vlm.serving.prompts import PromptBuilder
@@ -105,6 +106,7 @@ def _slot_settings(policy: Policy, config: Config, format: PromptFormat) -> Slot
     sizes=format.sizes,
     end_tokens=(policy.special.eos,),
     decode_tokens=config.decode_tokens,
+    top_logprobs=min(MAX_TOP_LOGPROBS, policy.model.text.vocab_size),
   )
 
 

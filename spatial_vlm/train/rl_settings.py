@@ -6,6 +6,7 @@ from spatial_vlm.config import Config, UsageError, check_algorithm, check_names,
 from spatial_vlm.objectives.policy_objectives import check_objectives
 from spatial_vlm.rewards.table import REWARDS
 from spatial_vlm.rollout.sampler import SamplingSettings
+from spatial_vlm.tasks import find_training_task
 from spatial_vlm.train.run import check_training
 
 
@@ -77,6 +78,7 @@ def check(config: Config) -> None:
   check_algorithm(config, "dapo")
   check_training(config)
   check_positive(config, *_POSITIVE)
+  find_training_task(config.task)
   check_objectives(config.objectives)
   check_names("rewards", config.rewards, REWARDS)
   if config.temperature <= 0:

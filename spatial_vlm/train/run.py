@@ -11,10 +11,10 @@ import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from spatial_vlm import hosts, sharding
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.compile_clock import compile_seconds
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.loading import load_policy_for_training
@@ -25,6 +25,7 @@ from spatial_vlm.parameters.int8 import dequantize
 from spatial_vlm.parameters.lora import new_adapters
 from spatial_vlm.parameters.partition import Subset, combine, flatten, partition, subset_from_config
 from spatial_vlm.parameters.paths import INT8
+from spatial_vlm.progress import ProgressLines, TerminalBar, progress_bar
 from spatial_vlm.stop_signals import checkpoint_at_signals
 from spatial_vlm.train.trained_weights import base_record, check_base
 from spatial_vlm.train.update import init_state
@@ -113,15 +114,16 @@ def checkpoint_cadence(steps: int, minutes: float) -> Callable[[int], bool]:
   return is_due
 
 
-def progress(name: str, done: int, total: int) -> tqdm:
-  """Returns a bar with the time left; only process 0 shows it."""
-  return tqdm(
-    total=total,
-    initial=done,
-    desc=name,
-    dynamic_ncols=True,
+def progress(name: str, done: int, total: int) -> TerminalBar | ProgressLines:
+  """Returns the progress of a run, with the time left without compilation; only process 0 shows it."""
+  return progress_bar(
+    name,
+    total,
+    done=done,
+    unit="step",
+    compiles=True,
+    excluded=compile_seconds,
     disable=jax.process_index() > 0,
-    mininterval=1.0,
   )
 
 

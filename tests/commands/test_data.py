@@ -187,8 +187,8 @@ def test_training_sets_that_share_evaluation_pairs_are_refused_or_filtered(
   ("change", "message"),
   [
     ({"data.splits": "train,other"}, "other.jsonl"),
-    ({"data.folder": "nowhere"}, "the folder nowhere does not exist"),
-    ({"data.images": "nowhere.zip"}, "nowhere.zip cannot be read"),
+    ({"data.folder": "nowhere"}, "nowhere (data.folder) does not exist"),
+    ({"data.images": "nowhere.zip"}, "nowhere.zip (data.images) does not exist"),
     ({"data.splits": ""}, "give at least one of each"),
     ({"sheet": 0}, "give at least one of each"),
     ({"data.max_bad_share": 3}, "max_bad_share is 3"),

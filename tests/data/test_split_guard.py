@@ -55,6 +55,14 @@ def test_a_pair_is_found_in_a_question_in_any_wording(text, asked):
   assert not asked_pairs([("b.jpg", text)], [pair])
 
 
+@pytest.mark.parametrize("suffix", [".tsv", ".json"])
+def test_a_benchmarks_table_guards_nothing_and_is_refused(suffix):
+  with pytest.raises(
+    UsageError, match="no pair would match: for VSR-zeroshot give VSR's splits/ze"
+  ):
+    read_pairs(f"benchmark{suffix}")
+
+
 def test_shared_pairs_are_refused_and_the_first_is_named():
   with pytest.raises(
     UsageError, match=r"(?s)^2 of the 4 evaluation pairs .* in e.jsonl.*: leave them out\..*"

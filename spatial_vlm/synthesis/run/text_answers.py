@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from spatial_vlm.config import UsageError
+from spatial_vlm.progress import progress_bar
 from spatial_vlm.reuse.extraction.extractor import TextQuestion
 from spatial_vlm.synthesis.hashing import hash_seed
 from spatial_vlm.synthesis.run.journal import Journal
@@ -88,7 +87,7 @@ def _most_tokens(question: Question) -> int:
 
 async def _send(run: TextRun, questions: Mapping[str, Question], teacher: Teacher) -> None:
   limiter = RateLimiter(run.limits)
-  with tqdm(total=len(questions), desc="questions to the teacher", dynamic_ncols=True) as bar:
+  with progress_bar("questions to the teacher", len(questions)) as bar:
 
     async def settle(key: str) -> None:
       result = await send_with_retries(run, key, questions[key], teacher, limiter)
