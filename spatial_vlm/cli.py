@@ -120,8 +120,8 @@ def _dispatch(argv: list[str]) -> None:
   else:
     compilation_cache.set_up(args.compilation_cache)
     command.run(config, workdir, args)
-  if hosts.is_first():
-    print(module.last_words(config, workdir, args))
+  if hosts.is_first() and (words := module.last_words(config, workdir, args)):
+    print(words)
 
 
 def _parser(command: Command, description: str) -> _Parser:

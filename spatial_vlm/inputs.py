@@ -26,8 +26,9 @@ def check_inputs(config: Config, names: Iterable[str]) -> None:
     return
   several = len(absent) > 1
   named = " and ".join(f"{path} ({name})" for name, path in absent.items())
-  makers = " and ".join(dict.fromkeys(filter(None, map(_maker, absent.values()))))
-  writes = f"{makers} writes {'them' if several else 'it'}; or " if makers else ""
+  makers = list(dict.fromkeys(filter(None, map(_maker, absent.values()))))
+  verb = "write" if len(makers) > 1 else "writes"
+  writes = f"{' and '.join(makers)} {verb} {'them' if several else 'it'}; or " if makers else ""
   flags = " ".join(f"--config.{name}=…" for name in absent)
   raise UsageError(
     f"{named} {'do' if several else 'does'} not exist: {writes}give {'others' if several else 'another'} with {flags}"

@@ -173,6 +173,7 @@ def test_every_command_keeps_the_protocol(name):
   assert summary.endswith(".") and len(summary) <= 100
   command = importlib.import_module(cli.COMMANDS[name]).COMMAND
   assert command.name == name and callable(command.run)
+  assert callable(importlib.import_module(cli.COMMANDS[name]).last_words)
   config_lib.read_preset(command.config)
 
 

@@ -139,7 +139,7 @@ def check(config: Config) -> None:
 
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
   """Returns where the result is, and the commands that read it."""
-  return ending(args.draw) if args.draw else ""
+  return ending(args.draw, args.config) if args.draw else ""
 
 
 COMMAND = Command("answer", run, check=check, add_arguments=arguments, writes=False)

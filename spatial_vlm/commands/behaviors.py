@@ -161,6 +161,7 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
   words += [leaf("checkpoint", config.checkpoint)] if config.checkpoint else []
   return ending(
     f"index, {REVIEW_FILE} and conversations.jsonl in {workdir}",
+    args.config,
     [*words, leaf("data.images", config.data.images), "--workdir", "runs/sft_reuse"],
     ["evaluate", leaf("method", "reuse"), leaf("behaviors", workdir / "index")],
   )

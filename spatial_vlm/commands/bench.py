@@ -86,7 +86,7 @@ def use_compilation_cache(folder: epath.Path) -> None:
 
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
   """Returns where the result is, and the commands that read it."""
-  return ending(f"{TABLE} and results.json in {workdir}")
+  return ending(f"{TABLE} and results.json in {workdir}", args.config)
 
 
 COMMAND = Command("bench", run, check=check, add_arguments=arguments)

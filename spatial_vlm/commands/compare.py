@@ -129,6 +129,7 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
   policy = ["--checkpoint", config.checkpoint, "--behaviors", config.behaviors]
   return ending(
     f"report.md, results.json and {FIGURE} in {workdir}",
+    args.config,
     ["answer", "PHOTO", "STATEMENT", *policy],
     ["serve", *policy],
   )

@@ -152,6 +152,7 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
   export = workdir / "export"
   return ending(
     f"{export} (Hugging Face folder of the policy)",
+    args.config,
     ["answer", "PHOTO", "STATEMENT", "--checkpoint", export],
     ["evaluate", leaf("checkpoint", export)],
     ["behaviors", leaf("checkpoint", export)],

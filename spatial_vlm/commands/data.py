@@ -127,7 +127,7 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
   names += [leaf("evaluation", config.evaluation or workdir / f"{TEST}.jsonl")]
   has_both = TRAIN in config.data.splits and (config.evaluation or TEST in config.data.splits)
   steps = [["synthesize", *names]] if has_both else []
-  return ending(f"records, statistics.json and report.md in {workdir}", *steps)
+  return ending(f"records, statistics.json and report.md in {workdir}", args.config, *steps)
 
 
 COMMAND = Command("data", run, check=check)

@@ -60,6 +60,7 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
   ]
   return ending(
     f"report.md, results.json and figures in {workdir}",
+    args.config,
     ["answer", "PHOTO", "STATEMENT", *policy],
     ["serve", *policy],
   )

@@ -3,22 +3,24 @@
 import shlex
 
 
-def ending(result: str, *steps: list[object]) -> str:
+def ending(result: str, config_spec: str, *steps: list[object]) -> str:
   """Returns the last lines of a command.
 
   Args:
     result: names of files and the folder that holds them.
-    steps: command lines without `spatial-vlm`, as words; paths among them are quoted for a shell.
+    config_spec: --config of the command. Commands that follow one at the scale of 8B get their own preset `8b`.
+    steps: command lines without `spatial-vlm`, as words; a shell gets them quoted.
 
-  >>> print(ending("a.json in runs/b c", ["answer", "--checkpoint", "runs/b c"]))
+  >>> print(ending("a.json in runs/b c", "configs/dapo.py:8b", ["answer", "--checkpoint", "runs/b c"]))
   <BLANKLINE>
   result: a.json in runs/b c
-  next:   spatial-vlm answer --checkpoint 'runs/b c'
+  next:   spatial-vlm answer --config configs/answer.py:8b --checkpoint 'runs/b c'
   """
-  labels = ("next:  ", *["       "] * len(steps))
   lines = [f"\nresult: {result}"]
-  for label, words in zip(labels, steps, strict=False):
-    lines.append(f"{label} {shlex.join(['spatial-vlm', *map(str, words)])}")
+  for label, (name, *words) in zip(("next:  ", *["       "] * len(steps)), steps, strict=False):
+    if config_spec.endswith(":8b") and "--config" not in words:
+      words = ["--config", f"configs/{name}.py:8b", *words]
+    lines.append(f"{label} {shlex.join(['spatial-vlm', str(name), *map(str, words)])}")
   return "\n".join(lines)
 
 

@@ -1,7 +1,6 @@
 """Measure a method on held-out records: accuracy with its interval, boxes, tokens, seconds per answer.
 
 Every answer is stored in WORKDIR/predictions, one file a batch; results.json and a table on the terminal are made
-import argparse
 from them. After an interruption, the same command resumes with the first batch that is missing. Methods: `majority`
 (no model), `zero-shot` (the likeliest first word), `direct`, `chain`, `short` (the short form without a behavior, which
 `configs/sft.py:bc` teaches) and `reuse` (a recalled behavior and the short form, the full chain where nothing is
@@ -12,6 +11,7 @@ without the image; `report` sets its answers next to those with the image.
   spatial-vlm evaluate --config.method=chain --config.checkpoint=runs/sft/export --workdir runs/evaluate_sft
 """
 
+import argparse
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -201,7 +201,9 @@ def model_answers(
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
   """Returns where the result is, and the commands that read it."""
   return ending(
-    f"results.json and predictions.jsonl in {workdir}", ["report", leaf("runs", f"{workdir},…")]
+    f"results.json and predictions.jsonl in {workdir}",
+    args.config,
+    ["report", leaf("runs", f"{workdir},…")],
   )
 
 

@@ -172,9 +172,10 @@ def at(tree, names):
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
   """Returns where the result is, and the commands that read it."""
   if config.adapter:
-    return ending(f"{workdir} (adapter, as PEFT reads it)")
+    return ending(f"{workdir} (adapter, as PEFT reads it)", args.config)
   return ending(
     f"{workdir} (Hugging Face folder of the policy)",
+    args.config,
     ["answer", "PHOTO", "STATEMENT", "--checkpoint", workdir],
     ["serve", "--checkpoint", workdir],
   )

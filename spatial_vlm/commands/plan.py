@@ -89,7 +89,9 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
 
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
   """Returns where the result is, and the commands that read it."""
-  return ending(f"plan.json in {workdir}", [algorithm_of(config), "--config", args.config])
+  return ending(
+    f"plan.json in {workdir}", args.config, [algorithm_of(config), "--config", args.config]
+  )
 
 
 COMMAND = Command(

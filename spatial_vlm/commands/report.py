@@ -70,7 +70,7 @@ def answer_grammar(run: FinishedRun) -> Grammar:
 
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
   """Returns where the result is, and the commands that read it."""
-  return ending(f"report.md, results.json and {FIGURE} in {workdir}")
+  return ending(f"report.md, results.json and {FIGURE} in {workdir}", args.config)
 
 
 COMMAND = Command("report", run, check=check)

@@ -70,6 +70,7 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
   images = leaf("data.images", workdir / "images")
   return ending(
     f"records, images, chains.jsonl and contact_sheet.png in {workdir}",
+    args.config,
     ["sft", leaf("data.conversations", workdir / "chains.jsonl"), images],
     ["synthesize", leaf("data.records", workdir / "train.jsonl"), images],
   )

@@ -132,6 +132,7 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
   images = leaf("data.images", config.data.images)
   return ending(
     f"chains.jsonl, results.json and report.md in {workdir}",
+    args.config,
     ["sft", chains, images],
     [
       "behaviors",
