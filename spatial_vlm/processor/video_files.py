@@ -20,7 +20,7 @@ from etils import epath
 from jaxtyping import UInt8
 
 from spatial_vlm import extras
-from spatial_vlm.processor.image import check_pixels, open_image, to_rgb
+from spatial_vlm.processor.image import check_pixels, open_header, open_image, to_rgb
 from spatial_vlm.processor.video import UnreadableVideo, Video, VideoInfo, check_rate
 
 _DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
@@ -81,7 +81,7 @@ class Animation:
 
   def __init__(self, file: epath.Path | bytes, name: str, fps: float | None):
     self.file, self.name = file, name
-    with _stream(file) as stream, PIL.Image.open(stream) as image:
+    with _stream(file) as stream, open_header(stream) as image:
       check_pixels(image.width, image.height)
       frames = getattr(image, "n_frames", 1)
       if frames == 1:
@@ -94,7 +94,7 @@ class Animation:
       self.info = VideoInfo(frames, rate, image.height, image.width)
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    with _stream(self.file) as stream, PIL.Image.open(stream) as image:
+    with _stream(self.file) as stream, open_header(stream) as image:
       for number in numbers:
         try:
           image.seek(number)

@@ -6,14 +6,13 @@ would change the answer and are not implemented are accepted at their neutral va
 
 import dataclasses
 import json
-import re
 from typing import Any
 
+from spatial_vlm.jsonl import parse_json
 from spatial_vlm.serving.api_error import invalid
 from spatial_vlm.serving.chat_messages import ImageUrl, MessageLimits, Turn, image_urls, read_turns
 from spatial_vlm.serving.fields import boolean, choice, integer, mapping, number, shown, string
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 GREEDY_TEMPERATURE = 1e-5
 """Lower temperatures take the likeliest token, as in vLLM: logits divided by them would overflow."""
 MAX_TOP_LOGPROBS = 20
@@ -124,13 +123,9 @@ def parse_chat_request(body: bytes, defaults: Defaults) -> ChatRequest:
 
 def _json_object(body: bytes) -> dict[str, Any]:
   try:
-    data = json.loads(body.decode(), parse_constant=_refuse_constant)
-    if _SURROGATE.search(body):
-      # Half a surrogate pair is valid JSON and no Unicode: no tokenizer reads it.
-      json.dumps(data, ensure_ascii=False).encode()
-  except (ValueError, RecursionError) as error:
-    reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-    raise invalid(f"the body is not JSON in UTF-8: {reason}") from error
+    data = parse_json(body, _refuse_constant)
+  except ValueError as error:
+    raise invalid(f"the body is not JSON in UTF-8: {error}") from error
   if not isinstance(data, dict):
     raise invalid(f"the body is {shown(data)}; give a JSON object")
   return data

@@ -19,7 +19,7 @@ def test_lines_and_names_grow_with_the_image():
   widths, heights = [], []
   for longer in (600, 2400):
     image = PIL.Image.new("RGB", (longer, longer // 2), "black")
-    drawn = np.asarray(draw_boxes(image, {"mug": (900, 500, 990, 900)}))
+    drawn = np.asarray(draw_boxes(image, {"mug on a long shelf": (900, 500, 990, 900)}))
     colored = (drawn == (0, 114, 178)).all(axis=-1)
     widths.append(colored[longer // 3].sum() / 2)  # of the left and the right line
     name = colored[: longer // 4].any(axis=1)
