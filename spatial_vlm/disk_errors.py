@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 _FULL = "make room"
 _RIGHTS = "change the rights, or give another path"
@@ -29,7 +30,8 @@ def disk_error(error: BaseException) -> str | None:
       return f"{where}{_sentence(each.errno)}"
     for number in _IN_TEXTS:
       if os.strerror(number) in str(each):
-        return _sentence(number)
+        file = re.search(r'"(/[^"]+)"', str(each))
+        return f"{file[1]}: {_sentence(number)}" if file else _sentence(number)
     each = each.__cause__ or each.__context__
   return None
 

@@ -9,8 +9,10 @@ from etils import epath
 SETTINGS_FILE = "config.json"
 _OF_NO_RUN = (".log", ".txt", ".out", ".err")
 """Suffixes of what a shell or a scheduler may write next to a run."""
-_OF_A_RUN = frozenset(("checkpoints", "metrics", "tensorboard", "journal", "predictions", "export"))
-"""Folders of a run whose config.json was lost."""
+_OF_A_RUN = frozenset(
+  ("checkpoints", "metrics", "tensorboard", "journal", "predictions", "origin.json", "results.json")
+)
+"""Entries of a run whose config.json was lost."""
 
 
 def foreign_entries(workdir: epath.Path) -> list[str]:

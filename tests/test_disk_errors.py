@@ -24,6 +24,7 @@ def wrapped(cause):
     (FULL, "/runs/a: No space left on device; make room, then run the same command again"),
     (wrapped(FULL), "/runs/a: No space left on device; make room, "),
     (ValueError("RESOURCE_EXHAUSTED: [OS error 28: No space left on device]"), "No space left on"),
+    (ValueError('Failed writing: "/a/6/d": No space left on device'), "/a/6/d: No space left on"),
     (NotADirectoryError(errno.ENOTDIR, "", b"/a/b"), "/a/b: Not a directory; give another path"),
     (OSError(errno.EROFS, ""), "Read-only file system; give a folder that can be written"),
   ],

@@ -142,7 +142,7 @@ def test_pretraining_resumes_too(tmp_path, run, sft_changes, outcome, stopped_at
     ({"optimizer.schedule": "linear"}, "schedule is 'linear'"),
     ({"optimizer.warmup_steps": 9}, "warmup_steps is 9"),
     ({"mesh.data": 3}, "does not cover the 1 devices"),
-    ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
+    ({"checkpoint": "no/such/folder"}, "no/such/folder (checkpoint) does not exist"),
     ({"data.conversations": "absent.jsonl"}, "absent.jsonl"),
     ({"data.max_bad_share": 2}, "max_bad_share is 2"),
     ({**PRETRAIN, "data.pretrain.objects": "(1,)"}, "shorter"),
