@@ -266,7 +266,7 @@ def test_a_task_without_mixed_outcomes_ends_with_a_message(
     ({"data.prompt_shapes": "((20, 64),)"}, "the largest of prompt_shapes holds 20 and 64"),
     ({"data.prompt_shapes": "((20, 99), (64, 64))"}, "no shape of ((20, 99), (64, 64)) holds all"),
     ({"data.validation": "absent.jsonl"}, "absent.jsonl"),
-    ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
+    ({"checkpoint": "no/such/folder"}, "no/such/folder (checkpoint) does not exist"),
     ({"mesh.fsdp": 3}, "multiply to 1"),
     (
       {"engine.kind": "slots", "engine.prompt_slots": 1, "engine.samples_per_slot": 1},
