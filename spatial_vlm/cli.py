@@ -5,6 +5,7 @@ Each module of `spatial_vlm.commands` that COMMANDS names holds a `Command` unde
 
 import argparse
 import ast
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -20,6 +21,7 @@ from spatial_vlm import config as config_lib
 from spatial_vlm.commands.command import Command
 from spatial_vlm.disk_errors import disk_error
 from spatial_vlm.workdir import why_not_writable
+from spatial_vlm.workdir_lock import only_writer
 
 COMMANDS = {
   "demo": "spatial_vlm.commands.demo",
@@ -108,18 +110,22 @@ def _dispatch(argv: list[str]) -> None:
     raise config_lib.UsageError(f"--workdir {workdir} cannot be written: {why}")
   from spatial_vlm import compilation_cache, hosts  # with jax, which the help does without
 
+  def run() -> None:
+    compilation_cache.set_up(args.compilation_cache)
+    writes = command.writes and hosts.is_first()
+    with only_writer(workdir) if writes else contextlib.nullcontext():
+      command.run(config, workdir, args)
+
   hosts.skip_absent_tpu()
   if command.multi_process:
     with hosts.together(args.coordinator, args.processes, args.process):
-      compilation_cache.set_up(args.compilation_cache)
-      command.run(config, workdir, args)
+      run()
   elif (tasks := hosts.launched_tasks()) > 1:
     raise config_lib.UsageError(
       f"{name} was started {tasks} times, and is work for one process: start it without srun and mpirun, or with -n 1"
     )
   else:
-    compilation_cache.set_up(args.compilation_cache)
-    command.run(config, workdir, args)
+    run()
   if hosts.is_first() and (words := module.last_words(config, workdir, args)):
     print(words)
 

@@ -10,7 +10,16 @@ SETTINGS_FILE = "config.json"
 _OF_NO_RUN = (".log", ".txt", ".out", ".err")
 """Suffixes of what a shell or a scheduler may write next to a run."""
 _OF_A_RUN = frozenset(
-  ("checkpoints", "metrics", "tensorboard", "journal", "predictions", "origin.json", "results.json")
+  (
+    "checkpoints",
+    "metrics",
+    "tensorboard",
+    "journal",
+    "predictions",
+    "origin.json",
+    "results.json",
+    "behaviors.yaml",
+  )
 )
 """Entries of a run whose config.json was lost."""
 

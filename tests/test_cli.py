@@ -1,5 +1,6 @@
 """Dispatch: help, errors on one line, exit statuses."""
 
+import contextlib
 import importlib
 import subprocess
 import sys
@@ -129,6 +130,21 @@ def test_errors_of_use_are_one_line(capsys, argv, message):
 def test_nothing_is_made_when_the_command_line_is_wrong(paint, capsys):
   _error(capsys, "paint", "a", "--config.stepz=1")
   assert not (paint / "runs").exists()
+
+
+def test_a_command_works_under_the_lock_of_its_workdir(monkeypatch, paint):
+  held = []
+
+  @contextlib.contextmanager
+  def lock(workdir):
+    yield
+    held.append(workdir)
+
+  monkeypatch.setattr(cli, "only_writer", lock)
+  assert cli.main(["paint", "a", "--workdir", "here"]) == 0
+  with pytest.raises(ValueError, match="not foreseen"):
+    cli.main(["paint", "a", "--config.fail=bug"])
+  assert [str(folder) for folder in held] == ["here"]
 
 
 def test_interrupt(capsys):

@@ -11,7 +11,17 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
   (
-    *("types", "workdir", "disk_errors", "config", "progress", "extras", "remote", "inputs"),
+    *(
+      "types",
+      "workdir",
+      "disk_errors",
+      "config",
+      "progress",
+      "extras",
+      "remote",
+      "inputs",
+      "workdir_lock",
+    ),
     *("answers", "answer_extraction", "text", "jsonl", "compilation_cache"),
   ),
   (
