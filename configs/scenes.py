@@ -22,7 +22,7 @@ def tiny() -> ConfigDict:
       counts=dict(
         train=8000, validation=1000, test=4000
       ),  # even numbers: examples come in contrastive pairs
-      chains=4000,  # training examples, from the first, for which the teacher writes answers
+      chains=4000,  # training examples, from the first, for which the teacher writes chains
       sheet=24,  # examples on the contact sheet
     )
   )

@@ -11,6 +11,9 @@ from tqdm import tqdm
 LINE_SECONDS = 15.0
 """Least time between two lines of one piece of work."""
 
+COMPILING = "compiling"
+"""Stands in place of the values until the first step is done."""
+
 Item = TypeVar("Item")
 
 
@@ -71,6 +74,8 @@ class TerminalBar(tqdm):
     """Counts finished work."""
     if self.pace:
       self.pace.update(self.n + (n or 0))
+    if self.postfix == COMPILING:
+      self.postfix = None
     return super().update(n)
 
 
@@ -89,6 +94,8 @@ class ProgressLines:
     """Counts finished work."""
     self.n += n
     self.pace.update(self.n)
+    if self.note == COMPILING:
+      self.note = ""
     if self.pace.clock() - self.last_line >= LINE_SECONDS:
       self.refresh()
 
@@ -167,7 +174,7 @@ def progress_bar(
     bar = ProgressLines(name, total, done, unit)
   bar.pace = Pace(done, compiles, excluded)
   if compiles and done != total:
-    bar.set_postfix_str("compiling", refresh=False)
+    bar.set_postfix_str(COMPILING, refresh=False)
   bar.refresh()
   return bar
 

@@ -50,6 +50,15 @@ def short_line(text: str, most: int = 300) -> str:
   return line if len(line) <= most and len(text) <= 2 * most else line[: most - 1] + "…"
 
 
+def without_surrogates(text: str) -> str:
+  """Replaces half surrogate pairs, which no file can hold, by U+FFFD.
+
+  >>> without_surrogates("caf\\u00e9 \\ud83d")
+  'café �'
+  """
+  return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def percent(share: float | None) -> str:
   """Returns a share in percent, with one decimal; a dash for None.
 

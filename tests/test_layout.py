@@ -81,6 +81,7 @@ FOLDERS = {
       "runs",
       "runs_comparison",
       "runs_report",
+      "seed_report",
     ),
   ),
   "tasks": ("task", "explanations", "statements", "choices", "benchmarks"),
@@ -95,7 +96,7 @@ FOLDERS = {
   "reuse/handbook": ("behavior", "duplicates", "handbook", "review_file"),
   "reuse/chains": (
     *("solutions", "comparison", "box_values", "comparison_words", "reasoning_patterns"),
-    *("chain_objects", "reasoning", "relation_verdict", "chain_check", "restatement"),
+    *("chain_objects", "reasoning", "relation_verdict", "rule", "chain_check", "restatement"),
   ),
   "reuse/embedding": ("encoder_embedder", "embedder"),
   "reuse/extraction": (

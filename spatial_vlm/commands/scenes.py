@@ -30,8 +30,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   for source in sources.values():
     write_split(source, workdir)
   training = scene_conversations(sources["train"], config.chains)
-  conversations.write(workdir / "chains.jsonl", training["chain"])
-  conversations.write(workdir / "direct.jsonl", training["direct"])
+  conversations.write(workdir / "chains.jsonl", training.chains)
+  conversations.write(workdir / "direct.jsonl", training.direct)
   sheet = [sources["train"][index] for index in range(config.sheet)]
   (workdir / "contact_sheet.png").write_bytes(png(contact_sheet(sheet)))
 

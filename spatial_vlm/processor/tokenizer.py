@@ -74,7 +74,9 @@ def _check_template(tokenizer: PreTrainedTokenizerFast, folder: epath.Path) -> N
   without_system = _SAMPLE_TEXT.partition("<|im_end|>\n")[2]
   for messages, ours in ((_SAMPLE, _SAMPLE_TEXT), (_SAMPLE[1:], without_system)):
     try:
-      theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+      theirs = str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+      )
     except Exception as error:  # a template may raise anything
       raise ValueError(f"{folder}: its chat template cannot be rendered: {error}") from error
     if theirs != ours:

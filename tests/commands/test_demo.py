@@ -85,6 +85,7 @@ def test_ten_kills_leave_no_trace(after_ten_kills):
     "validation_scenes": 64,
     "test_scenes": 64,
     "sft_epochs": 10,
+    "direct_epochs": 1,
     "dapo_steps": 3,
     "behavior_scenes": 256,
     "min_support": 1,

@@ -59,3 +59,10 @@ def test_labels_and_images_of_held_out_scenes_train_nothing(tmp_path):
   for stage in stages(settings(), epath.Path(tmp_path)):
     if stage.command in ("sft", "dapo", "behaviors"):
       assert not any("test" in str(value).rsplit("/", 1)[-1] for value in stage.changes.values())
+
+
+def test_the_seed_reaches_every_stage_that_draws(tmp_path):
+  plan = stages(settings(seed=7), epath.Path(tmp_path))
+  drawing = [stage for stage in plan if "seed" in stage.settings()]
+  assert {stage.command for stage in drawing} == {"scenes", "sft", "dapo"}
+  assert all(stage.settings().seed == 7 for stage in drawing)
