@@ -39,7 +39,7 @@ def tiny() -> ConfigDict:
       from_scratch=False,  # keep only the architecture of `checkpoint` and draw the weights
       data=dict(
         conversations="runs/scenes/chains.jsonl",  # lines of {image, question, answer}
-        images="runs/scenes/images",
+        images="runs/scenes/images",  # folder, archive or store of the images
         # JSON lines in VSR's format whose statements must not be trained on (docs/tasks.md); scenes share none.
         evaluation="",
         system_turns=True,  # False: leave out system turns, such as the behavior that an answer was written with
@@ -57,9 +57,9 @@ def tiny() -> ConfigDict:
         ),
         workers=0,  # threads that read and encode; give several for large photographs
       ),
-      epochs=3,
-      batch_size=8,
-      log_steps=10,
+      epochs=3,  # passes over the conversations
+      batch_size=8,  # rows of one batch
+      log_steps=10,  # updates between two records of metrics
       checkpoint_steps=100,  # 0: only by time
     )
   )

@@ -11,18 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
   (
-    *(
-      "types",
-      "workdir",
-      "disk_errors",
-      "config",
-      "progress",
-      "extras",
-      "remote",
-      "inputs",
-      "workdir_lock",
-    ),
-    *("answers", "answer_extraction", "text", "jsonl", "compilation_cache"),
+    *("types", "workdir", "disk_errors", "settings", "config", "progress", "extras", "remote"),
+    *("inputs", "workdir_lock", "answers", "answer_extraction"),
+    *("text", "jsonl", "compilation_cache"),
   ),
   (
     *("parameters", "sharding", "process_rows", "stop_signals", "hosts", "checkpoint", "metrics"),
@@ -33,11 +24,13 @@ LAYERS = (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
     *("synthesis", "train", "planning", "benchmark", "serving"),
   ),
-  ("demo", "commands", "cli"),
+  ("demo", "commands", "command_line", "cli"),
 )
 """Files and folders from the lowest layer up; on a layer, in the order in which data passes through them."""
 
 FOLDERS = {
+  "settings": ("ranges", "names", "shared_ranges", "range_table", "comments"),
+  "command_line": ("terminal", "parsing", "help_pages", "completion"),
   "parameters": ("paths", "partition", "int8", "lora"),
   "optim": ("moments", "schedules", "optimizers"),
   "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),
@@ -140,6 +133,7 @@ FOLDERS = {
       "policy_knowledge",
       "policy_folder",
       "trained_weights",
+      "prolonging",
       "run",
       "sft",
       "sft_data",

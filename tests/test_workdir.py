@@ -72,11 +72,6 @@ def test_a_start_that_failed_does_not_refuse_the_corrected_one(settings, folder)
     snapshot(settings("sft", "seed=2"), folder)
 
 
-def test_a_workdir_that_cannot_be_made_is_refused(settings):
-  with pytest.raises(UsageError, match="--workdir /proc/run cannot be made: No such file"):
-    snapshot(settings("sft"), epath.Path("/proc/run"))
-
-
 def test_a_place_that_cannot_be_written_is_known(tmp_path, monkeypatch):
   (tmp_path / "file").touch()
   assert workdir.why_not_writable(tmp_path / "new" / "run") is None

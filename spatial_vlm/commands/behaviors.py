@@ -21,9 +21,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from spatial_vlm import answers
-from spatial_vlm.commands.command import Command
 from spatial_vlm.commands.ending import ending, leaf
-from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
+from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation.results import read_recalls
@@ -34,7 +33,6 @@ from spatial_vlm.remote import write_whole
 from spatial_vlm.reuse.chains.chain_check import reading_report
 from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.reuse.embedding.embedder import load_embedder
-from spatial_vlm.reuse.extraction.extractors import find_extractor
 from spatial_vlm.reuse.handbook import review_file
 from spatial_vlm.reuse.handbook.behavior import Behavior
 from spatial_vlm.reuse.handbook.handbook import Handbook
@@ -133,13 +131,8 @@ def reasonings(solutions: Sequence[Solution], behaviors: Sequence[Behavior]) -> 
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for a config of another command, and for settings out of their range."""
-  check_algorithm(config, "behaviors")
+  """Raises UsageError for a teacher that cannot be asked, and for records of a split to measure on."""
   find_training_task(config.task)
-  find_extractor(config.extractor)
-  check_positive(config, "batch_size", "in_flight", "max_new_tokens", "min_support")
-  check_positive(config, "max_instruction_tokens")
-  check_positive(config.ask, "chains_per_relation")
   if config.extractor == "teacher":
     check_text_teacher(config.ask)
   for name, split in (
@@ -150,9 +143,6 @@ def check(config: Config) -> None:
       raise UsageError(
         f"{name} is {split!r}, a split to measure on; behaviors come from training records"
       )
-  for name in ("full_share", "cluster_similarity", "duplicate_similarity"):
-    if not 0 <= config[name] <= 1:
-      raise UsageError(f"{name} is {config[name]}; it is a share, from 0 to 1")
 
 
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
@@ -165,6 +155,3 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
     [*words, leaf("data.images", config.data.images), "--workdir", "runs/sft_reuse"],
     ["evaluate", leaf("method", "reuse"), leaf("behaviors", workdir / "index")],
   )
-
-
-COMMAND = Command("behaviors", run, check=check)

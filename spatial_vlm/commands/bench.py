@@ -28,18 +28,9 @@ from spatial_vlm.benchmark.measure import Rounds
 from spatial_vlm.benchmark.measurements import check, measure
 from spatial_vlm.benchmark.results import TABLE, Results
 from spatial_vlm.benchmark.subject import MODELS, Subject
-from spatial_vlm.commands.command import Command
 from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config
 from spatial_vlm.hosts import user_errors
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--against",
-    choices=("transformers",),
-    help="also time the same model in transformers with torch: same weights, same inputs, alternating rounds",
-  )
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
@@ -87,6 +78,3 @@ def use_compilation_cache(folder: epath.Path) -> None:
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
   """Returns where the result is, and the commands that read it."""
   return ending(f"{TABLE} and results.json in {workdir}", args.config)
-
-
-COMMAND = Command("bench", run, check=check, add_arguments=arguments)

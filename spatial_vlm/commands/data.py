@@ -22,7 +22,6 @@ from typing import Any
 
 from etils import epath
 
-from spatial_vlm.commands.command import Command
 from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import split_report, store
@@ -70,12 +69,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 def check(config: Config) -> None:
   """Raises UsageError for settings that cannot work together."""
-  if not config.data.splits or config.sheet < 1:
-    raise UsageError(
-      f"splits is {config.data.splits} and sheet is {config.sheet}; give at least one of each"
-    )
-  if not 0 <= config.data.max_bad_share <= 1:
-    raise UsageError(f"max_bad_share is {config.data.max_bad_share}; it is a share, from 0 to 1")
   if config.store.shards:
     store_settings(config).check()
     if not config.data.images:
@@ -128,6 +121,3 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
   has_both = TRAIN in config.data.splits and (config.evaluation or TEST in config.data.splits)
   steps = [["synthesize", *names]] if has_both else []
   return ending(f"records, statistics.json and report.md in {workdir}", args.config, *steps)
-
-
-COMMAND = Command("data", run, check=check)

@@ -18,15 +18,14 @@ from collections.abc import Iterator
 from etils import epath
 
 from spatial_vlm.commands import behaviors, dapo, evaluate, scenes, sft
-from spatial_vlm.commands.command import Command
 from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.demo import demo_report
 from spatial_vlm.demo.schedule import busy_seconds, finished, run_stages
 from spatial_vlm.demo.stages import Stage, stages
 
-COMMANDS = {m.COMMAND.name: m.COMMAND for m in (scenes, sft, dapo, behaviors, evaluate)}
-"""Name → command that a stage runs."""
+COMMANDS = dict(scenes=scenes, sft=sft, dapo=dapo, behaviors=behaviors, evaluate=evaluate)
+"""Name → module of the command that a stage runs."""
 HARMLESS = ("scenes_shown", "stages_at_once")
 """Settings that may change between two starts."""
 
@@ -79,6 +78,3 @@ def named(stage: Stage) -> Iterator[None]:
     raise UsageError(
       f"stage {stage.title!r} of the demo, which runs `{stage.command}`: {error}"
     ) from error
-
-
-COMMAND = Command("demo", run)

@@ -17,9 +17,8 @@ import datetime
 from etils import epath
 
 from spatial_vlm.answers import Grammar
-from spatial_vlm.commands.command import Command
 from spatial_vlm.commands.ending import ending
-from spatial_vlm.config import Config, UsageError, check_algorithm, snapshot, versions
+from spatial_vlm.config import Config, UsageError, snapshot, versions
 from spatial_vlm.evaluation import runs_report, seed_report
 from spatial_vlm.evaluation.results import to_json
 from spatial_vlm.evaluation.runs import FinishedRun, read_runs
@@ -73,8 +72,7 @@ def made_by() -> dict[str, str]:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for a config of another command, and for one without runs."""
-  check_algorithm(config, "report")
+  """Raises UsageError for a config without runs."""
   if not config.runs and not config.demos:
     raise UsageError("runs is empty; give workdirs of `evaluate`, or of `demo` in demos")
 
@@ -94,6 +92,3 @@ def answer_grammar(run: FinishedRun) -> Grammar:
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
   """Returns where the result is, and the commands that read it."""
   return ending(f"report.md, results.json and {FIGURE} in {workdir}", args.config)
-
-
-COMMAND = Command("report", run, check=check)

@@ -13,7 +13,6 @@ import argparse
 
 from etils import epath
 
-from spatial_vlm.commands.command import Command
 from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
@@ -43,11 +42,6 @@ def check(config: Config) -> None:
 
 def open_sources(config: Config) -> dict[str, SceneSource]:
   """Returns the sources of the three splits; raises UsageError for settings that cannot work together."""
-  if len(config.objects) != 2 or config.seed < 0 or config.image_size < 8:
-    raise UsageError(
-      f"objects is {config.objects}, seed is {config.seed} and image_size is {config.image_size}; give the least "
-      "and the most objects, a seed of at least 0, and at least 8 pixels"
-    )
   try:
     sources = {
       split: SceneSource(
@@ -74,6 +68,3 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
     ["sft", leaf("data.conversations", workdir / "chains.jsonl"), images],
     ["synthesize", leaf("data.records", workdir / "train.jsonl"), images],
   )
-
-
-COMMAND = Command("scenes", run, check=check)

@@ -23,7 +23,6 @@ import sys
 from etils import epath
 
 from spatial_vlm import config as config_lib
-from spatial_vlm.commands.command import Command
 from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, settings_from, snapshot
 from spatial_vlm.data.records import JsonlSource
@@ -141,6 +140,3 @@ def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) ->
       leaf("chains", workdir / "chains.jsonl"),
     ],
   )
-
-
-COMMAND = Command("synthesize", run, check=check, add_arguments=arguments)

@@ -64,7 +64,12 @@ def stages(config: Config, workdir: epath.Path) -> list[Stage]:
 
 
 def one_by_one(before: list[Stage], measured: list[Stage], questions: int) -> list[Stage]:
-  """Returns the same evaluations again, to time single questions: each runs when all other stages have ended."""
+  """Returns the same evaluations again, to time single questions: each runs when all other stages have ended.
+
+  Without `questions` nothing is timed.
+  """
+  if not questions:
+    return []
   timed = []
   for stage in measured:
     changes = {**stage.changes, "timed_questions": questions}
