@@ -33,6 +33,7 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.inputs import check_inputs
 from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.process_rows import check_rows, make_global_batch, process_shard
+from spatial_vlm.tasks import find_training_task
 from spatial_vlm.train.prolonging import RunLength
 from spatial_vlm.train.run import (
   RunFiles,
@@ -53,6 +54,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   """Loads the policy and the data, trains, and writes the weights."""
   with user_errors():
     check(config)
+    find_training_task(config.task)
     check_inputs(config, inputs(config))
     mesh = sharding.make_mesh(config.mesh)
     check_rows(mesh, "batch_size", config.batch_size)

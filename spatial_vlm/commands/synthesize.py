@@ -53,13 +53,6 @@ INPUTS = ("data.records", "data.images", "evaluation")
 """Leaves that name files to read."""
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--yes", action="store_true", help="agree to any estimated cost")
-  parser.add_argument(
-    "--offline", action="store_true", help="send nothing: check and report the stored answers"
-  )
-
-
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   with user_errors():
     check(config)

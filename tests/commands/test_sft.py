@@ -190,6 +190,7 @@ def test_a_run_is_not_prolonged_if_its_last_batch_was_made_of_leftovers(
   changes = {**sft_changes, **CONSTANT, "batch_size": 5}
   overrides = [f"{leaf}={value}" for leaf, value in changes.items()]
   config.snapshot(config.load("configs/sft.py:tiny", overrides), epath.Path(tmp_path))
+  (tmp_path / "results.json").touch()  # without any result, a run is just begun anew
   assert run("sft", tmp_path, {**changes, "epochs": 4}).code == 2
   assert "the last batches so far were made of what was left" in capsys.readouterr().err
   assert not (tmp_path / "export").exists()
