@@ -19,6 +19,7 @@ from spatial_vlm.inference.stored_answers import read_part
 from spatial_vlm.reuse.chains.rule import rule_holds
 from spatial_vlm.reuse.chains.solutions import Solution, source_record
 from spatial_vlm.reuse.extraction.patterns import AlternativeShares, extract_behaviors
+from spatial_vlm.reuse.statements.masking import object_names
 
 FREQUENCIES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
 RIGHT = (0.0, 0.75, 0.9, 0.95, 1.0)
@@ -78,9 +79,8 @@ def judge(rules: Mapping[str, str], examples: Sequence[Example]) -> collections.
   for example in examples:
     record = example.record
     word, _, rule = rules.get(record.relation, "").partition(" when ")
-    holds = (
-      rule_holds(rule, example.boxes[record.subj], example.boxes[record.obj]) if rule else None
-    )
+    x, y = (example.boxes[name] for name in object_names(record.caption))
+    holds = rule_holds(rule, x, y) if rule else None
     verdict = None if holds is None else holds == (word == "yes")
     found["open" if verdict is None else "right" if verdict == record.label else "wrong"] += 1
   return found

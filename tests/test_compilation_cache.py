@@ -32,7 +32,7 @@ def settings(monkeypatch, tmp_path):
   """JAX without a cache; restores JAX's settings."""
   names = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs")
   names += ("enable_compilation_cache",)
-  before = {name: getattr(jax.config, f"jax_{name}") for name in names}
+  before = {name: jax.config.values[f"jax_{name}"] for name in names}
   jax.config.update("jax_compilation_cache_dir", None)
   monkeypatch.setattr(compilation_cache, "DEFAULT", str(tmp_path / "home" / "compiled"))
   yield
@@ -42,25 +42,25 @@ def settings(monkeypatch, tmp_path):
 
 def test_the_default_folder_is_used_unless_the_environment_decides(settings, tmp_path):
   compilation_cache.set_up(True)
-  folder = jax.config.jax_compilation_cache_dir
+  folder = jax.config.values["jax_compilation_cache_dir"]
   assert folder.startswith(str(tmp_path / "home")) and os.path.isdir(folder)
   jax.config.update("jax_compilation_cache_dir", "/chosen/by/the/user")
   compilation_cache.set_up(True)
-  assert jax.config.jax_compilation_cache_dir == "/chosen/by/the/user"
+  assert jax.config.values["jax_compilation_cache_dir"] == "/chosen/by/the/user"
 
 
 def test_a_home_that_cannot_be_written_means_no_cache(settings, tmp_path):
   (tmp_path / "home").write_text("a file in place of the folder")
   compilation_cache.set_up(True)
-  assert jax.config.jax_compilation_cache_dir is None
+  assert jax.config.values["jax_compilation_cache_dir"] is None
 
 
 def test_one_flag_switches_the_cache_off(settings, tmp_path):
   compilation_cache.set_up(False)
-  assert not jax.config.jax_enable_compilation_cache and not (tmp_path / "home").exists()
+  assert not jax.config.values["jax_enable_compilation_cache"] and not (tmp_path / "home").exists()
 
 
 def test_several_processes_use_no_default_folder(settings, tmp_path, monkeypatch):
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   compilation_cache.set_up(True)
-  assert jax.config.jax_compilation_cache_dir is None
+  assert jax.config.values["jax_compilation_cache_dir"] is None

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
@@ -109,7 +110,7 @@ PANELS = (
     {"clip_high": "above 1 + ε_high", "clip_low": "below 1 − ε_low"},
     covered=(0.0, 0.005),
   ),
-  Panel("DAPO: KL to the sampling policy, nats per token", {"kl_old": "KL"}, covered=(0.0, 0.001)),
+  Panel("DAPO: KL to the sampler, nats per token", {"kl_old": "KL"}, covered=(0.0, 0.001)),
   Panel("DAPO: KL to the start, nats per token", {"kl_reference": "KL"}, covered=(0.0, 0.001)),
 )
 
@@ -139,6 +140,7 @@ def training_curves(
         _curve(axes, name, steps, values, color)
       axes.set_yscale(panel.scale)
       axes.yaxis.set_major_formatter("{x:g}")
+      axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
       axes.margins(y=0.12 if panel.covered is None else 0.04)
       if panel.covered is not None:
         axes.update_datalim([(axes.dataLim.x0, y) for y in panel.covered], updatex=False)
@@ -338,13 +340,13 @@ def _cycle() -> list[tuple[str, str]]:
   ]
 
 
-SCENE_KEYS = (
-  (BLUE, "-", "answer: first object"),
-  (VERMILLION, "-", "answer: second object"),
-  (PURPLE, "-", "answer: other object"),
-  (INK, (0, (4, 3)), "true box (white, dashed)"),
+SCENE_KEYS: tuple[dict[str, Any], ...] = (
+  {"color": BLUE, "label": "answer: first object"},
+  {"color": VERMILLION, "label": "answer: second object"},
+  {"color": PURPLE, "label": "answer: other object"},
+  {"color": INK, "linestyle": (0, (4, 3)), "label": "true box (white, dashed)"},
 )
-"""Colour, line and name of the boxes in the legend of `sample_scenes`; the statement of a wrong answer is bold."""
+"""Lines of the boxes in the legend of `sample_scenes`; the statement of a wrong answer is bold."""
 
 
 def sample_scenes(
@@ -369,10 +371,7 @@ def sample_scenes(
     across = min(columns, len(SCENE_KEYS))
     legend = 0.25 + 0.25 * -(-len(SCENE_KEYS) // across)
     figure = Figure(figsize=(2.9 * columns, 3.5 * rows + legend), layout="constrained")
-    keys = [
-      Line2D([], [], color=color, linewidth=2.2, linestyle=style, label=name)
-      for color, style, name in SCENE_KEYS
-    ]
+    keys = [Line2D([], [], linewidth=2.2, **key) for key in SCENE_KEYS]
     figure.legend(handles=keys, loc="outside upper center", ncols=across)
     for i, example in enumerate(examples):
       _scene(figure.add_subplot(rows, columns, i + 1), example, answered[example.id])

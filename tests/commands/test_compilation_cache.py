@@ -9,6 +9,8 @@ def test_a_killed_run_that_resumes_with_cached_programs_equals_one_without_a_cac
 ):
   """The uninterrupted run compiles everything itself; the killed one resumes with the programs of its first start."""
   killer("sft", sft_changes).finish(tmp_path / "whole")
+  log = (tmp_path / "whole.log").read_text()
+  assert "whole: 0/6, compiling\n" in log and not {"\r", "\x1b"} & {*log}
   cached, programs = killer("sft", sft_changes), tmp_path / "programs"
   del cached.environment["JAX_ENABLE_COMPILATION_CACHE"]
   cached.environment["JAX_COMPILATION_CACHE_DIR"] = str(programs)

@@ -175,7 +175,7 @@ def test_an_axis_covers_its_range_so_that_noise_stays_small(tmp_path, monkeypatc
   low, high = limits["DAPO: accuracy"]
   assert low <= 0.5 and 1.0 <= high < 1.1
   assert limits["DAPO: share of tokens whose ratio is clipped"][1] >= 0.005
-  assert limits["DAPO: KL to the sampling policy, nats per token"][1] >= 0.001
+  assert limits["DAPO: KL to the sampler, nats per token"][1] >= 0.001
 
 
 def test_the_scenes_explain_their_boxes_and_colour_marks_objects_alone(
