@@ -1,9 +1,10 @@
 """The last lines of a command: where its result is, and the commands that read it."""
 
 import shlex
+from collections.abc import Sequence
 
 
-def ending(result: str, config_spec: str, *steps: list[object]) -> str:
+def ending(result: str, config_spec: str, *steps: Sequence[object]) -> str:
   """Returns the last lines of a command.
 
   Args:
