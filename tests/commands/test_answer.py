@@ -38,7 +38,8 @@ def ask(run, tmp_path, photo, checkpoint, *others, statement=STATEMENT, **change
 def test_a_photograph_is_answered_and_drawn_upon(run, taught, tmp_path, capsys):
   drawn = tmp_path / "boxes.png"
   done = ask(run, tmp_path, ASTRONAUT, taught, "--draw", drawn)
-  assert done.code == 0 and not config.unread(done.configs[0])
+  assert done.code == 0
+  assert config.unread(done.configs[0]) == ["behavior_tokens"]  # read with --behaviors
   out = capsys.readouterr().out
   assert "\nverdict: " in out and "\ntokens: " in out and f"boxes drawn in {drawn}" in out
   assert PIL.Image.open(drawn).size == (512, 512)
