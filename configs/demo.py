@@ -49,7 +49,7 @@ def quick() -> ConfigDict:
   config.dapo_steps = 3
   config.behavior_scenes = 256
   config.min_support = 2
-  config.reuse_epochs = 4
+  config.reuse_epochs = 10
   config.timed_questions = 0  # each timing compiles another program
   config.scenes_shown = 8
   return config
