@@ -13,6 +13,18 @@ SMALL = "SCENES, EPOCHS, BATCHES = 64, 3, 3"
 """In place of the sizes of the second cell; fewer steps would all be warm-up."""
 
 
+FEWER = {
+  "dapo": {"groups_per_batch": 4, "rollout_batch_size": 4, "group_size": 4, "max_rollout_rounds": 1}
+  | {"validate_prompts": 8, "validate_batch": 8},
+  "evaluate": {"limit": 8, "batch_size": 8},
+}
+"""Settings of the commands in addition to those of the tour."""
+
+
+def with_fewer_answers(run):
+  return lambda command, folder, **given: run(command, folder, **given | FEWER.get(command, {}))
+
+
 def cells_of(path, kind="code"):
   cells = json.loads(path.read_text())["cells"]
   return [cell for cell in cells if cell["cell_type"] == kind]
@@ -43,6 +55,8 @@ def test_the_tour_teaches_the_model_and_draws_its_curves(tmp_path, monkeypatch, 
       if "SCENES, EPOCHS, BATCHES = " in cell:
         cell = f"{cell}\n{SMALL}"
       exec(cell, names)
+      if "def run(" in cell:
+        names["run"] = with_fewer_answers(names["run"])
   assert {*names["accuracy"]} == {"sft", "dapo"}
   assert [record["step"] for record in names["curves"]["DAPO"]] == [0, 1, 2, 3]
   assert os.path.getsize("runs/tour/training.png") > 10_000
