@@ -57,8 +57,8 @@ def open_sources(config: Config) -> dict[str, SceneSource]:
       f"chains or sheet needs {most} training examples, but counts.train is {config.counts.train}; lower the one or "
       "raise the other"
     )
-  if not 0 <= config.caption_pairs <= config.counts.test:
+  if config.caption_pairs > config.counts.test:
     raise UsageError(
-      f"caption_pairs is {config.caption_pairs}; give 0 … counts.test ({config.counts.test})"
+      f"caption_pairs is {config.caption_pairs}; at most counts.test ({config.counts.test}) are there"
     )
   return sources
