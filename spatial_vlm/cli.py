@@ -51,29 +51,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> None:
   name, *rest = argv or ["help"]
   if name in ("-h", "--help", "help"):
-    print(_help(rest[:1]))
+    print(_help(rest))
   elif name in ("-V", "--version"):
     print(f"spatial-vlm {__version__}")
   elif name == "completion":
     print(completion.script(*rest[:1] or [""]))
+  elif {"-h", "--help"} & set(rest):
+    print(_help(argv))
   else:
-    command = _find(name)
-    if {"-h", "--help"} & set(rest):
-      print(command_page(command, parsing.given_config(command, rest), _columns()))
-    else:
-      _run(command, rest)
+    _run(_find(name), rest)
 
 
-def _help(names: list[str]) -> str:
-  """Returns the help of a command, or the list of all."""
-  if not names:
-    return overview(COMMANDS, _columns())
-  command = _find(names[0])
-  return command_page(command, command.config, _columns())
-
-
-def _columns() -> int:
-  return shutil.get_terminal_size().columns
+def _help(arguments: list[str]) -> str:
+  """Returns the help of the command that comes first, or the list of all."""
+  columns = shutil.get_terminal_size().columns
+  if not arguments or arguments[0].startswith("-"):
+    return overview(COMMANDS, columns)
+  name, *rest = arguments
+  command = _find(name)
+  return command_page(command, parsing.given_config(command, rest), columns)
 
 
 def _find(name: str) -> Command:

@@ -171,7 +171,7 @@ def test_bugs_keep_their_traceback():
     cli.main(["paint", "a", "--config.fail=bug"])
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"], ["help", "-h"]])
 def test_help_lists_the_commands(capsys, argv):
   assert cli.main(argv) == 0
   out = capsys.readouterr().out

@@ -40,7 +40,8 @@ def test_a_photograph_is_answered_and_drawn_upon(
   record = json.loads((scenes_folder / "train.jsonl").read_text().splitlines()[0])
   photo, statement = scenes_folder / "images" / record["image"], record["caption"]
   done = ask(run, tmp_path, photo, taught, "--draw", drawn, statement=statement)
-  assert done.code == 0 and not config.unread(done.configs[0])
+  assert done.code == 0
+  assert config.unread(done.configs[0]) == ["behavior_tokens"]  # read with --behaviors
   out = capsys.readouterr().out
   assert "\nverdict: " in out and "\ntokens: " in out and f"boxes drawn in {drawn}" in out
   assert out.endswith(f"\nresult: {drawn}\n")
