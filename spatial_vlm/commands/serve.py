@@ -45,7 +45,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
       name = served_name(config, args.checkpoint)
       mesh = sharding.make_mesh(config.mesh)
       policy = load_policy(args.checkpoint, mesh)
-      recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
+      behaviors, tokens = args.behaviors, config.behavior_tokens
+      recall = load_recall(behaviors, tokens) if behaviors else None
       service, engines = setup.make_service(policy, mesh, config, name, recall)
     engines.compile()
     guard = http_guard.HttpGuard(token, args.host)
