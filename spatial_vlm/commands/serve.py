@@ -46,9 +46,10 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
       name = served_name(config, args.checkpoint)
       mesh = sharding.make_mesh(config.mesh)
       policy = load_policy(args.checkpoint, mesh)
-      if args.behaviors:
+      behaviors, tokens = args.behaviors, config.behavior_tokens
+      if behaviors:
         warn_of_forms(args.checkpoint, find_task(config.task), ["short"])
-      recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
+      recall = load_recall(behaviors, tokens) if behaviors else None
       service, engines = setup.make_service(policy, mesh, config, name, recall)
     engines.compile()
     guard = http_guard.HttpGuard(token, args.host)
