@@ -306,7 +306,7 @@ def decode_slots(
     token, logp = sample_rows(allowed, keys, s.length, settings, s.active)
     likeliest, likeliest_logp = s.likeliest, s.likeliest_logp
     if top_logprobs:
-      wanted = settings.wants_likeliest & s.active
+      wanted = jnp.asarray(settings.wants_likeliest) & s.active
       top, top_logp = likeliest_tokens(allowed, settings, wanted, top_logprobs)
       likeliest = likeliest.at[:, s.j].set(top)
       likeliest_logp = likeliest_logp.at[:, s.j].set(top_logp)
