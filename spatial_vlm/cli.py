@@ -86,13 +86,17 @@ def _run(command: Command, arguments: list[str]) -> None:
   from etils import epath
 
   from spatial_vlm import remote
-  from spatial_vlm.workdir import why_not_writable
+  from spatial_vlm.workdir import read_by, why_not_writable
   from spatial_vlm.workdir_lock import only_writer
 
   workdir = epath.Path(args.workdir).expanduser()
   remote.check_installed([workdir, *config_lib.leaves(config).values()])
   remote.see_files_of_others()
   remote.check_folder(workdir)
+  if command.writes and (leaf := read_by(workdir, config_lib.leaves(config))):
+    raise UsageError(
+      f"--workdir {workdir} is what {leaf} names, and would be written over; give another folder"
+    )
   if command.writes and not remote.is_remote(workdir) and (why := why_not_writable(workdir)):
     raise UsageError(f"--workdir {workdir} cannot be written: {why}")
   module = command.load()

@@ -309,7 +309,12 @@ def check_names(leaf: str, chosen: Weighted, known: Collection[str]) -> None:
     raise UsageError(f"{leaf} names {unknown[0]!r}; known are {names}")
 
 
-def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()) -> None:
+def snapshot(
+  config: Config,
+  workdir: epath.Path,
+  harmless: Collection[str] = (),
+  contents: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
   """Writes `config.json` at the first start in `workdir`; at later starts checks that the config is the same.
 
   The file also holds the command line, the versions of the libraries and the commit.
@@ -318,9 +323,11 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
     config: from `load`.
     workdir: created if it is missing.
     harmless: patterns (`log_*`, `*.workers`) of leaves that may change between two starts of one run.
+    contents: leaf → digest of the files that it names (see `contents.contents`).
 
   Raises:
-    UsageError: the run in `workdir` was started with other values; the message lists all differences.
+    UsageError: the run in `workdir` was started with other values, or with other contents of the files that they name;
+      the message lists all differences.
   """
   given = json.loads(json.dumps(leaves(config)))
   path = workdir / SETTINGS_FILE
@@ -331,7 +338,7 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
     )
   workdir.mkdir(parents=True, exist_ok=True)
   if (stored := _read_json(path)) is None:
-    path.write_text(json.dumps(_describe(config), indent=2) + "\n")
+    path.write_text(json.dumps(_describe(config, contents), indent=2) + "\n")
     return
   before = _leaves_of(stored, path)
   if other := other_command(stored, given):
@@ -341,14 +348,22 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
     for name in sorted(before.keys() | given.keys())
     if _show(before, name) != _show(given, name) and not matches_any(name, harmless)
   ]
-  if changes and holds_only_settings(workdir):  # the first start failed, and this one is corrected
-    path.write_text(json.dumps(_describe(config), indent=2) + "\n")
+  digests = stored.get("contents", {})
+  replaced = [name for name, digest in contents.items() if digests.get(name, digest) != digest]
+  if (changes or replaced) and holds_only_settings(workdir):  # the first start failed
+    path.write_text(json.dumps(_describe(config, contents), indent=2) + "\n")
     return
   if changes:
     raise UsageError(
       f"{workdir} holds a run with another config:\n"
       + "\n".join(changes)
       + "\nGive the values that it was started with to continue it, or another --workdir to start a new run."
+    )
+  if replaced:
+    names = "".join(f"\n  {name}: {_show(given, name)}" for name in replaced)
+    raise UsageError(
+      f"{workdir} holds a run that read other contents under the same names:{names}\nPut back what it was started with "
+      "to continue it, or give another --workdir to start a new run."
     )
   if stored["versions"] != (now := versions()):
     log.warning("%s was started with other versions: %s, now %s", workdir, stored["versions"], now)
@@ -513,8 +528,9 @@ def _read_json(path: epath.Path) -> dict[str, Any] | None:
     return None
 
 
-def _describe(config: Config) -> dict[str, Any]:
+def _describe(config: Config, contents: Mapping[str, str]) -> dict[str, Any]:
   return {
+    "contents": dict(contents),
     "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     "commit": _commit(),
     "config": leaves(config),

@@ -70,3 +70,14 @@ def why_not_writable(workdir: epath.Path) -> str | None:
   if not os.access(path, os.W_OK | os.X_OK):
     return f"{path} is read-only for you; give another folder"
   return None
+
+
+def read_by(workdir: epath.Path, values: Mapping[str, Any]) -> str | None:
+  """Returns the leaf that names the workdir itself, which the command would read and write over; None without one."""
+
+  def place(path: str) -> str:
+    return path.rstrip("/") if "://" in path else os.path.realpath(os.path.expanduser(path))
+
+  own = place(os.fspath(workdir))
+  named = {name: value for name, value in values.items() if isinstance(value, str) and value}
+  return next((name for name, value in named.items() if place(value) == own), None)

@@ -248,6 +248,16 @@ def test_another_config_is_refused_in_the_same_workdir(spec, tmp_path):
   config_lib.snapshot(changed, workdir, harmless=("log_*", "data.*", "optim.rate"))
 
 
+def test_other_contents_under_the_same_names_are_refused(spec, tmp_path):
+  workdir, config = epath.Path(tmp_path / "run"), config_lib.load(spec, REQUIRED)
+  config_lib.snapshot(config, workdir, contents={"data.limit": "aa", "gone": "bb"})
+  config_lib.snapshot(config, workdir, contents={"data.limit": "cc"})  # nothing is made yet
+  (workdir / "results.json").touch()
+  config_lib.snapshot(config, workdir, contents={"data.limit": "cc", "new": "dd"})
+  with pytest.raises(config_lib.UsageError, match=r"read other contents .*:\n  data.limit: null\n"):
+    config_lib.snapshot(config, workdir, contents={"data.limit": "aa"})
+
+
 def test_snapshot_cut_off_while_it_was_written_is_written_again(spec, tmp_path):
   config, path = config_lib.load(spec, REQUIRED), tmp_path / "run" / "config.json"
   config_lib.snapshot(config, epath.Path(path.parent))

@@ -13,7 +13,7 @@ LAYERS = (
   (
     *("types", "workdir", "disk_errors", "settings", "config", "progress", "extras", "remote"),
     *("inputs", "workdir_lock", "answers", "answer_extraction"),
-    *("text", "jsonl", "compilation_cache"),
+    *("contents", "text", "jsonl", "compilation_cache"),
   ),
   (
     *("parameters", "sharding", "process_rows", "stop_signals", "hosts", "checkpoint", "metrics"),

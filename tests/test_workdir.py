@@ -72,6 +72,22 @@ def test_a_start_that_failed_does_not_refuse_the_corrected_one(settings, folder)
     snapshot(settings("sft", "seed=2"), folder)
 
 
+@pytest.mark.parametrize(
+  ("own", "named", "is_read"),
+  [
+    ("runs/a", "runs/a", True),
+    ("runs/a", "runs/../runs/a/", True),
+    ("runs/a", "runs/b", False),
+    ("runs/a", "", False),
+    ("gs://bucket/a", "gs://bucket/a/", True),
+    ("gs://bucket/a", "gs://bucket/b", False),
+  ],
+)
+def test_a_workdir_that_the_command_reads_is_known(own, named, is_read):
+  found = workdir.read_by(epath.Path(own), {"steps": 3, "data.folder": named})
+  assert found == ("data.folder" if is_read else None)
+
+
 def test_a_place_that_cannot_be_written_is_known(tmp_path, monkeypatch):
   (tmp_path / "file").touch()
   assert workdir.why_not_writable(tmp_path / "new" / "run") is None

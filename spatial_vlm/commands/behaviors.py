@@ -23,6 +23,7 @@ from etils import epath
 from spatial_vlm import answers
 from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.contents import contents
 from spatial_vlm.data import conversations
 from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation.results import read_recalls
@@ -71,7 +72,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     source = (chains_of_file if config.chains else chains_of_policy)(config, task, workdir)
     reviewed = reviewed_behaviors(config, workdir, source.count_tokens)
     extract = prepare_extraction(config, workdir, source.count_tokens) if reviewed is None else None
-    snapshot(config, workdir, HARMLESS)
+    snapshot(config, workdir, HARMLESS, contents(config, HARMLESS))
   solutions, images = source.read()
   if extract:
     found, unused = extract(solutions)

@@ -17,6 +17,7 @@ from etils import epath
 from spatial_vlm import sharding
 from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config, snapshot
+from spatial_vlm.contents import contents
 from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation import reuse_comparison
 from spatial_vlm.evaluation.results import results_json
@@ -67,7 +68,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     policies = {"": load_policy(config.checkpoint, mesh)}
     if config.bc_checkpoint:
       policies[BC_SFT] = load_policy(config.bc_checkpoint, mesh)
-    snapshot(config, workdir, HARMLESS)
+    # `refuse_other_origin` names the behaviors that changed.
+    snapshot(config, workdir, HARMLESS, contents(config, (*HARMLESS, "behaviors")))
     refuse_other_origin(workdir, recall.index.origin, f"behaviors {config.behaviors}")
     if config.bc_checkpoint:
       name = str(config.bc_checkpoint)

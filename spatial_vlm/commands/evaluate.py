@@ -21,6 +21,7 @@ from etils import epath
 from spatial_vlm import sharding
 from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.contents import contents
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import ExampleSource, Take
 from spatial_vlm.data.split_guard import Pair
@@ -72,7 +73,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       answer = majority(config, task)
     else:
       answer = model_answers(config, task, workdir, recall)
-    snapshot(config, workdir, HARMLESS)
+    # `refuse_other_origin` names the behaviors that changed.
+    snapshot(config, workdir, HARMLESS, contents(config, (*HARMLESS, "behaviors")))
     origin = {**(recall.index.origin if recall else {}), **control_origin(config)}
     if origin:
       setting = f"behaviors {config.behaviors}" if recall else f"control {config.control}"

@@ -25,11 +25,12 @@ from etils import epath
 from spatial_vlm import sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.commands.ending import ending
-from spatial_vlm.config import Config, UsageError
+from spatial_vlm.config import Config, UsageError, read_snapshot
 from spatial_vlm.evaluation.results import results_table
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.huggingface.folder import find_folder, read_model_config
-from spatial_vlm.huggingface.peft_adapter import write_adapter
+from spatial_vlm.huggingface.model_card import KNOWLEDGE_FILE
+from spatial_vlm.huggingface.peft_adapter import ADAPTER_FILE, write_adapter
 from spatial_vlm.huggingface.weights import stream_checkpoint
 from spatial_vlm.inputs import check_inputs
 from spatial_vlm.parameters.lora import is_adapter
@@ -46,8 +47,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   check(config)
   check_inputs(config, ("run", "results"))
   run_folder = epath.Path(config.run).expanduser()
-  if run_folder.resolve() == workdir.resolve():
-    raise UsageError(f"--workdir {workdir} is the run itself; give another folder")
   results = ""
   if config.results:
     results = read_results(config.results, [run_folder / "export", workdir])
@@ -59,6 +58,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     raise UsageError(
       f"{run_folder} is not a workdir of `sft` or `dapo` ({error!r}); give one with a config.json"
     ) from error
+  check_target(workdir, source)
   with user_errors():
     model = read_model_config(source)
   mesh = sharding.make_mesh({"fsdp": -1})
@@ -96,6 +96,24 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       stream_checkpoint(workdir, model, leaf_at, config.dtype, config.max_file_bytes)
   if jax.process_index() == 0:
     print(f"exported: checkpoint {step} of {run_folder}")
+
+
+def check_target(workdir: epath.Path, source: epath.Path) -> None:
+  """Raises UsageError for a folder that holds what no `export` wrote: its weights would be removed."""
+  if source.resolve() == workdir.resolve():
+    raise UsageError(
+      f"--workdir {workdir} is the base that the run started from; give another folder"
+    )
+  if workdir.name in ("export", "adapter") and read_snapshot(workdir.parent) is not None:
+    raise UsageError(
+      f"--workdir {workdir} belongs to the run in {workdir.parent}; give another folder"
+    )
+  held = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
+  held = {name for name in held if not name.startswith(".")}
+  if held and not held & {KNOWLEDGE_FILE, ADAPTER_FILE}:
+    raise UsageError(
+      f"--workdir {workdir} holds files that no export wrote, such as {min(held)}; give a new or an empty folder"
+    )
 
 
 def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:

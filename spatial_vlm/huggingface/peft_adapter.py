@@ -21,6 +21,8 @@ from spatial_vlm.parameters.partition import Subset, flatten
 from spatial_vlm.parameters.paths import sibling
 from spatial_vlm.types import Params
 
+ADAPTER_FILE = "adapter_config.json"
+
 
 def write_adapter(
   folder: epath.PathLike, base: str, model: ModelConfig, subset: Subset, adapters: Params
@@ -70,9 +72,7 @@ def write_adapter(
   (folder / "adapter_model.safetensors").write_bytes(
     safetensors.numpy.save(weights, metadata={"format": "pt"})
   )
-  (folder / "adapter_config.json").write_text(
-    json.dumps(description, indent=2, sort_keys=True) + "\n"
-  )
+  (folder / ADAPTER_FILE).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
 
 
 def _concatenate_factors(

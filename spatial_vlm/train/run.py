@@ -16,6 +16,7 @@ from spatial_vlm import hosts, sharding
 from spatial_vlm.checkpoint import Checkpoints
 from spatial_vlm.compile_clock import compile_seconds
 from spatial_vlm.config import Config, UsageError, snapshot
+from spatial_vlm.contents import contents
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.loading import load_policy_for_training
 from spatial_vlm.inference.policy import Policy
@@ -57,7 +58,7 @@ def record_settings(config: Config, workdir: epath.Path, length: RunLength) -> N
   with user_errors():
     if first:
       grown = prolonged(config, workdir, length)
-      snapshot(config, workdir, (*HARMLESS, *grown))
+      snapshot(config, workdir, (*HARMLESS, *grown), contents(config, HARMLESS))
       for leaf in grown:
         store_length(config, workdir, leaf)
   with user_errors():

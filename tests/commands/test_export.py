@@ -1,6 +1,7 @@
 """Checkpoints of runs that are not finished, as Hugging Face folders."""
 
 import json
+import shutil
 
 import jax
 import ml_dtypes
@@ -174,7 +175,7 @@ def test_exporting_leaves_a_running_run_unchanged(
   assert writing.is_dir()
   settings = (tmp_path / "run" / "config.json").read_bytes()
   assert run("export", tmp_path / "run", {"run": tmp_path / "run"}).code == 2
-  assert "is the run itself" in capsys.readouterr().err
+  assert "is what run names" in capsys.readouterr().err
   assert (tmp_path / "run" / "config.json").read_bytes() == settings
 
 
@@ -205,6 +206,27 @@ def test_a_run_without_a_checkpoint(run, nano, tmp_path, capsys):
   (tmp_path / "config.json").write_text(json.dumps({"config": settings}))
   assert run("export", tmp_path / "exported", {"run": tmp_path}).code == 2
   assert "has no complete checkpoint yet" in capsys.readouterr().err
+
+
+def test_what_no_export_wrote_is_never_written_over(run, nano, tmp_path, capsys):
+  base = tmp_path / "base"
+  shutil.copytree(nano, base)
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "thesis.txt").write_text("five years")
+  (tmp_path / "run" / "export").mkdir(parents=True)
+  settings = {"algorithm": "sft", "checkpoint": str(base)}
+  (tmp_path / "run" / "config.json").write_text(json.dumps({"config": settings}))
+  before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+  for target, message in {
+    "base": "is the base that the run started from",
+    "other": "holds files that no export wrote, such as thesis.txt",
+    "run/export": "belongs to the run in",
+    "run": "is what run names, and would be written over",
+  }.items():
+    assert run("export", tmp_path / target, {"run": tmp_path / "run"}).code == 2
+    assert message in capsys.readouterr().err
+  after = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+  assert after == before
 
 
 def test_presets():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 
 import numpy as np
@@ -201,6 +202,16 @@ def test_a_prolonged_run_equals_a_longer_one(run, sft_changes, tmp_path, outcome
     assert run("sft", tmp_path / name, {**changes, "epochs": epochs}).code == 0
   assert outcome(tmp_path / "prolonged") == outcome(tmp_path / "longer")
   assert len(outcome(tmp_path / "longer")["metrics"]) == 6
+
+
+@pytest.mark.parametrize("leaf", ["checkpoint", "data.conversations"])
+def test_other_contents_cannot_resume_the_run(finished, run, sft_changes, tmp_path, capsys, leaf):
+  shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+  content = json.loads((tmp_path / "config.json").read_text())
+  content["contents"][leaf] = "of before"
+  (tmp_path / "config.json").write_text(json.dumps(content))
+  assert run("sft", tmp_path, sft_changes).code == 2
+  assert f"other contents under the same names:\n  {leaf}: " in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused(finished, run, sft_changes, tmp_path, capsys):
