@@ -42,7 +42,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(folder):
   folder.mkdir()
   command = [sys.executable, "-S", "-c", OTHER, str(folder / LOCK_FILE)]
   with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-    assert other.stdout.readline() == b"locked\n"
+    assert other.stdout and other.stdout.readline() == b"locked\n"
     with pytest.raises(UsageError, match=r"run is in use by process 12 on h7 \(spatial-vlm sft\)"):
       with only_writer(folder):
         pytest.fail("two processes hold the lock")
