@@ -50,7 +50,7 @@ def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]
   check_batch(config, mesh, in_slots=count > 0)
   format = prompt_format(config.prompt_shapes, DTYPE)
   sampling = greedy(config.max_new_tokens)
-  slots = slot_settings(format, count, config.max_new_tokens, eos=0) if count else None
+  slots = slot_settings(format, mesh, count, config.max_new_tokens, eos=0) if count else None
   parts = sharding.axis_product(mesh, sharding.ROWS)
   batch, read, single = (
     policy_generation(model, config.mesh, devices, rows, format.limit, sampling)
