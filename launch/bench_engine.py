@@ -21,15 +21,14 @@ from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.evaluation.figures import LinePanel, line_panels
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import Policy, encode_question
-from spatial_vlm.processor.chat import Encoded, Size, collate_prompts
+from spatial_vlm.processor.chat import Encoded, Size
 from spatial_vlm.rollout.sampler import SamplingSettings, generate
-from spatial_vlm.rollout.slot_engine import SlotEngine
+from spatial_vlm.rollout.slot_engine import SlotEngine, padded_prompts
 from spatial_vlm.rollout.slot_requests import SlotRequest, SlotSettings
 from spatial_vlm.text import markdown_table
 
-
 REFILL, WAITING, TOGETHER = "with refill", "when all slots are free", "together, without slots"
-LENGTHS = 4
+LENGTHS = 8
 """The program without slots is compiled for multiples of so many tokens."""
 
 
@@ -94,8 +93,8 @@ def together(measured: Measured, requests: Sequence[SlotRequest]) -> int:
   """Answers as many at a time in one program up to the longest one's end; returns the tokens that were asked for."""
   policy, size = measured.policy, measured.engine.settings.sizes[-1]
   for batch in in_batches(measured, requests):
-    rows, ids = [r.prompt for r in batch], [r.id for r in batch]
-    prompts = collate_prompts(rows, policy.processor, ids, [-1] * len(ids), size.tokens, size.patches)
+    ids = np.array([r.id for r in batch], np.int32)
+    prompts = padded_prompts(policy.processor, [r.prompt for r in batch], ids, size)
     longest = -(-max(r.max_new_tokens for r in batch) // LENGTHS) * LENGTHS
     sampling = SamplingSettings(batch[0].samples, longest, temperature=1.0, eos=-1, pad=0)
     forbidden, key = policy.forbidden_tokens, jax.random.key(0)
@@ -113,9 +112,7 @@ WAYS: dict[str, Callable[[Measured, Sequence[SlotRequest]], int]] = {
 }
 
 
-def measure(
-  measured: Measured, prompts: Sequence[Encoded], args: argparse.Namespace
-) -> list[Row]:
+def measure(measured: Measured, prompts: Sequence[Encoded], args: argparse.Namespace) -> list[Row]:
   rows = []
   for spread in args.spreads:
     tokens = sum(r.max_new_tokens * r.samples for r in requests_of(prompts, spread, args))
@@ -167,6 +164,9 @@ def main() -> None:
   parser.add_argument("--samples", type=int, default=1, help="answers to each prompt")
   parser.add_argument("--samples-per-slot", type=int, default=1, help="answers that share a slot")
   parser.add_argument("--read", type=int, default=4, help="prompts read at a time")
+  parser.add_argument(
+    "--no-images", dest="images", action="store_false", help="prompts of text alone"
+  )
   parser.add_argument("--spreads", type=float, nargs="+", default=[1, 2, 4, 8])
   parser.add_argument("--rounds", type=int, default=3, help="turns of each way (default 3)")
   parser.add_argument("--figure", help="path of the figure, a PNG; by default none is drawn")
@@ -175,9 +175,12 @@ def main() -> None:
   policy = load_policy(args.checkpoint, mesh)
   source = SceneSource("train", 0, args.requests)
   prompts = [
-    encode_question(policy.processor, example.image, example.record.caption) for example in source
+    encode_question(
+      policy.processor, example.image if args.images else None, example.record.caption
+    )
+    for example in source
   ]
-  sizes = (Size(64, 64),)
+  sizes = (Size(64, 64) if args.images else Size(24, 0),)
   settings = SlotSettings(
     args.slots,
     args.longest,

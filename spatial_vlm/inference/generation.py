@@ -187,6 +187,17 @@ def slot_settings(
   )
 
 
+def serving_slots(config: Config, format: PromptFormat, eos: int) -> SlotSettings:
+  """Returns the slots of a server: one prompt is read at a time, or several where several wait."""
+  return SlotSettings(
+    prompt_slots=config.slots,
+    max_new_tokens=config.max_new_tokens,
+    sizes=format.sizes,
+    end_tokens=(eos,),
+    decode_tokens=config.decode_tokens,
+  )
+
+
 def prefixes_at_once(batch_size: int, mesh: Mesh, slots: SlotSettings | None) -> int:
   """Returns the most cached texts that one program reads: those of a batch, or of the prompts read into slots.
 

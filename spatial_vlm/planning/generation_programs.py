@@ -200,6 +200,8 @@ def kv_cache_bytes(generation: Generation) -> int:
   heads = sharding.divisible_axes(("tensor",), mesh, model.text.num_key_value_heads)
   axes = (*sharding.divisible_axes(sharding.ROWS, mesh, prompt_rows), *heads)
   total = sum(
-    leaf.size * leaf.dtype.itemsize for block in cache.blocks for leaf in (block.keys, block.values)
+    leaf.size * leaf.dtype.itemsize
+    for block in cache.blocks
+    for leaf in (*block.keys, *block.values)
   )
   return total // sharding.axis_product(mesh, axes)
