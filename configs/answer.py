@@ -19,7 +19,7 @@ def tiny() -> ConfigDict:
       algorithm="answer",  # the command that this config is for
       task="scenes",  # how the question is put and its answer parsed: scenes | vsr
       behavior_tokens=48,  # most tokens of a recalled behavior in the question, as in `evaluate`
-      max_new_tokens=144,
+      max_new_tokens=144,  # longest answer, in tokens
       max_patches=1024,  # larger photographs are scaled down to this
       mesh=tensor_parallel_mesh(),
     )

@@ -28,16 +28,16 @@ def tiny() -> ConfigDict:
         records="runs/scenes/train.jsonl",  # not read with `chains`
         images="runs/scenes/images",  # not read with `chains`
         split="",  # name of the split in the provenance; empty: that of the file `records`
-        max_bad_share=0.01,
+        max_bad_share=0.01,  # stop when more than this share of the records is broken
       ),
       evaluation="",  # records that no behavior may come from, a file; empty: none
       limit=8000,  # number of records, from the first; 0: all
-      batch_size=128,
+      batch_size=128,  # questions of one batch
       in_flight=2,  # batches answered at a time; 1 on several devices
       mesh=data_parallel_mesh(),
       # Padded (tokens, patches) of prompts: a batch takes the smallest that holds its prompts.
       prompt_shapes=((64, 64),),
-      max_new_tokens=128,
+      max_new_tokens=128,  # longest answer, in tokens
       # How behaviors are made of chains: pattern (the comparison that numeric chains end in) | clusters (the typical
       # one of similar reasonings) | teacher (a model reflects on each chain, see `ask`).
       extractor="pattern",
@@ -45,7 +45,7 @@ def tiny() -> ConfigDict:
       cluster_similarity=0.6,  # clusters: least mean similarity of two reasonings of one cluster
       duplicate_similarity=0.9,  # behaviors of one relation with more similar instructions are merged
       max_entries=64,  # most behaviors of the handbook
-      max_handbook_tokens=4096,
+      max_handbook_tokens=4096,  # limit on the sum of all lines of the handbook, in tokens
       max_instruction_tokens=48,  # most tokens of one behavior; longer ones are dropped
       behavior_tokens=48,  # most tokens of a behavior in a question; longer ones are not trained on
       # What finds behaviors by similarity, for captions whose relation is not read: the folder of an XLM-R encoder with
@@ -70,7 +70,7 @@ def tiny() -> ConfigDict:
 def teacher() -> dict:
   """Returns the settings of the extractor `teacher`; their names and meanings are those of `synthesize`."""
   return dict(
-    seed=0,
+    seed=0,  # the seeds of all requests are derived from it
     teacher="gemini",  # gemini | openai | policy
     model="gemini-3.8-flash",  # its name on the server, or the checkpoint folder of a policy
     chains_per_relation=20,  # most chains of one relation that it reflects on, in two requests each
@@ -85,11 +85,11 @@ def teacher() -> dict:
       int
     ),  # requests in flight; none: derived from the time of an answer
     max_concurrency=64,  # upper limit of a derived concurrency
-    requests_per_minute=120.0,
+    requests_per_minute=120.0,  # rate limit
     retry=dict(
       max_tries=6,  # of one question within one start
       initial_delay_s=1.0,  # before the second try; doubles before each further try
-      max_delay_s=60.0,
+      max_delay_s=60.0,  # longest delay between two tries
     ),
     prices=dict(
       # Per million tokens; none: as listed for Gemini models in spatial_vlm/assets/gemini_models.json.

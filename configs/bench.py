@@ -28,7 +28,8 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
+      algorithm="bench",  # the command that this config is for
+      seed=0,  # seed of every random draw
       model="tiny",  # tiny | small (58 M parameters) | 2b | 4b | 8b
       dtype="float32",  # type of the computation, in `forward` and `decode` of the weights too
       # What is measured, in this order: parity (a small model here and on the CPU), attention (the kernel and the
@@ -46,14 +47,18 @@ def tiny() -> ConfigDict:
       prefix=row(tokens=64)
       | dict(
         prefix_tokens=32,  # padded length of a behavior's turn, whose keys and values are cached
-        batch_size=128,
+        batch_size=128,  # prompts of a batch
       ),
-      sft=step() | row(tokens=176) | dict(batch_size=8),
+      sft=step()
+      | row(tokens=176)
+      | dict(
+        batch_size=8,  # rows of a batch
+      ),
       dapo=step()
       | row(tokens=64)
       | dict(
         task="scenes",  # gives the grammar of verdicts
-        rounds=2,
+        rounds=2,  # steps
         groups_per_batch=32,  # groups of a policy batch
         group_size=8,  # G, answers to each prompt
         rollout_batch_size=32,  # prompts of a round of sampling
@@ -61,12 +66,12 @@ def tiny() -> ConfigDict:
         minibatches=4,  # updates of a step
         objectives=(("dapo", 1.0),),  # as in configs/dapo.py
         rewards=(("accuracy", 1.0), ("overlong", 1.0)),  # as in configs/dapo.py
-        eps_low=0.2,
-        eps_high=0.28,
-        max_new_tokens=128,
+        eps_low=0.2,  # as in configs/dapo.py
+        eps_high=0.28,  # as in configs/dapo.py
+        max_new_tokens=128,  # longest answer, in tokens
         answer_lengths=(),  # as in configs/dapo.py; here every answer has max_new_tokens
-        overlong_cache_tokens=8,
-        temperature=1.0,
+        overlong_cache_tokens=8,  # as in configs/dapo.py
+        temperature=1.0,  # sampling temperature
       ),
     )
   )

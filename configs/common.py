@@ -20,14 +20,27 @@ def choose(preset: str, presets: Mapping[str, Callable[[], ConfigDict]]) -> Conf
   return presets[preset]()
 
 
+def mesh(**sizes: int) -> dict[str, int]:
+  """Returns a mesh with these sizes of its axes; −1 takes all devices that the other axes leave."""
+  return (
+    dict(
+      slice=1,  # slices of a multi-slice pod: rows of a batch are sharded over them
+      data=1,  # replicas of the weights, each with its own rows; -1: all devices that the other axes leave
+      fsdp=1,  # shards rows, weights and optimizer state; -1: all devices that the other axes leave
+      tensor=1,  # shards heads and hidden units; -1: all devices that the other axes leave
+    )
+    | sizes
+  )
+
+
 def data_parallel_mesh() -> dict[str, int]:
   """Returns a mesh whose devices share the rows of a batch; each of them holds all weights."""
-  return dict(slice=1, data=-1, fsdp=1, tensor=1)
+  return mesh(data=-1)
 
 
 def fully_sharded_mesh() -> dict[str, int]:
   """Returns a mesh whose devices share the rows of a batch and the weights."""
-  return dict(slice=1, data=1, fsdp=-1, tensor=1)
+  return mesh(fsdp=-1)
 
 
 def tensor_parallel_mesh() -> dict[str, int]:
@@ -35,7 +48,7 @@ def tensor_parallel_mesh() -> dict[str, int]:
 
   It suits decoding, which reads all weights for every token.
   """
-  return dict(slice=1, data=1, fsdp=1, tensor=-1)
+  return mesh(tensor=-1)
 
 
 def photograph_shapes() -> tuple[tuple[int, int], ...]:
@@ -49,7 +62,8 @@ def photograph_shapes() -> tuple[tuple[int, int], ...]:
 def training() -> dict:
   """Returns the leaves that `sft` and `dapo` share; each command's config sets its own optimizer values."""
   return dict(
-    seed=0,
+    seed=0,  # seed of every random draw
+    # Parts in which a batch is computed, one after the other; their gradients are added up.
     micro_batches=1,
     # Positions of a sequence (sft) or of an answer (dapo) whose logits are in memory at a time.
     chunk_tokens=8192,
@@ -73,15 +87,18 @@ def training() -> dict:
       # beta1, beta2 and eps
       method="adamw",
       moments="float32",  # type of the stored moments: "float32", "bfloat16" or "float8"
-      learning_rate=2e-3,
-      schedule="cosine",
-      warmup_steps=20,
-      final_fraction=0.05,
-      beta1=0.9,
-      beta2=0.98,
-      eps=1e-8,
-      weight_decay=0.01,
-      clip_norm=1.0,
+      learning_rate=2e-3,  # peak
+      schedule="cosine",  # "cosine" or "constant", after the warm-up
+      warmup_steps=20,  # updates over which the learning rate rises from 0
+      # Updates after which "cosine" has fallen to final_fraction and stays there; 0: those of the run. A run can be
+      # prolonged where it is not 0, and where the schedule is "constant".
+      decay_steps=0,
+      final_fraction=0.05,  # last learning rate, as a fraction of the peak
+      beta1=0.9,  # decay of the first moment
+      beta2=0.98,  # decay of the second moment
+      eps=1e-8,  # added to the root of the second moment
+      weight_decay=0.01,  # decoupled weight decay of matrices
+      clip_norm=1.0,  # global norm to which gradients are clipped
     ),
     checkpoint_minutes=0.0,  # minutes between checkpoints, besides those of checkpoint_steps; 0: none
     max_to_keep=1,  # newest checkpoints that are kept

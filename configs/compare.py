@@ -29,13 +29,13 @@ def tiny() -> ConfigDict:
         0.5,
       ),  # shares of the handbook, the most useful behaviors: one row each
       data=dict(
-        records="runs/scenes/test.jsonl",
-        images="runs/scenes/images",
+        records="runs/scenes/test.jsonl",  # file of labelled records
+        images="runs/scenes/images",  # folder, archive or store of the images
         boxes="runs/scenes/test.boxes.jsonl",  # file of the true boxes; empty: none are known
-        max_bad_share=0.01,
+        max_bad_share=0.01,  # stop when more than this share of the records is broken
       ),
       limit=400,  # number of records, from the first; 0: all
-      batch_size=100,
+      batch_size=100,  # questions of one batch
       in_flight=2,  # batches answered at a time; without slots, 1 on several devices
       # Slots that the questions of all batches in flight take as they become free (continuous batching), which pays
       # where answers differ in length; 0: the answers of a batch start together.
@@ -43,7 +43,7 @@ def tiny() -> ConfigDict:
       mesh=data_parallel_mesh(),
       # Padded (tokens, patches) of prompts without their behaviors: a batch takes the smallest that holds them.
       prompt_shapes=((64, 64),),
-      max_new_tokens=128,
+      max_new_tokens=128,  # longest answer, in tokens
       timed_questions=24,  # questions of each row asked one at a time, to measure seconds
     )
   )

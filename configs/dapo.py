@@ -22,11 +22,12 @@ def tiny() -> ConfigDict:
       task="scenes",  # how records are read and asked about, and the grammar of answers: scenes | vsr
       checkpoint="runs/sft/export",  # Hugging Face folder of the policy to start from
       data=dict(
-        records="runs/scenes/train.jsonl",
-        images="runs/scenes/images",
-        validation="runs/scenes/validation.jsonl",
-        evaluation="",  # file of records that must not be trained on; scenes share none
-        max_bad_share=0.01,
+        records="runs/scenes/train.jsonl",  # file of labelled records
+        images="runs/scenes/images",  # folder, archive or store of the images
+        validation="runs/scenes/validation.jsonl",  # file of the records for validation
+        # JSON lines in VSR's format whose statements must not be trained on (docs/tasks.md); scenes share none.
+        evaluation="",
+        max_bad_share=0.01,  # stop when more than this share of the records is broken
         # Padded (tokens, patches) of prompts: a round, or a mini-batch, takes the smallest that holds its prompts.
         # Larger prompts are skipped and counted.
         prompt_shapes=((64, 64),),
@@ -44,14 +45,16 @@ def tiny() -> ConfigDict:
       behavior_tokens=48,  # most tokens of a recalled behavior
       # Names of REWARDS (accuracy, overlong, length) and their weights.
       rewards=(("accuracy", 1.0), ("overlong", 1.0)),
+      # Clip range of the ratio of new to old probability: no gradient below 1 - eps_low where the advantage is
+      # negative, and above 1 + eps_high where it is positive.
       eps_low=0.2,
-      eps_high=0.28,
-      max_new_tokens=128,
+      eps_high=0.28,  # see eps_low; larger than eps_low ("clip-higher"), so that rare tokens can gain
+      max_new_tokens=128,  # longest answer, in tokens
       # Lengths, below max_new_tokens, that the answers of a mini-batch are cut to in an update: the smallest that holds
       # them. Each is a program of its own.
       answer_lengths=(),
-      overlong_cache_tokens=8,
-      temperature=1.0,
+      overlong_cache_tokens=8,  # length below the limit over which the overlong penalty grows from 0 to -1
+      temperature=1.0,  # sampling temperature
       # Mesh of the same devices while answers are sampled: weights are cut by heads and hidden units (tensor). Cut by
       # width (fsdp), every token would gather the whole model.
       sampling_mesh=data_parallel_mesh(),
@@ -75,8 +78,8 @@ def tiny() -> ConfigDict:
         max_logprob_gap=0.1,
       ),
       validate_steps=10,  # batches between measurements on the validation split
-      validate_prompts=256,
-      validate_batch=256,
+      validate_prompts=256,  # prompts of one measurement on the validation split
+      validate_batch=256,  # prompts that it answers at once
       checkpoint_steps=5,  # rounds and updates between checkpoints; 0: only by time
     )
   )

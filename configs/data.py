@@ -17,11 +17,12 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      algorithm="data",  # the command that this config is for
       seed=0,  # seed of the store's order and of the contact sheet
       data=dict(
         folder="runs/scenes",  # folder of SPLIT.jsonl or Parquet files, as published
         images="runs/scenes/images",  # folder, .tar or .zip, or several with commas; empty: images are not looked up
-        splits=("train", "validation", "test"),
+        splits=("train", "validation", "test"),  # splits to read
         published="",  # random | zeroshot: check the published sizes of this split of VSR; empty: do not
         allow_subset=False,  # accept fewer records than were published
         max_bad_share=0.01,  # stop when more than this share of the records cannot be used

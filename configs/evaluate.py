@@ -35,10 +35,10 @@ def tiny() -> ConfigDict:
         images="runs/scenes/images",  # locations of the images; empty where the records hold them
         boxes="runs/scenes/test.boxes.jsonl",  # file of the true boxes; empty: none are known
         training_records="runs/scenes/train.jsonl",  # records whose majority label the method majority answers
-        max_bad_share=0.01,
+        max_bad_share=0.01,  # stop when more than this share of the records is broken
       ),
       limit=0,  # number of records, from the first; 0: all
-      batch_size=128,
+      batch_size=128,  # questions of one batch
       in_flight=2,  # batches answered at a time; without slots, 1 on several devices
       # Slots that the questions of all batches in flight take as they become free (continuous batching), which pays
       # where answers differ in length; 0: the answers of a batch start together.
@@ -47,7 +47,7 @@ def tiny() -> ConfigDict:
       # Padded (tokens, patches) of prompts: a batch takes the smallest that holds its prompts. A recalled behavior,
       # whose keys and values are computed once, takes none of them.
       prompt_shapes=((64, 64),),
-      max_new_tokens=128,
+      max_new_tokens=128,  # longest answer, in tokens
       timed_questions=64,  # questions asked one at a time, to measure seconds per answer
     )
   )

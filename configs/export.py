@@ -16,6 +16,7 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
+      algorithm="export",  # the command that this config is for
       run="runs/dapo",  # workdir of `sft` or `dapo`
       dtype="float32",
       adapter=False,  # for a run that trains LoRA: write the adapter alone, as PEFT reads it

@@ -20,6 +20,9 @@ def tiny() -> ConfigDict:
       # Workdirs of `evaluate`, as FOLDER or NAME=FOLDER; the last name of a path may hold "*". The first row is the
       # one that the others are compared with.
       runs=("runs/demo/evaluate_*",),
+      # Workdirs of `demo` that differ in the seed alone, e.g. ("runs/demo_seed*",): their tables are joined into mean
+      # and range, in place of a comparison of `runs`; empty: none.
+      demos=(),
     )
   )
 

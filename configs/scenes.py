@@ -16,13 +16,16 @@ def get_config(preset: str) -> ConfigDict:
 def tiny() -> ConfigDict:
   return ConfigDict(
     dict(
-      seed=0,
+      algorithm="scenes",  # the command that this config is for
+      seed=0,  # seed of every random draw
       image_size=64,  # pixels of width and height
       objects=(2, 3),  # smallest and largest number of objects in a scene
-      counts=dict(
-        train=8000, validation=1000, test=4000
-      ),  # even numbers: examples come in contrastive pairs
-      chains=4000,  # training examples, from the first, for which the teacher writes answers
+      counts=dict(  # even numbers: examples come in contrastive pairs
+        train=8000,  # examples of the training split
+        validation=1000,  # of the validation split
+        test=4000,  # of the test split
+      ),
+      chains=4000,  # training examples, from the first, for which the teacher writes chains
       sheet=24,  # examples on the contact sheet
     )
   )

@@ -25,7 +25,7 @@ def tiny() -> ConfigDict:
       # Padded (tokens, patches) of prompts: each is a program of its own. The largest limits what a request may hold.
       prompt_shapes=((64, 64), (128, 256)),
       max_patches=256,  # most patches of an image; larger ones are scaled down
-      max_new_tokens=144,
+      max_new_tokens=144,  # longest answer, in tokens
       temperature=0.0,  # sampling temperature of requests that give none; 0: the likeliest token
       sample_image_size=64,  # pixels a side of the rendered scenes that the page offers
       mesh=tensor_parallel_mesh(),

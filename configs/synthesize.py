@@ -21,8 +21,8 @@ def tiny() -> ConfigDict:
       algorithm="synthesize",  # the command that this config is for
       seed=0,  # the seeds of all questions are derived from it
       data=dict(
-        records="runs/scenes/train.jsonl",
-        images="runs/scenes/images",
+        records="runs/scenes/train.jsonl",  # file of labelled records
+        images="runs/scenes/images",  # folder, archive or store of the images
         limit=500,  # number of records, from the first; 0: all
         max_bad_share=0.01,  # stop if a larger share of the records is unusable
         workers=0,  # threads that check the images before the start
@@ -46,11 +46,11 @@ def tiny() -> ConfigDict:
       # Requests in flight; none: as many as reach the rate limit at the observed time of an answer.
       concurrency=config_dict.FieldReference(8, field_type=int),
       max_concurrency=128,  # upper limit of a derived concurrency
-      requests_per_minute=6000.0,
+      requests_per_minute=6000.0,  # rate limit
       retry=dict(
         max_tries=6,  # of one question within one start
         initial_delay_s=0.2,  # before the second try; doubles before each further try
-        max_delay_s=60.0,
+        max_delay_s=60.0,  # longest delay between two tries
       ),
       batch=dict(
         questions=0,  # maximum of one job of Gemini's Batch API; 0: send single questions
@@ -73,10 +73,10 @@ def tiny() -> ConfigDict:
       # No question is sent that could exceed the budget; none: no limit.
       budget_usd=config_dict.placeholder(float),
       checks=dict(
-        min_words=8,
-        max_words=120,  # of the whole chain without boxes
-        min_box_share=0.0005,
-        max_box_share=0.95,  # of the image area
+        min_words=8,  # fewest words of the whole chain without boxes
+        max_words=120,  # most words of it
+        min_box_share=0.0005,  # smallest box, as a share of the image area
+        max_box_share=0.95,  # largest box, as a share of the image area
         number_tolerance=0.0,  # of a number compared with its boxes, in units of 0–1000
         geometry_margin=60,  # weaker evidence contradicts no label, in units of 0–1000
         decisive=(  # relations that boxes prove and disprove
@@ -92,7 +92,7 @@ def tiny() -> ConfigDict:
       examples=12,  # accepted examples in the report; half as many rejected ones are added
       local=dict(
         scenes="runs/scenes",  # scenes that the local teacher knows
-        split="train",
+        split="train",  # split of them
         mistake_share=0.3,  # of blind answers
         fault_share=0.1,  # of requests that the server loses, delays, cuts off or rejects once
       ),

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 import ml_dtypes
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from spatial_vlm.huggingface.safetensors_folder import TensorPlan
 from spatial_vlm.huggingface.weights import plan_tensors, write_tensors
 from spatial_vlm.model.config import PRESETS
+from spatial_vlm.progress import progress_bar
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 DRAWN = 1 << 22
@@ -39,7 +39,7 @@ def draw_tensor(tensor: TensorPlan, seed: int, number: int) -> np.ndarray:
 def draw_all(plan: Sequence[TensorPlan], seed: int) -> Iterator[np.ndarray]:
   """Yields the tensors and shows a progress bar of their bytes."""
   total = sum(tensor.bytes for tensor in plan)
-  with tqdm(total=total, unit="B", unit_scale=True, mininterval=1.0) as bar:
+  with progress_bar("tensors", total, unit="B") as bar:
     for number, tensor in enumerate(plan):
       yield draw_tensor(tensor, seed, number)
       bar.update(tensor.bytes)

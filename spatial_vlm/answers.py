@@ -17,7 +17,9 @@ from collections.abc import Iterable, Mapping
 Box = tuple[int, int, int, int]
 """x1, y1, x2, y2 in 0–1000 of the image's width and height, as Qwen3-VL writes them."""
 
-_BOX = re.compile(r"([A-Za-z][A-Za-z0-9 _-]*?) \[(\d+), (\d+), (\d+), (\d+)\]")
+_CORNERS = re.compile(r" \[(\d{1,4}), (\d{1,4}), (\d{1,4}), (\d{1,4})\]")
+_NO_NAME = re.compile(r"[^\w\u0300-\u036f '’&-]")
+"""What ends a name before its box: all but letters with their accents, digits, and what "man's hat" needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +137,17 @@ def parse_boxes(text: str) -> dict[str, Box]:
 
   The first box of a repeated name counts; boxes outside 0–1000 or without area do not.
 
-  >>> parse_boxes("cat [0, 20, 400, 600], red mug [500, 0, 1000, 80].")
-  {'cat': (0, 20, 400, 600), 'red mug': (500, 0, 1000, 80)}
+  >>> parse_boxes("man's hat [0, 20, 400, 600], 2 cats [500, 0, 1000, 80].")
+  {"man's hat": (0, 20, 400, 600), '2 cats': (500, 0, 1000, 80)}
   """
   boxes: dict[str, Box] = {}
-  for match in _BOX.finditer(text):
-    x1, y1, x2, y2 = (int(number) for number in match.groups()[1:])
-    if 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000:
-      boxes.setdefault(match[1], (x1, y1, x2, y2))
+  before = 0
+  for match in _CORNERS.finditer(text):
+    name = _NO_NAME.split(text[before : match.start()])[-1].lstrip(" '’&-").rstrip()
+    before = match.end()
+    x1, y1, x2, y2 = (int(number) for number in match.groups())
+    if any(map(str.isalpha, name)) and x1 < x2 <= 1000 and y1 < y2 <= 1000:
+      boxes.setdefault(name, (x1, y1, x2, y2))
   return boxes
 
 

@@ -26,17 +26,21 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import traceback
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 from ml_collections import config_dict
 
+from spatial_vlm.settings.range_table import RANGES
+from spatial_vlm.settings.ranges import problem
+
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 CONFIG_ROOTS = (PACKAGE_FOLDER.parent, Path(sysconfig.get_path("data"), "share", "spatial-vlm"))
-"""Folders searched for `configs/` after the current folder: the checkout, then the data of the installed package."""
+"""Folders of the project's own `configs/`: the checkout, then the data of the installed package."""
 LIBRARIES = (
   "spatial-vlm jax jaxlib flax optax orbax-checkpoint grain transformers tokenizers ml-collections numpy scann"
 ).split()
@@ -110,13 +114,15 @@ def load(spec: str, overrides: Sequence[str] = (), complete: bool = True) -> Con
     complete: require a value for every required leaf. If False, required leaves without a value become "" or 0.
 
   Raises:
-    UsageError: the file, preset or leaf does not exist, a value has the wrong type, or required leaves have no value
-      (the message names all of them).
+    UsageError: the file, preset or leaf does not exist, a value has the wrong type or is out of its range, or required
+      leaves have no value (the message names all of them).
   """
   config = read_preset(spec)
   for override in overrides:
     _override(config, override.removeprefix("--config."), spec)
-  missing = [name for name, value in leaves(config).items() if value is REQUIRED]
+  values = leaves(config)
+  missing = [name for name, value in values.items() if value is REQUIRED]
+  check_ranges({name: value for name, value in values.items() if value is not REQUIRED})
   if missing and complete:
     flags = " ".join(f"--config.{name}=…" for name in missing)
     raise UsageError(f"{spec} needs values for {', '.join(missing)}: add {flags}")
@@ -124,27 +130,68 @@ def load(spec: str, overrides: Sequence[str] = (), complete: bool = True) -> Con
     group, leaf, field = _field(config, name)
     group[leaf] = field.get_type()()
   loaded = Config(config.copy_and_resolve_references())
+  loaded.get("algorithm")  # `check_ranges` has read it
   loaded.lock()
   return loaded
 
 
+def check_ranges(values: Mapping[str, Any]) -> None:
+  """Raises UsageError for values (dotted name of a leaf → value) out of their ranges; the message names all of them."""
+  ranges = RANGES.get(values.get("algorithm", ""), {})
+  problems = [problem(name, value, ranges.get(name)) for name, value in values.items()]
+  if found := [text for text in problems if text]:
+    raise UsageError("; ".join(found))
+
+
 def read_preset(spec: str) -> config_dict.ConfigDict:
   """Returns `get_config(preset)` of the file; required leaves may have no value."""
-  file, colon, preset = spec.rpartition(":")
-  if not colon or not file.endswith(".py"):
-    raise UsageError(
-      f"--config is {spec!r}, but has the form FILE.py:PRESET, e.g. configs/sft.py:tiny"
-    )
-  path = _find(file)
-  with _imported(path) as module:
+  path, preset = find_preset(spec)
+  with _errors_in_one_line(path), _imported(path) as module:
     if not hasattr(module, "get_config"):
       raise UsageError(f"{path} is not a config file: it does not define get_config(preset)")
     try:
       config = module.get_config(preset)
     except ValueError as error:
       raise UsageError(f"{path}: {error}") from error
+    if not isinstance(config, config_dict.ConfigDict):
+      raise UsageError(f"{path}: get_config returns a {type(config).__name__}, not a ConfigDict")
   _check_leaves(config, path)
   return config
+
+
+def find_preset(spec: str) -> tuple[Path, str]:
+  """Returns file and preset of `FILE:preset`.
+
+  The project's own file comes first: a folder `configs` next to foreign data is never executed in its place. A path
+  that begins with `.`, `/` or `~` means this file alone.
+
+  Raises:
+    UsageError: the text has another form, or there is no such file.
+  """
+  file, colon, preset = spec.rpartition(":")
+  if not colon or not file.endswith(".py") or "\0" in spec:
+    raise UsageError(
+      f"--config is {spec!r}, but has the form FILE.py:PRESET, e.g. configs/sft.py:tiny"
+    )
+  return _find(file), preset
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(path: Path) -> Iterator[None]:
+  """Turns the errors of a config file into UsageError with the line in the file."""
+  try:
+    yield
+  except UsageError:
+    raise
+  except SyntaxError as error:
+    line = f", line {error.lineno}" if error.lineno else ""
+    raise UsageError(f"{error.filename or path}{line}: {error.msg}") from error
+  except Exception as error:
+    folders = {folder.resolve() for folder in (path.parent, *config_folders())}
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if Path(frame.filename).resolve().parent in folders]
+    place = f"{inside[-1].filename}, line {inside[-1].lineno}" if inside else f"{path}"
+    raise UsageError(f"{place}: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -156,7 +203,7 @@ def _imported(path: Path) -> Iterator[types.ModuleType]:
   file of the same name, or a changed `common.py`, is never confused with it.
   """
   package = types.ModuleType(f"_configs_{next(_IMPORTS)}")
-  package.__path__ = [os.fspath(folder) for folder in (path.parent, *_config_folders())]
+  package.__path__ = [os.fspath(folder) for folder in (path.parent, *config_folders())]
   name = f"{package.__name__}.{path.stem}"
   module_spec = importlib.util.spec_from_file_location(name, path)
   assert module_spec and module_spec.loader
@@ -174,7 +221,8 @@ def _imported(path: Path) -> Iterator[types.ModuleType]:
 _IMPORTS = itertools.count()
 
 
-def _config_folders() -> list[Path]:
+def config_folders() -> list[Path]:
+  """Returns the folders of the project's own config files."""
   return [root / "configs" for root in CONFIG_ROOTS]
 
 
@@ -182,17 +230,28 @@ REQUIRED = object()
 """The value, in `leaves`, of a required leaf that has no value yet."""
 
 
-def leaves(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
+def leaves(config: config_dict.ConfigDict) -> dict[str, Any]:
   """Returns dotted names and values of all leaves, sorted, without marking them as read."""
+  return {
+    name: _referred(field) if isinstance(field, config_dict.FieldReference) else field
+    for name, field in fields(config).items()
+  }
+
+
+def fields(config: config_dict.ConfigDict, prefix: str = "") -> dict[str, Any]:
+  """Returns as `leaves`, but a leaf that may be empty, or is required, is a `FieldReference`."""
   found = {}
   for name, value in config.items(preserve_field_references=True):
-    if isinstance(value, config_dict.FieldReference):
-      value = _referred(value)
     if isinstance(value, config_dict.ConfigDict):
-      found |= leaves(value, f"{prefix}{name}.")
+      found |= fields(value, f"{prefix}{name}.")
     else:
       found[prefix + name] = value
   return found
+
+
+def is_required(field: Any) -> bool:
+  """Returns whether a leaf of `fields` must be given and is not yet."""
+  return isinstance(field, config_dict.FieldReference) and _referred(field) is REQUIRED
 
 
 def unread(config: Config, prefix: str = "") -> list[str]:
@@ -222,25 +281,17 @@ def settings_from(settings: type, config: Config, **known: object) -> Any:
   return settings(**{name: config[name] for name in names}, **known)
 
 
-def check_algorithm(config: Config, command: str) -> None:
-  """Raises UsageError unless the config belongs to this command."""
+def check_algorithm(config: Config, command: str, allowed: Collection[str]) -> None:
+  """Raises UsageError unless the config is for one of the `allowed` commands, whose configs `command` takes."""
   algorithm = config.get("algorithm")
-  if algorithm is None:
-    raise UsageError(
-      f"the config has no leaf algorithm; give `spatial-vlm {command}` a preset of configs/{command}.py"
-    )
-  if algorithm != command:
-    raise UsageError(
-      f"the config is for {algorithm!r}: run `spatial-vlm {algorithm}`, or give `spatial-vlm {command}` a preset of "
-      f"configs/{command}.py"
-    )
-
-
-def check_positive(config: Config, *names: str) -> None:
-  """Raises UsageError unless each of these leaves is at least 1."""
-  for name in names:
-    if config[name] < 1:
-      raise UsageError(f"{name} is {config[name]}; it must be at least 1")
+  if algorithm in allowed:
+    return
+  presets = " or ".join(f"configs/{name}.py" for name in allowed)
+  given = "has no leaf algorithm" if algorithm is None else f"is for {algorithm!r}"
+  remedy = "" if algorithm is None else f"run `spatial-vlm {algorithm}`, or "
+  raise UsageError(
+    f"the config {given}: {remedy}give `spatial-vlm {command}` a preset of {presets}"
+  )
 
 
 Weighted = Sequence[tuple[str, float]]
@@ -276,8 +327,7 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
   if (stored := _read_json(path)) is None:
     path.write_text(json.dumps(_describe(config), indent=2) + "\n")
     return
-  if not isinstance(stored, dict) or not isinstance(before := stored.get("config"), dict):
-    raise UsageError(f"{path} is not the config of a run; give another --workdir")
+  before = _leaves_of(stored, path)
   changes = [
     f"  {name}: {_show(before, name)} → {_show(given, name)}"
     for name in sorted(before.keys() | given.keys())
@@ -291,6 +341,22 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
     )
   if stored["versions"] != (now := versions()):
     log.warning("%s was started with other versions: %s, now %s", workdir, stored["versions"], now)
+
+
+def read_snapshot(workdir: epath.Path) -> dict[str, Any] | None:
+  """Returns the leaves that the run in `workdir` was started with; None before its first start.
+
+  Raises UsageError if its config.json is not that of a run.
+  """
+  path = workdir / "config.json"
+  stored = _read_json(path)
+  return None if stored is None else _leaves_of(stored, path)
+
+
+def _leaves_of(stored: Any, path: epath.Path) -> dict[str, Any]:
+  if not isinstance(stored, dict) or not isinstance(values := stored.get("config"), dict):
+    raise UsageError(f"{path} is not the config of a run; give another --workdir")
+  return values
 
 
 def matches_any(name: str, patterns: Iterable[str]) -> bool:
@@ -320,16 +386,17 @@ def closest(word: str, known: Iterable[str]) -> str:
 
 
 def _find(file: str) -> Path:
-  candidates = [Path(file).expanduser(), *(root / file for root in CONFIG_ROOTS)]
-  for path in candidates:
+  given = Path(file).expanduser()
+  own = [] if file.startswith((".", "/", "~")) else [root / file for root in CONFIG_ROOTS]
+  for path in (*own, given):
     if path.is_file():
+      if path in own and given.is_file() and not given.samefile(path):
+        log.warning("%s is read, not the file in this folder: that one is ./%s", path, file)
       return path
-  folder = next((path.parent for path in candidates if path.parent.is_dir()), None)
-  hint = (
-    closest(Path(file).name, sorted(path.name for path in folder.glob("*.py"))) if folder else ""
-  )
+  known = {other.name for path in (*own, given) for other in path.parent.glob("*.py")}
   raise UsageError(
-    f"config file {file} was not found, neither in this folder nor in the project{hint}"
+    f"config file {file} was not found, neither in the project nor in this folder"
+    + (closest(given.name, sorted(known)) if known else "")
   )
 
 
@@ -363,11 +430,11 @@ def _override(config: config_dict.ConfigDict, override: str, spec: str) -> None:
       raise UsageError(f"--config.{name} is a group; its leaves are {', '.join(inside)}")
     raise UsageError(f"{spec} has no leaf {name}{_now_called(name, known)}")
   group, leaf, field = _field(config, name)
-  is_placeholder = isinstance(field, config_dict.FieldReference)
-  leaf_type = field.get_type() if is_placeholder else type(field)
+  is_reference = isinstance(field, config_dict.FieldReference)
+  leaf_type = field.get_type() if is_reference else type(field)
   if leaf_type not in _READERS:
     raise UsageError(f"{spec}: leaf {name} is None; its config file should say placeholder(type)")
-  if is_placeholder and text.lower() == "none":
+  if is_reference and not is_required(field) and text.lower() == "none":
     group[leaf] = None
     return
   try:

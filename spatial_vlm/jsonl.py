@@ -1,13 +1,51 @@
-"""Part files of JSON lines, one for each start of a run: `part-00000.jsonl`, … Only the newest is written to."""
+"""JSON of foreign files, and part files of JSON lines.
 
+A run writes one part file at each start: `part-00000.jsonl`, … Only the newest is written to.
+"""
+
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from etils import epath
 
 AnyPath = TypeVar("AnyPath", epath.Path, Path)
 _NAME = re.compile(r"part-(\d{5,})\.jsonl")
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def parse_json(data: bytes, parse_constant: Callable[[str], Any] | None = None) -> Any:
+  """Returns the JSON value in UTF-8 bytes of a foreign file, which may begin with a byte-order mark.
+
+  Args:
+    parse_constant: called with NaN, Infinity and -Infinity; None accepts them.
+
+  Raises:
+    ValueError: it is not JSON or not UTF-8, is nested too deeply, gives a key of an object twice, or holds half a
+      surrogate pair, which is valid JSON and no Unicode: neither a tokenizer nor a file takes it.
+  """
+  try:
+    value = json.loads(
+      data.decode("utf-8-sig"), parse_constant=parse_constant, object_pairs_hook=_object
+    )
+  except RecursionError as error:
+    raise ValueError("the JSON is nested too deeply") from error
+  if _SURROGATE.search(data):
+    json.dumps(value, ensure_ascii=False).encode()
+  return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  result = dict(pairs)
+  if len(result) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"the key {twice!r} is given twice in one object")
+  return result
 
 
 def parts(folder: AnyPath) -> list[AnyPath]:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import fsspec
 from etils import epath
-from fsspec.callbacks import TqdmCallback
+from fsspec.callbacks import Callback
 from fsspec.config import conf
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.progress import progress_bar
 
 CACHE_VARIABLE = "SPATIAL_VLM_CACHE"
 """Environment variable with the folder of local copies; by default ~/.cache/spatial_vlm."""
@@ -117,9 +118,9 @@ def _copy(source: epath.Path, size: int, target: Path) -> None:
   """Copies a remote file; `target` appears only when it is complete."""
   files, path = fsspec.url_to_fs(str(source))
   unfinished = target.with_name(f"{target.name}.unfinished")
-  bar = {"desc": f"copying {source.name}", "unit": "B", "unit_scale": True, "dynamic_ncols": True}
-  with TqdmCallback(tqdm_kwargs=bar) as callback:
-    files.get_file(path, str(unfinished), callback=callback)
+  with progress_bar(f"copying {source.name}", size, unit="B") as bar:
+    show = {"bar": lambda size, value, **_: bar.update(value - bar.n)}
+    files.get_file(path, str(unfinished), callback=Callback(hooks=show))
   if (found := unfinished.stat().st_size) != size:
     raise OSError(f"{source} has {size} bytes, but {found} arrived; start again")
   unfinished.replace(target)

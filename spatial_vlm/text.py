@@ -40,6 +40,25 @@ def fenced(text: str) -> str:
   return f"{fence}text\n{_visible(text)}\n{fence}"
 
 
+def short_line(text: str, most: int = 300) -> str:
+  """Returns text of a foreign file on one line for a message: cut, without control characters.
+
+  >>> short_line("a\\tb " + 400 * "c", most=9)
+  'a b cccc…'
+  """
+  line = " ".join(_visible(text[: 2 * most]).split())
+  return line if len(line) <= most and len(text) <= 2 * most else line[: most - 1] + "…"
+
+
+def without_surrogates(text: str) -> str:
+  """Replaces half surrogate pairs, which no file can hold, by U+FFFD.
+
+  >>> without_surrogates("caf\\u00e9 \\ud83d")
+  'café �'
+  """
+  return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def percent(share: float | None) -> str:
   """Returns a share in percent, with one decimal; a dash for None.
 

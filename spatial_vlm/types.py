@@ -77,7 +77,7 @@ class Batch:
 
 @flax.struct.dataclass
 class Prompts:
-  """Prompts to complete, padded on the left (or right), one sequence a row."""
+  """Prompts to complete, one sequence a row, padded on the left: the answers follow the last column."""
 
   ids: Int[Array, "B"]
   """Number of the prompt in its source; random keys fold it in."""

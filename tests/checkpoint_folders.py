@@ -8,7 +8,7 @@ from spatial_vlm.parameters.partition import flatten
 
 
 def read_checkpoint(folder):
-  """Returns a folder's configuration, and its parameters as NumPy arrays in the types of the files."""
+  """Returns a folder's configuration, and its parameters as NumPy arrays in the type of the files."""
   checkpoint = open_checkpoint(folder, read_model_config(folder))
   return checkpoint.config, checkpoint.read(checkpoint.shapes)
 

@@ -8,6 +8,8 @@ from unittest import mock
 
 import compiled_programs
 
+from spatial_vlm import compilation_cache
+
 # Read when jax, transformers and the thread pools are first imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -68,7 +70,7 @@ hypothesis.settings.load_profile("project")
 
 def pytest_configure(config):
   if not hasattr(config, "workerinput"):  # once: not in the worker processes of xdist
-    compiled_programs.prune(compiled_programs.CACHE, compiled_programs.CACHE_BYTES)
+    compilation_cache.prune(compiled_programs.CACHE, compiled_programs.CACHE_BYTES)
 
 
 @pytest.fixture(scope="session")

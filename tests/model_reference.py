@@ -25,39 +25,43 @@ from spatial_vlm.model.config import ModelConfig, TextConfig, VisionConfig
 from spatial_vlm.types import Batch, Params, Prompts, Vision
 
 PAD = 0
+_TINY = ModelConfig(
+  vision=VisionConfig(
+    depth=4,
+    hidden_size=64,
+    intermediate_size=144,
+    num_heads=4,
+    patch_size=8,
+    temporal_patch_size=2,
+    spatial_merge_size=2,
+    in_channels=3,
+    num_position_embeddings=7 * 7,
+    out_hidden_size=128,
+    deepstack_visual_indexes=(0, 2),
+  ),
+  text=TextConfig(
+    vocab_size=601,
+    hidden_size=128,
+    intermediate_size=320,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    rms_norm_eps=1e-6,
+    rope_theta=5e6,
+    mrope_section=(6, 5, 5),
+    max_position_embeddings=4096,
+  ),
+  tie_word_embeddings=True,
+  image_token_id=598,
+  video_token_id=599,
+  vision_start_token_id=596,
+  vision_end_token_id=597,
+)
 SIZES = {
-  "tiny": ModelConfig(
-    vision=VisionConfig(
-      depth=4,
-      hidden_size=64,
-      intermediate_size=144,
-      num_heads=4,
-      patch_size=8,
-      temporal_patch_size=2,
-      spatial_merge_size=2,
-      in_channels=3,
-      num_position_embeddings=7 * 7,
-      out_hidden_size=128,
-      deepstack_visual_indexes=(0, 2),
-    ),
-    text=TextConfig(
-      vocab_size=601,
-      hidden_size=128,
-      intermediate_size=320,
-      num_hidden_layers=6,
-      num_attention_heads=4,
-      num_key_value_heads=2,
-      head_dim=32,
-      rms_norm_eps=1e-6,
-      rope_theta=5e6,
-      mrope_section=(6, 5, 5),
-      max_position_embeddings=4096,
-    ),
-    tie_word_embeddings=True,
-    image_token_id=598,
-    video_token_id=599,
-    vision_start_token_id=596,
-    vision_end_token_id=597,
+  "tiny": _TINY,
+  "without deepstack": dataclasses.replace(
+    _TINY, vision=dataclasses.replace(_TINY.vision, deepstack_visual_indexes=())
   ),
   "small": ModelConfig(
     vision=VisionConfig(

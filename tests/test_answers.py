@@ -2,6 +2,7 @@
 
 import doctest
 import string
+import time
 
 import pytest
 from hypothesis import given
@@ -151,10 +152,23 @@ def test_boxes_round_trip(named):
     ("cat [1, 2, 3, 4], cat [5, 6, 7, 8]", {"cat": (1, 2, 3, 4)}),
     ("cat [9, 2, 3, 4], cat [5, 6, 7, 8]", {"cat": (5, 6, 7, 8)}),
     ("The red mug [1, 2, 3, 4] and", {"The red mug": (1, 2, 3, 4)}),
+    ("- man's hat [1, 2, 3, 4]", {"man's hat": (1, 2, 3, 4)}),
+    ("It shows: café table [1, 2, 3, 4]", {"café table": (1, 2, 3, 4)}),
+    ("cafe\u0301 [1, 2, 3, 4].", {"cafe\u0301": (1, 2, 3, 4)}),
+    ("a mug, 2 cats [1, 2, 3, 4]", {"2 cats": (1, 2, 3, 4)}),
+    ("2 [1, 2, 3, 4]", {}),
+    ("cat [1, 2, 3, " + "9" * 5000 + "]", {}),
   ],
 )
 def test_boxes_outside_the_image_do_not_count(text, expected):
   assert answers.parse_boxes(text) == expected
+
+
+def test_the_time_to_read_boxes_grows_with_the_text():
+  """A pattern that begins anew at each word takes 9 seconds for this."""
+  start = time.process_time()
+  assert answers.parse_boxes("a " * 16_000 + "[1, 2, 3") == {}
+  assert time.process_time() - start < 1
 
 
 def test_only_a_chain_has_boxes():

@@ -145,6 +145,10 @@ def test_config_is_locked(spec):
     ("some.py:huge", "unknown preset 'huge'; there are tiny, 8b"),
     ("empty.py:tiny", "does not define get_config"),
     ("list.py:tiny", "leaf a.b is a list; a leaf is one of bool, int"),
+    ("dict.py:tiny", "get_config returns a dict, not a ConfigDict$"),
+    ("syntax.py:tiny", r"/syntax.py, line 2: invalid syntax"),
+    ("broken.py:tiny", r"/broken.py, line 2: NameError: name 'x' is not defined"),
+    ("so\0me.py:tiny", "has the form FILE.py:PRESET"),
     ("secret.py:tiny", "secrets are given in the environment"),
   ],
 )
@@ -153,22 +157,38 @@ def test_wrong_files_and_presets(tmp_path, monkeypatch, spec, message):
   (tmp_path / "some.py").write_text(FILE)
   (tmp_path / "empty.py").write_text("x = 1")
   (tmp_path / "list.py").write_text(make + "{'a': {'b': [1]}})")
+  (tmp_path / "dict.py").write_text("def get_config(preset):\n  return {}")
+  (tmp_path / "syntax.py").write_text("x = 1\nx = = 2\n")
+  (tmp_path / "broken.py").write_text("def get_config(preset):\n  return x\n")
   (tmp_path / "secret.py").write_text(make + "{'gemini_api_key': ''})")
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(config_lib.UsageError, match=message):
+  with pytest.raises(config_lib.UsageError, match=message) as error:
     config_lib.load(spec)
+  assert "\n" not in str(error.value)
 
 
-def test_file_is_found_here_then_in_the_project(tmp_path, monkeypatch):
+def test_the_file_of_the_project_comes_first(tmp_path, monkeypatch, caplog):
+  """A foreign data set with a folder `configs` runs no code unless its file is named by ./ or a full path."""
   here, project = tmp_path / "here", tmp_path / "project"
   for folder, name in ((here, "here"), (project, "project")):
     (folder / "configs").mkdir(parents=True)
     (folder / "configs" / "some.py").write_text(FILE.replace('"run"', f'"{name}"'))
+  (here / "configs" / "own.py").write_text(FILE)
   monkeypatch.setattr(config_lib, "CONFIG_ROOTS", (project,))
   monkeypatch.chdir(here)
-  assert config_lib.load("configs/some.py:tiny", REQUIRED).name == "here"
-  monkeypatch.chdir(tmp_path)
-  assert config_lib.load("configs/some.py:tiny", REQUIRED).name == "project"
+
+  def name_in(file):
+    return config_lib.load(f"{file}:tiny", REQUIRED).name
+
+  assert name_in("configs/some.py") == "project"
+  assert "that one is ./configs/some.py" in caplog.text
+  caplog.clear()
+  assert name_in("./configs/some.py") == name_in(f"{here}/configs/some.py") == "here"
+  assert name_in("../project/configs/some.py") == "project"
+  assert name_in("configs/own.py") == "run"
+  monkeypatch.chdir(project)
+  assert name_in("configs/some.py") == "project"
+  assert not caplog.text
 
 
 def test_unread_leaves(spec):
@@ -312,13 +332,15 @@ def test_an_old_leaf_names_the_new_one():
 
 
 def test_a_config_of_another_command_is_refused():
-  loaded = config_lib.Config(config_dict.ConfigDict({"algorithm": "dapo"}))
-  config_lib.check_algorithm(loaded, "dapo")
-  with pytest.raises(
-    config_lib.UsageError, match="is for 'dapo': run `spatial-vlm dapo`, or give `spatial-vl"
+  def check(leaves, command, allowed):
+    loaded = config_lib.Config(config_dict.ConfigDict(leaves))
+    config_lib.check_algorithm(loaded, command, allowed)
+
+  check({"algorithm": "dapo"}, "dapo", ["dapo"])
+  check({"algorithm": "dapo"}, "plan", ["sft", "dapo"])
+  for leaves, message in (
+    ({"algorithm": "dapo"}, "is for 'dapo': run `spatial-vlm dapo`, or give `spatial-vlm sft` a"),
+    ({}, r"no leaf algorithm: give .* a preset of configs/sft\.py"),
   ):
-    config_lib.check_algorithm(loaded, "sft")
-  with pytest.raises(
-    config_lib.UsageError, match=r"no leaf algorithm; give .* a preset of configs/sft\.py"
-  ):
-    config_lib.check_algorithm(config_lib.Config(config_dict.ConfigDict({})), "sft")
+    with pytest.raises(config_lib.UsageError, match=message):
+      check(leaves, "sft", ["sft"])

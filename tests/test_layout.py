@@ -10,20 +10,26 @@ from spatial_vlm.cli import COMMANDS
 PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
-  ("types", "config", "remote", "answers", "answer_extraction", "text", "jsonl"),
+  (
+    *("types", "settings", "config", "progress", "remote", "answers", "answer_extraction"),
+    *("text", "jsonl", "compilation_cache"),
+  ),
   (
     *("parameters", "sharding", "process_rows", "hosts", "checkpoint", "metrics"),
+    "compile_clock",
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (
     *("data", "evaluation", "tasks", "rewards", "rollout", "reuse", "inference"),
     *("synthesis", "train", "planning", "benchmark", "serving"),
   ),
-  ("demo", "commands", "cli"),
+  ("demo", "commands", "command_line", "cli"),
 )
 """Files and folders from the lowest layer up; on a layer, in the order in which data passes through them."""
 
 FOLDERS = {
+  "settings": ("ranges", "names", "shared_ranges", "range_table", "comments"),
+  "command_line": ("terminal", "parsing", "help_pages", "completion"),
   "parameters": ("paths", "partition", "int8", "lora"),
   "optim": ("moments", "schedules", "optimizers"),
   "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),
@@ -67,6 +73,7 @@ FOLDERS = {
       "runs",
       "runs_comparison",
       "runs_report",
+      "seed_report",
     ),
   ),
   "tasks": ("task", "explanations", "statements", "choices", "benchmarks"),
@@ -81,7 +88,7 @@ FOLDERS = {
   "reuse/handbook": ("behavior", "duplicates", "handbook", "review_file"),
   "reuse/chains": (
     *("solutions", "comparison", "box_values", "comparison_words", "reasoning_patterns"),
-    *("chain_objects", "reasoning", "relation_verdict", "chain_check", "restatement"),
+    *("chain_objects", "reasoning", "relation_verdict", "rule", "chain_check", "restatement"),
   ),
   "reuse/embedding": ("encoder_embedder", "embedder"),
   "reuse/extraction": (
@@ -125,6 +132,7 @@ FOLDERS = {
       "policy_knowledge",
       "policy_folder",
       "trained_weights",
+      "prolonging",
       "run",
       "sft",
       "sft_data",
@@ -175,6 +183,7 @@ RESERVED = {
     f"serving/{file}.py" for file in ("app", "connection", "page_routes", "request_body", "server")
   },
   "torchvision": set(),
+  "tqdm": {"progress.py"},
   "uvicorn": {"serving/server.py"},
 }
 """Heavy or remote libraries and the files that may import them."""

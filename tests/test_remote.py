@@ -95,7 +95,7 @@ def test_files_are_copied_once(gcs_folder, cache, capfd):
   copies = remote.local_copies(paths)
   assert [copy.read_bytes() for copy in copies] == [b"one" * 100_000, b"two" * 100_000]
   assert len({copy.parent for copy in copies}) == 1 and cache in copies[0].parents
-  assert "copying two: 100%" in capfd.readouterr().err
+  assert "copying two: 300kB/300kB" in capfd.readouterr().err
   copies[0].write_bytes(b"kept")
   assert remote.local_copies(paths) == copies
   assert copies[0].read_bytes() == b"kept"

@@ -12,8 +12,7 @@ import jax
 from etils import epath
 
 from spatial_vlm import answers, sharding
-from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, check_algorithm, check_positive
+from spatial_vlm.config import Config
 from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.evaluation.box_drawing import draw_boxes
 from spatial_vlm.hosts import user_errors
@@ -33,28 +32,9 @@ from spatial_vlm.tasks import find_task
 TOKEN_BUCKET, PATCH_BUCKET = 64, 64
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("photo", metavar="PHOTO", help="an image file")
-  parser.add_argument(
-    "statement", metavar="STATEMENT", help='such as "The cat is left of the mug."'
-  )
-  parser.add_argument(
-    "--checkpoint", required=True, metavar="DIR", help="Hugging Face folder of a Qwen3-VL model"
-  )
-  form = parser.add_mutually_exclusive_group()
-  form.add_argument(
-    "--behaviors", metavar="DIR", help="index written by `behaviors`: answer in the short form"
-  )
-  form.add_argument("--direct", action="store_true", help="ask for the verdict alone")
-  parser.add_argument(
-    "--draw", metavar="FILE.png", help="write the photograph with the boxes of the answer"
-  )
-
-
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   with user_errors():
     image = open_image(args.photo)
-    check(config)
     task = find_task(config.task)
     mesh = sharding.make_mesh(config.mesh)
     policy = load_policy(args.checkpoint, mesh)
@@ -80,13 +60,3 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     with user_errors():
       draw_boxes(image, boxes).save(args.draw)
     print(f"{len(boxes)} boxes drawn in {args.draw}")
-
-
-def check(config: Config) -> None:
-  """Raises UsageError for a config of another command, and for settings out of their range."""
-  check_algorithm(config, "answer")
-  find_task(config.task)
-  check_positive(config, "max_new_tokens", "max_patches", "behavior_tokens")
-
-
-COMMAND = Command("answer", run, check=check, add_arguments=arguments)

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from spatial_vlm import answers
-from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
+from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation.results import read_recalls
@@ -31,14 +30,13 @@ from spatial_vlm.remote import write_whole
 from spatial_vlm.reuse.chains.chain_check import reading_report
 from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.reuse.embedding.embedder import load_embedder
-from spatial_vlm.reuse.extraction.extractors import find_extractor
 from spatial_vlm.reuse.handbook import review_file
 from spatial_vlm.reuse.handbook.behavior import Behavior
 from spatial_vlm.reuse.handbook.handbook import Handbook
 from spatial_vlm.reuse.index.behavior_index import BehaviorIndex
 from spatial_vlm.reuse.index.index_folder import save_index
 from spatial_vlm.synthesis.text_teacher import check_text_teacher
-from spatial_vlm.tasks import find_task
+from spatial_vlm.tasks import find_training_task
 from spatial_vlm.train.behavior_data import training_examples
 from spatial_vlm.train.behavior_sources import (
   REVIEW_FILE,
@@ -58,7 +56,7 @@ HARMLESS = (
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
-    task = find_task(config.task)
+    task = find_training_task(config.task)
     embedder = load_embedder(config.embedder)
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
     min_similarity = config.min_similarity
@@ -123,13 +121,8 @@ def reasonings(solutions: Sequence[Solution], behaviors: Sequence[Behavior]) -> 
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for a config of another command, and for settings out of their range."""
-  check_algorithm(config, "behaviors")
-  find_task(config.task)
-  find_extractor(config.extractor)
-  check_positive(config, "batch_size", "in_flight", "max_new_tokens", "min_support")
-  check_positive(config, "max_instruction_tokens")
-  check_positive(config.ask, "chains_per_relation")
+  """Raises UsageError for a teacher that cannot be asked, and for records of a split to measure on."""
+  find_training_task(config.task)
   if config.extractor == "teacher":
     check_text_teacher(config.ask)
   for name, split in (
@@ -140,9 +133,3 @@ def check(config: Config) -> None:
       raise UsageError(
         f"{name} is {split!r}, a split to measure on; behaviors come from training records"
       )
-  for name in ("full_share", "cluster_similarity", "duplicate_similarity"):
-    if not 0 <= config[name] <= 1:
-      raise UsageError(f"{name} is {config[name]}; it is a share, from 0 to 1")
-
-
-COMMAND = Command("behaviors", run, check=check)

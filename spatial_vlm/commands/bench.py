@@ -28,17 +28,8 @@ from spatial_vlm.benchmark.measure import Rounds
 from spatial_vlm.benchmark.measurements import check, measure
 from spatial_vlm.benchmark.results import TABLE, Results
 from spatial_vlm.benchmark.subject import MODELS, Subject
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config
 from spatial_vlm.hosts import user_errors
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--against",
-    choices=("transformers",),
-    help="also time the same model in transformers with torch: same weights, same inputs, alternating rounds",
-  )
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
@@ -79,6 +70,3 @@ def use_compilation_cache(folder: epath.Path) -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-COMMAND = Command("bench", run, check=check, add_arguments=arguments)

@@ -14,8 +14,7 @@ import re
 from etils import epath
 
 from spatial_vlm import sharding
-from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
+from spatial_vlm.config import Config, snapshot
 from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation import reuse_comparison
 from spatial_vlm.evaluation.results import results_json
@@ -30,7 +29,6 @@ from spatial_vlm.inference.comparison_arms import (
 )
 from spatial_vlm.inference.generation import (
   check_batch,
-  check_slots,
   make_generator,
   parsed_verdicts,
 )
@@ -48,7 +46,6 @@ FIGURE = "accuracy_tokens.png"
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
-    check(config)
     data, task = config.data, find_task(config.task)
     source = task.read(data.records, data.images, data.boxes or None, data.max_bad_share)
     examples = Take(source, config.limit or len(source))
@@ -99,18 +96,3 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 def arm_folder(workdir: epath.Path, name: str) -> epath.Path:
   """Returns the folder of the answers of the arm `name`."""
   return workdir / re.sub(r"\W+", "_", name)
-
-
-def check(config: Config) -> None:
-  """Raises UsageError for a config of another command, and for settings out of their range."""
-  check_algorithm(config, "compare")
-  find_task(config.task)
-  check_positive(config, "batch_size", "in_flight", "max_new_tokens")
-  check_slots(config)
-  if not all(0 < share < 1 for share in config.handbook_shares):
-    raise UsageError(
-      f"handbook_shares is {config.handbook_shares}; give shares between 0 and 1, without them"
-    )
-
-
-COMMAND = Command("compare", run, check=check)

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from etils import epath
 
 from spatial_vlm import hosts, metrics, sharding
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, leaves, settings_from
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.metrics import PhaseClock
@@ -27,6 +26,7 @@ from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.train import rl_data, rl_settings, rollout_buffer
 from spatial_vlm.train.engines import ENGINES, check_engine, check_gap
 from spatial_vlm.train.policy_optimization import rl_loop
+from spatial_vlm.train.prolonging import RunLength
 from spatial_vlm.train.rl_engine import (
   TrainingMeshes,
   check_batches,
@@ -67,7 +67,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     optimizer = optimizer_from_config(config.optimizer, config.steps * config.minibatches)
     engine = ENGINES[config.engine.kind](config, trainable, meshes.sampling)
     data = rl_data.open_data(config, policy, meshes.sampling, automaton, engine)
-  record_settings(config, workdir)
+  record_settings(config, workdir, RunLength("steps"))
   clock, requests_of = PhaseClock(), data.requests_of
   updates = functools.partial(
     rl_loop,
@@ -136,6 +136,3 @@ def show_progress(config: Config, batch: int, values: dict[str, float], bar) -> 
     entropy=f"{values.get('entropy', 0.0):.3f}",
   )
   bar.update()
-
-
-COMMAND = Command("dapo", run, check=check, multi_process=True)

@@ -20,9 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-from tqdm import tqdm
 
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import split_report, store
 from spatial_vlm.data.contact_sheet import contact_sheet, sampled
@@ -31,6 +29,7 @@ from spatial_vlm.data.split_guard import read_pairs, refuse_shared_pairs, shared
 from spatial_vlm.data.splits import Overlap, Split, read_splits, write_records
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.processor.image import png
+from spatial_vlm.progress import progress_bar
 
 TRAIN, TEST = "train", "test"
 STORE = "store"
@@ -67,12 +66,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 def check(config: Config) -> None:
   """Raises UsageError for settings that cannot work together."""
-  if not config.data.splits or config.sheet < 1:
-    raise UsageError(
-      f"splits is {config.data.splits} and sheet is {config.sheet}; give at least one of each"
-    )
-  if not 0 <= config.data.max_bad_share <= 1:
-    raise UsageError(f"max_bad_share is {config.data.max_bad_share}; it is a share, from 0 to 1")
   if config.store.shards:
     store_settings(config).check()
     if not config.data.images:
@@ -108,12 +101,9 @@ def prepare(config: Config, workdir: epath.Path) -> dict[str, Any]:
       examples = sampled(source, config.seed, config.sheet)
       (workdir / "contact_sheet.png").write_bytes(png(contact_sheet(examples)))
     if config.store.shards:
-      with tqdm(total=len(source), desc=f"{name} store", dynamic_ncols=True) as bar:
+      with progress_bar(f"{name} store", len(source)) as bar:
         folder, settings = workdir / STORE, store_settings(config)
         written = store.write_store(folder, name, source, settings, bar.update)
       bad = [dataclasses.asdict(bad) for bad in written.bad]
       notes[name] = {"records": len(written), "skipped": bad}
   return notes
-
-
-COMMAND = Command("data", run, check=check)

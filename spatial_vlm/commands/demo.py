@@ -9,21 +9,22 @@ and figures. After an interruption at any moment, the same command resumes.
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
+from collections.abc import Iterator
 
 from etils import epath
 
 from spatial_vlm.commands import behaviors, dapo, evaluate, scenes, sft
-from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, snapshot
+from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.demo import demo_report
 from spatial_vlm.demo.schedule import busy_seconds, finished, run_stages
 from spatial_vlm.demo.stages import Stage, stages
 
-COMMANDS = {m.COMMAND.name: m.COMMAND for m in (scenes, sft, dapo, behaviors, evaluate)}
-"""Name → command that a stage runs."""
+COMMANDS = dict(scenes=scenes, sft=sft, dapo=dapo, behaviors=behaviors, evaluate=evaluate)
+"""Name → module of the command that a stage runs."""
 HARMLESS = ("scenes_shown", "stages_at_once")
 """Settings that may change between two starts."""
 
@@ -31,11 +32,13 @@ HARMLESS = ("scenes_shown", "stages_at_once")
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   plan = stages(config, workdir)
   for stage in plan:
-    COMMANDS[stage.command].check(stage.settings())
+    with named(stage):
+      COMMANDS[stage.command].check(stage.settings())
   snapshot(config, workdir, HARMLESS)
 
   def run_stage(stage: Stage, folder: epath.Path) -> None:
-    COMMANDS[stage.command].run(stage.settings(), folder, args)
+    with named(stage):
+      COMMANDS[stage.command].run(stage.settings(), folder, args)
 
   try:
     show = functools.partial(print, flush=True)
@@ -52,4 +55,12 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   )
 
 
-COMMAND = Command("demo", run)
+@contextlib.contextmanager
+def named(stage: Stage) -> Iterator[None]:
+  """Adds the name of the stage to the message of a UsageError: its leaf is one of the stage's command."""
+  try:
+    yield
+  except UsageError as error:
+    raise UsageError(
+      f"stage {stage.title!r} of the demo, which runs `{stage.command}`: {error}"
+    ) from error

@@ -18,8 +18,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from spatial_vlm import sharding
-from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive, snapshot
+from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import ExampleSource, Take
 from spatial_vlm.data.split_guard import Pair
@@ -29,7 +28,6 @@ from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.controls import ControlledSource, find_control, with_cannot_tell
 from spatial_vlm.inference.generation import (
   check_batch,
-  check_slots,
   likeliest_verdicts,
   make_generator,
   parsed_verdicts,
@@ -52,7 +50,6 @@ FORMS = {
   "reuse": "chain",
 }
 """Method → form in which it answers where it recalls nothing."""
-METHODS = ("majority", *FORMS)
 HARMLESS = ("timed_questions", "in_flight", "mesh.*")
 """Settings that may change between two starts, since the stored answers do not depend on them."""
 
@@ -91,17 +88,12 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for a config of another command, and for settings out of their range."""
-  check_algorithm(config, "evaluate")
+  """Raises UsageError for settings that cannot work together."""
   task = find_worded_task(config.task, config.template, config.prompt)
-  if config.method not in METHODS:
-    raise UsageError(f"method is {config.method!r}; choose one of {', '.join(METHODS)}")
   if config.method == "zero-shot" and not task.first_words:
     raise UsageError(
       f"method is 'zero-shot' and answers of the task {config.task} begin with any word; choose direct or chain"
     )
-  check_positive(config, "batch_size", "in_flight", "max_new_tokens")
-  check_slots(config)
   if not config.control:
     return
   if config.method == "majority":
@@ -181,6 +173,3 @@ def model_answers(
     return with_seconds(predictions, generator, examples, config.timed_questions)
 
   return answer
-
-
-COMMAND = Command("evaluate", run, check=check)

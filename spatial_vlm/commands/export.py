@@ -23,8 +23,7 @@ from etils import epath
 
 from spatial_vlm import sharding
 from spatial_vlm.checkpoint import Checkpoints
-from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, UsageError, check_positive
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.evaluation.results import results_table
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.huggingface.folder import find_folder, read_model_config
@@ -34,7 +33,6 @@ from spatial_vlm.parameters.lora import is_adapter
 from spatial_vlm.parameters.partition import flatten, subset_from_config, unflatten
 from spatial_vlm.text import escaped
 from spatial_vlm.train.policy_folder import write_policy_files
-from spatial_vlm.train.run import DTYPES
 from spatial_vlm.train.trained_weights import trained_shapes, with_base
 
 PARAMS_PATHS = {"sft": ("params",), "dapo": ("train", "params")}
@@ -106,10 +104,7 @@ def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for an unknown dtype or file size, and for a license or base model that is no identifier."""
-  if config.dtype not in DTYPES:
-    raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
-  check_positive(config, "max_file_bytes")
+  """Raises UsageError for a license or base model that is no identifier."""
   if not re.fullmatch(r"(?:[\w.-]+/[\w.-]+)?", config.base_model):
     raise UsageError(
       f"base_model is {config.base_model!r}; give the name of a model on the Hugging Face Hub, such as "
@@ -163,6 +158,3 @@ def at(tree, names):
   for name in names:
     tree = tree[name]
   return tree
-
-
-COMMAND = Command("export", run, check=check, multi_process=True)

@@ -22,37 +22,14 @@ import json
 import jax
 from etils import epath
 
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, versions
 from spatial_vlm.hosts import user_errors
-from spatial_vlm.model.config import PRESETS
 from spatial_vlm.planning.advice import advise
 from spatial_vlm.planning.cache import program_costs
 from spatial_vlm.planning.plan_report import as_json, ranking_table, tables
 from spatial_vlm.planning.programs import algorithm_of
 from spatial_vlm.planning.search import search_settings, with_leaves
 from spatial_vlm.planning.target import choose_model, make_target
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--topology",
-    default="v5e:4x8",
-    help="TPU version and grid of chips of one slice, e.g. v5e:4x8, v5p:4x4x4, v6e:1x1 (default: %(default)s)",
-  )
-  parser.add_argument(
-    "--slices", type=int, default=1, help="number of slices of that grid (default: %(default)s)"
-  )
-  parser.add_argument(
-    "--model",
-    choices=sorted(PRESETS),
-    help="size of the model (default: that of --config.checkpoint if given, else 8b)",
-  )
-  parser.add_argument(
-    "--search",
-    action="store_true",
-    help="try meshes, micro-batches and remat policies, rank them and plan the best",
-  )
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
@@ -85,8 +62,3 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
       print(f"- {line}")
     print()
   print(f"all figures: {workdir / 'plan.json'}")
-
-
-COMMAND = Command(
-  "plan", run, add_arguments=arguments, default_config="configs/sft.py:8b", requires_files=False
-)

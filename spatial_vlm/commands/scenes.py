@@ -11,7 +11,6 @@ stopped.
 
 from etils import epath
 
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.contact_sheet import contact_sheet
@@ -27,8 +26,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   for source in sources.values():
     write_split(source, workdir)
   training = scene_conversations(sources["train"], config.chains)
-  conversations.write(workdir / "chains.jsonl", training["chain"])
-  conversations.write(workdir / "direct.jsonl", training["direct"])
+  conversations.write(workdir / "chains.jsonl", training.chains)
+  conversations.write(workdir / "direct.jsonl", training.direct)
   sheet = [sources["train"][index] for index in range(config.sheet)]
   (workdir / "contact_sheet.png").write_bytes(png(contact_sheet(sheet)))
   print(f"records, images and contact_sheet.png are in {workdir}")
@@ -41,11 +40,6 @@ def check(config: Config) -> None:
 
 def open_sources(config: Config) -> dict[str, SceneSource]:
   """Returns the sources of the three splits; raises UsageError for settings that cannot work together."""
-  if len(config.objects) != 2 or config.seed < 0 or config.image_size < 8:
-    raise UsageError(
-      f"objects is {config.objects}, seed is {config.seed} and image_size is {config.image_size}; give the least "
-      "and the most objects, a seed of at least 0, and at least 8 pixels"
-    )
   try:
     sources = {
       split: SceneSource(
@@ -61,6 +55,3 @@ def open_sources(config: Config) -> dict[str, SceneSource]:
       "raise the other"
     )
   return sources
-
-
-COMMAND = Command("scenes", run, check=check)

@@ -18,37 +18,17 @@ from pathlib import Path
 from etils import epath
 
 from spatial_vlm import sharding
-from spatial_vlm.commands.command import Command
-from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive
+from spatial_vlm.commands.arguments import TOKEN_VARIABLE
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.questions import load_recall
 from spatial_vlm.serving.address import bind, is_loopback
-from spatial_vlm.tasks import find_task
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("prometheus_client", "starlette", "uvicorn")
-TOKEN_VARIABLE = "SPATIAL_VLM_API_KEY"
 MIN_TOKEN_CHARACTERS = 16
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--checkpoint", required=True, metavar="DIR", help="Hugging Face folder of a Qwen3-VL model"
-  )
-  parser.add_argument(
-    "--behaviors", metavar="DIR", help="index written by `behaviors`: recalled for plain statements"
-  )
-  parser.add_argument(
-    "--host", default="127.0.0.1", help="address to bind (default: %(default)s, this machine only)"
-  )
-  parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-  parser.add_argument(
-    "--token-file",
-    metavar="FILE",
-    help=f"file of the bearer token that clients must send (default: ${TOKEN_VARIABLE})",
-  )
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
@@ -58,7 +38,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   with user_errors():
     check(config)
     token = read_token(args.token_file)
-    check_address(args.host, args.port, token)
+    check_address(args.host, token)
     bound = bind(args.host, args.port)
   with bound:
     with user_errors():
@@ -75,29 +55,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
 
 
 def check(config: Config) -> None:
-  """Raises UsageError for a config of another command, and for settings out of their range."""
-  check_algorithm(config, "serve")
-  find_task(config.task)
-  check_positive(
-    config,
-    *("slots", "decode_tokens", "max_new_tokens", "max_patches", "behavior_tokens"),
-    "sample_image_size",
-  )
-  check_limits(config.limits, config.slots)
-  if not 0 <= config.temperature <= 2:
-    raise UsageError(f"temperature is {config.temperature}; it must be from 0 to 2")
-
-
-def check_limits(limits: Config, slots: int) -> None:
-  """Raises UsageError for limits out of their range."""
-  check_positive(limits, "body_bytes", "images", "image_pixels", "samples", "image_bytes")
-  for name in ("body_timeout_s", "timeout_s", "image_timeout_s"):
-    if not 0 < limits[name] < float("inf"):
-      raise UsageError(f"limits.{name} is {limits[name]}; give seconds above 0")
-  if not 0 <= limits.drain_s < float("inf"):
-    raise UsageError(f"limits.drain_s is {limits.drain_s}; give seconds, at least 0")
-  if limits.queued_answers < 0:
-    raise UsageError(f"limits.queued_answers is {limits.queued_answers}; it must be at least 0")
+  """Raises UsageError for limits that cannot work together, and for hosts that are none."""
+  limits, slots = config.limits, config.slots
   if limits.samples > slots + limits.queued_answers:
     raise UsageError(
       f"limits.samples is {limits.samples}, more than the {slots} slots and {limits.queued_answers} queued_answers "
@@ -158,15 +117,10 @@ def read_token(file: str | None) -> str | None:
   return token
 
 
-def check_address(host: str, port: int, token: str | None) -> None:
+def check_address(host: str, token: str | None) -> None:
   """Raises UsageError for an address that other machines reach without a token."""
-  if not 1 <= port <= 65_535:
-    raise UsageError(f"--port is {port}; give one from 1 to 65535")
   if not is_loopback(host) and token is None:
     raise UsageError(
       f"--host {host} can be reached by other machines and there is no token: export "
       f"{TOKEN_VARIABLE}=$(openssl rand -hex 32), or leave --host out to serve this machine only"
     )
-
-
-COMMAND = Command("serve", run, check=check, add_arguments=arguments)

@@ -27,11 +27,11 @@ import jax
 from etils import epath
 
 from spatial_vlm import hosts, metrics, sharding
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, leaves, settings_from
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.process_rows import check_rows, make_global_batch, process_shard
+from spatial_vlm.train.prolonging import RunLength
 from spatial_vlm.train.run import (
   RunFiles,
   checkpoint_cadence,
@@ -58,7 +58,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     data = open_data(config, trainable.policy.processor, process_shard(mesh))
     optimizer = optimizer_from_config(config.optimizer, data.steps)
     settings = settings_from(SftSettings, config)
-  record_settings(config, workdir)
+  record_settings(config, workdir, RunLength("epochs", data.keeps_batches))
   model = trainable.policy.model
   step = functools.partial(
     sft_step, frozen=trainable.frozen, model=model, optimizer=optimizer, settings=settings
@@ -119,6 +119,3 @@ def print_skipped(data: SftData) -> None:
   if shares := metrics.means(data.padding):
     named = [f"{share:.1%} of the {kind} slots" for kind, share in shares.items()]
     print(f"padding: {', '.join(named)}")
-
-
-COMMAND = Command("sft", run, check=check, multi_process=True)

@@ -21,14 +21,13 @@ import asyncio
 import sys
 
 from etils import epath
-from tqdm import tqdm
 
 from spatial_vlm import config as config_lib
-from spatial_vlm.commands.command import Command
 from spatial_vlm.config import Config, UsageError, settings_from, snapshot
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.hosts import user_errors
+from spatial_vlm.progress import progress_bar
 from spatial_vlm.synthesis.run.estimate import EstimateSettings, estimate_cost
 from spatial_vlm.synthesis.run.journal import Journal
 from spatial_vlm.synthesis.run.progress import RecordProgress
@@ -46,13 +45,6 @@ HARMLESS = (
 )
 """Settings that may change between two starts: each answer is stored under a hash of its whole question and checked
 again by every start."""
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--yes", action="store_true", help="agree to any estimated cost")
-  parser.add_argument(
-    "--offline", action="store_true", help="send nothing: check and report the stored answers"
-  )
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
@@ -108,7 +100,7 @@ def confirm(config: Config, started: SynthesisRun, is_agreed: bool) -> None:
 async def send(config: Config, started: SynthesisRun, key: str) -> None:
   """Sends the missing questions and shows the progress."""
   total, accepted = len(started.questions.indices), 0
-  with tqdm(total=total, desc="records", dynamic_ncols=True, mininterval=0.5) as bar:
+  with progress_bar("records", total) as bar:
 
     def on_settled(progress: RecordProgress) -> None:
       nonlocal accepted
@@ -117,6 +109,3 @@ async def send(config: Config, started: SynthesisRun, key: str) -> None:
       bar.update()
 
     await send_missing(config, started, key, on_settled)
-
-
-COMMAND = Command("synthesize", run, check=check, add_arguments=arguments)

@@ -20,6 +20,7 @@ from etils import epath
 
 from spatial_vlm.data import messages, records
 from spatial_vlm.data.image_files import ImageFiles, ImageLocations
+from spatial_vlm.jsonl import parse_json
 from spatial_vlm.processor.video import Video
 from spatial_vlm.processor.video_files import open_video
 from spatial_vlm.remote import write_whole
@@ -97,7 +98,7 @@ class ConversationSource:
 
 def parse(line: bytes) -> Conversation:
   """Returns the conversation of one line; the ValueError that it raises gives the reason."""
-  fields = json.loads(line.decode())
+  fields = parse_json(line)
   kind = "video" if isinstance(fields, dict) and "video" in fields else "image"
   names = [kind, "question", "answer"]
   if not isinstance(fields, dict) or sorted({*fields} - {"system"}) != sorted(names):

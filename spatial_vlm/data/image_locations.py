@@ -70,7 +70,7 @@ class Folder:
     path = self.path / name
     if not _inside(os.path.realpath(path), self._real_path):
       raise MissingImage(f"image {name!r} leaves the image folder through a link")
-    return path.exists() and not path.is_dir()
+    return os.path.isfile(path)  # not a pipe, which would never end
 
   @functools.cached_property
   def _real_path(self) -> str:

@@ -21,7 +21,9 @@ from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.data.image_files import ImageFiles, ImageLocations
 from spatial_vlm.data.image_locations import UnusableArchive
 from spatial_vlm.data.relations import META_CATEGORY
+from spatial_vlm.jsonl import parse_json
 from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.text import short_line
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +127,7 @@ class BadRecord:
   reason: str
 
   def __str__(self) -> str:
-    return f"{self.file}:{self.line}: {self.reason}"
+    return f"{self.file}:{self.line}: {short_line(self.reason)}"
 
 
 class UnusableRecord(ValueError):
@@ -342,7 +344,7 @@ def read_lines(
       good.append((number, record))
     except UnusableArchive:
       raise  # the archive is at fault, not the record
-    except (ValueError, RecursionError) as error:  # deeply nested JSON raises RecursionError
+    except ValueError as error:
       bad.append(BadRecord(os.fspath(jsonl), number, str(error)))
       _log.warning("skipped %s", bad[-1])
   total = len(good) + len(bad)
@@ -355,7 +357,7 @@ def read_lines(
 
 def parse(line: bytes) -> Record:
   """Returns the record of one line; the ValueError that it raises (JSON and encoding errors too) gives the reason."""
-  return from_fields(json.loads(line.decode()))
+  return from_fields(parse_json(line))
 
 
 def from_fields(fields: Any) -> Record:
@@ -391,7 +393,7 @@ def _optional(name: str, value: Any) -> Any:
 
 def _votes(name: str, value: Any) -> list[int]:
   """Returns validators' numbers; they are a JSON string in VSR's splits, a list in its raw file."""
-  votes = json.loads(value) if isinstance(value, str) else value
+  votes = parse_json(value.encode()) if isinstance(value, str) else value
   if not isinstance(votes, list) or any(type(vote) is not int for vote in votes):
     raise ValueError(f"{name} is {value!r}; it must be a list of whole numbers")
   return votes

@@ -2,13 +2,10 @@
 
 import io
 
-import PIL.ExifTags
-import PIL.Image
-
 from spatial_vlm.data import messages
 from spatial_vlm.data.conversations import Conversation, ConversationSource
 from spatial_vlm.processor.chat import ImageSize
-from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.processor.image import UnreadableImage, open_header, orientation
 from spatial_vlm.processor.video import VideoInfo
 from spatial_vlm.processor.video_files import open_video
 
@@ -46,8 +43,8 @@ class SizedSource:
 def image_size(data: bytes, name: str) -> ImageSize:
   """Returns the size of the image that `open_image` reads from a file: upright, after EXIF's orientation."""
   try:
-    with PIL.Image.open(io.BytesIO(data)) as image:
-      turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) in _QUARTER_TURNS
+    with open_header(io.BytesIO(data)) as image:
+      turned = orientation(image) in _QUARTER_TURNS
       return ImageSize(*image.size) if turned else ImageSize(image.height, image.width)
   except Exception as error:  # decoders of damaged files raise anything
     raise UnreadableImage(f"cannot read image {name}: {error}") from error

@@ -18,6 +18,8 @@ from spatial_vlm.data import vsr
 
 HELD_OUT = ("validation", "val", "dev", "test")
 """Names of splits to measure on."""
+_TABLES = (".tsv", ".json")
+"""Suffixes of benchmarks' tables; these may hold gigabytes of images, so they are not read to see it."""
 Pair = tuple[str, str]
 """Image and caption. The image is "" if its name says nothing, as in a benchmark's file: the caption alone is compared.
 """
@@ -33,11 +35,24 @@ def is_held_out(split: str) -> bool:
 
 
 def read_pairs(file: epath.PathLike) -> list[Pair]:
-  """Returns the pairs of a file of records; UsageError when it holds no record, since nothing would be guarded."""
-  found = vsr.read_files([epath.Path(file)])
-  if not found.listed:
+  """Returns the pairs of a file of records in VSR's format.
+
+  Raises UsageError if it holds none, as a benchmark's table does, since nothing would be guarded, and if a line cannot
+  be read.
+  """
+  is_table = epath.Path(file).suffix.lower() in _TABLES
+  found = None if is_table else vsr.read_files([epath.Path(file)])
+  if found is None or not found.listed:
+    first = f" {found.bad[0]}" if found and found.bad else ""
     raise UsageError(
-      f"{os.fspath(file)} holds no record to guard against; give a file of records. {found.bad[0]}"
+      f"{os.fspath(file)} holds no record to guard against; give JSON lines or Parquet in VSR's format. A benchmark's "
+      "table names its images otherwise than training data, so that no pair would match: for VSR-zeroshot give VSR's "
+      f"splits/zeroshot/test.jsonl; the other benchmarks share no statement with VSR.{first}"
+    )
+  if found.bad:
+    raise UsageError(
+      f"{len(found.bad)} lines of {os.fspath(file)} cannot be read, so that their statements could be in the training "
+      f"data unseen; repair them: {found.bad[0]}"
     )
   return [(record.image, record.caption) for record in found.records]
 

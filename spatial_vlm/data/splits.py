@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
-from tqdm import tqdm
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data import vsr
@@ -16,6 +15,7 @@ from spatial_vlm.data.records import BadRecord, Record, TooManyBadRecords
 from spatial_vlm.data.split_guard import Pair, shared_pairs
 from spatial_vlm.data.split_report import SHOWN
 from spatial_vlm.data.statistics import describe
+from spatial_vlm.progress import track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _with_images(name: str, split: vsr.Split, images: ImageFiles | None) -> Spli
   if images is None:
     return Split(split.records, split.bad, [])
   records, bad, missing = [], list(split.bad), {}
-  for file, line, record in tqdm(split.listed, desc=f"{name} images", dynamic_ncols=True):
+  for file, line, record in track(split.listed, f"{name} images", len(split.listed)):
     try:
       images.find(record.image)
       records.append(record)

@@ -75,7 +75,7 @@ def _draw(
   return {
     "Training": "training.png",
     "Accuracy by relation": "relations.png",
-    "Held-out scenes, answered by DAPO with chains of thought": "scenes.png",
+    "Held-out scenes, answered by DAPO with chains of thought (bold: wrongly)": "scenes.png",
   }
 
 

@@ -48,7 +48,7 @@ def stages(config: Config, workdir: epath.Path) -> list[Stage]:
     make.dapo("dapo", "sft", 243),
     make.behaviors("behaviors", "dapo", 52),
     make.sft("fine-tuning on its own answers", "sft_reuse", "reuse", "dapo", 170),
-    make.sft("SFT on direct answers", "sft_direct", "direct", base, 159),
+    make.sft("SFT on direct answers", "sft_direct", "direct", base, 318),
   ]
   measured = [
     make.evaluate("reuse", "evaluate_reuse", 18, "sft_reuse"),
@@ -64,7 +64,12 @@ def stages(config: Config, workdir: epath.Path) -> list[Stage]:
 
 
 def one_by_one(before: list[Stage], measured: list[Stage], questions: int) -> list[Stage]:
-  """Returns the same evaluations again, to time single questions: each runs when all other stages have ended."""
+  """Returns the same evaluations again, to time single questions: each runs when all other stages have ended.
+
+  Without `questions` nothing is timed.
+  """
+  if not questions:
+    return []
   timed = []
   for stage in measured:
     changes = {**stage.changes, "timed_questions": questions}
@@ -127,12 +132,13 @@ class StageMaker(NamedTuple):
       "direct": self.scenes_folder / "direct.jsonl",
       "tiny": self.scenes_folder / "chains.jsonl",
     }
+    epochs = {"direct": self.config.direct_epochs, "tiny": self.config.sft_epochs}
     changes = {
       "seed": self.config.seed,
       "checkpoint": self.policy(source),
       "data.conversations": conversations.get(preset, own),
       "data.images": self.scenes_folder / "images",
-      "epochs": self.config.reuse_epochs if preset == "reuse" else self.config.sft_epochs,
+      "epochs": epochs.get(preset, self.config.reuse_epochs),
     }
     read = "behaviors" if preset == "reuse" else "scenes"
     return Stage(title, folder, "sft", preset, changes, seconds, self.needs(read, source))

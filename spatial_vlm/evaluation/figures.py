@@ -15,8 +15,10 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
@@ -72,11 +74,13 @@ class Panel(NamedTuple):
   metrics: Mapping[str, str]
   """Name of a metric → its name in the legend."""
   scale: str = "linear"
+  covered: tuple[float, float] | None = None
+  """Range that the axis covers at least, so that noise does not look like a change."""
 
 
 PANELS = (
   Panel("SFT: cross-entropy, nats per token", {"loss": "training"}, scale="log"),
-  Panel("DAPO: reward of the groups kept", {"kept/reward": "reward"}),
+  Panel("DAPO: reward of the groups kept", {"kept/reward": "reward"}, covered=(0.0, 1.0)),
   Panel(
     "DAPO: accuracy",
     {
@@ -84,12 +88,14 @@ PANELS = (
       "kept/accuracy": "groups kept",
       "validation/accuracy": "validation, greedy",
     },
+    covered=(0.5, 1.0),
   ),
   Panel(
     "DAPO: length of an answer, tokens",
     {"sampled/length_tokens": "all groups", "kept/length_tokens": "groups kept"},
+    covered=(0.0, 1.0),
   ),
-  Panel("DAPO: entropy, nats per token", {"entropy": "entropy"}),
+  Panel("DAPO: entropy, nats per token", {"entropy": "entropy"}, covered=(0.0, 0.1)),
   Panel(
     "DAPO: share of groups",
     {
@@ -97,7 +103,15 @@ PANELS = (
       "sampled/all_right": "all right",
       "sampled/all_wrong": "all wrong",
     },
+    covered=(0.0, 1.0),
   ),
+  Panel(
+    "DAPO: share of tokens whose ratio is clipped",
+    {"clip_high": "above 1 + ε_high", "clip_low": "below 1 − ε_low"},
+    covered=(0.0, 0.005),
+  ),
+  Panel("DAPO: KL to the sampler, nats per token", {"kl_old": "KL"}, covered=(0.0, 0.001)),
+  Panel("DAPO: KL to the start, nats per token", {"kl_reference": "KL"}, covered=(0.0, 0.001)),
 )
 
 
@@ -126,7 +140,11 @@ def training_curves(
         _curve(axes, name, steps, values, color)
       axes.set_yscale(panel.scale)
       axes.yaxis.set_major_formatter("{x:g}")
-      axes.margins(y=0.12)
+      axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+      axes.margins(y=0.12 if panel.covered is None else 0.04)
+      if panel.covered is not None:
+        axes.update_datalim([(axes.dataLim.x0, y) for y in panel.covered], updatex=False)
+        axes.autoscale_view()
       if len(series) > 1:  # below the panel, where no curve runs
         columns = 3 if sum(len(name) for name, _, _ in series) < 42 else 2
         axes.legend(
@@ -271,8 +289,11 @@ def accuracy_by_relation(scores_by_method: Mapping[str, Scores], path: epath.Pat
   rows = [*relations, "all"]
   height = 0.1 * len(scores_by_method) + 0.12
   with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(9, 1.4 + height * len(rows)), layout="constrained")
-    axes = figure.add_subplot(xlabel="accuracy, % (95 % interval; dashed: chance)")
+    figure = Figure(figsize=(9, 1.7 + height * len(rows)), layout="constrained")
+    axes = figure.add_subplot(
+      title="Accuracy on held-out statements, by relation",
+      xlabel="accuracy, % (95 % interval; dashed: chance)",
+    )
     offsets = (
       np.linspace(-0.36, 0.36, len(scores_by_method)) if len(scores_by_method) > 1 else [0.0]
     )
@@ -319,13 +340,22 @@ def _cycle() -> list[tuple[str, str]]:
   ]
 
 
+SCENE_KEYS: tuple[dict[str, Any], ...] = (
+  {"color": BLUE, "label": "answer: first object"},
+  {"color": VERMILLION, "label": "answer: second object"},
+  {"color": PURPLE, "label": "answer: other object"},
+  {"color": INK, "linestyle": (0, (4, 3)), "label": "true box (white, dashed)"},
+)
+"""Lines of the boxes in the legend of `sample_scenes`; the statement of a wrong answer is bold."""
+
+
 def sample_scenes(
   examples: Sequence[Example],
   predictions: Sequence[Prediction],
   path: epath.PathLike,
   columns: int = 4,
 ) -> None:
-  """Draws scenes with true boxes (thin, white), boxes of the answer (coloured, named), statement and verdict.
+  """Draws scenes with true boxes (dashed), boxes of the answer (solid, named), statement and verdict; a legend says so.
 
   Shows every example given; a dozen reads well. Raises ValueError when an example has no
   prediction, or there is no example.
@@ -338,7 +368,11 @@ def sample_scenes(
     )
   rows = -(-len(examples) // columns)
   with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(2.9 * columns, 3.5 * rows), layout="constrained")
+    across = min(columns, len(SCENE_KEYS))
+    legend = 0.25 + 0.25 * -(-len(SCENE_KEYS) // across)
+    figure = Figure(figsize=(2.9 * columns, 3.5 * rows + legend), layout="constrained")
+    keys = [Line2D([], [], linewidth=2.2, **key) for key in SCENE_KEYS]
+    figure.legend(handles=keys, loc="outside upper center", ncols=across)
     for i, example in enumerate(examples):
       _scene(figure.add_subplot(rows, columns, i + 1), example, answered[example.id])
     _save(figure, path)
@@ -364,7 +398,7 @@ def _scene(axes: Axes, example: Example, prediction: Prediction) -> None:
   axes.set_title(
     f"{_wrapped(prediction.caption)}\n{_judgement(prediction)}",
     fontsize=9.5,
-    color=INK if prediction.right else VERMILLION,
+    fontweight="normal" if prediction.right else "bold",
   )
 
 

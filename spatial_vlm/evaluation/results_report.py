@@ -65,6 +65,7 @@ def markdown_report(report: Report) -> str:
     f"Every method answers the same {questions:,} held-out statements. Intervals are Wilson's at 95 %; an answer that "
     "does not parse is wrong. Total tokens are those read and written.",
     results_table([result_row(method, scores[method]) for method in report.rows]),
+    *one_word_notes(scores),
     "## Aims",
     _aims_section(report.aims),
     "## Neighbouring rows, paired",
@@ -92,6 +93,24 @@ def markdown_report(report: Report) -> str:
     "\n".join(f"- {escaped(what)}: {escaped(how)}" for what, how in report.provenance.items()),
   ]
   return "\n\n".join(section for section in sections if section) + "\n"
+
+
+ONE_WORD_SHARE = 0.99
+"""Share of all answers from which one verdict counts as the only one."""
+
+
+def one_word_notes(scores: Mapping[str, StatementScores]) -> list[str]:
+  """Returns a sentence about each model that gives one verdict whatever it is asked; its accuracy says nothing."""
+  notes = []
+  for method, s in scores.items():
+    shares = {"yes": s["yes_rate"], "no": (s["parse_rate"] or 0.0) - s["yes_rate"]}
+    word = max(shares, key=lambda name: shares[name])
+    if s["parse_rate"] is not None and shares[word] >= ONE_WORD_SHARE:
+      notes.append(
+        f"**{escaped(method)} is untrained in effect.** It says {word} to {percent(shares[word])} of the statements, "
+        "whatever they are: its accuracy is the share of such labels."
+      )
+  return notes
 
 
 def _aims_section(judged: Sequence[Aim]) -> str:

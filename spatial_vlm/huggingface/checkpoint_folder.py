@@ -7,7 +7,8 @@ second copy of the model.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from spatial_vlm.huggingface.tensor_slices import Index, bounds_of, box_of
 from spatial_vlm.huggingface.tensor_table import Tensor, tensor_of_parameter
 from spatial_vlm.parameters.int8 import source_and_conversion
 from spatial_vlm.parameters.lora import effective_kernels
-from spatial_vlm.parameters.partition import flatten, unflatten
+from spatial_vlm.parameters.partition import flatten
 from spatial_vlm.parameters.paths import path_name
 from spatial_vlm.types import Device, Params
 
@@ -35,7 +36,10 @@ class CheckpointFolder:
   """The model's."""
   table: tuple[Tensor, ...]
   shapes: Params
-  """Shapes of all parameters, in the types of the files (`jax.ShapeDtypeStruct`)."""
+  """Shapes of all parameters (`jax.ShapeDtypeStruct`), in the one type that most values of the files have.
+
+  Some folders keep the norms in float32 and the rest in bfloat16; one type for all is what transformers casts to.
+  """
   stored: Mapping[str, StoredTensor]
   """Name in the table (with its layer) → its place in a file."""
 
@@ -122,9 +126,9 @@ def match_tensors(
       f"The weights in {folder} are not those of its {CONFIG_FILE} ({len(problems)} differences):\n  "
       + "\n  ".join(problems)
     )
-  return CheckpointFolder(
-    config, tuple(table), _stored_shapes(table, shapes, found.tensors), found.tensors
-  )
+  dtype = _main_dtype(found.tensors[name] for name in expected)
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
+  return CheckpointFolder(config, tuple(table), shapes, found.tensors)
 
 
 def tensors_by_name(table: Sequence[Tensor], shapes: Params) -> dict[str, Tensor]:
@@ -146,28 +150,20 @@ def _problems(
     for name in common
     if expected[name].shape != found[name].shape
   ]
-  types = collections.defaultdict(collections.Counter)
-  for name in common:
-    types[expected[name].name][found[name].dtype] += 1
-  for name in common:
-    usual = types[expected[name].name].most_common(1)[0][0]
-    if found[name].dtype not in DTYPES:
-      problems.append(f"wrong dtype: {name} {found[name].dtype}, weights are {', '.join(DTYPES)}")
-    elif found[name].dtype != usual:
-      problems.append(f"wrong dtype: {name} {found[name].dtype}, that of most layers is {usual}")
+  problems += [
+    f"wrong dtype: {name} {found[name].dtype}, weights are {', '.join(DTYPES)}"
+    for name in common
+    if found[name].dtype not in DTYPES
+  ]
   return problems
 
 
-def _stored_shapes(
-  table: Sequence[Tensor], shapes: Params, stored: Mapping[str, StoredTensor]
-) -> Params:
-  """Returns the shapes of all parameters, in the types of the files."""
-  flat, result = flatten(shapes), {}
-  for path, (tensor, _) in tensor_of_parameter(tuple(table)).items():
-    shape = flat[path].shape
-    dtype = DTYPES[stored[next(tensor.names(shape))].dtype]
-    result[path] = jax.ShapeDtypeStruct(shape, dtype)
-  return unflatten(result)
+def _main_dtype(stored: Iterable[StoredTensor]) -> np.dtype:
+  """Returns the type of most values."""
+  values = collections.Counter()
+  for tensor in stored:
+    values[tensor.dtype] += math.prod(tensor.shape)
+  return DTYPES[values.most_common(1)[0][0]]
 
 
 def stream_tensors(

@@ -3,7 +3,8 @@
   base_model.model.<module>.lora_A.weight [r, in]     base_model.model.<module>.lora_B.weight [out, r]
 
 Modules are named as in the base checkpoint. A module that is several kernels here (fused q, k, v of the vision tower)
-gets the concatenated factors of these kernels; each kernel's B is zero outside its own rows.
+gets the concatenated factors of these kernels; each kernel's B is zero outside its own rows. The patch embedding is a
+convolution there: its A has the kernel's five axes, [r, channels, frames, rows, columns], and its B [out, r, 1, 1, 1].
 """
 
 import json
@@ -77,7 +78,7 @@ def write_adapter(
 def _concatenate_factors(
   tensor: Tensor, host: dict[str, np.ndarray], rank: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns A [(layers) R in] and B [(layers) out R] of a tensor; R is `rank` times its kernels with factors."""
+  """Returns A [(layers) R in…] and B [(layers) out R …] of a tensor; R is `rank` times its kernels with factors."""
   width, rows = tensor.shape[0], tensor.shape[0] // len(tensor.paths)
   above, below = [], []
   for part, path in enumerate(tensor.paths):
@@ -89,7 +90,9 @@ def _concatenate_factors(
     own = np.zeros((*leading, width, rank), b.dtype)
     own[..., part * rows : (part + 1) * rows, :] = b.reshape(*leading, rank, rows).swapaxes(-1, -2)
     below.append(own)
-  return np.concatenate(above, axis=-2), np.concatenate(below, axis=-1)
+  a, b = np.concatenate(above, axis=-2), np.concatenate(below, axis=-1)
+  window = tensor.shape[2:]  # of a convolution
+  return a.reshape(*a.shape[:-1], *tensor.shape[1:]), b.reshape(*b.shape, *(1 for _ in window))
 
 
 def _to_host(leaf: jax.Array) -> np.ndarray:

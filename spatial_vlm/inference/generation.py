@@ -248,14 +248,6 @@ def likeliest_verdicts(
   return [verdicts[i] for i in scores.argmax(axis=-1)]
 
 
-def check_slots(config: Config) -> None:
-  """Raises UsageError for a negative number of slots."""
-  if config.prompt_slots < 0:
-    raise UsageError(
-      f"prompt_slots is {config.prompt_slots}; give a number of slots, or 0 to start the answers of a batch together"
-    )
-
-
 def check_batch(config: Config, mesh: Mesh, in_slots: bool = False) -> None:
   """Raises UsageError for batches that do not divide over the devices or cannot be in flight together.
 

@@ -10,7 +10,7 @@ from spatial_vlm.inference.policy import Policy
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import init_params
 from spatial_vlm.parameters.int8 import storage_shapes
-from spatial_vlm.parameters.partition import EVERYTHING, Subset, flatten, unflatten
+from spatial_vlm.parameters.partition import EVERYTHING, Subset
 from spatial_vlm.processor.chat import Processor
 from spatial_vlm.processor.tokenizer import SpecialIds
 from spatial_vlm.sharding import with_param_shardings
@@ -18,7 +18,7 @@ from spatial_vlm.types import Params, Purpose
 
 
 def load_policy(folder: str, mesh: Mesh | None = None) -> Policy:
-  """Loads the model and the processor of a Hugging Face folder for inference, in the types of the files.
+  """Loads the model and the processor of a Hugging Face folder for inference, in the type of the files.
 
   Args:
     folder: Hugging Face folder, or the name of one.
@@ -67,8 +67,4 @@ def training_shapes(mesh: Mesh, model: ModelConfig, subset: Subset = EVERYTHING)
 
   They are float32, except for frozen ones (see `parameters.int8.storage_shapes`).
   """
-  shapes = flatten(storage_shapes(abstract_params(model), subset))
-  # A model without DeepStack has stacks of zero layers, which no file contains.
-  return with_param_shardings(
-    mesh, unflatten({path: leaf for path, leaf in shapes.items() if leaf.size})
-  )
+  return with_param_shardings(mesh, storage_shapes(abstract_params(model), subset))

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 from etils import epath
-from tqdm import tqdm
 
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.data.pipeline import ordered_batches
@@ -16,6 +15,7 @@ from spatial_vlm.data.reading import ReadOptions
 from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.generation import BatchGenerator
+from spatial_vlm.progress import progress_bar
 from spatial_vlm.remote import write_whole
 
 PART = "part-{}.jsonl"
@@ -74,13 +74,14 @@ def stored_answers(
   )
   right = sum(p.right for p in predictions)
   results = in_order(lambda batch: generator.answer(*batch), missing, store.in_flight)
-  bar = tqdm(results, desc=title, initial=done, total=batches, dynamic_ncols=True)
-  for number, answered in enumerate(bar, done):
-    lines = [*(p.to_json() for p in answered), END]
-    store.part(number).write_text("".join(f"{line}\n" for line in lines))
-    predictions += answered
-    right += sum(p.right for p in answered)
-    bar.set_postfix(accuracy=f"{right / max(len(predictions), 1):.3f}")
+  with progress_bar(title, batches, done=done, unit="batch", compiles=True) as bar:
+    for number, answered in enumerate(results, done):
+      lines = [*(p.to_json() for p in answered), END]
+      store.part(number).write_text("".join(f"{line}\n" for line in lines))
+      predictions += answered
+      right += sum(p.right for p in answered)
+      bar.set_postfix(accuracy=f"{right / max(len(predictions), 1):.3f}")
+      bar.update()
   return predictions
 
 

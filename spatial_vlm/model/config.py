@@ -132,7 +132,7 @@ class ModelConfig:
       # transformers 5 writes rope_parameters; 4.57 wrote rope_scaling and, next to it, rope_theta.
       rope = text.get("rope_parameters") or {
         "rope_theta": text["rope_theta"],
-        **text["rope_scaling"],
+        **(text["rope_scaling"] or {}),
       }
       _check_supported(vision, text, rope)
       return cls(
@@ -147,7 +147,7 @@ class ModelConfig:
             name: text[name] for name in _plain_fields(TextConfig, {"rope_theta", "mrope_section"})
           },
           rope_theta=float(rope["rope_theta"]),
-          mrope_section=tuple(rope["mrope_section"]),
+          mrope_section=tuple(rope.get("mrope_section", _MROPE_SECTION)),
         ),
         # The text section also has this entry, but it is wrong in some published files.
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -193,6 +193,9 @@ class ModelConfig:
       },
     }
 
+
+_MROPE_SECTION = (24, 20, 20)
+"""That of the published checkpoints, and of transformers where config.json has none."""
 
 _TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
@@ -272,7 +275,7 @@ def _qwen3_vl(vision: dict[str, Any], text: dict[str, Any], tied: bool) -> Model
       head_dim=128,
       rms_norm_eps=1e-6,
       rope_theta=5e6,
-      mrope_section=(24, 20, 20),
+      mrope_section=_MROPE_SECTION,
       max_position_embeddings=262_144,
       num_key_value_heads=8,
     ),

@@ -167,12 +167,14 @@ def init_vision(config: VisionConfig, key: Array, dtype: jnp.dtype) -> Params:
   """Returns random parameters of the tower."""
   embed, blocks, merger, deepstack = jax.random.split(key, 4)
   taps = len(config.deepstack_visual_indexes)
-  return {
+  params = {
     "patch_embed": init_block(PatchEmbed, config, embed, dtype),
     "blocks": init_stack(VisionBlock, config, config.depth, blocks, dtype),
     "merger": init_block(PatchMerger, config, merger, dtype),
-    "deepstack_mergers": init_stack(DeepStackMerger, config, taps, deepstack, dtype),
   }
+  if taps:  # no file holds stacks of zero layers
+    params["deepstack_mergers"] = init_stack(DeepStackMerger, config, taps, deepstack, dtype)
+  return params
 
 
 def vision_tower(
@@ -201,8 +203,11 @@ def vision_tower(
     return bind(DeepStackMerger, config, merger)(tap)
 
   embeds = bind(PatchMerger, config, params["merger"])(h)
-  deepstack = jax.lax.map(merge_tap, (params["deepstack_mergers"], taps))
   tokens = (B, M // config.merge_unit, config.out_hidden_size)
+  if config.deepstack_visual_indexes:
+    deepstack = jax.lax.map(merge_tap, (params["deepstack_mergers"], taps))
+  else:
+    deepstack = jnp.zeros((0, *tokens), embeds.dtype)
   return VisualFeatures(embeds.reshape(tokens), deepstack.reshape(-1, *tokens))
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm.metrics import Sums
-from spatial_vlm.objectives.policy_terms import log_ratio, token_count
+from spatial_vlm.objectives.policy_terms import is_clamped, log_ratio, token_count
 
 
 def dapo_objective(
@@ -18,8 +18,9 @@ def dapo_objective(
   """J(θ) = 1/Σᵢ|oᵢ| · Σᵢ Σₜ min(rᵢₜ Âᵢ, clip(rᵢₜ, 1−ε_low, 1+ε_high) Âᵢ)      (DAPO, Eq. 8)
 
   Returns the double sum, to be maximised, and Σᵢ|oᵢ|, the tokens in `mask`; divide once, after
-  adding up micro-batches and devices. Eq. 8 normalises per group; here, as in verl and TRL, over
-  the mini-batch.
+  adding up micro-batches and devices. Eq. 8 normalises per group; here the divisor is the mini-batch's
+  number of tokens. verl divides by it only where it is given a global count (its FSDP actor otherwise
+  averages the means of micro-batches), TRL by the tokens of the whole generation batch.
   """
   r = jnp.exp(log_ratio(logp, logp_old, mask))
   A = advantage[:, None]
@@ -44,6 +45,7 @@ def dapo_statistics(
   | clip_high      | clipped, without gradient: r > 1 + ε_high and Â > 0                        |
   | clip_high_prob | π_θ of the tokens counted by clip_high (Fig. 3a)                           |
   | ratio          | r; `ratio_max` is its maximum                                              |
+  | ratio_clamped  | clamped, without gradient: |log r| > LOG_RATIO_LIMIT                        |
   | kl_old         | r − 1 − log r ≥ 0, which estimates KL(π_old ‖ π_θ) (Schulman's k3)         |
   | prob           | π_θ of the sampled tokens                                                  |
   | entropy        | `entropy`, nats                                                            |
@@ -64,6 +66,7 @@ def dapo_statistics(
     "clip_high_prob": over(mask & high, prob),
     "ratio": over(mask, r),
     "ratio_max": (jnp.max(jnp.where(mask, r, 0.0)), jnp.any(mask).astype(jnp.int32)),
+    "ratio_clamped": over(mask, is_clamped(logp, logp_old, mask)),
     "kl_old": over(mask, r - 1 - log_r),
     "prob": over(mask, prob),
     "entropy": over(mask, entropy),

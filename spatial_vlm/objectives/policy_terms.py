@@ -27,11 +27,26 @@ class ClipRange(NamedTuple):
   high: float
 
 
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios are clamped to ± this many nats, as in verl: exp of more than 88.7 is infinite in float32."""
+
+
 def log_ratio(
   logp: Float[Array, "R T"], logp_other: Float[Array, "R T"], mask: Bool[Array, "R T"]
 ) -> Float[Array, "R T"]:
-  """Log π_θ − log π_other; 0 outside `mask`, where both may be −inf (forbidden ids at padding)."""
-  return jnp.where(mask, logp - logp_other, 0.0)
+  """Log π_θ − log π_other within ±LOG_RATIO_LIMIT; 0 outside `mask`, where both may be −inf (ids at padding).
+
+  A token beyond the limit has no gradient.
+  """
+  difference = jnp.where(mask, logp - logp_other, 0.0)
+  return jnp.clip(difference, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def is_clamped(
+  logp: Float[Array, "R T"], logp_other: Float[Array, "R T"], mask: Bool[Array, "R T"]
+) -> Bool[Array, "R T"]:
+  """Whether `log_ratio` clamps a token's difference."""
+  return mask & (jnp.abs(logp - logp_other) > LOG_RATIO_LIMIT)
 
 
 def token_count(mask: Bool[Array, "R T"]) -> Int[Array, ""]:

@@ -36,8 +36,12 @@ class OptimizerSettings(ScheduleSettings):
 
 
 def optimizer_from_config(config: Config, total_steps: int) -> optax.GradientTransformation:
-  """Returns the optimizer of the config group `optimizer`, whose schedule ends after `total_steps` updates."""
-  return make_optimizer(settings_from(OptimizerSettings, config, total_steps=total_steps))
+  """Returns the optimizer of the config group `optimizer`.
+
+  Its schedule ends after `decay_steps` updates, or where that is 0 after `total_steps`, the updates of the run.
+  """
+  decay_steps = config.decay_steps or total_steps
+  return make_optimizer(settings_from(OptimizerSettings, config, total_steps=decay_steps))
 
 
 @functools.cache  # equal settings give the same object, so that jit does not compile a step again

@@ -6,13 +6,13 @@ import importlib.metadata
 import json
 
 from etils import epath
-from tqdm import tqdm
 
 from spatial_vlm.config import PACKAGE_FOLDER, Config, leaves, versions
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.planning.compiled import ProgramCost, compile_program
 from spatial_vlm.planning.programs import trace_programs
 from spatial_vlm.planning.target import Target
+from spatial_vlm.progress import progress_bar
 
 
 def program_costs(config: Config, target: Target, folder: epath.Path) -> list[ProgramCost]:
@@ -28,12 +28,13 @@ def program_costs(config: Config, target: Target, folder: epath.Path) -> list[Pr
     pass  # not compiled yet, or the process was killed while it wrote
   with user_errors():
     programs = trace_programs(config, target.model, target.devices)
-  with tqdm(programs, desc="compiling", unit="program", leave=False) as bar:
+  with progress_bar("compiling", len(programs), unit="program") as bar:
     costs = []
-    for program in bar:
+    for program in programs:
       bar.set_postfix_str(program.name)
       with user_errors():
         costs.append(compile_program(program, target.chip))
+      bar.update()
   file.parent.mkdir(parents=True, exist_ok=True)
   file.write_text(json.dumps([dataclasses.asdict(cost) for cost in costs]))
   return costs

@@ -116,6 +116,7 @@ def slot_programs(generation: Generation, settings: SlotSettings) -> list[Progra
       top_k=rows(F),
       limit=rows(F),
       ends=rows(F, sizes.end_tokens),
+      wants_likeliest=rows(F, dtype=jnp.bool_),
     ),
   )
   keep = rows(sizes.rows, dtype=jnp.bool_)
@@ -126,7 +127,12 @@ def slot_programs(generation: Generation, settings: SlotSettings) -> list[Progra
     return fill_slots.trace(weights, slots, arrivals, prefixes, model=model)
 
   def decode(remat: str) -> jax.stages.Traced:
-    return decode_slots.trace(weights, slots, keep, forbidden, model=model, tokens=tokens)
+    return decode_slots.trace(
+      *(weights, slots, keep, forbidden),
+      model=model,
+      tokens=tokens,
+      top_logprobs=settings.top_logprobs,
+    )
 
   del inputs["prompts"]
   return [

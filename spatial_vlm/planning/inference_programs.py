@@ -1,4 +1,4 @@
-"""The programs of the commands that ask a policy: `evaluate`, `behaviors`, `answer`, `serve`, and `synthesize` by one."""
+"""The programs of the commands that ask a policy: `evaluate`, `behaviors`, `answer`, `serve`, `synthesize` by one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.planning.batch_rows import BATCH_ROWS, rows_per_update
 from spatial_vlm.planning.compiled import ProgramCost
 from spatial_vlm.planning.programs import algorithm_of
 from spatial_vlm.planning.target import Target
+from spatial_vlm.progress import progress_bar
 from spatial_vlm.sharding import AXES
 
 REMAT = ("dots", "attention", "context", "full")
@@ -85,7 +84,7 @@ def search_settings(
     return Trial(candidate, costs_of(with_leaves(config, candidate.settings())))
 
   trials = []
-  with tqdm(desc="searching", unit="candidate", total=len(shapes) * len(REMAT)) as bar:
+  with progress_bar("searching", len(shapes) * len(REMAT), unit="candidate") as bar:
     for trial in search(shapes, rows, attempt):
       trials.append(trial)
       bar.update(trial.fits)

@@ -11,16 +11,18 @@ import functools
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
 from spatial_vlm.model.config import VisionConfig
+from spatial_vlm.remote import is_remote
 from spatial_vlm.types import Vision
 
 MAX_ASPECT_RATIO = 200
@@ -56,7 +58,11 @@ class ImageSettings:
       ValueError: a setting is missing, or asks for an unsupported step.
     """
     path, config = read_settings(folder, "preprocessor_config.json", "image_processor")
-    return cls(**common_settings(path, config))
+    size = dict(config.get("size") or _DEFAULT_SIZE)
+    for name, edge in _OLDER_BOUNDS.items():
+      if config.get(name) is not None:
+        size[edge] = config[name]
+    return cls(**common_settings(path, {**config, "size": size}))
 
 
 def read_settings(
@@ -92,6 +98,9 @@ def common_settings(path: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(f"{path} lacks {error}, a setting of Qwen3-VL's processor") from error
 
 
+_DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+_OLDER_BOUNDS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+"""Names that transformers 4.57 writes beside `size`, and which replace its bounds."""
 _SUPPORTED = {
   "do_resize": (True, (True,)),
   "do_rescale": (True, (True,)),
@@ -118,20 +127,75 @@ def data_url(file: bytes, mime_type: str = "image/png") -> str:
 def open_image(source: epath.PathLike | bytes) -> PIL.Image.Image:
   """Opens an image (a path, local or remote, or the bytes of a file) upright and as RGB.
 
-  EXIF's orientation is applied; transparent parts become white.
+  EXIF's orientation is applied, unless the metadata are broken; transparent parts become white; grey values of 16 bits
+  are scaled to 8.
 
   Raises:
-    UnreadableImage: the file is missing, not an image, truncated, or has more pixels than PIL considers safe.
+    UnreadableImage: the file is missing, not of FORMATS, truncated, has more pixels than PIL considers safe, or grey
+      values of 32 bits, whose white is unknown.
   """
   name = f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
   try:
-    data = source if isinstance(source, bytes) else epath.Path(source).read_bytes()
-    image = PIL.Image.open(io.BytesIO(data))
+    data = source if isinstance(source, bytes) else _read(epath.Path(source))
+    image = open_header(io.BytesIO(data))
     check_pixels(image.width, image.height)
-    return to_rgb(PIL.ImageOps.exif_transpose(image))
+    image.load()
+    return to_rgb(_in_8_bits(_upright(image)))
   except Exception as error:  # decoders of damaged files raise anything, even struct.error
     reason = str(error) or type(error).__name__
     raise UnreadableImage(f"cannot read image {name}: {reason}") from error
+
+
+def _read(path: epath.Path) -> bytes:
+  # A pipe would never end; epath's is_file is true for it.
+  if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
+    raise OSError("it is a folder or a device, not a file")
+  return path.read_bytes()
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats that PIL may try, whatever a file is named: for PostScript it would start another program."""
+
+
+def open_header(file: IO[bytes]) -> PIL.Image.Image:
+  """Opens a file of FORMATS without decoding it; raises what PIL raises."""
+  return PIL.Image.open(file, formats=FORMATS)
+
+
+def orientation(image: PIL.Image.Image) -> int:
+  """Returns EXIF's orientation, 1 to 8; 1, which is upright, without one or with broken metadata."""
+  try:
+    return image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+  except Exception:  # parsers of broken metadata raise anything, even SyntaxError
+    return 1
+
+
+_TO_UPRIGHT = {
+  2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+  3: PIL.Image.Transpose.ROTATE_180,
+  4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+  5: PIL.Image.Transpose.TRANSPOSE,
+  6: PIL.Image.Transpose.ROTATE_270,
+  7: PIL.Image.Transpose.TRANSVERSE,
+  8: PIL.Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation → what makes the image upright."""
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+  turn = _TO_UPRIGHT.get(orientation(image))
+  return image if turn is None else image.transpose(turn)
+
+
+def _in_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Scales 16 bits to 8, which PIL's `convert` would clip to white; raises ValueError for 32 bits."""
+  if image.mode in ("I", "F"):
+    raise ValueError(
+      f"grey values of 32 bits (mode {image.mode}); save the image with 8 or 16 bits"
+    )
+  if image.mode.startswith("I;16"):
+    return PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+  return image
 
 
 def check_pixels(width: int, height: int) -> None:

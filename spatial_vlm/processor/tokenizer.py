@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint folder, its special ids and the bytes of each token."""
 
 import dataclasses
-import re
+import os
 import tempfile
 
 from etils import epath
@@ -26,7 +26,7 @@ def load_tokenizer(folder: epath.PathLike) -> PreTrainedTokenizerFast:
 
   Raises:
     FileNotFoundError: the folder, `tokenizer.json` or `tokenizer_config.json` is missing.
-    ValueError: it belongs to a Thinking model.
+    ValueError: its chat template renders conversations otherwise than `processor.chat`, as that of a Thinking model.
   """
   folder = epath.Path(folder)
   missing = [f for f in ("tokenizer.json", "tokenizer_config.json") if not (folder / f).is_file()]
@@ -48,15 +48,44 @@ def _read_tokenizer(folder: epath.Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(local, local_files_only=True)
 
 
+_SAMPLE = [
+  {"role": "system", "content": [{"type": "text", "text": "Rules."}]},
+  {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "A question."}]},
+  {"role": "assistant", "content": [{"type": "text", "text": "An answer."}]},
+  {"role": "user", "content": [{"type": "text", "text": "Another."}]},
+]
+_SAMPLE_TEXT = (
+  "<|im_start|>system\nRules.<|im_end|>\n"
+  "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>A question.<|im_end|>\n"
+  "<|im_start|>assistant\nAn answer.<|im_end|>\n"
+  "<|im_start|>user\nAnother.<|im_end|>\n"
+  "<|im_start|>assistant\n"
+)
+"""What `processor.chat` makes of the sample."""
+
+
 def _check_template(tokenizer: PreTrainedTokenizerFast, folder: epath.Path) -> None:
-  """Raises ValueError for the chat template of a Thinking model, whose answers open with `<think>`."""
-  templates = tokenizer.chat_template or ""
-  text = templates if isinstance(templates, str) else " ".join(templates.values())
-  if re.search(rf"{re.escape(IM_START)}assistant(?:\n|\\n)<think>", text):
-    raise ValueError(
-      f"{folder} is a Thinking model: its chat template opens every answer with <think>, which is not rendered here; "
-      "give the Instruct model of the same size"
-    )
+  """Raises ValueError if the folder's chat template, where it has one, renders the sample otherwise than this port.
+
+  So does that of a Thinking model, whose answers open with `<think>`, and one that adds a system turn of its own.
+  """
+  if not tokenizer.chat_template:
+    return
+  without_system = _SAMPLE_TEXT.partition("<|im_end|>\n")[2]
+  for messages, ours in ((_SAMPLE, _SAMPLE_TEXT), (_SAMPLE[1:], without_system)):
+    try:
+      theirs = str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+      )
+    except Exception as error:  # a template may raise anything
+      raise ValueError(f"{folder}: its chat template cannot be rendered: {error}") from error
+    if theirs != ours:
+      same = len(os.path.commonprefix([ours, theirs]))
+      raise ValueError(
+        f"{folder}: after {ours[:same][-20:]!r} its chat template writes {theirs[same:][:40]!r}, where this port "
+        f"writes {ours[same:][:40]!r}; give a folder with the template of Qwen3-VL-Instruct (that of a Thinking model "
+        "opens every answer with <think>)"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

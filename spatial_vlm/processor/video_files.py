@@ -19,7 +19,7 @@ import PIL.Image
 from etils import epath
 from jaxtyping import UInt8
 
-from spatial_vlm.processor.image import check_pixels, open_image, to_rgb
+from spatial_vlm.processor.image import check_pixels, open_header, open_image, to_rgb
 from spatial_vlm.processor.video import UnreadableVideo, Video, VideoInfo, check_rate
 
 _DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
@@ -80,7 +80,7 @@ class Animation:
 
   def __init__(self, file: epath.Path | bytes, name: str, fps: float | None):
     self.file, self.name = file, name
-    with _stream(file) as stream, PIL.Image.open(stream) as image:
+    with _stream(file) as stream, open_header(stream) as image:
       check_pixels(image.width, image.height)
       frames = getattr(image, "n_frames", 1)
       if frames == 1:
@@ -93,7 +93,7 @@ class Animation:
       self.info = VideoInfo(frames, rate, image.height, image.width)
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    with _stream(self.file) as stream, PIL.Image.open(stream) as image:
+    with _stream(self.file) as stream, open_header(stream) as image:
       for number in numbers:
         try:
           image.seek(number)

@@ -81,9 +81,10 @@ VOCABULARY_PARTS = 128
 def draw_tokens(logp: Float[Array, "R V"], keys: Key[Array, "R"]) -> Int[Array, "R"]:
   """Draws one token of each row with probability in proportion to exp(logp).
 
-  Two uniform numbers a row replace V Gumbel numbers: one chooses a part of the vocabulary, one a token of the part, each
-  by the cumulative sum. One number over the whole vocabulary would be too coarse: uniform numbers are multiples of
-  2⁻²³, and many tokens are less likely than that.
+  Two uniform numbers a row replace V Gumbel numbers: one chooses a part of the vocabulary, one a token of the part,
+  each by the cumulative sum. One number for the whole vocabulary would be too coarse: uniform numbers are multiples of
+  2⁻²³, and many tokens are less likely than that. On two CPU cores, 64 rows of 151,936 tokens take a sixth of the time,
+  and 32 rows of 433 tokens a third (2026-11-27, jax 0.10.2, float32 and bfloat16 logits).
   """
   R, V = logp.shape
   width = -(-V // VOCABULARY_PARTS)
@@ -124,8 +125,7 @@ def sample_rows(
   top-p and top-k) is not computed.
   """
   is_drawn = settings.temperature > 0
-  scale = jnp.where(is_drawn, settings.temperature, 1.0)
-  logp = jax.nn.log_softmax(logits.astype(jnp.float32) / scale[:, None], axis=-1)
+  logp = _row_logprobs(logits, settings)
   likeliest = jnp.argmax(logp, axis=-1)
 
   def draw() -> Int[Array, "R"]:
@@ -138,6 +138,27 @@ def sample_rows(
 
   token = jax.lax.cond(jnp.any(is_drawn & active), draw, lambda: likeliest)
   return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
+
+
+def _row_logprobs(logits: Float[Array, "R V"], settings: RowSampling) -> Float[Array, "R V"]:
+  scale = jnp.where(settings.temperature > 0, settings.temperature, 1.0)
+  return jax.nn.log_softmax(logits.astype(jnp.float32) / scale[:, None], axis=-1)
+
+
+def likeliest_tokens(
+  logits: Float[Array, "R V"], settings: RowSampling, wanted: Bool[Array, "R"], count: int
+) -> tuple[Int[Array, "R A"], Float[Array, "R A"]]:
+  """Returns the `count` likeliest tokens and their log-probabilities, those of `sample_rows`, the likeliest first.
+
+  They are zeros where no row is `wanted`: nothing is sorted then.
+  """
+  shape = len(wanted), count
+  logp, token = jax.lax.cond(
+    jnp.any(wanted),
+    lambda: tuple(jax.lax.top_k(_row_logprobs(logits, settings), count)),
+    lambda: (jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)),
+  )
+  return token, logp
 
 
 def truncate(

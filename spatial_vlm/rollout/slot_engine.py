@@ -192,6 +192,7 @@ class SlotEngine:
         top_k=array(lambda r: r.top_k, 0, np.int32),
         limit=array(lambda r: r.max_new_tokens, 1, np.int32),
         ends=array(lambda r: [*ends, *r.stop, *none][:MAX_END_TOKENS], none, np.int32),
+        wants_likeliest=array(lambda r: r.top_logprobs > 0, False, bool),
       ),
     )
 
@@ -205,19 +206,22 @@ class SlotEngine:
       self._forbidden,
       model=self._processor.model_config,
       tokens=self.settings.decode_tokens,
+      top_logprobs=self.settings.top_logprobs,
     )
     return self._progress(jax.tree.map(own_rows, decoded))
 
   def _progress(self, decoded: DecodedTokens) -> list[Progress]:
     """Returns what the running answers gained, and frees the slots of those that have ended."""
     progress, over = [], []
-    for row, (id, sample) in sorted(self._queue.running.items()):
+    for row in sorted(self._queue.running):
+      request, sample = self._queue.running[row]
       count, finished = int(decoded.count[row]), None
       if not decoded.active[row]:
         finished = "stop" if decoded.ended[row] else "length"
         over.append(row)
       tokens, logp = decoded.tokens[row, :count], decoded.logp[row, :count]
-      progress.append(Progress(id, sample, tokens.tolist(), logp.tolist(), finished))
+      top = _likeliest(decoded, row, count, request.top_logprobs)
+      progress.append(Progress(request.id, sample, tokens.tolist(), logp.tolist(), finished, top))
     self._queue.end(over)
     return progress
 
@@ -231,6 +235,23 @@ class SlotEngine:
     if self._weights is None:
       raise RuntimeError("the engine has no weights; call publish first")
     return self._weights
+
+
+def _likeliest(
+  decoded: DecodedTokens, row: int, count: int, top: int
+) -> list[list[tuple[int, float]]]:
+  """Returns the `top` likeliest tokens of each place without forbidden ones; [] for a `top` of 0."""
+  if not top:
+    return []
+  places = zip(decoded.likeliest[row, :count], decoded.likeliest_logp[row, :count], strict=True)
+  return [
+    [
+      (int(id), float(logp))
+      for id, logp in zip(ids[:top], logps[:top], strict=True)
+      if logp > -np.inf
+    ]
+    for ids, logps in places
+  ]
 
 
 def slots_per_part(mesh: Mesh, prompt_slots: int) -> int:

@@ -42,8 +42,8 @@ class SlotQueue:
   def __init__(self, parts: int, slots: int, rows_per_slot: int, counts: Sequence[int]):
     self.slots, self.rows_per_slot, self._counts = slots, rows_per_slot, counts
     self.waiting: collections.deque[WaitingRequest] = collections.deque()
-    self.running: dict[int, tuple[int, int]] = {}
-    """Row → (id, sample) of its answer."""
+    self.running: dict[int, tuple[SlotRequest, int]] = {}
+    """Row → (request, sample) of its answer."""
     self._free = [list(range(slots)) for _ in range(parts)]
     self._dropped: set[int] = set()
 
@@ -55,7 +55,7 @@ class SlotQueue:
   def add(self, waiting: WaitingRequest) -> None:
     """Puts a request at the end; raises ValueError for an id that is taken."""
     id = waiting.request.id
-    live = {w.request.id for w in self.waiting} | {of for of, _ in self.running.values()}
+    live = {w.request.id for w in self.waiting} | {of.id for of, _ in self.running.values()}
     if id in live:
       raise ValueError(f"request {id} is in the engine already; give every request its own id")
     self.waiting.append(waiting)
@@ -63,7 +63,7 @@ class SlotQueue:
   def cancel(self, id: int) -> None:
     """Forgets a request and frees its slots; nothing happens if there is none of this id."""
     self.waiting = collections.deque(w for w in self.waiting if w.request.id != id)
-    rows = [row for row, (of, _) in self.running.items() if of == id]
+    rows = [row for row, (of, _) in self.running.items() if of.id == id]
     self._dropped.update(rows)
     self.end(rows)
 
@@ -114,7 +114,7 @@ class SlotQueue:
     n = self.rows_per_slot
     for sample in range(request.samples):
       row = (part * self.slots + slots[sample // n]) * n + sample % n
-      self.running[row] = (request.id, sample)
+      self.running[row] = (request, sample)
       self._dropped.discard(row)
 
   def end(self, rows: Iterable[int]) -> None:

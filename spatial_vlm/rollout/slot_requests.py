@@ -1,6 +1,7 @@
 """Requests to a slot engine, the progress of their answers, and the checks of a request before it is queued."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from spatial_vlm.data.batch_plan import largest, smallest
@@ -30,6 +31,8 @@ class SlotRequest:
   seed: int = 0
   stop: tuple[int, ...] = ()
   """Tokens that end an answer, besides those of the engine."""
+  top_logprobs: int = 0
+  """Likeliest tokens that are returned at each place of the answer, up to the engine's number."""
   key_id: int | None = None
   """Number that the random keys fold in; None: `id`. With it, equal seeds give equal answers under different ids."""
 
@@ -45,6 +48,8 @@ class Progress(NamedTuple):
   """Log-probability of each token at the sampled temperature (at 1 for temperature 0), over all allowed tokens."""
   finished: Literal["stop", "length"] | None
   """Why the answer ends here; None: it continues."""
+  likeliest: Sequence[list[tuple[int, float]]] = ()
+  """For each token, the likeliest ones at its place with their log-probabilities; () if not asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,8 @@ class SlotSettings:
   """
   decode_tokens: int = 16
   """Tokens of each row between two refills."""
+  top_logprobs: int = 0
+  """Most likeliest tokens that a request may ask for at each place; 0: the programs have no part for them."""
 
 
 class RequestKind(NamedTuple):
@@ -105,6 +112,10 @@ def check_request(request: SlotRequest, settings: SlotSettings, max_samples: int
     raise ValueError(
       f"{name} has temperature {request.temperature}, top_p {request.top_p} and top_k {request.top_k}; give a "
       "temperature of 0 or more, 0 < top_p <= 1, and a top_k of 0 (all tokens) or more"
+    )
+  if not 0 <= request.top_logprobs <= settings.top_logprobs:
+    raise ValueError(
+      f"{name} has top_logprobs {request.top_logprobs}; give 0 … {settings.top_logprobs}"
     )
   most = MAX_END_TOKENS - len(settings.end_tokens)
   if len(request.stop) > most:

@@ -24,7 +24,7 @@ from spatial_vlm.model.attention import LayersBlock, Prefixes
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.text import cache_stacks
 from spatial_vlm.objectives.token_logprobs import ban
-from spatial_vlm.rollout.sampler import TOKENS, sample_keys, sample_rows
+from spatial_vlm.rollout.sampler import TOKENS, likeliest_tokens, sample_keys, sample_rows
 from spatial_vlm.types import Params, Prompts, Pytree
 
 P = PartitionSpec
@@ -45,6 +45,8 @@ class RowSettings(Pytree):
   """Most tokens of the answer."""
   ends: Int[Array | np.ndarray, "R E"]
   """Tokens that end the answer; −1 is none."""
+  wants_likeliest: Bool[Array | np.ndarray, "R"]
+  """Whether the likeliest tokens at each place are returned too."""
 
 
 @flax.struct.dataclass
@@ -88,6 +90,9 @@ class DecodedTokens(Pytree):
   """Rows that go on."""
   ended: Bool[Array, "R"]
   """Rows whose last token is one of their `ends`."""
+  likeliest: Int[Array, "R k A"]
+  """The likeliest tokens at each place; zeros in rows that do not want them."""
+  likeliest_logp: Float[Array, "R k A"]
 
 
 class _DecodeState(NamedTuple):
@@ -104,6 +109,8 @@ class _DecodeState(NamedTuple):
   ended: Bool[Array, "R"]
   tokens: Int[Array, "R k"]
   logp: Float[Array, "R k"]
+  likeliest: Int[Array, "R k A"]
+  likeliest_logp: Float[Array, "R k A"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +163,7 @@ def empty_slots(model: ModelConfig, mesh: Mesh, dtype: DTypeLike, sizes: SlotSiz
       top_k=integers,
       limit=integers,
       ends=array((rows, sizes.end_tokens), jnp.int32),
+      wants_likeliest=array((rows,), jnp.bool_),
     ),
   )
   return sharding.with_shardings(
@@ -277,7 +285,9 @@ def _sample_keys(
   return jax.vmap(of_prompt)(keys, ids).reshape(-1, keys.shape[-1])
 
 
-@functools.partial(jax.jit, static_argnames=("model", "tokens"), donate_argnames="slots")
+@functools.partial(
+  jax.jit, static_argnames=("model", "tokens", "top_logprobs"), donate_argnames="slots"
+)
 def decode_slots(
   weights: Params,
   slots: Slots,
@@ -286,8 +296,12 @@ def decode_slots(
   *,
   model: ModelConfig,
   tokens: int,
+  top_logprobs: int = 0,
 ) -> tuple[Slots, DecodedTokens]:
-  """Samples up to `tokens` tokens of every active row; rows that `keep` drops stop before the first."""
+  """Samples up to `tokens` tokens of every active row; rows that `keep` drops stop before the first.
+
+  The `top_logprobs` likeliest tokens of each step are returned for the rows that want them.
+  """
   settings, begin = slots.settings, slots.length
   keys = jax.random.wrap_key_data(jnp.asarray(settings.keys))
   cache = qwen3_vl.Cache((slots.prompts, *_answer_blocks(slots)), slots.next_position, jnp.int32(0))
@@ -296,7 +310,14 @@ def decode_slots(
   *full, filling = cache.blocks
 
   def decode_step(s: _DecodeState) -> _DecodeState:
-    token, logp = sample_rows(ban(s.logits, forbidden_tokens), keys, s.length, settings, s.active)
+    allowed = ban(s.logits, forbidden_tokens)
+    token, logp = sample_rows(allowed, keys, s.length, settings, s.active)
+    likeliest, likeliest_logp = s.likeliest, s.likeliest_logp
+    if top_logprobs:
+      wanted = settings.wants_likeliest & s.active
+      top, top_logp = likeliest_tokens(allowed, settings, wanted, top_logprobs)
+      likeliest = likeliest.at[:, s.j].set(top)
+      likeliest_logp = likeliest_logp.at[:, s.j].set(top_logp)
     is_end = s.active & jnp.any(token[:, None] == settings.ends, axis=1)
     length = s.length + s.active
     logits, cache = qwen3_vl.decode(
@@ -312,6 +333,8 @@ def decode_slots(
       ended=s.ended | is_end,
       tokens=s.tokens.at[:, s.j].set(jnp.where(s.active, token, 0)),
       logp=s.logp.at[:, s.j].set(jnp.where(s.active, logp, 0.0)),
+      likeliest=likeliest,
+      likeliest_logp=likeliest_logp,
     )
 
   state = _DecodeState(
@@ -324,6 +347,8 @@ def decode_slots(
     ended=jnp.zeros(rows, bool),
     tokens=jnp.zeros((rows, tokens), jnp.int32),
     logp=jnp.zeros((rows, tokens), jnp.float32),
+    likeliest=jnp.zeros((rows, tokens, top_logprobs), jnp.int32),
+    likeliest_logp=jnp.zeros((rows, tokens, top_logprobs), jnp.float32),
   )
   with jax.named_scope(TOKENS):
     state = jax.lax.while_loop(lambda s: (s.j < tokens) & jnp.any(s.active), decode_step, state)
@@ -334,7 +359,15 @@ def decode_slots(
     length=state.length,
     active=state.active,
   )
-  decoded = DecodedTokens(state.tokens, state.logp, state.length - begin, state.active, state.ended)
+  decoded = DecodedTokens(
+    tokens=state.tokens,
+    logp=state.logp,
+    count=state.length - begin,
+    active=state.active,
+    ended=state.ended,
+    likeliest=state.likeliest,
+    likeliest_logp=state.likeliest_logp,
+  )
   return _constrained(slots), decoded
 
 

@@ -1,5 +1,6 @@
 """One answer while its tokens arrive: text, log-probabilities and the reason of its end."""
 
+import itertools
 from collections.abc import Sequence
 
 from spatial_vlm.rollout.slot_requests import Progress
@@ -26,10 +27,12 @@ class AnswerStream:
   def piece(self, progress: Progress) -> Piece:
     """Returns the part of the answer that the progress adds."""
     text, tokens, count = "", [], 0
-    for token, logp in zip(progress.tokens, progress.logp, strict=True):
+    likeliest = progress.likeliest or itertools.repeat([])
+    for token, logp, others in zip(progress.tokens, progress.logp, likeliest, strict=False):
       count += 1
       if piece := self._table[token]:
-        self._held.append((self._text.decoded, TokenLogprob(piece, logp)))
+        top = [TokenLogprob(self._table[other], value) for other, value in others]
+        self._held.append((self._text.decoded, TokenLogprob(piece, logp, top)))
         text += self._text.push(token)
         tokens += self._released()
       if self._text.stopped:

@@ -6,16 +6,17 @@ would change the answer and are not implemented are accepted at their neutral va
 
 import dataclasses
 import json
-import re
 from typing import Any
 
+from spatial_vlm.jsonl import parse_json
 from spatial_vlm.serving.api_error import invalid
 from spatial_vlm.serving.chat_messages import ImageUrl, MessageLimits, Turn, image_urls, read_turns
 from spatial_vlm.serving.fields import boolean, choice, integer, mapping, number, shown, string
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 GREEDY_TEMPERATURE = 1e-5
 """Lower temperatures take the likeliest token, as in vLLM: logits divided by them would overflow."""
+MAX_TOP_LOGPROBS = 20
+"""Most likeliest tokens at each place, as at OpenAI."""
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
 FORMS = ("chain", "short", "direct")
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -33,7 +34,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
   "response_format": ({"type": "text"},),
   "tool_choice": ("none", "auto"),
   "tools": ([],),
-  "top_logprobs": (0,),
 }
 """Fields that are not implemented → values that ask for nothing; null always does."""
 
@@ -68,6 +68,8 @@ class ChatRequest:
   seed: int | None
   stop: tuple[str, ...]
   logprobs: bool
+  top_logprobs: int
+  """Likeliest tokens that are returned with each token."""
   stream: bool
   include_usage: bool
   form: str | None
@@ -94,6 +96,10 @@ def parse_chat_request(body: bytes, defaults: Defaults) -> ChatRequest:
   _check_neutral(data)
   form, behaviors = _spatial(data)
   stream = boolean(data, "stream")
+  logprobs = boolean(data, "logprobs")
+  top_logprobs = integer(data, "top_logprobs", 0, (0, MAX_TOP_LOGPROBS))
+  if top_logprobs and not logprobs:
+    raise invalid("top_logprobs is only allowed with logprobs: true", "top_logprobs")
   options = mapping(data, "stream_options")
   if options and not stream:
     raise invalid("stream_options is only allowed with stream: true", "stream_options")
@@ -106,7 +112,8 @@ def parse_chat_request(body: bytes, defaults: Defaults) -> ChatRequest:
     samples=integer(data, "n", 1, (1, defaults.samples)),
     seed=None if data.get("seed") is None else integer(data, "seed", 0, (-(2**63), 2**63 - 1)),
     stop=_stop(data),
-    logprobs=boolean(data, "logprobs"),
+    logprobs=logprobs,
+    top_logprobs=top_logprobs,
     stream=stream,
     include_usage=boolean(options, "include_usage", "stream_options.include_usage"),
     form=form,
@@ -116,13 +123,9 @@ def parse_chat_request(body: bytes, defaults: Defaults) -> ChatRequest:
 
 def _json_object(body: bytes) -> dict[str, Any]:
   try:
-    data = json.loads(body.decode(), parse_constant=_refuse_constant)
-    if _SURROGATE.search(body):
-      # Half a surrogate pair is valid JSON and no Unicode: no tokenizer reads it.
-      json.dumps(data, ensure_ascii=False).encode()
-  except (ValueError, RecursionError) as error:
-    reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-    raise invalid(f"the body is not JSON in UTF-8: {reason}") from error
+    data = parse_json(body, _refuse_constant)
+  except ValueError as error:
+    raise invalid(f"the body is not JSON in UTF-8: {error}") from error
   if not isinstance(data, dict):
     raise invalid(f"the body is {shown(data)}; give a JSON object")
   return data

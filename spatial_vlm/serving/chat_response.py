@@ -19,15 +19,20 @@ class TokenLogprob:
 
   piece: bytes
   logp: float
+  likeliest: Sequence["TokenLogprob"] = ()
+  """The likeliest tokens at its place, if they were asked for."""
 
   @property
   def content(self) -> dict[str, Any]:
-    """OpenAI's object of it; the alternatives at its place are not known."""
+    """OpenAI's object of it."""
+    return self._entry | {"top_logprobs": [token._entry for token in self.likeliest]}
+
+  @property
+  def _entry(self) -> dict[str, Any]:
     return {
       "token": self.piece.decode(errors="replace"),
       "logprob": self.logp,
       "bytes": list(self.piece),
-      "top_logprobs": [],
     }
 
 

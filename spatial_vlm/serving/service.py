@@ -202,6 +202,7 @@ class ChatService:
         top_p=request.top_p,
         top_k=request.top_k,
         seed=seed,
+        top_logprobs=request.top_logprobs,
       )
       put = functools.partial(_put, arrived, sample)
       self.engine.submit(slot_request, put)

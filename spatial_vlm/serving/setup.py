@@ -15,6 +15,7 @@ from spatial_vlm.processor.chat import Encoded, Size
 from spatial_vlm.rollout.prefix_cache import PrefixCache
 from spatial_vlm.rollout.slot_engine import SlotEngine
 from spatial_vlm.rollout.slot_requests import SlotRequest, SlotSettings
+from spatial_vlm.serving.chat_request import MAX_TOP_LOGPROBS
 from spatial_vlm.serving.engine_thread import EngineThread
 from spatial_vlm.serving.limits import Limits
 from spatial_vlm.serving.prompts import PromptBuilder
@@ -84,6 +85,8 @@ def make_service(
   format = format_with_prefixes(policy, config.prompt_shapes, systems)
   metrics = ServerMetrics()
   slots = serving_slots(config, format, policy.special.eos)
+  top = min(MAX_TOP_LOGPROBS, policy.model.text.vocab_size)
+  slots = dataclasses.replace(slots, top_logprobs=top)
   factory = EngineFactory(policy, mesh, slots, _cache(policy, mesh, format, systems))
   service = ChatService(
     model=name,

@@ -6,7 +6,6 @@ teacher's own text.
 """
 
 import functools
-import json
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -16,6 +15,7 @@ from spatial_vlm.data import conversations
 from spatial_vlm.data.records import BadRecord, read_lines
 from spatial_vlm.data.split_guard import Pair
 from spatial_vlm.inference.questions import QuestionBuilder
+from spatial_vlm.jsonl import parse_json
 from spatial_vlm.reuse.chains.solutions import Solution, source_record
 from spatial_vlm.synthesis.draft import chain
 from spatial_vlm.synthesis.errors import UnusableDraftError
@@ -76,7 +76,7 @@ def read_chains(
 
 
 def _parse(instruction: str, line: bytes) -> _Line:
-  fields = json.loads(line.decode())
+  fields = parse_json(line)
   if isinstance(fields, dict) and {"caption", "text"} <= fields.keys():
     return _accepted(fields)
   try:

@@ -113,7 +113,7 @@ class JsonFormat:
 
   def parse(self, text: str) -> Draft:
     """See ResponseFormat."""
-    fields = _load_json(text)
+    fields = _load_json(without_thoughts(text))
     _check_keys("the answer", fields, _KEYS)
     if list(fields) != list(_KEYS):  # A model that concludes first does not reason.
       raise UnusableDraftError(
@@ -191,6 +191,7 @@ class ChainFormat:
 
   def parse(self, text: str) -> Draft:
     """See ResponseFormat."""
+    text = without_thoughts(text)
     answer = answers.STATEMENT.parse(text)
     if answer is None or answer.form != "chain":
       raise UnusableDraftError("the answer is not the four steps, each once and in order")
@@ -211,6 +212,16 @@ class ChainFormat:
 
 
 CHAIN = ChainFormat()
+
+
+def without_thoughts(text: str) -> str:
+  """Returns what follows the last `</think>`, which some servers leave in the answer of a thinking model.
+
+  >>> without_thoughts("It is left… </think>\\n\\nYes."), without_thoughts("Yes.")
+  ('Yes.', 'Yes.')
+  """
+  _, end, after = text.rpartition("</think>")
+  return after.strip() if end else text
 
 
 def _load_json(text: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Callable
 
-from spatial_vlm.config import Config, UsageError, check_algorithm, settings_from
+from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.synthesis.run.batch_requests import BatchSettings, send_in_batches
 from spatial_vlm.synthesis.run.journal import Journal
@@ -23,7 +23,6 @@ from spatial_vlm.synthesis.verify.selection import SelectionSettings
 
 def check(config: Config) -> None:
   """Raises UsageError for settings that cannot work, alone or together."""
-  check_algorithm(config, "synthesize")
   teacher = find_teacher(config.teacher)
   teacher.check(config)
   settings_from(CheckSettings, config.checks)
@@ -36,14 +35,6 @@ def check(config: Config) -> None:
         f"batch.questions is {config.batch.questions}, but the teacher {config.teacher} has no batches; set it to 0"
       )
     settings_from(BatchSettings, config.batch)
-  amounts = {
-    "data.limit": config.data.limit,
-    "examples": config.examples,
-    "confirm_usd": config.confirm_usd,
-    "budget_usd": config.budget_usd or 0,
-  }
-  if negative := [f"{name} is {amount}" for name, amount in amounts.items() if amount < 0]:
-    raise UsageError(f"{' and '.join(negative)}; give numbers of at least 0")
   if config.attempts.hinted and not teacher.takes_hints:
     raise UsageError(
       f"attempts.hinted is {config.attempts.hinted}, but a policy takes no hint; set it to 0 and raise attempts.blind"

@@ -28,6 +28,17 @@ def find_task(name: str) -> Task:
   return TASKS[name]
 
 
+def find_training_task(name: str) -> Task:
+  """Returns the task of this name; raises UsageError for an unknown one and for a benchmark."""
+  task = find_task(name)
+  if task.held_out:
+    allowed = ", ".join(name for name, task in TASKS.items() if not task.held_out)
+    raise UsageError(
+      f"task is {name!r}, a benchmark, whose records are there to measure on; train on one of {allowed}"
+    )
+  return task
+
+
 PROMPTS: Mapping[str, Callable[[Task], Task]] = MappingProxyType(
   {"plain": lambda task: task, "explained": Task.explained}
 )

@@ -2,10 +2,9 @@
 
 import dataclasses
 
-from spatial_vlm.config import Config, UsageError, check_algorithm, check_names, check_positive
-from spatial_vlm.objectives.policy_objectives import check_objectives
-from spatial_vlm.rewards.table import REWARDS
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.rollout.sampler import SamplingSettings
+from spatial_vlm.tasks import find_training_task
 from spatial_vlm.train.run import check_training
 
 
@@ -65,33 +64,15 @@ class RlSettings:
     )
 
 
-_POSITIVE = (
-  *("steps", "groups_per_batch", "rollout_batch_size", "max_rollout_rounds", "minibatches"),
-  *("micro_batches", "max_new_tokens", "behavior_tokens", "chunk_tokens"),
-  *("validate_steps", "validate_prompts", "validate_batch"),
-)
-
-
 def check(config: Config) -> None:
   """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
-  check_algorithm(config, "dapo")
   check_training(config)
-  check_positive(config, *_POSITIVE)
-  check_objectives(config.objectives)
-  check_names("rewards", config.rewards, REWARDS)
-  if config.temperature <= 0:
-    raise UsageError(f"temperature is {config.temperature}; sampling needs one above 0")
-  if config.group_size < 2:
-    raise UsageError(
-      f"group_size is {config.group_size}; a group needs at least 2 answers to be compared"
-    )
-  if not 0 <= config.overlong_cache_tokens <= config.max_new_tokens:
+  find_training_task(config.task)
+  if config.overlong_cache_tokens > config.max_new_tokens:
     raise UsageError(
       f"overlong_cache_tokens is {config.overlong_cache_tokens}; choose 0 … max_new_tokens "
       f"({config.max_new_tokens})"
     )
-  if min(config.answer_lengths, default=1) < 1:
-    raise UsageError(f"answer_lengths is {config.answer_lengths}; give lengths of 1 or more")
   _check_updates(config)
 
 

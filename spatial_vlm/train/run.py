@@ -11,20 +11,21 @@ import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from spatial_vlm import hosts, sharding
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.compile_clock import compile_seconds
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.loading import load_policy_for_training
 from spatial_vlm.inference.policy import Policy
 from spatial_vlm.metrics import MetricsWriter
-from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.parameters.int8 import dequantize
 from spatial_vlm.parameters.lora import new_adapters
 from spatial_vlm.parameters.partition import Subset, combine, flatten, partition, subset_from_config
 from spatial_vlm.parameters.paths import INT8
+from spatial_vlm.progress import ProgressLines, TerminalBar, progress_bar
+from spatial_vlm.train.prolonging import RunLength, prolonged, store_length
 from spatial_vlm.train.trained_weights import base_record, check_base
 from spatial_vlm.train.update import init_state
 from spatial_vlm.types import Params, Purpose, TrainState
@@ -36,33 +37,28 @@ HARMLESS = (
 """Settings that may change when a run resumes: its results do not depend on them."""
 
 
-DTYPES = ("float32", "bfloat16")
-
-
-def check_computation(config: Config) -> None:
-  """Raises UsageError for an unknown `remat` or `dtype`."""
-  if config.remat not in REMAT_POLICIES:
-    raise UsageError(f"remat is {config.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
-  if config.dtype not in DTYPES:
-    raise UsageError(f"dtype is {config.dtype!r}; choose one of {', '.join(DTYPES)}")
-
-
 def check_training(config: Config) -> None:
-  """Raises UsageError as `check_computation` does, and for checkpoints that are never due."""
-  check_computation(config)
+  """Raises UsageError for checkpoints that are never due."""
   cadence = (config.checkpoint_steps, config.checkpoint_minutes)
-  if min(cadence) < 0 or max(cadence) == 0:
+  if max(cadence) == 0:
     raise UsageError(
       f"checkpoint_steps is {cadence[0]} and checkpoint_minutes is {cadence[1]}; set at least one of them above 0"
     )
 
 
-def record_settings(config: Config, workdir: epath.Path) -> None:
-  """Records the settings of a training run: process 0 writes config.json, the others compare theirs with it."""
+def record_settings(config: Config, workdir: epath.Path, length: RunLength) -> None:
+  """Records the settings of a training run: process 0 writes config.json, the others compare theirs with it.
+
+  Raises UsageError, in all processes, for other settings than those that the run was started with; its `length` may
+  grow where the updates so far do not depend on it.
+  """
   first = jax.process_index() == 0
   with user_errors():
     if first:
-      snapshot(config, workdir, HARMLESS)
+      grown = prolonged(config, workdir, length)
+      snapshot(config, workdir, (*HARMLESS, *grown))
+      for leaf in grown:
+        store_length(config, workdir, leaf)
   with user_errors():
     if not first and not (workdir / "config.json").exists():
       raise UsageError(
@@ -112,15 +108,16 @@ def checkpoint_cadence(steps: int, minutes: float) -> Callable[[int], bool]:
   return is_due
 
 
-def progress(name: str, done: int, total: int) -> tqdm:
-  """Returns a bar with the time left; only process 0 shows it."""
-  return tqdm(
-    total=total,
-    initial=done,
-    desc=name,
-    dynamic_ncols=True,
+def progress(name: str, done: int, total: int) -> TerminalBar | ProgressLines:
+  """Returns the progress of a run, with the time left without compilation; only process 0 shows it."""
+  return progress_bar(
+    name,
+    total,
+    done=done,
+    unit="step",
+    compiles=True,
+    excluded=compile_seconds,
     disable=jax.process_index() > 0,
-    mininterval=1.0,
   )
 
 

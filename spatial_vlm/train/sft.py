@@ -17,14 +17,12 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from spatial_vlm import sharding
-from spatial_vlm.config import Config, UsageError, check_algorithm, check_positive
-from spatial_vlm.data.batch_plan import BATCHINGS
+from spatial_vlm.config import Config, UsageError
 from spatial_vlm.metrics import Sums
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.cross_entropy import token_cross_entropy
 from spatial_vlm.parameters.partition import NOTHING, combine
-from spatial_vlm.tasks import find_task
 from spatial_vlm.train.run import check_training
 from spatial_vlm.train.update import (
   accumulate,
@@ -114,10 +112,7 @@ def sft_loop(
 
 def check(config: Config) -> None:
   """Raises UsageError, with numbers and remedy, for settings that cannot work together."""
-  check_algorithm(config, "sft")
   check_training(config)
-  find_task(config.task)
-  check_positive(config, "batch_size", "micro_batches", "chunk_tokens", "log_steps", "epochs")
   if config.batch_size % config.micro_batches:
     raise UsageError(
       f"batch_size {config.batch_size} is no multiple of micro_batches {config.micro_batches}; change one of them"
@@ -132,32 +127,7 @@ def check(config: Config) -> None:
 
 def check_data(config: Config) -> None:
   data = config.data
-  if data.batching not in BATCHINGS:
-    raise UsageError(f"data.batching is {data.batching!r}; choose one of {', '.join(BATCHINGS)}")
   if data.pretrain.scenes and (data.batching != "shuffled" or data.mix):
     raise UsageError(
       "data.pretrain renders its images during training; it needs data.batching=shuffled and no data.mix"
     )
-  if not data.shapes or not all(_is_shape(shape) for shape in data.shapes):
-    raise UsageError(
-      f"data.shapes is {data.shapes}; give pairs of tokens and patches, e.g. ((512, 2048), (2048, 2048))"
-    )
-  if not all(_is_source(source) for source in data.mix):
-    raise UsageError(
-      f"data.mix is {data.mix}; give (conversations, images, weight) for each further source,"
-      " e.g. (('more.jsonl', 'images', 0.5),)"
-    )
-
-
-def _is_shape(shape) -> bool:
-  match shape:
-    case (int(tokens), int(patches)):
-      return tokens > 0 and patches >= 0
-  return False
-
-
-def _is_source(source) -> bool:
-  match source:
-    case (str(), str(), int() | float()):
-      return True
-  return False

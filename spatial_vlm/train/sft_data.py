@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -44,6 +44,8 @@ class SftData(NamedTuple):
   """Lines that hold no conversation."""
   shard: Shard
   """The rows of a batch that this process reads."""
+  keeps_batches: Callable[[int], bool]
+  """Fewer epochs → whether a run of so many reads the same batches, up to its end."""
 
   def host_state(self) -> dict[str, Any]:
     """Returns the position of all processes in the data, for a checkpoint; all processes call it."""
@@ -89,13 +91,21 @@ def conversations_of_files(config: Config, processor: Processor, shard: Shard) -
     workers=data.workers,
     max_bad_share=data.max_bad_share,
   )
-  order = mixed_order(
-    [[number for number in numbers if number in sizes] for numbers in joined.numbers()],
-    [1.0, *(weight for _, _, weight in data.mix)],
-    epochs=config.epochs,
-    seed=config.seed,
-  )
-  plan = BATCHINGS[data.batching](order, sizes, shapes, config.batch_size)
+
+  def plan_of(epochs: int) -> list[batch_plan.PlannedBatch]:
+    order = mixed_order(
+      [[number for number in numbers if number in sizes] for numbers in joined.numbers()],
+      [1.0, *(weight for _, _, weight in data.mix)],
+      epochs=epochs,
+      seed=config.seed,
+    )
+    return BATCHINGS[data.batching](order, sizes, shapes, config.batch_size)
+
+  def keeps_batches(epochs: int) -> bool:
+    shorter = plan_of(epochs)
+    return plan[: len(shorter)] == shorter
+
+  plan = plan_of(config.epochs)
   if () in plan[0].rows:
     raise ValueError(
       f"{len(sizes)} records × {config.epochs} epochs do not fill one batch of {config.batch_size} rows;"
@@ -110,7 +120,7 @@ def conversations_of_files(config: Config, processor: Processor, shard: Shard) -
     known_bad=unusable,
   )
   bad = [record for source in sources for record in source.bad]
-  return SftData(batches, len(plan), batch_plan.padding(plan, sizes), bad, shard)
+  return SftData(batches, len(plan), batch_plan.padding(plan, sizes), bad, shard, keeps_batches)
 
 
 def rendered_images(config: Config, processor: Processor, shard: Shard) -> SftData:
@@ -141,7 +151,9 @@ def rendered_images(config: Config, processor: Processor, shard: Shard) -> SftDa
     order,
     read_options(config, shard),
   )
-  return SftData(batches, order.num_batches(len(stages)), padding={}, bad=[], shard=shard)
+  count = order.num_batches(len(stages))
+  # The order has no randomness of its own and ends with a whole batch: a longer run goes on with the next one.
+  return SftData(batches, count, {}, [], shard, keeps_batches=lambda epochs: True)
 
 
 def read_options(config: Config, shard: Shard) -> ReadOptions:

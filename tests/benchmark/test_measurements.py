@@ -53,7 +53,7 @@ def test_what_would_start_too_late_is_left_out(subject, monkeypatch):
   [
     ("model=9b", "model is '9b'; choose one of"),
     ("dtype=int8", "dtype is 'int8'; choose one of float32, bfloat16"),
-    ("measurements=('forward', 'train')", "measurements names train; there are attention, parity"),
+    ("measurements=('forward', 'train')", "each one of attention, parity, forward"),
     ("rounds=0", "rounds"),
     ("sft.remat=some", "remat is 'some'"),
     ("dapo.frozen_int8=True", "dapo.frozen_int8 is True"),

@@ -188,6 +188,12 @@ class Killer:
 
 
 @pytest.fixture
+def killer():
+  """(name, changes) -> a `Killer`."""
+  return lambda name, changes: Killer(name, changes, seed=0)
+
+
+@pytest.fixture
 def after_ten_kills(tmp_path):
   """(name, changes) -> what an uninterrupted run wrote, and what one wrote that was killed ten times."""
 

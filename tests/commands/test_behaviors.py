@@ -103,8 +103,8 @@ def test_recalled_behaviors_are_kept_when_the_handbook_is_full(
   ("changes", "message"),
   [
     ({"min_support": 0}, "min_support is 0"),
-    ({"max_entries": 0}, "max_entries=0"),
-    ({"max_handbook_tokens": 0}, "max_tokens=0"),
+    ({"max_entries": 0}, "max_entries is 0; it must be at least 1"),
+    ({"max_handbook_tokens": 0}, "max_handbook_tokens is 0; it must be"),
     ({"min_similarity": 2}, "min_similarity is 2.0"),
     ({"task": "vrs"}, "task is 'vrs'; choose one of vsr, scenes"),
     ({"recalls": "absent.json"}, "absent.json"),

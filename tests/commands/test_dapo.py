@@ -92,6 +92,14 @@ def test_preset_8b_carries_the_published_settings():
   assert config.leaves(config.read_preset("configs/sft.py:8b"))["epochs"] == 3
 
 
+@pytest.mark.slow
+def test_a_prolonged_run_equals_a_longer_one(run, dapo_changes, tmp_path, outcome):
+  changes = {**dapo_changes, "optimizer.schedule": "constant", "validate_steps": 1}
+  for name, steps in (("prolonged", 1), ("prolonged", 2), ("longer", 2)):
+    assert run("dapo", tmp_path / name, {**changes, "steps": steps}).code == 0
+  assert outcome(tmp_path / "prolonged") == outcome(tmp_path / "longer")
+
+
 def test_a_finished_run_is_unchanged_by_another_start(finished, run, dapo_changes, outcome):
   before = outcome(finished[0])
   assert run("dapo", finished[0], dapo_changes).code == 0
@@ -247,7 +255,7 @@ def test_a_task_without_mixed_outcomes_ends_with_a_message(
   [
     ({"groups_per_batch": 9}, "groups_per_batch 9 cannot be cut into 2 minibatches"),
     ({"micro_batches": 3}, "of 3 micro_batches"),
-    ({"group_size": 1}, "group_size is 1; a group needs at least 2"),
+    ({"group_size": 1}, "group_size is 1; it must be at least 2"),
     ({"overlong_cache_tokens": 999}, "overlong_cache_tokens is 999"),
     ({"temperature": 0}, "temperature is 0.0"),
     ({"max_rollout_rounds": 0}, "max_rollout_rounds is 0"),
@@ -256,12 +264,12 @@ def test_a_task_without_mixed_outcomes_ends_with_a_message(
     ({"answer_lengths": "(0,)"}, "answer_lengths is (0,)"),
     ({"remat": "x"}, "remat is 'x'"),
     ({"dtype": "int8"}, "dtype is 'int8'"),
-    ({"objectives": "(('ppo', 1.0),)"}, "objectives names 'ppo'; known are dapo, gspo"),
+    ({"objectives": "(('ppo', 1.0),)"}, "names are dapo, gspo, kl_reference, a weight is above 0"),
     ({"objectives": "(('dapo', -1.0),)"}, "a weight is above 0"),
-    ({"objectives": "()"}, "objectives is empty"),
+    ({"objectives": "()"}, "objectives is (); it must be one or more pairs (name, weight)"),
     (
       {"rewards": "(('style', 1.0),)"},
-      "rewards names 'style'; known are accuracy, overlong, length",
+      "names are accuracy, overlong, length",
     ),
     ({"data.prompt_shapes": "((20, 64),)"}, "the largest of prompt_shapes holds 20 and 64"),
     ({"data.prompt_shapes": "((20, 99), (64, 64))"}, "no shape of ((20, 99), (64, 64)) holds all"),

@@ -189,13 +189,13 @@ def test_training_sets_that_share_evaluation_pairs_are_refused_or_filtered(
     ({"data.splits": "train,other"}, "other.jsonl"),
     ({"data.folder": "nowhere"}, "the folder nowhere does not exist"),
     ({"data.images": "nowhere.zip"}, "nowhere.zip cannot be read"),
-    ({"data.splits": ""}, "give at least one of each"),
-    ({"sheet": 0}, "give at least one of each"),
+    ({"data.splits": ""}, "data.splits is (); it must be a tuple of 1"),
+    ({"sheet": 0}, "sheet is 0; it must be at least 1"),
     ({"data.max_bad_share": 3}, "max_bad_share is 3"),
-    ({"store.shards": -1}, "1 to 99999 shards"),
+    ({"store.shards": -1}, "store.shards is -1; it must be from 0 to 99999"),
     ({"data.images": "", "store.shards": 2}, "a store holds images, but images is empty"),
     ({"evaluation": "nowhere.jsonl"}, "nowhere.jsonl"),
-    ({"data.published": "easy"}, "no published split 'easy'"),
+    ({"data.published": "easy"}, "data.published is 'easy'; choose one of random, zeroshot, ''"),
   ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(

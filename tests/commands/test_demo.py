@@ -1,13 +1,13 @@
 """`demo`: the whole method from one command."""
 
 import json
+import types
 
 import pytest
 from etils import epath
 
 from spatial_vlm import config
 from spatial_vlm.commands import demo as command
-from spatial_vlm.commands.command import Command
 from spatial_vlm.demo import methods
 from spatial_vlm.demo.stages import DONE, Stage
 
@@ -19,8 +19,10 @@ def settings(**changes):
 
 
 def test_a_setting_that_a_command_refuses_stops_the_demo_before_its_first_stage(tmp_path):
-  with pytest.raises(config.UsageError, match="min_support is 0"):
-    command.run(settings(min_support=0), epath.Path(tmp_path), None)
+  with pytest.raises(
+    config.UsageError, match="stage 'scenes' of the demo, which runs `scenes`: .*counts.train is 64"
+  ):
+    command.run(settings(training_scenes=64), epath.Path(tmp_path), None)
   assert not list(tmp_path.iterdir())
 
 
@@ -32,14 +34,16 @@ def fake_stages(monkeypatch):
   def run(loaded, folder, args):
     ran.append(folder.name)
     if folder.name in failing:
-      raise RuntimeError(folder.name)
+      raise (config.UsageError if folder.name == "d" else RuntimeError)(folder.name)
 
   plan = []
   for name, need in zip("abcd", ["", *"abc"], strict=True):
     needs = (f"{need}/{DONE}",) if need else ()
     plan.append(Stage(f"stage {name}", name, "export", "tiny", {}, 10, needs))
   monkeypatch.setattr(command, "stages", lambda *_: plan)
-  monkeypatch.setattr(command, "COMMANDS", {"export": Command("export", run)})
+  monkeypatch.setattr(
+    command, "COMMANDS", {"export": types.SimpleNamespace(run=run, check=lambda config: None)}
+  )
   monkeypatch.setattr(command.demo_report, "write_report", lambda *_: ran.append("report"))
   return ran, failing
 
@@ -59,6 +63,14 @@ def test_the_demo_resumes_at_the_interrupted_stage(fake_stages, tmp_path, capsys
   assert ran == ["b", "c", "d", "report"]
   said = capsys.readouterr().out
   assert "[2/4] stage b · about 1 min left" in said and "[1/4]" not in said
+
+
+def test_a_stage_that_refuses_its_input_is_named(fake_stages, tmp_path):
+  fake_stages[1].append("d")
+  with pytest.raises(
+    config.UsageError, match="stage 'stage d' of the demo, which runs `export`: d"
+  ):
+    command.run(settings(), epath.Path(tmp_path), None)
 
 
 def test_the_remaining_time_follows_this_machines_speed(fake_stages, tmp_path, capsys):
@@ -85,6 +97,7 @@ def test_ten_kills_leave_no_trace(after_ten_kills):
     "validation_scenes": 64,
     "test_scenes": 64,
     "sft_epochs": 10,
+    "direct_epochs": 1,
     "dapo_steps": 3,
     "behavior_scenes": 256,
     "min_support": 1,

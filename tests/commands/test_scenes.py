@@ -61,9 +61,9 @@ def test_what_is_written_can_be_read_back(finished):
 
 def test_conversations_are_the_teachers(finished):
   records = [json.loads(line) for line in (finished / "train.jsonl").read_text().splitlines()]
-  for name, form in (("chains", "chain"), ("direct", "direct")):
+  for name, form, count in (("chains", "chain", 20), ("direct", "direct", 60)):
     rows = [json.loads(line) for line in (finished / f"{name}.jsonl").read_text().splitlines()]
-    assert len(rows) == 20
+    assert len(rows) == count
     for record, row in zip(records, rows, strict=False):
       answer = answers.STATEMENT.parse(row["answer"])
       assert (answer.form, answer.verdict) == (form, record["label"])
@@ -95,7 +95,7 @@ def test_finished_splits_are_not_drawn_again(finished, monkeypatch):
     SceneSource, "describe", lambda self, i: described.append(i) or describe(self, i)
   )
   assert run(finished) == 0
-  assert len(described) == 20 + 4  # chains and contact sheet
+  assert len(described) == 60 + 4  # conversations and contact sheet
 
 
 def test_another_config_in_the_same_folder_is_refused(finished, capsys):

@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from spatial_vlm import config, metrics
@@ -150,6 +151,36 @@ def test_evaluation_records_are_refused_as_training_data(
 def test_another_config_cannot_resume_the_run(finished, run, sft_changes, capsys):
   assert run("sft", finished[0], {**sft_changes, "optimizer.learning_rate": 1e-5}).code == 2
   assert "optimizer.learning_rate" in capsys.readouterr().err
+
+
+CONSTANT = {"optimizer.schedule": "constant"}
+
+
+def test_a_run_that_would_have_been_another_is_not_prolonged(finished, run, sft_changes, capsys):
+  """The cosine schedule ends with the run."""
+  assert run("sft", finished[0], {**sft_changes, "epochs": 4}).code == 2
+  assert "epochs 3 → 4: the learning rates so far belong to a cosine" in capsys.readouterr().err
+
+
+def test_a_run_is_not_prolonged_if_its_last_batch_was_made_of_leftovers(
+  run, sft_changes, tmp_path, capsys
+):
+  changes = {**sft_changes, **CONSTANT, "batch_size": 5}
+  overrides = [f"{leaf}={value}" for leaf, value in changes.items()]
+  config.snapshot(config.load("configs/sft.py:tiny", overrides), epath.Path(tmp_path))
+  assert run("sft", tmp_path, {**changes, "epochs": 4}).code == 2
+  assert "the last batches so far were made of what was left" in capsys.readouterr().err
+  assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", [CONSTANT, {"optimizer.decay_steps": 7}])
+def test_a_prolonged_run_equals_a_longer_one(run, sft_changes, tmp_path, outcome, schedule):
+  for name, epochs in (("prolonged", 3), ("prolonged", 4), ("longer", 4)):
+    done = run("sft", tmp_path / name, {**sft_changes, **schedule, "epochs": epochs})
+    assert done.code == 0
+  assert outcome(tmp_path / "prolonged") == outcome(tmp_path / "longer")
+  assert len(outcome(tmp_path / "longer")["metrics"]) == 8
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused(finished, run, sft_changes, tmp_path, capsys):

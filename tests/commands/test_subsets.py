@@ -159,11 +159,11 @@ def test_another_base_is_refused(run, sft_changes, before_saving, nano, tmp_path
   ("changes", "message"),
   [
     ({"trainable": "('head',)"}, "trainable names 'head', which is the path of no parameter"),
-    ({"trainable": "()"}, "trainable is empty"),
+    ({"trainable": "()"}, "trainable is (); it must be a tuple of 1 or more texts"),
     ({"trainable": "('*',)"}, "'*' in trainable or lora.targets is not a regular expression"),
     ({"lora.rank": 2}, "trainable=('.*/lora_[ab]',) trains the factors alone"),
     ({"lora.rank": -1}, "lora.rank is -1"),
-    ({"lora.alpha": 0.0}, "lora.alpha 0.0"),
+    ({"lora.alpha": 0.0}, "lora.alpha is 0.0; it must be above 0"),
     ({**LORA, "lora.targets": "('text/embed/.*',)"}, "only kernels can have LoRA factors"),
     ({"frozen_int8": True}, "frozen_int8 is True, but trainable ('.*',) freezes no kernel"),
     ({**LORA, "from_scratch": True}, "from_scratch draws all weights"),

@@ -62,7 +62,10 @@ def changed(**fields):
   [
     (b'{"image": "a.png", ', "Expecting"),
     (b"\xff\xfe{}", "decode"),
-    (b"[" * 100_000, "recursion"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"label": 1, "label": 0}', "the key 'label' is given twice"),
+    (changed(caption="\ud83d cat"), "surrogates not allowed"),
+    (changed(vote_true_validator_id="[" * 100_000), "nested too deeply"),
     ([GOOD], "JSON object.*list"),
     (changed(colour="red"), r"unknown fields \['colour'\].*known are"),
     ({k: v for k, v in GOOD.items() if k != "relation"}, r"missing fields \['relation'\]"),
@@ -100,6 +103,20 @@ def test_a_bad_record_is_skipped_and_reported_with_file_and_line(folder, caplog,
   assert (bad.file, bad.line) == (str(path), 3)
   assert re.search(reason, bad.reason), bad.reason
   assert f"{path}:3" in caplog.text
+
+
+def test_a_byte_order_mark_costs_no_record(folder):
+  path = write(folder, GOOD, GOOD)
+  path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+  records, bad = read_records(path, folder)
+  assert (len(records), bad) == (2, [])
+
+
+def test_messages_are_short_and_send_nothing_to_the_terminal(folder, caplog):
+  with caplog.at_level(logging.WARNING, "spatial_vlm"):
+    read_records(write(folder, GOOD, changed(label="\x1b[31m" + 10**6 * "9")), folder, 0.5)
+  (message,) = caplog.messages
+  assert len(message) < 500 and "\x1b" not in message
 
 
 def test_too_many_bad_records_stop_the_reading(folder):

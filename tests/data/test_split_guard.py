@@ -18,6 +18,10 @@ from spatial_vlm.tasks.statements import question
 VSR = Path(__file__).parents[2].parent / "shared" / "vsr"
 
 TRAINING = [("a.jpg", "The cat is left of the mug."), ("b.jpg", "The dog is in the car.")]
+RECORD = {
+  **{"image": "b.jpg", "image_link": "", "caption": TRAINING[1][1], "label": 1, "relation": "in"},
+  **{"annotator_id": 0, "vote_true_validator_id": "[]", "vote_false_validator_id": "[]"},
+}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +59,14 @@ def test_a_pair_is_found_in_a_question_in_any_wording(text, asked):
   assert not asked_pairs([("b.jpg", text)], [pair])
 
 
+@pytest.mark.parametrize("suffix", [".tsv", ".json"])
+def test_a_benchmarks_table_guards_nothing_and_is_refused(suffix):
+  with pytest.raises(
+    UsageError, match="no pair would match: for VSR-zeroshot give VSR's splits/ze"
+  ):
+    read_pairs(f"benchmark{suffix}")
+
+
 def test_shared_pairs_are_refused_and_the_first_is_named():
   with pytest.raises(
     UsageError, match=r"(?s)^2 of the 4 evaluation pairs .* in e.jsonl.*: leave them out\..*"
@@ -66,12 +78,9 @@ def test_shared_pairs_are_refused_and_the_first_is_named():
 
 
 def test_every_evaluation_file_is_compared_with_the_training_set(tmp_path):
-  record = {"image": "b.jpg", "image_link": "", "caption": TRAINING[1][1], "label": 1}
-  record |= {"relation": "in", "annotator_id": 0}
-  record |= {"vote_true_validator_id": "[]", "vote_false_validator_id": "[]"}
   files = [str(tmp_path / "other.jsonl"), str(tmp_path / "same.jsonl")]
-  Path(files[0]).write_text(json.dumps(record | {"image": "c.jpg"}))
-  Path(files[1]).write_text(json.dumps(record))
+  Path(files[0]).write_text(json.dumps(RECORD | {"image": "c.jpg"}))
+  Path(files[1]).write_text(json.dumps(RECORD))
   refuse_shared_records(TRAINING, ["", files[0]], "remove them")
   with pytest.raises(UsageError, match=f"1 of the 1 evaluation pairs .* in {files[1]} .*remove"):
     refuse_shared_records(TRAINING, ["", *files], "remove them")
@@ -87,6 +96,16 @@ def test_a_file_without_any_record_guards_nothing_and_is_refused(tmp_path):
     UsageError, match="chains.jsonl holds no record to guard against.*unknown fields"
   ):
     read_pairs(tmp_path / "chains.jsonl")
+
+
+def test_a_guard_with_unreadable_lines_is_refused(tmp_path):
+  """A statement on a line that cannot be read would not be kept out."""
+  file = tmp_path / "test.jsonl"
+  file.write_text(json.dumps(RECORD) + "\n" + json.dumps(RECORD)[:-5] + "\n")
+  with pytest.raises(UsageError, match=r"1 lines of .*test\.jsonl.* repair them: .*:2: "):
+    read_pairs(file)
+  file.write_bytes(b"\xef\xbb\xbf" + json.dumps(RECORD).encode())
+  assert read_pairs(file) == [(RECORD["image"], RECORD["caption"])]
 
 
 @pytest.mark.skipif(not VSR.is_dir(), reason=f"the annotations of VSR are not in {VSR}")

@@ -32,6 +32,13 @@ def test_every_stage_has_settings_that_its_command_knows(tmp_path):
   assert set(config.unread(chosen)) == {"scenes_shown", "stages_at_once"}  # read by the run itself
 
 
+def test_every_command_accepts_the_small_demo(tmp_path):
+  small = config.load("configs/demo.py:quick")
+  assert config.leaves(small).keys() == config.leaves(settings()).keys()
+  for stage in stages(small, epath.Path(tmp_path)):
+    stage.settings()
+
+
 def test_a_stage_waits_for_all_that_it_reads(tmp_path):
   """A stage needs every stage whose folder is in its settings, and comes after them in the plan."""
   plan = stages(settings(), epath.Path(tmp_path))
@@ -53,9 +60,18 @@ def test_one_question_at_a_time_is_measured_when_nothing_else_runs(tmp_path):
   for stage in timed:
     assert stage.changes["timed_questions"] == 7
     assert len(stage.needs) == plan.index(stage)  # all before it are over
+  untimed = stages(settings(timed_questions=0), epath.Path(tmp_path))
+  assert [stage.name for stage in untimed] == [s.name for s in plan if s not in timed]
 
 
 def test_labels_and_images_of_held_out_scenes_train_nothing(tmp_path):
   for stage in stages(settings(), epath.Path(tmp_path)):
     if stage.command in ("sft", "dapo", "behaviors"):
       assert not any("test" in str(value).rsplit("/", 1)[-1] for value in stage.changes.values())
+
+
+def test_the_seed_reaches_every_stage_that_draws(tmp_path):
+  plan = stages(settings(seed=7), epath.Path(tmp_path))
+  drawing = [stage for stage in plan if "seed" in stage.settings()]
+  assert {stage.command for stage in drawing} == {"scenes", "sft", "dapo"}
+  assert all(stage.settings().seed == 7 for stage in drawing)

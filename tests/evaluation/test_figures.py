@@ -12,9 +12,13 @@ VERMILLION = (0xD5, 0x5E, 0x00)
 BLUE = (0x00, 0x72, 0xB2)
 
 
-def pixels(path, color):
-  """Counts the pixels of exactly this colour."""
-  return int((np.asarray(Image.open(path).convert("RGB")) == color).all(-1).sum())
+LEGEND = 180
+"""Rows of pixels at the top of a column of scenes that explain their colours."""
+
+
+def pixels(path, color, top=0):
+  """Counts the pixels of exactly this colour below the row `top`."""
+  return int((np.asarray(Image.open(path).convert("RGB"))[top:] == color).all(-1).sum())
 
 
 @pytest.fixture
@@ -107,14 +111,15 @@ def test_scene_shows_the_boxes_of_the_answer(tmp_path, example, predict, chain):
   figures.sample_scenes([example(0, 1)], [right], tmp_path / "boxes.png", columns=1)
   figures.sample_scenes([example(0, 1)], [predict(0, 1, -1)], tmp_path / "none.png", columns=1)
   assert (
-    pixels(tmp_path / "boxes.png", BLUE) > 500 and pixels(tmp_path / "boxes.png", VERMILLION) > 500
+    pixels(tmp_path / "boxes.png", BLUE, LEGEND) > 500
+    and pixels(tmp_path / "boxes.png", VERMILLION, LEGEND) > 500
   )
-  assert pixels(tmp_path / "none.png", BLUE) == 0
+  assert pixels(tmp_path / "none.png", BLUE, LEGEND) == 0
 
   only_object = predict(0, 1, 1, chain(1, {"mug": boxes["mug"]}))
   figures.sample_scenes([example(0, 1)], [only_object], tmp_path / "object.png", columns=1)
-  assert pixels(tmp_path / "object.png", BLUE) == 0
-  assert pixels(tmp_path / "object.png", VERMILLION) > 500
+  assert pixels(tmp_path / "object.png", BLUE, LEGEND) == 0
+  assert pixels(tmp_path / "object.png", VERMILLION, LEGEND) > 500
 
 
 def test_boxes_lie_where_they_are_in_images_that_are_not_square(tmp_path, example, predict, chain):
@@ -124,7 +129,7 @@ def test_boxes_lie_where_they_are_in_images_that_are_not_square(tmp_path, exampl
   wide.image[:, 60:] = (10, 200, 10)
   text = chain(1, {"cat": (500, 0, 1000, 1000)})
   figures.sample_scenes([wide], [predict(0, 1, 1, text)], tmp_path / "wide.png", columns=1)
-  image = np.asarray(Image.open(tmp_path / "wide.png").convert("RGB")).astype(int)
+  image = np.asarray(Image.open(tmp_path / "wide.png").convert("RGB")).astype(int)[LEGEND:]
   green = np.argwhere((image == (10, 200, 10)).all(-1))
   blue = np.argwhere((image == BLUE).all(-1))
   assert green.min(0)[1] == pytest.approx(blue.min(0)[1], abs=8)
@@ -156,3 +161,41 @@ def test_noise_is_averaged_without_moving_the_curve():
   raw, mean = axes.lines
   assert len(raw.get_xdata()) == 400 and len(mean.get_xdata()) == 391
   assert math.isclose(mean.get_ydata()[100], 2 * mean.get_xdata()[100] + 1)
+
+
+def test_an_axis_covers_its_range_so_that_noise_stays_small(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+  records = [
+    {"step": i, "sampled/accuracy": 0.7 + i / 1e3, "clip_high": 1e-4 * i, "kl_old": 1e-5 * i}
+    for i in range(9)
+  ]
+  figures.training_curves({"DAPO": records}, tmp_path / "unused.png")
+  limits = {axes.get_title(loc="left"): axes.get_ylim() for axes in drawn[0].axes}
+  low, high = limits["DAPO: accuracy"]
+  assert low <= 0.5 and 1.0 <= high < 1.1
+  assert limits["DAPO: share of tokens whose ratio is clipped"][1] >= 0.005
+  assert limits["DAPO: KL to the sampler, nats per token"][1] >= 0.001
+
+
+def test_the_scenes_explain_their_boxes_and_colour_marks_objects_alone(
+  tmp_path, example, predict, chain, monkeypatch
+):
+  drawn = []
+  monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+  wrong = predict(0, 1, 0, chain(0, {"cat": (100, 100, 300, 300), "mug": (600, 600, 800, 800)}))
+  figures.sample_scenes([example(0, 1)], [wrong], tmp_path / "unused.png")
+  (legend,) = drawn[0].legends
+  said = [text.get_text() for text in legend.get_texts()]
+  assert any("dashed" in text and "true" in text for text in said)
+  assert sum(text.startswith("answer: ") for text in said) == 3
+  title = drawn[0].axes[0].title
+  title = next(t for t in (drawn[0].axes[0]._left_title, title) if t.get_text())
+  assert title.get_color() == figures.INK and title.get_fontweight() == "bold"
+
+
+def test_accuracy_by_relation_has_a_title(tmp_path, predict, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+  figures.accuracy_by_relation({"a": score_statements([predict(0, 1, 1)])}, tmp_path / "unused.png")
+  assert "by relation" in drawn[0].axes[0].get_title(loc="left")

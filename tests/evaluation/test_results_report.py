@@ -117,3 +117,14 @@ def test_untrusted_text_is_escaped(predict):
     and "**bold** `code` | cell | $x$ &lt; \\" in hostile.text
   )
   assert "\x1b" not in hostile.text and "\u202e" not in hostile.text
+
+
+def test_a_model_that_says_one_word_is_called_untrained(predict):
+  runs = {
+    "majority": [predict(i, i % 2, 1, generated_tokens=0) for i in range(200)],
+    "direct": [predict(i, i % 2, 0) for i in range(200)],
+    "chain": [predict(i, i % 2, i % 2) for i in range(200)],
+  }
+  page = markdown_report(report(runs))
+  assert "**direct is untrained in effect.** It says no to 100.0 % of the statements" in page
+  assert "**chain is untrained" not in page

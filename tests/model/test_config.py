@@ -106,6 +106,16 @@ def test_other_rotations_are_refused(rope):
     ModelConfig.from_huggingface(written)
 
 
+def test_a_null_rope_scaling_means_the_published_sections():
+  written = PRESETS["8b"].to_huggingface()
+  del written["text_config"]["rope_parameters"]
+  written["text_config"]["rope_scaling"] = None
+  assert ModelConfig.from_huggingface(written) == PRESETS["8b"]
+  written["text_config"]["head_dim"] = 64
+  with pytest.raises(ValueError, match=r"mrope_section \(24, 20, 20\) adds up to 64"):
+    ModelConfig.from_huggingface(written)
+
+
 def test_a_missing_entry_is_named():
   written = PRESETS["8b"].to_huggingface()
   del written["text_config"]["head_dim"]

@@ -57,6 +57,12 @@ def test_logits_equal_the_reference(reference, make_case, size, rows, side):
   assert _largest_difference(reference, make_case(reference, ROWS[rows], side)) <= 1e-5
 
 
+def test_logits_of_a_model_without_deepstack_equal_the_reference(reference, make_case):
+  reference = reference("without deepstack")
+  case = make_case(reference, ROWS["several images"], "left")
+  assert _largest_difference(reference, case) <= 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "side"), CASES)
 def test_logits_of_a_larger_model_equal_the_reference(reference, make_case, rows, side):

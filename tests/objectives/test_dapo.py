@@ -124,6 +124,17 @@ def test_token_level_loss_does_not_depend_on_the_micro_batches(sizes):
   np.testing.assert_allclose(list(found.values()), [expected[name] for name in found], rtol=1e-5)
 
 
+@pytest.mark.parametrize("far", [25.0, 100.0, -25.0, np.inf])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_far_token_is_clamped_and_counted(far, advantage):
+  """Without the clamp, exp(100) is infinite, and a token of a bad answer at 25 nats has a gradient of 7e10."""
+  logp = jnp.array([[far, 0.1]])
+  row = logp, jnp.zeros((1, 2)), jnp.array([advantage]), jnp.ones((1, 2), bool)
+  (value, _), slope = gradient(*row)
+  assert np.isfinite(value) and slope[0, 0] == 0 and np.isfinite(slope[0, 1])
+  assert metrics.means(statistics(*row, logp))["ratio_clamped"] == 0.5
+
+
 def test_statistics_by_hand():
   r = jnp.array([[1.5, 1.25, 0.5, 9.0], [0.5, 0.9, 1.5, 0.01]])
   old = jnp.log(jnp.array([[0.2, 0.4, 0.4, 0.1], [0.5, 0.5, 0.5, 0.5]]))
@@ -135,6 +146,7 @@ def test_statistics_by_hand():
     "clip_high_prob": 0.3,
     "ratio": 6.15 / 6,
     "ratio_max": 1.5,
+    "ratio_clamped": 0,
     "kl_old": (0.15 - np.log(1.5 * 1.25 * 0.5 * 0.5 * 0.9 * 1.5)) / 6,
     "prob": (0.3 + 0.5 + 0.2 + 0.25 + 0.45 + 0.75) / 6,
     "entropy": 6.15 / 6,

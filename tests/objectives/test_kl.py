@@ -20,6 +20,13 @@ def test_equals_the_formula_over_the_mask_and_is_never_negative():
   assert count == mask.sum()
 
 
+def test_a_token_far_from_the_reference_is_finite():
+  logp, mask = jnp.array([[-95.0, -1.0]]), jnp.ones((1, 2), bool)
+  (kl, _), slope = jax.value_and_grad(kl_to_reference, has_aux=True)(logp, jnp.zeros((1, 2)), mask)
+  np.testing.assert_allclose(kl, np.exp(20) - 21 + np.exp(1) - 2, rtol=1e-5)
+  assert slope[0, 0] == 0
+
+
 def test_its_mean_over_samples_is_the_divergence():
   """E[k3] under π_θ is KL(π_θ ‖ π_ref): here exactly, by summing over all tokens with their probabilities."""
   rng = np.random.default_rng(1)

@@ -188,7 +188,7 @@ def test_checksums_depend_on_values_and_paths_not_on_meshes():
   assert number["x"] == sum(int(b) * (2 * i + 1) for i, b in enumerate(bits)) % 2**32
 
 
-@pytest.mark.parametrize("base_kernels", ["text", "vision"])
+@pytest.mark.parametrize("base_kernels", ["text", "vision", "convolution"])
 def test_an_adapter_file_gives_the_same_update_of_every_tensor(
   model_and_params, tmp_path, base_kernels
 ):
@@ -197,6 +197,7 @@ def test_an_adapter_file_gives_the_same_update_of_every_tensor(
   targets = {
     "text": LORA.targets,
     "vision": ("vision/blocks/attention/(q|v)_proj/kernel", "vision/merger/.*/kernel"),
+    "convolution": ("vision/patch_embed/proj/kernel",),
   }
   subset = dataclasses.replace(LORA, targets=targets[base_kernels])
   adapters = filled(params, subset)
@@ -219,7 +220,13 @@ def test_an_adapter_file_gives_the_same_update_of_every_tensor(
     rank = adapter_config["rank_pattern"].get(module, adapter_config["r"])
     alpha = adapter_config["alpha_pattern"].get(module, adapter_config["lora_alpha"])
     assert a.shape[0] == b.shape[1] == rank
-    base[f"{module}.weight"] = base[f"{module}.weight"] + alpha / rank * b @ a
+    weight = base[f"{module}.weight"]
+    window = weight.shape[
+      2:
+    ]  # PEFT keeps a convolution's window in A, and multiplies by B at each place
+    assert (a.shape[2:], b.shape[2:]) == (window, (1,) * len(window))
+    product = b.reshape(-1, rank) @ a.reshape(rank, -1)
+    base[f"{module}.weight"] = weight + alpha / rank * product.reshape(weight.shape)
   assert not stored
   changed = [name for name in base if not np.array_equal(base[name], merged[name])]
   assert all(".weight" in name for name in changed)

@@ -56,7 +56,7 @@ def test_each_config_names_its_command(load_config, command):
 
 def test_other_configs_are_refused(load_config):
   with pytest.raises(
-    UsageError, match="algorithm is None; programs can be planned for sft, dapo, evaluate"
+    UsageError, match="algorithm is 'scenes'; programs can be planned for sft, dapo, evaluate"
   ):
     algorithm_of(load_config("configs/scenes.py:tiny"))
   with pytest.raises(UsageError, match="teacher is 'gemini', which runs elsewhere"):

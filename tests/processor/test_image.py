@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import os
 
 import numpy as np
 import PIL.Image
@@ -142,6 +143,32 @@ def test_arrays_other_than_rgb_bytes_are_refused(array):
     patchify("photo.png", TINY_IMAGES)
 
 
+@pytest.mark.parametrize("format", ["png", "tiff"])
+def test_16_bit_greys_are_scaled_and_32_bit_ones_refused(format):
+  grey = np.linspace(0, 65535, 40 * 60).astype(np.uint16).reshape(40, 60)
+  opened = np.asarray(open_image(_encoded(grey, format)))
+  np.testing.assert_array_equal(opened, np.repeat((grey / 257).round()[..., None], 3, axis=2))
+  assert (opened.min(), opened.max()) == (0, 255)
+  if format == "tiff":
+    with pytest.raises(UnreadableImage, match="32 bits .mode F.; save the image with 8 or 16 bits"):
+      open_image(_encoded(grey.astype(np.float32) / 65535, format))
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
+def test_broken_metadata_are_ignored(photographs, format):
+  buffer = io.BytesIO()
+  image = PIL.Image.fromarray(photographs["coffee"][:90, :120])
+  image.save(buffer, format, exif=b"Exif\0\0no TIFF at all")
+  assert open_image(buffer.getvalue()).size == (120, 90)
+
+
+def test_a_program_named_as_an_image_is_not_run(tmp_path):
+  path = tmp_path / "drawing.png"
+  path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\nshowpage\n")
+  with pytest.raises(UnreadableImage, match="cannot identify"):
+    open_image(path)
+
+
 def _encoded(image, format):
   buffer = io.BytesIO()
   PIL.Image.fromarray(image).save(buffer, format)
@@ -159,6 +186,9 @@ def test_unreadable_files_name_the_file_and_the_reason(photographs, tmp_path, mo
     open_image(b"")
   with pytest.raises(UnreadableImage):
     open_image(tmp_path)
+  os.mkfifo(tmp_path / "pipe.png")
+  with pytest.raises(UnreadableImage, match=r"pipe\.png: it is a folder or a device"):
+    open_image(tmp_path / "pipe.png")
   data = _encoded(photographs["chelsea"], "png")
   monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 300 * 451 - 1)
   with (
@@ -204,6 +234,19 @@ def test_settings_come_from_the_folder_and_unsupported_steps_are_refused(tiny_fo
   path.write_text(json.dumps(config))
   with pytest.raises(ValueError, match="lacks 'image_std'"):
     ImageSettings.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("has_size", [True, False])
+def test_bounds_under_their_older_names_hold_as_in_hugging_face(tiny_folder, tmp_path, has_size):
+  config = json.loads((tiny_folder / "preprocessor_config.json").read_text())
+  config |= {"min_pixels": 4096, "max_pixels": None}
+  if not has_size:
+    del config["size"]
+  (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+  found = ImageSettings.from_folder(tmp_path)
+  expected = Qwen2VLImageProcessorPil.from_pretrained(tmp_path).size
+  assert (found.min_pixels, found.max_pixels) == (4096, expected["longest_edge"])
+  assert expected["shortest_edge"] == 4096
 
 
 def test_settings_as_a_whole_processor_saves_them(tiny_folder, tmp_path):

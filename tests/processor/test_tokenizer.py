@@ -91,14 +91,27 @@ def test_fit_config_takes_sizes_and_ids_from_the_tokenizer(processor):
   SpecialIds.of(processor.tokenizer, config)
 
 
-def test_a_thinking_model_is_named_in_one_line(tmp_path):
-  folder = tmp_path / "thinking"
+@pytest.mark.parametrize(
+  ("old", "new", "message"),
+  [
+    (
+      "assistant\\n",
+      "assistant\\n<think>\\n",
+      r"assistant\\n' its chat template writes '<think>\\n', .*Thinking",
+    ),
+    ("{%- for", "{{- '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}{%- for", "writes .*Be kind"),
+    ("{%- for", "{%- nonsense", "its chat template cannot be rendered: .*nonsense"),
+  ],
+)
+def test_a_template_that_renders_otherwise_is_refused_in_one_line(tmp_path, old, new, message):
+  """That of a Thinking model; one with a system turn of its own; one that is no template."""
+  folder = tmp_path / "other"
   shutil.copytree(PACKAGE_FOLDER / "assets" / "tiny_base", folder)
-  assert load_tokenizer(folder).chat_template
-  (folder / "chat_template.jinja").write_text(
-    "{% for m in messages %}{{ m.content }}{% endfor %}{{- '<|im_start|>assistant\\n<think>\\n' }}"
-  )
-  with pytest.raises(ValueError, match="is a Thinking model: .*give the Instruct model") as error:
+  template = load_tokenizer(folder).chat_template
+  begin, found, end = template.rpartition(old) if old != "{%- for" else template.partition(old)
+  assert found
+  (folder / "chat_template.jinja").write_text(begin + new + end)
+  with pytest.raises(ValueError, match=message) as error:
     load_tokenizer(folder)
   assert "\n" not in str(error.value)
 

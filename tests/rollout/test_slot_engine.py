@@ -1,5 +1,7 @@
 """Continuous batching: every answer equals that of its request alone."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.policy import encode_question
 from spatial_vlm.processor.chat import Size, collate_prompts
-from spatial_vlm.rollout.sampler import SamplingSettings, generate, truncate
+from spatial_vlm.rollout.sampler import SamplingSettings, generate, likeliest_tokens, truncate
 from spatial_vlm.rollout.slot_engine import SlotEngine
 from spatial_vlm.rollout.slot_requests import SlotRequest, SlotSettings
 from spatial_vlm.rollout.slots import decode_slots
@@ -181,6 +183,17 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
     [True, False, True, True],
     [True, False, False, False],  # 0.4 of the 0.7 that two tokens have
   ]
+
+
+def test_the_likeliest_tokens_are_those_of_the_rows_that_want_them():
+  logits = jnp.log(jnp.array([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3]]))
+  settings = SimpleNamespace(temperature=jnp.array([0.0, 0.5]))
+  token, logp = likeliest_tokens(logits, settings, jnp.array([True, True]), 2)
+  assert token.tolist() == [[1, 2], [0, 2]]
+  squares = np.array([0.25, 0.09]) / 0.38  # temperature 0.5
+  np.testing.assert_allclose(np.exp(logp), [[0.6, 0.3], squares], atol=1e-6)
+  token, logp = likeliest_tokens(logits, settings, jnp.array([False, False]), 2)
+  assert not token.any() and not logp.any()
 
 
 def test_a_row_that_is_not_cut_keeps_its_unlikely_tokens():

@@ -59,6 +59,13 @@ def test_log_probabilities_are_those_of_the_tokens(client, body):
     == choice["message"]["content"]
   )
   assert all(t["logprob"] <= 0 and t["top_logprobs"] == [] for t in tokens)
+  asked = body("Say it.", logprobs=True, top_logprobs=3, max_tokens=6)
+  with_others = client.post(CHAT, json=asked).json()["choices"][0]["logprobs"]["content"]
+  assert [t | {"top_logprobs": []} for t in with_others] == tokens
+  for token in with_others:
+    first, *others = token["top_logprobs"]  # the answer is greedy
+    assert first == {name: token[name] for name in ("token", "logprob", "bytes")}
+    assert len(others) == 2 and first["logprob"] >= others[0]["logprob"] >= others[1]["logprob"]
 
 
 def test_a_stop_string_ends_the_answer_before_it(client, body, read_events):

@@ -130,6 +130,11 @@ def test_a_whole_answer_in_a_fence_is_taken(fence):
   assert GEMINI.parse(fence.replace("{}", WHOLE)) == DRAFT
 
 
+def test_what_follows_the_last_thought_is_taken():
+  assert GEMINI.parse(f"<think>[1] </think> no </think>\n\n{WHOLE}") == DRAFT
+  assert CHAIN.parse(f"So it is.</think>\n{CHAIN.render(DRAFT)}") == DRAFT
+
+
 @pytest.mark.parametrize(
   "fence", ["```json\n{}", "Here:\n```json\n{}\n```", "```json\n{}\n```\nOK"]
 )

@@ -18,7 +18,7 @@ from spatial_vlm.evaluation.scores import score
 from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.rewards.accuracy import accuracy_reward
 from spatial_vlm.rewards.verdict_automaton import compile_automaton, verdicts
-from spatial_vlm.tasks import TASKS, find_task
+from spatial_vlm.tasks import TASKS, find_task, find_training_task
 from spatial_vlm.tasks.task import Task
 
 LETTERS = "ABCD"
@@ -171,6 +171,12 @@ def test_tasks_have_names():
   assert {*TASKS} >= {"vsr", "scenes", "mmbench", "cvbench"}
   with pytest.raises(UsageError, match="task is 'vrs'; choose one of vsr, scenes, vsr-zeroshot"):
     find_task("vrs")
+
+
+def test_benchmarks_are_not_trained_on():
+  assert find_training_task("vsr") is find_task("vsr")
+  with pytest.raises(UsageError, match="task is 'pope', a benchmark, .* train on one of vsr, scen"):
+    find_training_task("pope")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from spatial_vlm.config import Config, UsageError
 from spatial_vlm.inference.loading import load_policy, load_policy_for_training
 from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.train import run
+from spatial_vlm.train.prolonging import RunLength
 from spatial_vlm.train.run import place_state, record_settings
 
 
@@ -54,15 +55,15 @@ def test_process_0_records_the_settings_and_the_others_are_checked(tmp_path, mon
   workdir, config = epath.Path(tmp_path / "run"), Config(ConfigDict({"seed": 1, "max_to_keep": 2}))
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   with pytest.raises(UsageError, match="a folder that all hosts share"):
-    record_settings(config, workdir)
+    record_settings(config, workdir, RunLength("steps"))
   assert not workdir.exists()
   with monkeypatch.context() as patch:
     patch.setattr(jax, "process_index", lambda: 0)
-    record_settings(config, workdir)
+    record_settings(config, workdir, RunLength("steps"))
   before = (workdir / "config.json").read_text()
-  record_settings(Config(ConfigDict({"seed": 1, "max_to_keep": 3})), workdir)
+  record_settings(Config(ConfigDict({"seed": 1, "max_to_keep": 3})), workdir, RunLength("steps"))
   with pytest.raises(UsageError, match="seed: 1 → 2"):
-    record_settings(Config(ConfigDict({"seed": 2, "max_to_keep": 2})), workdir)
+    record_settings(Config(ConfigDict({"seed": 2, "max_to_keep": 2})), workdir, RunLength("steps"))
   assert (workdir / "config.json").read_text() == before
 
 

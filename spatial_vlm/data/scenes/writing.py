@@ -6,11 +6,11 @@ from typing import Any
 
 from etils import epath
 from PIL import Image
-from tqdm import tqdm
 
 from spatial_vlm.data.scenes.render import render
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.processor.image import png
+from spatial_vlm.progress import track
 
 _PNG_END = b"IEND\xaeB`\x82"
 
@@ -25,7 +25,7 @@ def write_split(source: SceneSource, folder: epath.Path) -> None:
     return
   (folder / "images").mkdir(parents=True, exist_ok=True)
   lines, boxes = [], []
-  for index in tqdm(range(len(source)), desc=f"{source.split} scenes", dynamic_ncols=True):
+  for index in track(range(len(source)), f"{source.split} scenes", len(source)):
     record, scene = source.describe(index)
     image = folder / "images" / record.image
     if not (image.exists() and image.read_bytes().endswith(_PNG_END)):

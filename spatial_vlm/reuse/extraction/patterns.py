@@ -9,19 +9,34 @@ import collections
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from spatial_vlm import answers
+from spatial_vlm.answers import Box
 from spatial_vlm.reuse.chains.chain_check import Reading, read_chain
 from spatial_vlm.reuse.chains.comparison import Comparison, fill_blanks, shared_values
 from spatial_vlm.reuse.chains.relation_verdict import can_decide, decides
+from spatial_vlm.reuse.chains.rule import rule_holds
 from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.reuse.handbook.behavior import Behavior
 
-ALTERNATIVE_SHARE = 0.2
-"""Frequency, relative to the most frequent procedure, from which a second one joins it ("w > h" or "w < h").
 
-A policy that writes the two halves of a rule unequally often keeps both; both were verified in each of their chains.
-"""
+class AlternativeShares(NamedTuple):
+  """Which further procedures join the most frequent one ("w > h" or "w < h").
+
+  `launch/calibrate_rules.py` measures both shares on validation scenes; docs/measurements.md has its table.
+  """
+
+  frequency: float = 0.2
+  """Least frequency, relative to the most frequent procedure. Policies write the halves of a rule unequally often."""
+  right: float = 0.9
+  """Least share, among the records whose boxes fulfil the procedure, of those with its verdict.
+
+  Each chain was verified, and yet some compare what does not decide: "X w < Y h, Y w < h" holds for most upright bars.
+  """
+
+
+SHARES = AlternativeShares()
 
 OPPOSED_SHARE = 0.5
 """Share of chains with the other verdict, relative to a procedure's own, from which it decides nothing."""
@@ -40,8 +55,20 @@ class _Use:
   loose_values: tuple[float, ...]
 
 
+class _Chain(NamedTuple):
+  """A chain that was read."""
+
+  solution: Solution
+  comparison: Comparison
+  boxes: tuple[Box, Box] | None
+  """Of X and Y, as the chain states them."""
+
+
 def extract_behaviors(
-  solutions: Iterable[Solution], count_tokens: Callable[[str], int], min_support: int
+  solutions: Iterable[Solution],
+  count_tokens: Callable[[str], int],
+  min_support: int,
+  shares: AlternativeShares = SHARES,
 ) -> list[Behavior]:
   """Extracts one behavior for each question whose verified chains share a procedure at least `min_support` times.
 
@@ -51,18 +78,21 @@ def extract_behaviors(
     count_tokens: length of a behavior's line under the policy's tokenizer.
     min_support: chains that must agree, at least 1. Procedures are taken from the answers "Yes.", or from the answers
       "No." where those have none with this support.
+    shares: which further procedures join the most frequent one of a question.
 
   Returns:
     Behaviors in the order of their names, with the agreeing records as provenance.
   """
   if min_support < 1:
     raise ValueError(f"min_support is {min_support}; a behavior needs at least 1 chain")
-  chains: dict[str, list[tuple[Solution, Comparison]]] = collections.defaultdict(list)
+  chains: dict[str, list[_Chain]] = collections.defaultdict(list)
   for solution in filter(can_name, solutions):
-    if comparison := read_chain(solution).comparison:
-      chains[solution.question].append((solution, comparison))
+    reading = read_chain(solution)
+    if reading.comparison:
+      boxes = _boxes_of(solution, reading)
+      chains[solution.question].append(_Chain(solution, reading.comparison, boxes))
   behaviors = (
-    _behavior(question, chains[question], count_tokens, min_support) for question in chains
+    _behavior(question, chains[question], count_tokens, min_support, shares) for question in chains
   )
   return sorted((b for b in behaviors if b), key=lambda b: (b.name, b.questions))
 
@@ -82,22 +112,36 @@ def short_from_chain(behavior: Behavior, reading: Reading) -> str | None:
   return answers.render_short(behavior.name, comparison.with_names, answer.verdict)
 
 
+def _boxes_of(solution: Solution, reading: Reading) -> tuple[Box, Box] | None:
+  """Returns the boxes of X and Y in a chain; None where one is missing."""
+  stated = reading.answer.boxes if reading.answer else {}
+  boxes = {name.casefold(): box for name, box in stated.items()}
+  x, y = (boxes.get(name.casefold()) for name in solution.names)
+  return None if x is None or y is None else (x, y)
+
+
 def _behavior(
   question: str,
-  chains: Sequence[tuple[Solution, Comparison]],
+  chains: Sequence[_Chain],
   count_tokens: Callable[[str], int],
   min_support: int,
+  shares: AlternativeShares,
 ) -> Behavior | None:
   found = [_procedures(chains, verdict) for verdict in (0, 1)]
   for verdict, word in ((1, "yes"), (0, "no")):
     own = {procedure: _agreeing(uses) for procedure, uses in found[verdict].items()}
     uses = _rules(_deciding(own, found[1 - verdict]))
     most = max(map(len, uses.values()), default=0)
-    enough = max(min_support, ALTERNATIVE_SHARE * most)
+    enough = max(min_support, shares.frequency * most)
     frequent = {p: uses[p] for p in uses if len(uses[p]) >= enough}
     frequent = sorted(_without_opposites(frequent), key=lambda p: (-len(uses[p]), p))
+    frequent = [
+      p
+      for place, p in enumerate(frequent)
+      if place == 0 or _right_share(p, chains, verdict) >= shares.right
+    ]
     if frequent:
-      relation = chains[0][0].relation
+      relation = chains[0].solution.relation
       name = behavior_name(relation)
       instruction = f"{word} when {' or '.join(frequent)}"
       records = sorted({use.record for p in frequent for use in uses[p]})
@@ -121,12 +165,16 @@ def can_name(solution: Solution) -> bool:
   return bool(behavior_name(solution.relation) and all(solution.names))
 
 
-def _procedures(
-  chains: Sequence[tuple[Solution, Comparison]], verdict: int
-) -> dict[str, list[_Use]]:
+def _right_share(rule: str, chains: Sequence[_Chain], verdict: int) -> float:
+  """Returns the share of `verdict` among the records whose stated boxes fulfil the rule; 1 where none can be told."""
+  labels = [c.solution.label for c in chains if c.boxes and rule_holds(rule, *c.boxes)]
+  return labels.count(verdict) / len(labels) if labels else 1.0
+
+
+def _procedures(chains: Sequence[_Chain], verdict: int) -> dict[str, list[_Use]]:
   """Groups the chains of one verdict by the masked comparison that they end in."""
   uses: dict[str, list[_Use]] = collections.defaultdict(list)
-  for solution, comparison in chains:
+  for solution, comparison, _ in chains:
     if solution.label == verdict:
       letters = dict(zip(map(str.casefold, solution.names), "XY", strict=True))
       uses[comparison.masked(letters)].append(_Use(solution.record, comparison.loose_values))

@@ -15,7 +15,7 @@ from typing import TypeVar
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.errors import BusyError, LostError, RefusedError
 from spatial_vlm.synthesis.run.limiter import RequestLimits
-from spatial_vlm.synthesis.run.requests import OnSettled, SynthesisRun
+from spatial_vlm.synthesis.run.requests import LONGEST_WAIT_S, OnSettled, SynthesisRun
 from spatial_vlm.synthesis.teacher import Question
 from spatial_vlm.synthesis.teachers.gemini_batch import BatchState, GeminiBatches
 
@@ -135,5 +135,7 @@ async def _with_retries(limits: RequestLimits, name: str, call: Callable[[], Awa
       return await call()
     except (BusyError, LostError) as error:
       wait_s = error.retry_after_s if isinstance(error, BusyError) else None
+      if (wait_s or 0.0) > LONGEST_WAIT_S:
+        raise
       await asyncio.sleep(max(wait_s or 0.0, limits.retry_delay_s(name, tries)))
   return await call()

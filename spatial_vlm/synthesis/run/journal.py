@@ -6,6 +6,7 @@ Every start appends to its own part (`part-00000.jsonl`, …):
                                              the start ended and may have been billed
   {"kind": "reply", "key": …, "text": …, "finish": …, "model_version": …, "usage": {…}, "batch": …, "raw": {…}}
   {"kind": "refused", "key": …, "reason": …} the teacher will never answer this question
+  {"kind": "reopened", "keys": […]}          refusals that are not final: they stopped a run
   {"kind": "lost", "key": …, "reason": …}    no complete reply arrived; it may have been billed
   {"kind": "busy", "key": …, "reason": …}    not answered and not billed
   {"kind": "job", "name": …, "keys": […]}    a batch, written before it is created
@@ -28,6 +29,7 @@ from typing import IO, Any, Self
 from spatial_vlm.config import UsageError
 from spatial_vlm.jsonl import next_part, parts
 from spatial_vlm.synthesis.teacher import Answer, Refusal, Reply, Usage
+from spatial_vlm.text import without_surrogates
 
 _CLOSING = ("reply", "refused", "lost", "busy")
 
@@ -103,6 +105,10 @@ class Journal:
     """Records that the teacher will never answer a question."""
     self._append({"kind": "refused", "key": key, "reason": reason})
 
+  def reopen(self, keys: Sequence[str]) -> None:
+    """Records that refusals are not final."""
+    self._append({"kind": "reopened", "keys": list(keys)})
+
   def add_lost(self, key: str, reason: str) -> None:
     """Records that no complete reply arrived."""
     self._append({"kind": "lost", "key": key, "reason": reason})
@@ -156,7 +162,7 @@ class Journal:
           in_flight[entry["key"]] += 1
         elif entry["kind"] in _CLOSING and in_flight[entry["key"]]:
           in_flight[entry["key"]] -= 1
-      except (ValueError, TypeError, KeyError) as error:
+      except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(
           f"{part}:{number} is no journal entry ({error!r}); remove the line, and its question is sent again"
         ) from error
@@ -166,14 +172,16 @@ class Journal:
     """Updates the state in memory by one entry."""
     match entry:
       case {"kind": "reply", "key": key, "usage": usage, "batch": batch}:
-        usage = Usage(**usage)
+        usage = _usage(usage)
         self.billed.append(BilledReply(usage, batch))
         self.versions.add(entry["model_version"])
-        self.answers[key] = Reply(
-          entry["text"], entry["finish"], entry["model_version"], usage, raw={}
-        )
+        text = entry["text"] and without_surrogates(entry["text"])
+        self.answers[key] = Reply(text, entry["finish"], entry["model_version"], usage, raw={})
       case {"kind": "refused", "key": key, "reason": reason}:
         self.answers[key] = Refusal(reason)
+      case {"kind": "reopened", "keys": keys}:
+        for key in keys:
+          self.answers.pop(key, None)
       case {"kind": "lost", "key": key}:
         self.lost.append(key)
       case {"kind": "job", "name": name, "keys": keys}:
@@ -186,7 +194,15 @@ class Journal:
         raise ValueError(f"unknown kind: {str(entry)[:100]}")
 
 
-def _lines(part: Path) -> Iterator[str]:
+def _usage(fields: dict[str, Any]) -> Usage:
+  """Returns the tokens of an entry; ValueError or TypeError for anything else."""
+  usage = Usage(**fields)
+  if not all(type(tokens) is int for tokens in usage):
+    raise ValueError(f"usage is {fields}")
+  return usage
+
+
+def _lines(part: Path) -> Iterator[bytes]:
   """Yields the complete lines of a part one by one, because it may hold gigabytes."""
-  with part.open(encoding="utf-8") as file:
-    yield from itertools.takewhile(lambda line: line.endswith("\n"), file)
+  with part.open("rb") as file:
+    yield from itertools.takewhile(lambda line: line.endswith(b"\n"), file)

@@ -51,7 +51,8 @@ class Ledger:
   """Enforces the budget of one workdir.
 
   The ledger reserves the maximum cost of every question in flight, so the budget holds whatever the teacher writes. A
-  question that never got an answer stays reserved, because it may have been billed.
+  question that never got an answer stays reserved, because it may have been billed. A reply whose server does not tell
+  its tokens counts at the maximum. If a server ignores the limit on tokens, the dearest reply so far is the maximum.
   """
 
   def __init__(self, journal: Journal, prices: Prices, max_usage: Usage, budget_usd: float | None):
@@ -67,14 +68,30 @@ class Ledger:
     self._journal, self._max_usage = journal, max_usage
     self._in_flight = 0
     self._spent_usd, self._counted = 0.0, 0
+    self._dearest_usd = 0.0
+    """Cost of the dearest reply, outside a batch."""
 
   @property
   def spent_usd(self) -> float:
     """Cost of all replies. The sum is kept, because it is read before each question."""
     for billed in self._journal.billed[self._counted :]:
-      self._spent_usd += self.prices.usd(billed.usage, billed.batch)
+      if any(billed.usage):
+        self._spent_usd += self.prices.usd(billed.usage, billed.batch)
+        self._dearest_usd = max(self._dearest_usd, self.prices.usd(billed.usage, batch=False))
+      else:
+        self._spent_usd += self._max_usd(billed.batch)
     self._counted = len(self._journal.billed)
     return self._spent_usd
+
+  @property
+  def must_wait(self) -> bool:
+    """Whether a question in flight has to end before it is known if the budget allows one more.
+
+    The first reply is awaited alone, because it shows whether the server keeps to the limit on tokens.
+    """
+    if self.budget_usd is None or not self._in_flight or not self._max_usd(batch=False):
+      return False
+    return not self._journal.billed or self.affordable_questions(batch=False) < 1
 
   @property
   def unconfirmed_usd(self) -> float:
@@ -99,10 +116,11 @@ class Ledger:
 
   def affordable_questions(self, batch: bool) -> float:
     """Returns how many more questions the budget allows; infinity without a budget or a price."""
+    spent_usd = self.spent_usd  # first, since a dear reply raises the maximum
     each = self._max_usd(batch)
     if self.budget_usd is None or not each:
       return math.inf
-    left = self.budget_usd - self.spent_usd - self.unconfirmed_usd - self.reserved_usd
+    left = self.budget_usd - spent_usd - self.unconfirmed_usd - self.reserved_usd
     return max(0, int(left / each))
 
   def summary(self) -> dict[str, Any]:
@@ -113,6 +131,7 @@ class Ledger:
       "budget_usd": self.budget_usd,
       "answers": len(billed),
       "batch_answers": sum(each.batch for each in billed),
+      "answers_without_usage": sum(not any(each.usage) for each in billed),
       "tokens": sum_usage(each.usage for each in billed)._asdict(),
       "lost": self._journal.lost,
       "in_flight_when_stopped": self._journal.interrupted,
@@ -128,4 +147,5 @@ class Ledger:
     )
 
   def _max_usd(self, batch: bool) -> float:
-    return self.prices.usd(self._max_usage, batch)
+    dearest_usd = self._dearest_usd * (self.prices.batch_share if batch else 1)
+    return max(self.prices.usd(self._max_usage, batch), dearest_usd)

@@ -8,13 +8,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import PIL.Image
-
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.data.reading import scan
 from spatial_vlm.data.records import BadRecord, BadRecordError, JsonlSource, Record
-from spatial_vlm.processor.image import UnreadableImage
+from spatial_vlm.processor.image import UnreadableImage, open_header, orientation
 from spatial_vlm.synthesis.formats import ResponseFormat
 from spatial_vlm.synthesis.hashing import hash_seed
 from spatial_vlm.synthesis.teacher import Question
@@ -22,8 +20,6 @@ from spatial_vlm.synthesis.teacher import Question
 SENT_UNCHANGED = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Image formats that every teacher reads → MIME type; other images are sent as JPEG."""
 _JPEG_QUALITY = 95
-_ORIENTATION = 0x0112
-"""EXIF tag. A teacher may ignore it, so a rotated image is sent upright."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +146,10 @@ def encode_image(images: ImageFiles, name: str) -> SentImage:
   """
   data = images.read(name)
   upright = images.decode(name, data)
-  with PIL.Image.open(io.BytesIO(data)) as header:
+  with open_header(io.BytesIO(data)) as header:
     mime_type = SENT_UNCHANGED.get(header.format or "")
-    is_rotated = header.getexif().get(_ORIENTATION, 1) != 1
-  if mime_type and not is_rotated:
+    is_rotated = orientation(header) != 1
+  if mime_type and not is_rotated:  # a teacher may ignore EXIF, so a rotated image is sent upright
     return SentImage(data, mime_type)
   file = io.BytesIO()
   upright.save(file, "JPEG", quality=_JPEG_QUALITY)

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from spatial_vlm.config import UsageError
@@ -25,6 +25,9 @@ OnSettled = Callable[[RecordProgress], None]
 
 _MAX_FAILURES_IN_A_ROW = 20
 """Consecutive failures, and at least as many as can be in flight, after which the run stops."""
+LONGEST_WAIT_S = 900.0
+"""A server that asks for a longer wait stops the run."""
+_BUDGET_RECHECK_S = 0.02
 
 
 class RequestRun:
@@ -38,7 +41,9 @@ class RequestRun:
   unanswered: int = 0
   """Questions given up in this start."""
   failures_in_a_row: int = 0
-  """Consecutive questions without a reply."""
+  """Consecutive questions without a reply, or with one that cannot be read."""
+  refused_in_a_row: list[str]
+  """Keys of the refusals among them."""
 
   def stop(self, reason: str) -> None:
     """Stops the run; the first reason is kept."""
@@ -67,12 +72,34 @@ class RequestRun:
       case BusyError():
         self.journal.add_busy(key, str(result))
 
-  def count(self, result: Result) -> None:
-    """Counts the final result of a question; stops the run after many failures in a row."""
-    self.failures_in_a_row = 0 if isinstance(result, Reply) else self.failures_in_a_row + 1
+  def count(self, key: str, result: Result, problem: str = "") -> None:
+    """Counts the final result of a question; stops the run after many failures in a row.
+
+    The refusals of a row that stops the run are not final: the fault is not theirs, and a mended server may answer.
+
+    Args:
+      problem: why the text of a reply cannot be read; "" if it can.
+    """
     self.unanswered += isinstance(result, BusyError | LostError)
-    if self.failures_in_a_row >= max(self.limits.most_in_flight, _MAX_FAILURES_IN_A_ROW):
-      self.stop(f"{self.failures_in_a_row} questions in a row failed, the last one with: {result}")
+    if isinstance(result, Reply) and not problem:
+      self.failures_in_a_row = 0
+      self.refused_in_a_row.clear()
+      return
+    self.failures_in_a_row += 1
+    if isinstance(result, Refusal):
+      self.refused_in_a_row.append(key)
+    if self.failures_in_a_row < max(self.limits.most_in_flight, _MAX_FAILURES_IN_A_ROW):
+      return
+    self.stop(
+      f"{self.failures_in_a_row} questions in a row failed, the last one with: {problem or result}"
+    )
+    self.reopen(self.refused_in_a_row)
+    self.refused_in_a_row.clear()
+
+  def reopen(self, keys: Sequence[str]) -> None:
+    """Takes back refusals: the next start asks these questions again."""
+    if keys:
+      self.journal.reopen(keys)
 
 
 @dataclasses.dataclass
@@ -87,7 +114,8 @@ class SynthesisRun(RequestRun):
   mixed_versions: bool
   """Whether a set may contain answers of several model versions."""
   settled: dict[int, RecordProgress] = dataclasses.field(default_factory=dict)
-  """Progress of the settled records by index; it does not change any more."""
+  """Progress of the settled records by index."""
+  refused_in_a_row: list[str] = dataclasses.field(default_factory=list)
 
   def progress(self, index: int) -> RecordProgress:
     """Returns the progress of the record `index`."""
@@ -98,11 +126,23 @@ class SynthesisRun(RequestRun):
       self.settled[index] = progress
     return progress
 
+  def problem(self, index: int, result: Result) -> str:
+    """Returns why the newest reply about a record cannot be read; "" if it can, or is no reply."""
+    if not isinstance(result, Reply):
+      return ""
+    rejections = self.progress(index).answers[-1].rejections
+    return next((r.detail for r in rejections if r.check in ("format", "finish")), "")
+
   def store(self, key: str, result: Result, batch: bool) -> None:
     """Appends a result to the journal; stops the run if another model version answered."""
     super().store(key, result, batch)
     if isinstance(result, Reply):
       self._check_version(result.model_version)
+
+  def reopen(self, keys: Sequence[str]) -> None:
+    """See RequestRun; records that these refusals settled are open again."""
+    super().reopen(keys)
+    self.settled.clear()
 
   def _check_version(self, version: str) -> None:
     if self.mixed_versions or self.verifier.model_version:
@@ -158,7 +198,7 @@ async def _settle(
     question = run.questions.question(index, progress.next_attempt)
     result = await send_with_retries(run, key, question, teacher, limiter)
     if result is not None:
-      run.count(result)
+      run.count(key, result, run.problem(index, result))
     if not isinstance(result, Answer):
       return
   on_settled(progress)
@@ -171,6 +211,8 @@ async def send_with_retries(
   result = None
   for tries in range(1, run.limits.max_tries + 1):
     async with limiter.slot():
+      while not run.stop_reason and run.ledger.must_wait:
+        await asyncio.sleep(_BUDGET_RECHECK_S)
       if not run.allowed_questions(batch=False):
         return None
       started_s = time.monotonic()
@@ -178,7 +220,12 @@ async def send_with_retries(
       if isinstance(result, Reply):
         limiter.observe(time.monotonic() - started_s)
       if isinstance(result, BusyError):
-        limiter.pause(result.retry_after_s or 0.0)
+        if (wait_s := result.retry_after_s or 0.0) > LONGEST_WAIT_S:
+          run.stop(
+            f"the server asks to wait {wait_s / 3600:.1f} hours ({result}); start again then"
+          )
+          return result
+        limiter.pause(wait_s)
     if isinstance(result, Answer):
       break
     if tries < run.limits.max_tries:

@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from spatial_vlm.config import UsageError
+from spatial_vlm.progress import progress_bar
 from spatial_vlm.reuse.extraction.extractor import TextQuestion
+from spatial_vlm.synthesis.formats import without_thoughts
 from spatial_vlm.synthesis.hashing import hash_seed
 from spatial_vlm.synthesis.run.journal import Journal
 from spatial_vlm.synthesis.run.ledger import Ledger
 from spatial_vlm.synthesis.run.limiter import RateLimiter, RequestLimits
 from spatial_vlm.synthesis.run.questions import question_key
 from spatial_vlm.synthesis.run.requests import RequestRun, send_with_retries, work_on
-from spatial_vlm.synthesis.teacher import Question, Reply, Teacher
+from spatial_vlm.synthesis.teacher import Answer, Question, Reply, Teacher
 
 _TURN_TOKENS = 64
 """Most tokens that mark the turns of a prompt."""
@@ -29,6 +29,7 @@ class TextRun(RequestRun):
   journal: Journal
   ledger: Ledger
   limits: RequestLimits
+  refused_in_a_row: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +72,20 @@ class TextAsker:
         f"({self.run.stop_reason or 'no answer came'}); the same command continues with them"
       )
     replies = [answers.get(key) for key in keys]
-    return [r.text if isinstance(r, Reply) and r.finish == "STOP" else None for r in replies]
+    return [_text(reply) for reply in replies]
 
   def _question(self, asked: TextQuestion) -> Question:
     seed = hash_seed(self.seed, asked.system, asked.text, asked.attempt)
     if self.takes_instructions:
       return Question(asked.system, asked.text, b"", "", seed, asked.schema)
     return Question("", f"{asked.system}\n\n{asked.text}", b"", "", seed, None)
+
+
+def _text(answer: Answer | None) -> str | None:
+  """Returns the text of a complete answer."""
+  if not isinstance(answer, Reply) or answer.finish != "STOP" or answer.text is None:
+    return None
+  return without_thoughts(answer.text)
 
 
 def _most_tokens(question: Question) -> int:
@@ -88,12 +96,12 @@ def _most_tokens(question: Question) -> int:
 
 async def _send(run: TextRun, questions: Mapping[str, Question], teacher: Teacher) -> None:
   limiter = RateLimiter(run.limits)
-  with tqdm(total=len(questions), desc="questions to the teacher", dynamic_ncols=True) as bar:
+  with progress_bar("questions to the teacher", len(questions)) as bar:
 
     async def settle(key: str) -> None:
       result = await send_with_retries(run, key, questions[key], teacher, limiter)
       if result is not None:
-        run.count(result)
+        run.count(key, result)
         bar.set_postfix(usd=f"{run.ledger.spent_usd:.2f}", refresh=False)
         bar.update()
 

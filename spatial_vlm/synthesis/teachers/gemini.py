@@ -249,10 +249,10 @@ def _reply(raw: Mapping[str, Any]) -> Reply:
     raise KeyError("candidates")
   usage = raw.get("usageMetadata") or {}
   spent = Usage(
-    prompt=int(usage.get("promptTokenCount") or 0),
-    cached=int(usage.get("cachedContentTokenCount") or 0),
-    answer=int(usage.get("candidatesTokenCount") or 0),
-    thoughts=int(usage.get("thoughtsTokenCount") or 0),
+    prompt=wire.token_count(usage, "promptTokenCount"),
+    cached=wire.token_count(usage, "cachedContentTokenCount"),
+    answer=wire.token_count(usage, "candidatesTokenCount"),
+    thoughts=wire.token_count(usage, "thoughtsTokenCount"),
   )
   version = str(raw.get("modelVersion") or "")
   if not raw.get("candidates"):

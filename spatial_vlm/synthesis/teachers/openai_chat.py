@@ -16,6 +16,14 @@ OPENAI_URL = "https://api.openai.com/v1"
 KEYS = ("OPENAI_API_KEY",)
 """Environment variables of the API key."""
 
+_REMEDIES = {
+  "temperature": "set temperature=none, which leaves it out",
+  "max_completion_tokens": "the server must take it, as OpenAI's and vLLM's do; update the server",
+  "max_tokens": "lower max_output_tokens, or serve the model with more tokens",
+  "seed": "the server must take a seed, as OpenAI's and vLLM's do; update the server",
+  "response_format": "the server must take JSON schemas, as OpenAI's and vLLM's do; update the server",
+}
+"""Field of a request → what to do if the server rejects it."""
 _FINISH = {"length": "MAX_TOKENS", "content_filter": "SAFETY"}
 """Finish reasons of OpenAI → the names that all teachers use."""
 
@@ -129,6 +137,8 @@ class OpenAIChatTeacher:
   def _translate(self, error: Any) -> Exception:
     """Returns the error for an APIStatusError."""
     message = wire.redact_message(str(error.message), self._key)
+    if error.status_code in (400, 422) and (remedy := self._remedy(error, message)):
+      return UsageError(f"{error.status_code}: {message}; {remedy}")
     if error.code == "insufficient_quota":  # out of money; the status, 429, looks temporary
       return UsageError(f"{message}; the account cannot pay")
     if error.status_code == 404:
@@ -138,21 +148,41 @@ class OpenAIChatTeacher:
     )
     return wire.status_error(error.status_code, message, wait_s)
 
+  def _remedy(self, error: Any, message: str) -> str:
+    """Returns what to do about a setting that the server rejects, as it would for every question; "" for no setting."""
+    rejected = (name for name in _REMEDIES if name == error.param or f"{name}'" in message)
+    return _REMEDIES.get(next(rejected, ""), "")
+
 
 def _reply(raw: Mapping[str, Any]) -> Reply:
-  """Parses a chat completion."""
-  choice, usage = raw["choices"][0], raw.get("usage") or {}
-  thoughts = int((usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
-  spent = Usage(
-    prompt=int(usage.get("prompt_tokens") or 0),
-    cached=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-    answer=int(usage.get("completion_tokens") or 0) - thoughts,
-    thoughts=thoughts,
-  )
-  message = choice["message"]
+  """Parses a chat completion.
+
+  The text of a server that puts the whole answer of a thinking model into its reasoning is taken from there.
+  """
+  choice, message = raw["choices"][0], raw["choices"][0]["message"]
   finish = str(choice["finish_reason"])
   finish = "REFUSAL" if message.get("refusal") else _FINISH.get(finish, finish.upper())
-  return Reply(message.get("content") or None, finish, str(raw["model"]), spent, dict(raw))
+  texts = (message.get(name) for name in ("content", "reasoning_content", "reasoning"))
+  text = (
+    None if message.get("refusal") else next((t for t in texts if isinstance(t, str) and t), None)
+  )
+  return Reply(text, finish, str(raw["model"]), _usage(raw.get("usage") or {}), dict(raw))
+
+
+def _usage(usage: Mapping[str, Any]) -> Usage:
+  """Returns the billed tokens; all 0 if the server does not tell them.
+
+  OpenAI counts reasoning tokens among those of the completion. Other servers report them apart: their total says so,
+  or there are more of them than of the completion.
+  """
+  count = wire.token_count
+  prompt, completion = count(usage, "prompt_tokens"), count(usage, "completion_tokens")
+  thoughts = count(usage.get("completion_tokens_details") or {}, "reasoning_tokens")
+  cached = count(usage.get("prompt_tokens_details") or {}, "cached_tokens")
+  total = count(usage, "total_tokens")
+  is_apart = thoughts > completion or (thoughts and total == prompt + completion + thoughts)
+  answer = completion if is_apart else completion - thoughts
+  return Usage(prompt, min(cached, prompt), answer, thoughts)
 
 
 def _import_openai() -> Any:

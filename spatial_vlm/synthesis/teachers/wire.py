@@ -3,16 +3,18 @@
 import contextlib
 import datetime
 import email.utils
+import functools
 import ipaddress
 import json
 import os
 import re
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.errors import BusyError, LostError, NotFoundError, RefusedError
+from spatial_vlm.text import short_line, without_surrogates
 
 
 def is_local(url: str) -> bool:
@@ -67,30 +69,63 @@ _MIN_SECRET_LENGTH = 8
 
 
 def redact_key(text: str, key: str) -> str:
-  """Replaces the key by "[key]", because servers repeat a wrong key in their messages."""
-  return text.replace(key, "[key]") if len(key) >= _MIN_SECRET_LENGTH else text
+  """Replaces the key by "[key]", in every spelling, because servers repeat a wrong key in their messages."""
+  return _spellings(key).sub("[key]", text) if len(key) >= _MIN_SECRET_LENGTH else text
+
+
+@functools.lru_cache(maxsize=8)
+def _spellings(key: str) -> re.Pattern[str]:
+  """Matches the key plain, with backslashes, in JSON's \\u escapes and in an address's % escapes, even mixed."""
+  return re.compile(
+    "".join(rf"(?:\\*{re.escape(c)}|(?i:\\+u{ord(c):04x}|%{ord(c):02x}))" for c in key)
+  )
 
 
 def redact_message(message: str, key: str) -> str:
   """Returns a server's error message for logs: one line, without the key, at most 500 characters."""
-  return " ".join(redact_key(message, key).split())[:_MAX_MESSAGE_LENGTH]
+  return short_line(redact_key(message, key), _MAX_MESSAGE_LENGTH)
 
 
 _MAX_MESSAGE_LENGTH = 500
 
 
 def read_body(body: str, key: str, dropped: Collection[str] = ()) -> dict[str, Any]:
-  """Parses a JSON object without the key and the fields in `dropped`; raises LostError for anything else."""
+  """Parses a JSON object without the key and the fields in `dropped`; raises LostError for anything else.
+
+  Half surrogate pairs, which are no Unicode and which no file could hold, become U+FFFD.
+  """
   try:
-    value = json.loads(
-      redact_key(body, key),
-      object_hook=lambda fields: {k: v for k, v in fields.items() if k not in dropped},
-    )
+    value = _cleaned(json.loads(body), key, dropped)
   except (ValueError, RecursionError) as error:
-    raise LostError(f"the body is no JSON ({error}); it has {len(body)} characters") from None
+    reason = redact_message(str(error), key)
+    raise LostError(f"the body is no JSON ({reason}); it has {len(body)} characters") from None
   if not isinstance(value, dict):
     raise LostError(f"the body is a JSON {type(value).__name__}, not an object")
   return value
+
+
+def _cleaned(value: Any, key: str, dropped: Collection[str]) -> Any:
+  """Redacts decoded strings, since a key may be escaped in the body."""
+  if isinstance(value, dict):
+    return {
+      _cleaned(name, key, dropped): _cleaned(item, key, dropped)
+      for name, item in value.items()
+      if name not in dropped
+    }
+  if isinstance(value, list):
+    return [_cleaned(item, key, dropped) for item in value]
+  return redact_key(without_surrogates(value), key) if isinstance(value, str) else value
+
+
+_MOST_TOKENS = 10**9
+
+
+def token_count(usage: Mapping[str, Any], name: str) -> int:
+  """Returns a number of tokens, 0 for an absent one; ValueError for what no reply can cost, such as 1e999 or −1."""
+  value = usage.get(name) or 0
+  if not isinstance(value, int | float) or not 0 <= value <= _MOST_TOKENS:
+    raise ValueError(f"{name} is {short_line(repr(value), 40)}, which is no number of tokens")
+  return int(value)
 
 
 def seconds_to_wait(retry_after: str | None, now: datetime.datetime) -> float | None:

@@ -13,6 +13,7 @@ from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.reuse.extraction.extractors import extract, find_extractor
 from spatial_vlm.reuse.extraction.patterns import (
   UNREAD_CAPTION,
+  AlternativeShares,
   extract_behaviors,
   short_from_chain,
 )
@@ -295,3 +296,51 @@ def test_wordings_of_a_relation_stay_separate_until_merged():
 def test_arguments_are_checked():
   with pytest.raises(ValueError, match="min_support is 0"):
     extract_behaviors([], words, 0)
+
+
+def bars(number, label, x, y, comparison):
+  """A chain about two bars whose comparison is given; boxes x and y."""
+  caption = "The red bar is parallel to the blue bar."
+  boxes = answers.render_boxes([("red bar", x), ("blue bar", y)])
+  text = answers.render_chain("s", boxes, f"{comparison}, so it is.", label)
+  return Solution(f"train:{number}", caption, "parallel to", "red bar", "blue bar", text, label)
+
+
+UPRIGHT = (100, 100, 160, 400)
+
+
+def test_an_alternative_that_does_not_decide_is_left_out():
+  """Of a pair of bars that is not parallel, the width of X is also less than the height of Y."""
+  frequent = [
+    bars(i, 1, UPRIGHT, (600, 100, 660, 400), "red bar w=60 < h=300, blue bar w=60 < h=300")
+    for i in range(6)
+  ]
+  odd = [
+    bars(
+      10 + i,
+      1,
+      UPRIGHT,
+      (600, 100, 660, 400),
+      "red bar w=60 < blue bar h=300, blue bar w=60 < h=300",
+    )
+    for i in range(3)
+  ]
+  (with_odd,) = extract_behaviors([*frequent, *odd], words, 2)
+  assert " or " in with_odd.instruction
+  crossed = [
+    bars(
+      20 + i,
+      0,
+      (100, 100, 180, 130),
+      (600, 100, 660, 400),
+      "red bar w=80 > h=30, blue bar w=60 < h=300",
+    )
+    for i in range(2)
+  ]
+  (behavior,) = extract_behaviors([*frequent, *odd, *crossed], words, 2)
+  assert behavior.instruction == "yes when X w < h, Y w < h"
+  chains = [*frequent, *odd, *crossed]
+  (kept,) = extract_behaviors(chains, words, 2, AlternativeShares(frequency=0.2, right=0.0))
+  assert kept.instruction == with_odd.instruction
+  (one,) = extract_behaviors(chains, words, 2, AlternativeShares(frequency=1.0, right=0.0))
+  assert " or " not in one.instruction

@@ -1,5 +1,6 @@
 """What a journal keeps, including after a kill in the middle of a line."""
 
+import dataclasses
 import json
 
 import pytest
@@ -72,15 +73,39 @@ def test_a_truncated_last_line_is_ignored(tmp_path):
     assert set(journal.answers) == {"a"}
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '"reply"', '{"key": "a"}', '{"kind": "sneezed"}'])
+def test_reopened_refusals_are_asked_again(tmp_path):
+  with Journal(tmp_path) as journal:
+    for key in "ab":
+      journal.add_refusal(key, "no images today")
+    journal.reopen(["a"])
+  with Journal(tmp_path) as journal:
+    assert set(journal.answers) == {"b"}
+
+
+def test_half_a_surrogate_pair_of_an_earlier_start_spoils_nothing(tmp_path):
+  with Journal(tmp_path) as journal:
+    journal.add_reply("a", dataclasses.replace(REPLY, text="a \ud83d"))
+  with Journal(tmp_path) as journal:
+    assert journal.answers["a"].text == "a \ufffd"
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    *("{", "[]", '"reply"', '{"key": "a"}', '{"kind": "sneezed"}', "[" * 100_000, "\xff"),
+    '{"kind": "reply", "key": "a", "usage": {"prompt": "1"}, "batch": false}',
+    '{"kind": "reply", "key": "a", "usage": [], "batch": false}',
+  ],
+)
 def test_any_other_broken_line_is_named_with_its_place(tmp_path, line):
   part = begun(tmp_path) / "part-00000.jsonl"
-  part.write_text(f"{part.read_text()}{line}\n{json.dumps({'kind': 'sent', 'key': 'f'})}\n")
-  count = part.read_text().count("\n")
+  after = json.dumps({"kind": "sent", "key": "f"})
+  part.write_bytes(f"{part.read_text()}{line}\n{after}\n".encode("latin-1"))
+  count = part.read_bytes().count(b"\n")
   with pytest.raises(UsageError, match=rf"part-00000\.jsonl:{count - 1} .*remove the line"):
     with Journal(tmp_path):
       pass
-  part.write_text(part.read_text().replace(f"{line}\n", ""))
+  part.write_bytes(part.read_bytes().replace(f"{line}\n".encode("latin-1"), b""))
   with Journal(tmp_path) as journal:
     assert "f" in journal.interrupted, "the folder is free again"
 

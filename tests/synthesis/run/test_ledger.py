@@ -69,6 +69,35 @@ def test_open_batches_are_in_flight_until_answered(journal):
   assert ledger.summary()["batch_answers"] == 1
 
 
+def test_a_reply_whose_tokens_nobody_tells_counts_at_the_maximum(journal):
+  ledger = Ledger(journal, PRICES, MAX_USAGE, budget_usd=3.0)
+  journal.add_reply("a", reply(Usage(0, 0, 0, 0)))
+  assert ledger.spent_usd == pytest.approx(1.0) and ledger.affordable_questions(batch=False) == 2
+  assert ledger.summary()["answers_without_usage"] == 1
+
+
+def test_the_dearest_reply_is_the_maximum(journal):
+  """A server that ignores the limit on tokens would do so again."""
+  ledger = Ledger(journal, PRICES, MAX_USAGE, budget_usd=12.0)
+  journal.add_reply("a", reply(Usage(0, 0, 400_000, 0)))  # four dollars
+  with ledger.reserve():
+    assert ledger.affordable_questions(batch=False) == 1
+    assert ledger.affordable_questions(batch=True) == 2
+
+
+def test_questions_wait_for_the_first_reply_and_for_those_in_flight(journal):
+  ledger = Ledger(journal, PRICES, MAX_USAGE, budget_usd=2.3)
+  assert not ledger.must_wait
+  with ledger.reserve():
+    assert ledger.must_wait, "the first reply shows what a question costs"
+  journal.add_reply("a", reply())
+  with ledger.reserve():
+    assert not ledger.must_wait
+    with ledger.reserve():
+      assert ledger.must_wait and ledger.affordable_questions(batch=False) == 0
+  assert not ledger.must_wait and ledger.affordable_questions(batch=False) == 2
+
+
 def test_without_a_budget_or_a_price_nothing_is_limited(journal):
   assert Ledger(journal, PRICES, MAX_USAGE, None).affordable_questions(batch=False) == math.inf
   assert (

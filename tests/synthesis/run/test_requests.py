@@ -24,6 +24,7 @@ from synthesis_runs import (
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.synthesis import formats
+from spatial_vlm.synthesis.hashing import hash_fraction
 from spatial_vlm.synthesis.local.faults import Faults
 from spatial_vlm.synthesis.local.scene_answers import SceneAnswers
 from spatial_vlm.synthesis.run.batch_requests import BatchSettings
@@ -108,6 +109,8 @@ def test_a_budget_is_kept_and_a_higher_one_resumes(
   run = start(questions, server, budget_usd=budget_usd, plan=plan)
   assert run.stop_reason.startswith(f"budget_usd={budget_usd} allows no further question")
   assert 0 < run.ledger.spent_usd <= budget_usd
+  if plan is None:  # questions in flight hold back others only until they end
+    assert run.ledger.spent_usd > budget_usd - PRICES.usd(MAX_USAGE, batch=False)
   max_at_once = int(budget_usd / PRICES.usd(MAX_USAGE, batch=True))
   assert all(len(keys) <= max_at_once for keys in run.journal.jobs.values())
   left = sum(record.next_attempt is not None for record in progress(run))
@@ -175,16 +178,56 @@ def test_another_version_ends_the_run_unless_it_is_asked_for(start, serve, answe
   assert len({a.model_version for r in progress(mixed) for a in r.answers if a.accepted}) == 2
 
 
-def test_a_question_that_is_refused_is_settled(start, serve, questions):
+def test_a_question_that_is_refused_is_settled(start, serve, answers, questions):
   def answer(image, system, text, seed):
-    raise ValueError("too large an image")
+    if hash_fraction(image) < 0.2:
+      raise ValueError("too large an image")
+    return answers(image, system, text, seed)
 
-  server = serve(answer)
-  run = start(questions, server)
-  assert "in a row failed" in run.stop_reason and "too large an image" in run.stop_reason
-  refused = next(r.answers[0] for r in progress(run) if r.answers)
-  assert [r.check for r in refused.rejections] == ["refused"] and refused.text is None
+  run = start(questions, serve(answer))
+  assert len(settled(run)) == SMALL
+  refused = [r.answers[-1] for r in progress(run) if r.answers[-1].text is None]
+  assert 0 < len(refused) < SMALL / 2
+  assert {r.check for each in refused for r in each.rejections} == {"refused"}
+
+
+def test_refusals_that_stop_a_run_are_not_final(start, serve, answers, questions):
+  def answer(image, system, text, seed):
+    raise ValueError("no images today")
+
+  run = start(questions, serve(answer))
+  assert "in a row failed" in run.stop_reason and "no images today" in run.stop_reason
   assert not run.ledger.spent_usd and not run.ledger.unconfirmed_usd
+  assert not run.journal.answers and not any(record.answers for record in progress(run))
+  mended = start(questions, serve(answers))
+  assert len(settled(mended)) == SMALL and not mended.stop_reason
+
+
+def test_answers_that_nobody_can_read_stop_the_run(start, serve, questions):
+  """Each of them is paid for."""
+  run = start(questions, serve(lambda image, system, text, seed: "It is so."))
+  assert "20 questions in a row failed, the last one with: the answer is not" in run.stop_reason
+  assert 20 <= len(run.journal.billed) <= 20 + REQUEST_LIMITS.concurrency < SMALL
+
+
+def test_a_wait_of_a_day_stops_the_run(start, serve, answers, questions):
+  run = start(questions, serve(answers, faults=Faults(rate_limited=1.0, retry_after_s=86_400)))
+  assert "the server asks to wait 24.0 hours (429" in run.stop_reason
+  assert not run.journal.answers
+
+
+def test_a_server_that_ignores_the_limit_on_tokens_overshoots_by_one_answer(
+  start, serve, answers, questions
+):
+  """The budget allows twenty answers within the limit at once; each costs ten times as much."""
+  each_usd = PRICES.usd(MAX_USAGE, batch=False)
+
+  def dear(image, system, text, seed):
+    return answers(image, system, text, seed) + 10 * MAX_USAGE.answer * " word"
+
+  run = start(questions, serve(dear), budget_usd=20 * each_usd)
+  assert run.stop_reason.startswith("budget_usd")
+  assert 10 * each_usd < run.ledger.spent_usd <= 31 * each_usd
 
 
 def test_raw_replies_are_kept_and_read_again(start, serve, answers, questions, gemini, tmp_path):

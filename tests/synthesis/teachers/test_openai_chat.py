@@ -132,6 +132,48 @@ def test_a_refusal_is_returned_as_a_refusal():
   assert (reply.finish, reply.text, reply.usage) == ("REFUSAL", None, Usage(0, 0, 0, 0))
 
 
+@pytest.mark.parametrize(
+  ("completion", "thoughts", "total", "expected"),
+  [
+    (100, 40, 110, (60, 40)),  # OpenAI: among those of the completion
+    (100, 400, 510, (100, 400)),  # apart, and more of them
+    (100, 40, 150, (100, 40)),  # apart, as the total says
+    (100, 400, None, (100, 400)),
+  ],
+)
+def test_reasoning_tokens_are_never_booked_negative(completion, thoughts, total, expected):
+  usage = {"prompt_tokens": 10, "completion_tokens": completion, "total_tokens": total}
+  usage["completion_tokens_details"] = {"reasoning_tokens": thoughts}
+  assert openai_chat._usage(usage) == Usage(10, 0, *expected)
+
+
+@pytest.mark.parametrize("tokens", [float("inf"), float("nan"), -1, 10**30, "9", [1]])
+def test_tokens_that_are_no_number_lose_the_reply(tokens):
+  with pytest.raises(ValueError, match="completion_tokens is .* no number of tokens"):
+    openai_chat._usage({"completion_tokens": tokens})
+
+
+def test_an_answer_that_is_all_reasoning_is_taken_from_there():
+  message = {"content": None, "reasoning_content": "{}"}
+  raw = {"choices": [{"message": message, "finish_reason": "stop"}], "model": "m"}
+  assert openai_chat._reply(raw).text == "{}"
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+  ("parameter", "says"), [("temperature", "temperature=none"), ("max_completion_tokens", "update")]
+)
+def test_a_setting_that_the_server_rejects_ends_the_run(serve, status, parameter, says):
+  response = httpx2.Response(status, request=httpx2.Request("POST", "http://127.0.0.1"))
+  message = f"Unsupported parameter: '{parameter}'"
+  for body in ({"param": parameter}, {}):  # not all servers name it apart
+    error = openai.BadRequestError(message, response=response, body=body)
+    found = teacher_of(serve())._translate(error)
+    assert isinstance(found, UsageError) and says in str(found)
+  other = openai.BadRequestError("Image too large", response=response, body={})
+  assert type(teacher_of(serve())._translate(other)) is RefusedError
+
+
 def test_neither_variables_nor_proxies_nor_redirects_send_the_key_elsewhere(
   serve, question, monkeypatch
 ):

@@ -71,6 +71,27 @@ def test_an_error_message_is_one_short_line_without_the_key():
   assert len(wire.redact_message(page, "sk-secret-key")) == 500
 
 
+@pytest.mark.parametrize(
+  "spelled",
+  [
+    r"sk-a/b+c\u0064efgh",
+    r"sk-a\/b+cdefgh",
+    r"sk-a\\/b+cdefgh",
+    r"\u0073\u006b\u002D\u0061\u002F\u0062\u002b\u0063\u0064\u0065\u0066\u0067\u0068",
+    "sk-a%2fb%2Bcdefgh",
+  ],
+)
+def test_a_key_is_found_in_every_spelling(spelled):
+  key = "sk-a/b+cdefgh"
+  assert wire.redact_key(f"wrong {spelled}!", key) == "wrong [key]!"
+  assert wire.redact_key("sk-A/b+cdefgh", key) == "sk-A/b+cdefgh"
+  assert wire.read_body(f'{{"{key}": "<{spelled}>"}}', key) == {"[key]": "<[key]>"}
+
+
+def test_half_surrogate_pairs_become_replacement_characters():
+  assert wire.read_body('{"text": "a\\ud83d \\ud83d\\ude00"}', "") == {"text": "a\ufffd \U0001f600"}
+
+
 def test_words_that_are_not_a_key_stay_in_answers():
   assert wire.read_body('{"a": "none of them"}', "none") == {"a": "none of them"}
 
