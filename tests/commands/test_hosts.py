@@ -191,11 +191,3 @@ def test_dapo_resumes_after_a_round(dapo_uninterrupted, dapo_pod, tmp_path, outc
       shutil.rmtree(checkpoint)
   Pod("dapo", workdir, dapo_pod).finish()
   assert outcome(workdir) == outcome(dapo_uninterrupted)
-
-
-def test_dapo_in_slots_on_two_processes_draws_the_same(dapo_uninterrupted, dapo_pod, tmp_path):
-  """Each process reads and decodes the prompts of its own rows."""
-  rows = {"sampling_mesh.data": PROCESSES * DEVICES, "sampling_mesh.tensor": 1}
-  slots = {"engine.kind": "slots", "engine.prompt_slots": 8, "engine.samples_per_slot": 4}
-  Pod("dapo", tmp_path / "slots", {**dapo_pod, **rows, **slots}).finish()
-  assert_close(tmp_path / "slots", dapo_uninterrupted)
