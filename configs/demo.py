@@ -1,7 +1,7 @@
 """The whole method at tiny scale: every row of the result table, from one command.
 
 tiny    about 13 minutes on two cores
-quick   the same stages with a fraction of the data, about two minutes: shows the method, measures little
+quick   the same stages with a fraction of the data, two to three minutes: shows the method, measures little
 
 There is no 8b preset: the steps of an 8B run are the other commands.
 """
@@ -49,7 +49,7 @@ def quick() -> ConfigDict:
   config.dapo_steps = 3
   config.behavior_scenes = 256
   config.min_support = 2
-  config.reuse_epochs = 4
+  config.reuse_epochs = 10
   config.timed_questions = 0  # each timing compiles another program
   config.scenes_shown = 8
   return config

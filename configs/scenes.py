@@ -26,6 +26,8 @@ def tiny() -> ConfigDict:
         test=4000,  # of the test split
       ),
       chains=4000,  # training examples, from the first, for which the teacher writes chains
+      # Test scenes, from the first, about each of which test_captions.jsonl has a true and a false statement.
+      caption_pairs=0,
       sheet=24,  # examples on the contact sheet
     )
   )

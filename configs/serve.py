@@ -34,6 +34,7 @@ def tiny() -> ConfigDict:
         images=4,  # most images of a request
         image_pixels=25_000_000,  # most pixels of an image
         samples=8,  # most answers of a request (`n`)
+        connections=512,  # connections at a time, idle ones included; a further one gets status 503
         queued_answers=128,  # answers that wait for a slot; a request for more gets status 429
         body_timeout_s=30.0,  # longest time in which the body of a request arrives
         timeout_s=300.0,  # longest time of an answer, waiting included

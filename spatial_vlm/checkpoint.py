@@ -1,10 +1,12 @@
 """Checkpoints of a run, written by Orbax: a pytree of arrays and a JSON value of the host.
 
 A checkpoint is one folder, `<folder>/<step>/`, that appears complete or not at all: `latest` never returns one that a
-killed process left half-written, and the next start removes it.
+killed process left half-written, and the next start removes it. Orbax's files do not notice a changed bit, so checksums
+of the arrays and of the JSON value lie beside them and are compared at every restore.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 from typing import Any
@@ -14,9 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from spatial_vlm.parameters.partition import checksums
 from spatial_vlm.parameters.paths import path_name
 
-_STATE, _HOST = "state", "host"
+_STATE, _HOST, _CHECKSUMS = "state", "host", "checksums"
 
 
 class CheckpointError(ValueError):
@@ -38,6 +41,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       raise ValueError(f"keep is {keep}; a run needs at least 1 checkpoint to resume.")
     self.folder = epath.Path(folder)
     self._signatures: dict[int, dict[str, str]] = {}
+    self._checksums: dict[int, dict[str, int | str]] = {}
     logging.getLogger("absl").addFilter(_is_no_orbax_progress)
     self._manager = ocp.CheckpointManager(
       self.folder.resolve() if "://" not in str(folder) else self.folder,
@@ -51,6 +55,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       item_handlers={
         _STATE: ocp.PyTreeCheckpointHandler(use_compression=False),
         _HOST: ocp.JsonCheckpointHandler(),
+        _CHECKSUMS: ocp.JsonCheckpointHandler(),
       },
     )
 
@@ -79,12 +84,12 @@ class Checkpoints(contextlib.AbstractContextManager):
       raise ValueError(
         f"arrays of size 0 cannot be saved: {', '.join(empty)}; replace them by None."
       )
-    saved = self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        **{_STATE: ocp.args.PyTreeSave(state), _HOST: ocp.args.JsonSave(host)}
-      ),
-    )
+    items = {
+      _STATE: ocp.args.PyTreeSave(state),
+      _HOST: ocp.args.JsonSave(host),
+      _CHECKSUMS: ocp.args.JsonSave(checksums(state) | {_HOST_KEY: _digest(host)}),
+    }
+    saved = self._manager.save(step, args=ocp.args.Composite(**items))
     if not saved:
       raise ValueError(
         f"checkpoint {step} is not newer than checkpoint {self.latest()} in {self.folder}."
@@ -118,19 +123,32 @@ class Checkpoints(contextlib.AbstractContextManager):
       restored = self._manager.restore(
         step, args=ocp.args.Composite(**{_STATE: state_args, _HOST: ocp.args.JsonRestore()})
       )
+      self._compare_checksums(step, restored[_STATE], restored[_HOST])
     except CheckpointError:
       raise
     except Exception as error:
-      raise CheckpointError(
-        f"checkpoint {step} in {self.folder} cannot be read ({type(error).__name__}: {error}). Remove the folder "
-        f"{self.folder / str(step)} to resume from the checkpoint before it."
-      ) from error
+      raise self._damaged(step, f"cannot be read ({type(error).__name__}: {error})") from error
     return restored[_STATE], restored[_HOST]
 
   def host(self) -> dict[str, Any]:
     """Returns the host's value of the newest checkpoint, which must exist."""
     arguments = ocp.args.Composite(**{_HOST: ocp.args.JsonRestore()})
     return self._manager.restore(self.latest(), args=arguments)[_HOST]
+
+  def _damaged(self, step: int, what: str) -> CheckpointError:
+    return CheckpointError(
+      f"checkpoint {step} in {self.folder} {what}. Remove the folder {self.folder / str(step)} to resume from the "
+      "checkpoint before it."
+    )
+
+  def _compare_checksums(self, step: int, state: Any, host: dict[str, Any]) -> None:
+    if step not in self._checksums:  # `export` restores arrays one by one
+      arguments = ocp.args.Composite(**{_CHECKSUMS: ocp.args.JsonRestore()})
+      self._checksums[step] = self._manager.restore(step, args=arguments)[_CHECKSUMS]
+    written, found = self._checksums[step], checksums(state) | {_HOST_KEY: _digest(host)}
+    if changed := [name for name, number in found.items() if written.get(name) != number]:
+      more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+      raise self._damaged(step, f"is damaged: {changed[0]}{more} changed since it was written")
 
   def _signature_of(self, step: int) -> dict[str, str]:
     """Returns path of every array of checkpoint `step` -> "dtype[shape]"."""
@@ -154,6 +172,16 @@ class Checkpoints(contextlib.AbstractContextManager):
         f"checkpoint {step} in {self.folder} was written by another model or optimizer:\n  {shown}{more}\n"
         "Use the configuration that the run was started with, or another --workdir."
       )
+
+
+_HOST_KEY = "(host)"
+"""Name of the JSON value among the arrays' checksums."""
+
+
+def _digest(host: dict[str, Any]) -> str:
+  """Returns a digest of a JSON value, before it is written and after it was read."""
+  text = json.dumps(json.loads(json.dumps(host)), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _with_device(leaf: Any) -> Any:

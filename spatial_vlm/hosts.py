@@ -37,13 +37,10 @@ def together(coordinator: str | None, processes: int | None, process: int | None
   """Runs a command inside this context: connects the processes, if there are several, and ends them together.
 
   Args:
-    coordinator: address of process 0; it and the others are None on TPU hosts, under Slurm and under Open MPI, where
-      processes discover each other.
+    coordinator: address of process 0, HOST:PORT; it and the others are None on TPU hosts, under Slurm and under Open
+      MPI, where processes discover each other.
     processes: how many there are.
-    process: which one this is.
-
-  Raises:
-    UsageError: the arguments do not fit together.
+    process: which one this is, from 0.
   """
   connect(coordinator, processes, process)
   try:
@@ -83,31 +80,16 @@ def _exit_at_once(error: BaseException) -> NoReturn:
 def connect(coordinator: str | None, processes: int | None, process: int | None) -> None:
   """Starts jax.distributed if there are several processes; must be called before a device is used.
 
+  The arguments are those of `together`.
+
   Raises:
-    UsageError: the arguments do not fit together, or the processes do not find each other.
+    UsageError: the processes do not find each other.
   """
-  given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
-  missing = [name for name, value in given.items() if value is None]
   if (coordinator, processes, process) == (None, 1, None) or jax.distributed.is_initialized():
     return
-  if len(missing) == len(given):
+  if coordinator is None:
     _connect_cluster()
     return
-  if missing:
-    raise UsageError(
-      f"{', '.join(missing)} missing: several processes need --coordinator HOST:PORT, --processes N and --process I"
-      " (0 … N−1); omit all three on TPU hosts, under Slurm and under Open MPI"
-    )
-  assert coordinator is not None and processes is not None and process is not None
-  if not 0 <= process < processes:
-    raise UsageError(
-      f"--process is {process} and --processes {processes}; processes are numbered from 0 to {processes - 1}"
-    )
-  host, _, port = coordinator.rpartition(":")
-  if not host or not port.isdigit():
-    raise UsageError(
-      f"--coordinator is {coordinator!r}; give host and port of process 0, e.g. 10.0.0.2:8476"
-    )
   _initialize(
     coordinator_address=coordinator,
     num_processes=processes,

@@ -86,9 +86,10 @@ def with_scripted_engine(service, policy, answer, **settings):
 
 
 @contextlib.contextmanager
-def running(app):
-  """Serves an application at a free port of this machine; yields its address."""
-  config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", http="h11", ws="none")
+def running(app, **settings):
+  """Serves an application at a free port of this machine, with settings of uvicorn; yields its address."""
+  settings = {"log_level": "warning", "http": "h11", "ws": "none", **settings}
+  config = uvicorn.Config(app, host="127.0.0.1", port=0, **settings)
   server = uvicorn.Server(config)
   thread = threading.Thread(target=server.run, daemon=True)
   thread.start()

@@ -224,6 +224,29 @@ def test_damaged_checkpoint_names_the_remedy(tmp_path, damage):
   assert host == {"a": 1} and bits(restored) == bits(state)
 
 
+@pytest.mark.parametrize("place", range(8))
+def test_a_changed_bit_is_noticed(tmp_path, place):
+  """In every file that holds values: some of these flips gave other weights in silence."""
+  state = {"x": jnp.arange(4096.0), "flags": jnp.array([True, False] * 512), "n": jnp.int32(7)}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, state, {"cursor": {"next_index": 12}})
+  held = [path for path in sorted((tmp_path / "1").rglob("*")) if path.is_file()]
+  file = max(held, key=lambda path: path.stat().st_size)
+  if place == 0:
+    for file in (tmp_path / "1" / "host").iterdir():
+      file.write_text(file.read_text().replace(" 12", " 13").replace(":12", ":13"))
+  else:
+    data = bytearray(file.read_bytes())
+    data[len(data) * place // 8] ^= 1 << place % 8
+    file.write_bytes(data)
+  with Checkpoints(tmp_path) as checkpoints:
+    with pytest.raises(CheckpointError, match=r"(is damaged|cannot be read).* Remove the folder"):
+      checkpoints.restore(abstract(state))
+    if place == 0:
+      with pytest.raises(CheckpointError, match=r"is damaged: \(host\) changed"):
+        checkpoints.restore({"n": abstract(state)["n"]}, partial=True)
+
+
 def test_quiet(tmp_path, capfd):
   previous = logging.getLogger("absl").level
   logging.getLogger("absl").setLevel(logging.INFO)

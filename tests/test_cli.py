@@ -193,10 +193,13 @@ EVERYTHING_BUT_WORK = """
 import sys
 from spatial_vlm import cli
 argvs = [["--help"], ["-V"], ["help"], ["completion", "bash"], ["sfd"]]
+wrong = (
+  ["--config.stebs=1"], ["--config.seed", "1"], ["--no-such-option"], ["--topology=v9"], ["--processes=2"],
+  ["PHOTO", "TEXT", "--checkpoint=x", "--config.nothing=1"], ["--workdir", ""], ["--config", "a.py"],
+  ["PHOTO", "TEXT", "--checkpoint=x", "--config", "configs/data.py:tiny"],
+)
 for name in cli.COMMANDS:
-  argvs += [[name, "--help"], ["help", name], [name, "--config.stebs=1"], [name, "--config.seed", "1"]]
-  argvs += [[name, "--no-such-option"], [name, "PHOTO", "TEXT", "--checkpoint=x", "--config.nothing=1"]]
-  argvs += [[name, "PHOTO", "TEXT", "--checkpoint=x", "--config", "configs/data.py:tiny"]]
+  argvs += [[name, "--help"], ["help", name], *([name, *arguments] for arguments in wrong)]
 for argv in argvs:
   assert cli.main(argv) in (0, 2), argv
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "numpy", "PIL", "transformers", "grain"}))

@@ -156,7 +156,7 @@ FOLDERS = {
     *("address", "api_error", "limits", "fields", "chat_messages", "chat_request", "images"),
     *("text_stream", "prompts", "chat_response", "answer_stream", "server_metrics"),
     *("engine_thread", "admission", "service", "setup", "request_body", "connection"),
-    *("http_guard", "sample_scenes", "page_routes", "app", "server"),
+    *("bounded_connection", "http_guard", "sample_scenes", "page_routes", "app", "server"),
     *("lmms_eval_manifest", "lmms_eval_model", "lmms_eval_tasks"),
   ),
   "serving/lmms_eval_tasks": ("utils",),
@@ -184,7 +184,7 @@ RESERVED = {
   },
   "torchvision": set(),
   "tqdm": {"progress.py"},
-  "uvicorn": {"serving/server.py"},
+  "uvicorn": {"serving/bounded_connection.py", "serving/server.py"},
 }
 """Heavy or remote libraries and the files that may import them."""
 

@@ -25,9 +25,9 @@ def script(shell: str) -> str:
     raise config_lib.UsageError(
       f"completion is for {' and '.join(SHELLS)}, not {shell!r}: write completion bash"
     )
-  import argcomplete
+  from argcomplete.shell_integration import shellcode  # here: other commands do without it
 
-  return argcomplete.shellcode([PROGRAM], shell=shell)
+  return shellcode([PROGRAM], shell=shell)
 
 
 def complete(commands: Mapping[str, Command]) -> None:

@@ -82,7 +82,31 @@ def parse(command: Command, arguments: Sequence[str]) -> CommandLine:
     raise UsageError(_unknown(unknown[0], parser, args.config))
   if not args.workdir or "\0" in args.workdir:
     raise UsageError(f"--workdir is {args.workdir!r}; give a folder or a gs:// address")
+  if command.multi_process:
+    _check_processes(args.coordinator, args.processes, args.process)
   return CommandLine(args, settings)
+
+
+def _check_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
+  """Raises UsageError for options of several processes that do not fit together."""
+  given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+  missing = [name for name, value in given.items() if value is None]
+  if (coordinator, processes, process) == (None, 1, None) or len(missing) == len(given):
+    return
+  if coordinator is None or processes is None or process is None:
+    raise UsageError(
+      f"{', '.join(missing)} missing: several processes need --coordinator HOST:PORT, --processes N and --process I"
+      " (0 … N−1); omit all three on TPU hosts, under Slurm and under Open MPI"
+    )
+  if not 0 <= process < processes:
+    raise UsageError(
+      f"--process is {process} and --processes {processes}; processes are numbered from 0 to {processes - 1}"
+    )
+  host, _, port = coordinator.rpartition(":")
+  if not host or not port.isdigit():
+    raise UsageError(
+      f"--coordinator is {coordinator!r}; give host and port of process 0, e.g. 10.0.0.2:8476"
+    )
 
 
 def given_config(command: Command, arguments: Sequence[str]) -> str:

@@ -1,9 +1,10 @@
 """Arguments that commands have besides --config and --workdir. This module imports nothing of the work."""
 
 import argparse
+import re
 from collections.abc import Callable
 
-from spatial_vlm.settings.names import MODELS
+from spatial_vlm.settings.names import MODELS, TPU_VERSIONS
 
 TOKEN_VARIABLE = "SPATIAL_VLM_API_KEY"
 """Environment variable of the bearer token of `serve`."""
@@ -23,6 +24,15 @@ def number(least: int, most: int | None = None) -> Callable[[str], int]:
     return value
 
   return read
+
+
+def topology(text: str) -> str:
+  """Reads a TPU version and the grid of chips of a slice for argparse."""
+  if not re.fullmatch(rf"({'|'.join(TPU_VERSIONS)}):\d+(x\d+)*", text):
+    raise argparse.ArgumentTypeError(
+      f"{text!r}; give VERSION:GRID, e.g. v5e:8x8 or v5p:4x4x4; versions are {', '.join(TPU_VERSIONS)}"
+    )
+  return text
 
 
 def answer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +64,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--topology",
+    type=topology,
     default="v5e:4x8",
     help="TPU version and grid of chips of one slice, e.g. v5e:4x8, v5p:4x4x4, v6e:1x1 (default: %(default)s)",
   )

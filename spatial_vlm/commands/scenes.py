@@ -2,7 +2,8 @@
 
 Writes, for each of train, validation and test, WORKDIR/SPLIT.jsonl (one VSR record a line), SPLIT.boxes.jsonl
 (boxes of the objects) and the images to WORKDIR/images; chains.jsonl and direct.jsonl, the teacher's answers
-to training statements that `sft` reads; and contact_sheet.png with examples. An interrupted run continues where it
+to training statements that `sft` reads; test_captions.jsonl, a true and a false statement about each of some test
+images (`caption_pairs`); and contact_sheet.png with examples. An interrupted run continues where it
 stopped.
 
   spatial-vlm scenes --workdir runs/scenes
@@ -15,7 +16,7 @@ from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.contact_sheet import contact_sheet
 from spatial_vlm.data.scenes.source import SceneSource
-from spatial_vlm.data.scenes.writing import write_split
+from spatial_vlm.data.scenes.writing import write_caption_pairs, write_split
 from spatial_vlm.processor.image import png
 from spatial_vlm.synthesis.scene_conversations import scene_conversations
 
@@ -25,6 +26,8 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   snapshot(config, workdir)
   for source in sources.values():
     write_split(source, workdir)
+  if config.caption_pairs:
+    write_caption_pairs(sources["test"], config.caption_pairs, workdir)
   training = scene_conversations(sources["train"], config.chains)
   conversations.write(workdir / "chains.jsonl", training.chains)
   conversations.write(workdir / "direct.jsonl", training.direct)
@@ -53,5 +56,9 @@ def open_sources(config: Config) -> dict[str, SceneSource]:
     raise UsageError(
       f"chains or sheet needs {most} training examples, but counts.train is {config.counts.train}; lower the one or "
       "raise the other"
+    )
+  if config.caption_pairs > config.counts.test:
+    raise UsageError(
+      f"caption_pairs is {config.caption_pairs}; at most counts.test ({config.counts.test}) are there"
     )
   return sources

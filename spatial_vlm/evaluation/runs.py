@@ -31,6 +31,8 @@ class FinishedRun:
   settings: Mapping[str, Any]
   """Leaves of its config."""
   predictions: Sequence[Prediction]
+  skipped: int = 0
+  """Records without an answer: rows and images that could not be read, and too long prompts."""
 
   @property
   def control(self) -> str:
@@ -87,13 +89,15 @@ def read_run(name: str, folder: epath.Path) -> FinishedRun:
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     predictions = [Prediction.from_json(line) for line in lines]
     method = settings["method"]
+    (row,) = json.loads((folder / "results.json").read_text())["rows"]
+    skipped = int(row.get("skipped") or 0)
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UsageError(
       f"{folder} holds no finished evaluation ({error}); give a workdir in which `evaluate` ended"
     ) from error
   if not predictions or not isinstance(method, str):
     raise UsageError(f"{folder} holds no answer; give a workdir in which `evaluate` ended")
-  return FinishedRun(name, settings, predictions)
+  return FinishedRun(name, settings, predictions, skipped)
 
 
 def _check_same_records(first: FinishedRun, other: FinishedRun) -> None:

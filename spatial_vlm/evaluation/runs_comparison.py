@@ -95,6 +95,7 @@ def run_row(run: FinishedRun, reference: FinishedRun, settings: Sequence[str]) -
   row = {
     "name": run.name,
     "settings": {name: run.settings.get(name) for name in settings},
+    "skipped": run.skipped,
     "strict": rate([p.right for p in predictions]),
     "extracted": rate([p.right_extracted for p in predictions]),
     "groups": extracted_scores(predictions)["groups"],

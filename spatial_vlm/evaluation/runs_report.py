@@ -87,13 +87,14 @@ def _part(title: str, table: str, *before: str) -> list[str]:
 def results_table(rows: Sequence[Row]) -> str:
   """Returns accuracy by both readings, parsed answers and tokens of every row, and of groups if there are any."""
   groups = any(row["groups"] for row in rows)
-  header = ["row", "n", "strict, 95 % CI", "extracted, 95 % CI"]
+  header = ["row", "n", "skipped", "strict, 95 % CI", "extracted, 95 % CI"]
   header += ["groups all right", "groups all right, extracted"] if groups else []
   header += ["parsed", "cannot tell", "generated tokens", "total tokens"]
   cells = [
     [
       escaped(row["name"]),
       f"{row['strict']['n']:,}",
+      f"{row['skipped']:,}",
       rate_text(row["strict"]),
       rate_text(row["extracted"]),
       *(group_texts(row["groups"]) if groups else []),

@@ -1,7 +1,7 @@
 """Finds checkpoint folders, reads their config.json and copies the files next to their weights."""
 
-import json
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,9 @@ from etils import epath
 
 from spatial_vlm import remote
 from spatial_vlm.config import PACKAGE_FOLDER, UsageError, matches_any
+from spatial_vlm.jsonl import parse_json
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.text import short_line
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -41,7 +43,9 @@ def read_model_config(folder: epath.PathLike) -> ModelConfig:
     FileNotFoundError: config.json is missing.
     ValueError: it does not describe a dense Qwen3-VL.
   """
-  return ModelConfig.from_huggingface(read_config(folder, "a Hugging Face Qwen3-VL checkpoint"))
+  config = read_config(folder, "a Hugging Face Qwen3-VL checkpoint")
+  with reading(epath.Path(folder) / CONFIG_FILE):
+    return ModelConfig.from_huggingface(config)
 
 
 def read_config(folder: epath.PathLike, kind: str) -> dict[str, Any]:
@@ -49,7 +53,41 @@ def read_config(folder: epath.PathLike, kind: str) -> dict[str, Any]:
   file = epath.Path(folder) / CONFIG_FILE
   if not file.is_file():
     raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give the folder of {kind}")
-  return json.loads(file.read_text())
+  with reading(file):
+    return read_object(file)
+
+
+def read_object(file: epath.Path) -> dict[str, Any]:
+  """Returns the JSON object of a foreign file; ValueError for anything else."""
+  value = parse_json(file.read_bytes())
+  if not isinstance(value, dict):
+    raise ValueError(f"it holds a JSON {type(value).__name__}, not an object")
+  return value
+
+
+@contextlib.contextmanager
+def reading(path: epath.Path, what: str = "it") -> Iterator[None]:
+  """Makes a ValueError that names the path of whatever the parsers of a foreign file or folder raise.
+
+  transformers and tokenizers raise TypeError, AttributeError, plain Exception and Rust's panics for odd values. Missing
+  files, and errors that name the path already, are passed on.
+
+  Args:
+    what: what is read of the path, for the message.
+  """
+  try:
+    yield
+  except FileNotFoundError:
+    raise
+  except BaseException as error:
+    is_panic = type(error).__name__ == "PanicException"  # of tokenizers, outside Exception
+    text = str(error)
+    if not isinstance(error, Exception) and not is_panic or str(path) in text:
+      raise
+    kind = (
+      "" if isinstance(error, ValueError) else f"{what} cannot be read: {type(error).__name__}: "
+    )
+    raise ValueError(f"{path}: {kind}{short_line(text)}") from error
 
 
 PROCESSOR_FILES = (

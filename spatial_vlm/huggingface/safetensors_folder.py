@@ -90,7 +90,7 @@ def _index(path: epath.Path) -> dict[str, str]:
     weight_map = json.loads(path.read_bytes())["weight_map"]
     if not all(isinstance(file, str) for file in weight_map.values()):
       raise TypeError("a file name is not a string")
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
     raise ValueError(f"{path} is damaged ({error!r}); copy it again") from error
   return weight_map
 
@@ -142,7 +142,7 @@ def read_header(path: epath.Path) -> dict[str, StoredTensor]:
       for begin, _ in [entry["data_offsets"]]
     }
     ends = _ends(entries)
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
     raise ValueError(f"{path.name} is damaged (header: {error!r}); copy it again") from error
   if size != 8 + length + ends:
     raise ValueError(

@@ -13,6 +13,28 @@ VISION_ROPE_THETA = 10_000.0
 LAYER_NORM_EPS = 1e-6
 
 
+_MOST = {"vocab_size": 2**21, "depth": 1000, "num_hidden_layers": 1000}
+_MOST_OTHERWISE = 2**24
+
+
+def check_sizes(config: Any, most: Mapping[str, int]) -> None:
+  """Raises ValueError unless fields are whole numbers from 1 to `most`: a lying file costs no memory."""
+  for name, limit in most.items():
+    value = getattr(config, name)
+    if type(value) is not int or not 1 <= value <= limit:
+      raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {limit}.")
+
+
+def _check_fields(config: Any) -> None:
+  """Raises ValueError for sizes that no model has, and for numbers that are not positive and finite."""
+  fields = dataclasses.fields(config)
+  check_sizes(config, {f.name: _MOST.get(f.name, _MOST_OTHERWISE) for f in fields if f.type is int})
+  for field in fields:
+    value = getattr(config, field.name)
+    if field.type is float and not (type(value) in (int, float) and 0 < value < math.inf):
+      raise ValueError(f"{field.name} is {value!r}; it must be a positive number.")
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
   """Sizes of the vision tower (a ViT with 2-D rotary attention) and of its mergers."""
@@ -32,6 +54,7 @@ class VisionConfig:
   """Ascending layer numbers (from 0) whose outputs are the DeepStack features of text layers 0, 1, …"""
 
   def __post_init__(self):
+    _check_fields(self)
     taps = self.deepstack_visual_indexes
     if list(taps) != sorted(set(taps)) or any(not 0 <= tap < self.depth for tap in taps):
       raise ValueError(
@@ -80,6 +103,7 @@ class TextConfig:
   max_position_embeddings: int
 
   def __post_init__(self):
+    _check_fields(self)
     if sum(self.mrope_section) != self.head_dim // 2:
       raise ValueError(
         f"mrope_section {self.mrope_section} adds up to {sum(self.mrope_section)}; it must be half of head_dim"
@@ -150,7 +174,7 @@ class ModelConfig:
           mrope_section=tuple(rope.get("mrope_section", _MROPE_SECTION)),
         ),
         # The text section also has this entry, but it is wrong in some published files.
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tie_word_embeddings=config.get("tie_word_embeddings") is True,
         **{name: config[name] for name in _TOKEN_IDS},
         **{name: _end_ids(text.get(name, config.get(name)), name) for name in _END_IDS},
       )

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Shaped, UInt32
 
@@ -92,21 +93,28 @@ def combine(trained: Params, frozen: Params) -> Params:
   return unflatten(flatten(trained) | flatten(frozen))
 
 
-def checksums(params: Params) -> dict[str, int]:
-  """Returns a checksum of every array: Σᵢ bitsᵢ · (2i + 1) mod 2³².
+def checksums(tree: Any) -> dict[str, int]:
+  """Returns a checksum of every array of a tree: Σᵢ bitsᵢ · (2i + 1) mod 2³², over its words of up to 32 bits.
 
   It changes with any value and with the order of the values. A sum of integers does not depend on its order, so the
-  checksum is the same on every mesh.
+  checksum is the same on every mesh, and in the memory of the host.
   """
-  return {path: int(number) for path, number in _checksums(flatten(params)).items()}
+  numbers = {path: _checksum(_words(leaf)) for path, leaf in flatten(tree).items()}
+  return {path: int(number) for path, number in jax.device_get(numbers).items()}
+
+
+def _words(leaf: Any) -> Array | np.ndarray:
+  """Returns 64-bit values of the host as two words each, since JAX would shorten them."""
+  if isinstance(leaf, Array):
+    return leaf
+  array = np.asarray(leaf)
+  return array.reshape(-1).view(np.uint32) if array.dtype.itemsize == 8 else array
 
 
 @jax.jit
-def _checksums(flat: dict[str, Array]) -> dict[str, Array]:
-  return {path: _checksum(leaf) for path, leaf in flat.items()}
-
-
 def _checksum(leaf: Shaped[Array, "..."]) -> UInt32[Array, ""]:
+  if leaf.dtype == bool:
+    leaf = leaf.astype(jnp.uint8)
   bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
   index = jnp.zeros(leaf.shape, jnp.uint32)
   for axis in range(leaf.ndim):

@@ -22,7 +22,7 @@ from jaxtyping import Bool, DTypeLike, Int
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from spatial_vlm.huggingface.folder import read_model_config
+from spatial_vlm.huggingface.folder import read_model_config, reading
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.processor.image import (
   Grid,
@@ -134,12 +134,11 @@ class Processor:
   @classmethod
   def from_folder(cls, folder: epath.PathLike) -> "Processor":
     """Reads tokenizer, `config.json` and the settings for images and videos of a Hugging Face folder."""
-    return cls(
-      load_tokenizer(folder),
-      ImageSettings.from_folder(folder),
-      VideoSettings.from_folder(folder),
-      read_model_config(folder),
-    )
+    model_config = read_model_config(folder)  # first: transformers reads it too, with worse errors
+    tokenizer = load_tokenizer(folder)
+    images, videos = ImageSettings.from_folder(folder), VideoSettings.from_folder(folder)
+    with reading(epath.Path(folder)):
+      return cls(tokenizer, images, videos, model_config)
 
   def limited_to(self, patches: int) -> "Processor":
     """Returns a processor that scales down images and videos of more patches: attention costs their square."""

@@ -9,7 +9,6 @@ import base64
 import dataclasses
 import functools
 import io
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,8 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from spatial_vlm.model.config import VisionConfig
+from spatial_vlm.huggingface.folder import read_object, reading
+from spatial_vlm.model.config import VisionConfig, check_sizes
 from spatial_vlm.remote import is_remote
 from spatial_vlm.types import Vision
 
@@ -49,6 +49,16 @@ class ImageSettings:
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
 
+  def __post_init__(self):
+    counts = ("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels")
+    check_sizes(self, dict.fromkeys(counts, 2**40))
+    if self.min_pixels > self.max_pixels:
+      raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+    for name in ("mean", "std"):
+      values = getattr(self, name)
+      if len(values) != 3 or not all(_is_finite(v) and (v > 0 or name == "mean") for v in values):
+        raise ValueError(f"image_{name} is {values}; give three numbers, those of std above 0")
+
   @classmethod
   def from_folder(cls, folder: epath.PathLike) -> "ImageSettings":
     """Reads `preprocessor_config.json` of a Hugging Face folder, or the `processor_config.json` of newer ones.
@@ -58,11 +68,12 @@ class ImageSettings:
       ValueError: a setting is missing, or asks for an unsupported step.
     """
     path, config = read_settings(folder, "preprocessor_config.json", "image_processor")
-    size = dict(config.get("size") or _DEFAULT_SIZE)
-    for name, edge in _OLDER_BOUNDS.items():
-      if config.get(name) is not None:
-        size[edge] = config[name]
-    return cls(**common_settings(path, {**config, "size": size}))
+    with reading(path):
+      size = dict(config.get("size") or _DEFAULT_SIZE)
+      for name, edge in _OLDER_BOUNDS.items():
+        if config.get(name) is not None:
+          size[edge] = config[name]
+      return cls(**common_settings(path, {**config, "size": size}))
 
 
 def read_settings(
@@ -75,8 +86,11 @@ def read_settings(
     raise FileNotFoundError(
       f"{path} is missing; give the folder of a Hugging Face Qwen3-VL checkpoint"
     )
-  config = json.loads(path.read_text())
-  return path, config.get(section, config)
+  with reading(path):
+    config = read_object(path)
+    if not isinstance(settings := config.get(section, config), dict):
+      raise ValueError(f"{section} is {settings!r}; it must be an object")
+  return path, settings
 
 
 def common_settings(path: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +110,10 @@ def common_settings(path: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
     }
   except KeyError as error:
     raise ValueError(f"{path} lacks {error}, a setting of Qwen3-VL's processor") from error
+
+
+def _is_finite(value: Any) -> bool:
+  return type(value) in (int, float) and math.isfinite(value)
 
 
 _DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}

@@ -7,7 +7,7 @@ import tempfile
 from etils import epath
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from spatial_vlm.huggingface.folder import CONFIG_FILE, PROCESSOR_FILES, copy_files
+from spatial_vlm.huggingface.folder import CONFIG_FILE, PROCESSOR_FILES, copy_files, reading
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.remote import is_remote
 
@@ -35,7 +35,8 @@ def load_tokenizer(folder: epath.PathLike) -> PreTrainedTokenizerFast:
       f"no tokenizer in {folder}: {', '.join(missing)} missing; give the folder of a Hugging Face "
       "Qwen3-VL checkpoint with its tokenizer files"
     )
-  tokenizer = _read_tokenizer(folder)
+  with reading(folder, "its tokenizer"):
+    tokenizer = _read_tokenizer(folder)
   _check_template(tokenizer, folder)
   return tokenizer
 

@@ -14,6 +14,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt8
 
+from spatial_vlm.huggingface.folder import reading
+from spatial_vlm.model.config import check_sizes
 from spatial_vlm.processor.bicubic import resize
 from spatial_vlm.processor.image import (
   MAX_ASPECT_RATIO,
@@ -92,6 +94,11 @@ class VideoSettings(ImageSettings):
   min_frames: int
   max_frames: int
 
+  def __post_init__(self):
+    super().__post_init__()
+    check_rate(self.fps)
+    check_sizes(self, {"min_frames": 2**24, "max_frames": 2**24})
+
   @classmethod
   def from_folder(cls, folder: epath.PathLike) -> "VideoSettings":
     """Reads `video_preprocessor_config.json` of a Hugging Face folder, or the `processor_config.json` of newer ones.
@@ -101,11 +108,12 @@ class VideoSettings(ImageSettings):
       ValueError: a setting is missing, or asks for an unsupported step.
     """
     path, config = read_settings(folder, "video_preprocessor_config.json", "video_processor")
-    for name, allowed in _SUPPORTED.items():
-      if config.get(name, allowed[0]) not in allowed:
-        raise ValueError(f"{path}: {name} is {config[name]!r}; only {allowed[0]!r} is supported")
-    sampling = {name: config.get(name, value) for name, value in _SAMPLING.items()}
-    return cls(**common_settings(path, config), **sampling)
+    with reading(path):
+      for name, allowed in _SUPPORTED.items():
+        if config.get(name, allowed[0]) not in allowed:
+          raise ValueError(f"{path}: {name} is {config[name]!r}; only {allowed[0]!r} is supported")
+      sampling = {name: config.get(name, value) for name, value in _SAMPLING.items()}
+      return cls(**common_settings(path, config), **sampling)
 
 
 _SUPPORTED = {

@@ -1,4 +1,4 @@
-"""Checks of every request before it is read: the host it was sent to, and the bearer token."""
+"""Checks every request before its body is read: the host that it was sent to, and the bearer token."""
 
 import ipaddress
 import secrets
@@ -17,8 +17,8 @@ class HttpGuard:
     token: bearer token of the API; None: none is needed.
     host: address that the server binds.
 
-  Without a token, only requests to the bound address or to a loopback name are answered: a web page whose name an
-  attacker lets resolve to this machine ("DNS rebinding") sends its own name as the host.
+  Without a token, only requests to an IP address or to `localhost` are answered. An attacker's host name may resolve to
+  this machine (DNS rebinding); a web page from there sends that name as the host.
   """
 
   def __init__(self, token: str | None = None, host: str = "127.0.0.1"):
@@ -56,7 +56,7 @@ class HttpGuard:
 
 
 def _is_address(name: str) -> bool:
-  """Returns whether the name is an IP address, which no attacker can let resolve to this machine."""
+  """Returns whether the name is an IP address; DNS rebinding needs a host name."""
   try:
     ipaddress.ip_address(name)
   except ValueError:

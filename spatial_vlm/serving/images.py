@@ -1,7 +1,7 @@
-"""Images of requests: data URLs, and https addresses of hosts that the server's owner named.
+"""Reads the images of requests: data URLs, and https addresses of the allowed hosts.
 
-A download reaches only hosts of the list, at public addresses, over TLS, without redirects, and within limits of bytes
-and seconds: a client must not be able to make the server read its own network.
+A download reaches public addresses of these hosts only, over TLS, without redirects, and within limits of bytes and
+seconds. Otherwise a client could make the server read its own network.
 """
 
 import base64
@@ -25,7 +25,7 @@ from spatial_vlm.serving.chat_messages import ImageUrl
 from spatial_vlm.serving.limits import Limits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-"""File formats that are decoded, as at OpenAI; of an animation the first frame."""
+"""File formats that are decoded, the same as OpenAI's. The first frame of an animation counts."""
 _DATA = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 _CHUNK_BYTES = 65_536
 MAX_SCANS = 32

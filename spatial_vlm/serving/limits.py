@@ -15,6 +15,8 @@ class Limits:
   """Most pixels of one image; the model reads at most `max_patches` of it."""
   samples: int
   """Most answers of one request (`n`)."""
+  connections: int
+  """Most connections at a time, idle ones included; a further one gets status 503."""
   queued_answers: int
   """Answers that wait for a slot; a request for more gets status 429."""
   body_timeout_s: float

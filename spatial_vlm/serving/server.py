@@ -7,6 +7,7 @@ import socket
 import uvicorn
 from starlette.types import ASGIApp
 
+from spatial_vlm.serving.bounded_connection import BoundedConnection
 from spatial_vlm.serving.service import ChatService
 
 KEEP_ALIVE_S = 5
@@ -23,7 +24,8 @@ def serve(app: ASGIApp, bound: socket.socket, service: ChatService, drain_s: flo
   """
   config = uvicorn.Config(
     app,
-    http="h11",
+    http=BoundedConnection,
+    limit_concurrency=service.limits.connections,
     ws="none",
     lifespan="on",
     log_level="warning",

@@ -122,7 +122,13 @@ class ChatService:
     # Downloaded files of few requests are in memory at a time, and images of fewer: files decode to much more.
     async with self._downloading if remote else contextlib.nullcontext():
       files = [await self._downloaded(image) for image in request.image_urls]
-      prompt = await loop.run_in_executor(self._decoders, self._encoded, request, files)
+      abandoned = threading.Event()
+      try:
+        prompt = await loop.run_in_executor(
+          self._decoders, self._encoded, request, files, abandoned
+        )
+      finally:
+        abandoned.set()
     self.metrics.prompt_tokens.inc(prompt.tokens)
     # The turns hold the images of the body, which the answer does not need.
     request = dataclasses.replace(request, turns=())
@@ -143,12 +149,19 @@ class ChatService:
     except TimeoutError:
       raise download_failed(image, limits) from None
 
-  def _encoded(self, request: ChatRequest, files: Sequence[bytes | None]) -> Prompt:
-    """Decodes the images of one request and makes its prompt, in a thread."""
-    images = [
-      decoded(image, file, self.limits)
-      for image, file in zip(request.image_urls, files, strict=True)
-    ]
+  def _encoded(
+    self, request: ChatRequest, files: Sequence[bytes | None], abandoned: threading.Event
+  ) -> Prompt:
+    """Decodes the images of one request and makes its prompt, in a thread.
+
+    Raises CancelledError before the next image once the request is abandoned. The image that is being decoded cannot be
+    interrupted; the limits of its pixels and scans bound its time.
+    """
+    images = []
+    for image, file in zip(request.image_urls, files, strict=True):
+      images.append(decoded(image, file, self.limits))
+      if abandoned.is_set():
+        raise concurrent.futures.CancelledError
     with self._encoding:
       return self.prompts(request, images)
 

@@ -65,6 +65,7 @@ RANGES: Mapping[str, Table] = {
     "objects": each(COUNT, 2, 2),
     **{f"counts.{split}": COUNT_OR_ZERO for split in ("train", "validation", "test")},
     "chains": COUNT_OR_ZERO,
+    "caption_pairs": COUNT_OR_ZERO,
     "sheet": COUNT,
   },
   "data": {
@@ -187,6 +188,7 @@ RANGES: Mapping[str, Table] = {
         "images": COUNT,
         "image_pixels": BYTES,
         "samples": COUNT,
+        "connections": COUNT,
         "queued_answers": COUNT_OR_ZERO,
         "body_timeout_s": SECONDS,
         "timeout_s": SECONDS,

@@ -13,6 +13,7 @@ from benchmark_files import (
   cvbench_columns,
   encoded,
   mmbench_rows,
+  png,
   write_parquet,
   write_tsv,
 )
@@ -20,6 +21,7 @@ from benchmark_files import (
 import spatial_vlm
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.tasks import find_worded_task
+from spatial_vlm.tasks.benchmarks import BENCHMARKS
 
 TINY_BASE = Path(spatial_vlm.__file__).parent / "assets" / "tiny_base"
 
@@ -133,3 +135,71 @@ def test_too_many_bad_rows_end_the_run(refused, changes, tmp_path):
   rows = [choice_row(n, image=encoded(n), answer="AZZZ"[n]) for n in range(4)]
   changes |= {"task": "mmbench", "data.records": write_tsv(tmp_path / "x.tsv", rows)}
   assert "3 of 4 records" in refused("evaluate", changes, lines=4)
+
+
+def benchmark_files(folder):
+  """Writes a file of each benchmark's published schema with one bad row; returns task -> (file, folder of images)."""
+  asked = {"question": "How are\ndoor and table?", "answer_options": ["a", "b", "c", "d"]}
+  embspatial = [
+    {**asked, "answer": n, "image": encoded(n), "data_source": "mp3d"} for n in (0, 3, 7)
+  ]
+  (folder / "embspatial_bench.json").write_text(json.dumps(embspatial))
+  (folder / "a.jpeg").write_bytes(png(0))
+  captions = [f"A mug {where} a table" for where in ("on", "under", "left of", "right of")]
+  whatsup = [{"image_path": "data/a.jpeg", "caption_options": captions}, {"image_path": "a.jpeg"}]
+  (folder / "controlled_images_dataset.json").write_text(json.dumps(whatsup))
+  blink = [choice_row(n, image=encoded(n), category="Relative_Depth") for n in range(2)]
+  write_tsv(folder / "BLINK.tsv", [*blink, blink[0] | {"index": 9, "answer": "Z"}])
+  copies = [choice_row(n, image=encoded(n), qid=f"AB{end}") for n, end in enumerate(["", "-1"])]
+  write_tsv(
+    folder / "3dsrbench_v1_vlmevalkit_circular.tsv", [*copies, choice_row(8, image="999", qid="C")]
+  )
+  ends = " Please answer yes or no. Please answer strictly Yes or No."
+  vsr = {"question": f"The cat is left of the mug.{ends}", "image": encoded()}
+  words = enumerate(["Yes", "No", "?"])
+  write_tsv(
+    folder / "vsr_zeroshot.tsv", [{"index": n, **vsr, "answer": answer} for n, answer in words]
+  )
+  columns = {"question": ["Is there a cat?"] * 3, "answer": ["yes", "no", "perhaps"]}
+  columns["image"] = [cell(n) for n in range(3)]
+  write_parquet(folder / "pope.parquet", columns, {"image": IMAGE})
+  letter, word = "only the letter of the correct option", "a single word or number"
+  columns["question"] = [
+    f"Where to?\nA. left\nB. right\nPlease answer directly with {letter} and nothing else.",
+    *[f"How many cars are there?\nPlease answer directly with {word}."] * 2,
+  ]
+  columns["answer"] = ["B", "3", ""]
+  write_parquet(folder / "realworldqa.parquet", columns, {"image": IMAGE})
+  columns |= {"choices": [["left", "right"]] * 3, "answer": ["(A)", "(B)", "(C)"]}
+  write_parquet(folder / "cvbench.parquet", columns, {"image": IMAGE})
+  rows = [*mmbench_rows(), choice_row(99, image=encoded(), answer=None)]
+  write_tsv(folder / "MMBench_DEV_EN.tsv", rows)
+  return {
+    "whatsup": ("controlled_images_dataset.json", folder),
+    "cvbench": ("cvbench.parquet", ""),
+    "blink": ("BLINK.tsv", ""),
+    "embspatial": ("embspatial_bench.json", ""),
+    "realworldqa": ("realworldqa.parquet", ""),
+    "pope": ("pope.parquet", ""),
+    "3dsrbench": ("3dsrbench_v1_vlmevalkit_circular.tsv", ""),
+    "mmbench": ("MMBench_DEV_EN.tsv", ""),
+    "vsr-zeroshot": ("vsr_zeroshot.tsv", ""),
+  }
+
+
+@pytest.mark.slow
+def test_every_benchmark_is_answered_and_reported_in_both_readings(run, changes, tmp_path):
+  files = benchmark_files(tmp_path)
+  assert files.keys() == BENCHMARKS.keys()
+  changes |= {"data.max_bad_share": 0.6, "prompt_shapes": "((256, 64),)", "batch_size": 8}
+  for task, (file, images) in files.items():
+    own = {"task": task, "data.records": tmp_path / file, "data.images": images}
+    assert run("evaluate", tmp_path / task, changes | own).code == 0, task
+    given = str((str(tmp_path / task),))
+    assert run("report", tmp_path / f"{task}_report", {"runs": given}).code == 0, task
+    found = json.loads((tmp_path / f"{task}_report" / "results.json").read_text())
+    answered = {"whatsup": 1, "mmbench": 7}.get(task, 2)
+    (row,) = found["rows"]
+    assert (row["strict"]["n"], row["extracted"]["n"], row["skipped"]) == (answered, answered, 1)
+    text = (tmp_path / f"{task}_report" / "report.md").read_text()
+    assert "| skipped |" in text and "strict, 95 % CI | extracted, 95 % CI" in text

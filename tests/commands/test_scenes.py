@@ -17,6 +17,7 @@ from PIL import Image
 from spatial_vlm import answers, cli, config
 from spatial_vlm.commands import scenes as command
 from spatial_vlm.data.records import JsonlSource
+from spatial_vlm.data.relations import RELATIONS
 from spatial_vlm.data.scenes import writing
 from spatial_vlm.data.scenes.source import SceneSource
 
@@ -26,6 +27,7 @@ SMALL = [
   "--config.counts.test=6",
   "--config.chains=20",
   "--config.sheet=4",
+  "--config.caption_pairs=6",
 ]
 
 
@@ -56,7 +58,23 @@ def test_what_is_written_can_be_read_back(finished):
     assert example.record == expected.record
     assert example.boxes == expected.boxes
     np.testing.assert_array_equal(example.image, expected.image)
-  assert len(content(finished)) == 60 + 4 + 6 + 3 * 2 + 2 + 1
+  assert len(content(finished)) == 60 + 4 + 6 + 3 * 2 + 2 + 1 + 1
+
+
+def test_caption_pairs_are_true_and_false_of_one_image(finished):
+  images, boxes = finished / "images", finished / "test.boxes.jsonl"
+  read = JsonlSource(finished / "test_captions.jsonl", images, boxes, 0.0)
+  assert len(read) == 12
+  for index in range(0, 12, 2):
+    own, other = read[index], read[index + 1]
+    assert own.record == SceneSource("test", 0, 6)[index // 2].record
+    assert other.record.image == own.record.image and other.boxes == own.boxes
+    assert other.record.label == 1 - own.record.label
+    assert {own.record.subj, own.record.obj} == {other.record.subj, other.record.obj}
+    relation = RELATIONS[other.record.relation]
+    names = other.record.subj, other.record.obj
+    assert relation.holds(*(other.boxes[name] for name in names)) is bool(other.record.label)
+    assert other.record.caption == relation.caption(*names)
 
 
 def test_conversations_are_the_teachers(finished):

@@ -31,6 +31,7 @@ def workdir(tmp_path, predict):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"config": {**SETTINGS, **settings}}))
     answers = [predict(i, i % 2, 1) for i in range(4)] if answers is None else answers
+    (folder / "results.json").write_text(json.dumps({"rows": [{"skipped": 3}]}))
     (folder / "predictions.jsonl").write_text("".join(p.to_json() + "\n" for p in answers))
     return folder
 
@@ -43,7 +44,7 @@ def test_runs_are_named_by_folder_or_by_name(workdir, tmp_path):
   (tmp_path / "evaluate_unfinished").mkdir()
   runs = read_runs([f"my run={tmp_path / 'other'}", str(tmp_path / "evaluate_*")])
   assert [run.name for run in runs] == ["my run", "evaluate_a", "evaluate_b"]
-  assert [p.id for p in runs[0].predictions] == [0, 1, 2, 3]
+  assert [p.id for p in runs[0].predictions] == [0, 1, 2, 3] and runs[0].skipped == 3
   assert runs[0].settings["method"] == "chain" and runs[0].control == ""
   assert read_runs([f"old={tmp_path / 'evaluate_*'}"])[0].name == "old evaluate_a"
 

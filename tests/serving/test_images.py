@@ -21,6 +21,7 @@ LIMITS = Limits(
   image_pixels=5000,
   samples=4,
   queued_answers=4,
+  connections=8,
   body_timeout_s=1,
   timeout_s=1,
   image_hosts=("images.example",),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import threading
 import time
 import weakref
 
@@ -311,6 +312,27 @@ def test_few_images_are_decoded_at_a_time(scripted, body, noise, monkeypatch):
 
   assert set(drive(service, work)) <= {200, 400} and len(counts) == 24
   assert max(counts) <= 3 * service_module.DECODERS
+
+
+def test_no_image_is_decoded_after_the_time_is_up(scripted, body, noise, monkeypatch):
+  service, _ = scripted("limits.timeout_s=0.3")
+  begun, go_on = [], threading.Event()
+
+  def slow(*args):
+    begun.append(args)
+    go_on.wait(5)
+    return images.decoded(*args)
+
+  monkeypatch.setattr(service_module, "decoded", slow)
+
+  async def work(app):
+    exchange = Exchange(app, json.dumps(body("Is it?", *[noise()] * 3)).encode())
+    await asyncio.wait_for(exchange.task, 5)
+    go_on.set()
+    await asyncio.to_thread(service._decoders.shutdown)
+    return exchange
+
+  assert drive(service, work).status == 504 and len(begun) == 1
 
 
 @pytest.mark.parametrize(

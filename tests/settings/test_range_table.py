@@ -18,6 +18,7 @@ from spatial_vlm.objectives.policy_objectives import OBJECTIVES
 from spatial_vlm.optim import moments
 from spatial_vlm.optim.optimizers import OPTIMIZERS
 from spatial_vlm.optim.schedules import SCHEDULES
+from spatial_vlm.planning.chips import CHIPS
 from spatial_vlm.planning.programs import PROGRAMS
 from spatial_vlm.reuse.extraction.extractors import EXTRACTORS
 from spatial_vlm.rewards.table import REWARDS
@@ -132,6 +133,7 @@ def test_all_wrong_values_are_named_together():
     (names.MEASUREMENTS, MEASUREMENTS),
     (names.BOX_RELATIONS, BOX_RELATIONS),
     (names.PLANNED, PROGRAMS),
+    (names.TPU_VERSIONS, CHIPS),
   ],
 )
 def test_names_are_those_of_the_tables(known, table):

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +20,14 @@ from benchmark_files import (
   write_parquet,
   write_tsv,
 )
+from PIL import Image
 
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import BadRecordError, TooManyBadRecords
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.generation import parsed_verdict
 from spatial_vlm.inference.policy import Generation
+from spatial_vlm.processor.image import ImageSettings, patchify
 from spatial_vlm.tasks import TASKS, find_task, find_worded_task
 
 
@@ -337,3 +342,21 @@ def test_answers_to_a_template_are_read_in_its_words(tmp_path):
     UsageError, match="template is 'other'; choose one of project, vlmevalkit, tri"
   ):
     find_worded_task("vsr", "other", "plain")
+
+
+def test_documented_patches_are_those_of_pictures_of_the_size():
+  settings = ImageSettings(  # Qwen3-VL-8B's preprocessor_config.json
+    patch_size=16,
+    temporal_patch_size=2,
+    merge_size=2,
+    min_pixels=65_536,
+    max_pixels=16_777_216,
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+  )
+  text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+  rows = re.findall(r"^\| (\d+) × (\d+) \|.*\| ([\d,]+) \| ([\d,]+) \|$", text, re.MULTILINE)
+  assert len(rows) == 6
+  for width, height, *documented in rows:
+    patches, grid = patchify(Image.new("RGB", (int(width), int(height))), settings)
+    assert [f"{len(patches):,}", f"{math.prod(grid) // 4:,}"] == documented

@@ -1,16 +1,21 @@
 """Rendered scenes as files: records in VSR's format, boxes and PNG images."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from etils import epath
 from PIL import Image
 
-from spatial_vlm.data.scenes.render import render
+from spatial_vlm.data.records import Record
+from spatial_vlm.data.relations import RELATIONS
+from spatial_vlm.data.scenes.render import Scene, render
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.processor.image import png
 from spatial_vlm.progress import track
+from spatial_vlm.remote import write_whole
 
 _PNG_END = b"IEND\xaeB`\x82"
 
@@ -45,3 +50,45 @@ def _is_complete(path: epath.Path, count: int) -> bool:
 
 def _write_lines(path: epath.Path, entries: Iterable[dict[str, Any]]) -> None:
   path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def write_caption_pairs(source: SceneSource, count: int, folder: epath.Path) -> None:
+  """Writes FOLDER/SPLIT_captions.jsonl: a true and a false statement about each of the first `count` images.
+
+  The one is the scene's own; the other is about the same two objects (see `contrasting_record`).
+  """
+  path, lines = folder / f"{source.split}_captions.jsonl", []
+  if path.exists():
+    return
+  for index in range(count):
+    record, scene = source.describe(index)
+    if other := contrasting_record(record, scene, (source.seed, index)):
+      lines += [record.to_json(), other.to_json()]
+  write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def contrasting_record(record: Record, scene: Scene, seed: tuple[int, int]) -> Record | None:
+  """Returns a statement of the other label about the record's image and objects, in another relation or direction.
+
+  It is drawn from all statements that the boxes clearly decide; None if there is none.
+  """
+  subject, other = record.subj, record.obj
+  found = [
+    (relation, names)
+    for relation in RELATIONS.values()
+    for names in ((subject, other), (other, subject))
+    if relation.holds(*(scene.boxes[name] for name in names)) is (not record.label)
+  ]
+  if not found:
+    return None
+  relation, (subject, other) = found[int(np.random.default_rng(seed).integers(len(found)))]
+  return dataclasses.replace(
+    record,
+    caption=relation.caption(subject, other),
+    label=1 - record.label,
+    relation=relation.name,
+    vote_true_validator_id=record.vote_false_validator_id,
+    vote_false_validator_id=record.vote_true_validator_id,
+    subj=subject,
+    obj=other,
+  )

@@ -1,0 +1,98 @@
+"""Folders of others with odd values: one error that names the file, in bounded time and memory."""
+
+import copy
+import json
+import random
+import shutil
+
+import pytest
+
+from spatial_vlm.config import PACKAGE_FOLDER
+from spatial_vlm.huggingface.weights import open_checkpoint
+from spatial_vlm.processor.chat import Processor
+
+TINY_BASE = PACKAGE_FOLDER / "assets" / "tiny_base"
+ODD = (None, [], {}, -1, 0, float("inf"), float("nan"), "x", True, 10**12, 10**30, [[]], "\ud800")
+FILES = {
+  "config.json": 40,
+  "preprocessor_config.json": 30,
+  "video_preprocessor_config.json": 20,
+  "tokenizer_config.json": 8,
+  "tokenizer.json": 4,
+}
+"""File → number of changes that are tried."""
+
+
+def places(value, place=()):
+  yield place
+  if isinstance(value, dict | list):
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in list(items)[:12]:
+      yield from places(item, (*place, key))
+
+
+def changed(value, place, new):
+  if not place:
+    return new
+  value = copy.deepcopy(value)
+  parent = value
+  for key in place[:-1]:
+    parent = parent[key]
+  parent[place[-1]] = new
+  return value
+
+
+def load(folder):
+  processor = Processor.from_folder(folder)
+  return open_checkpoint(folder, processor.model_config)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_odd_values_are_one_error_or_none(tmp_path, file):
+  shutil.copytree(TINY_BASE, tmp_path, dirs_exist_ok=True)
+  written = json.loads((TINY_BASE / file).read_text())
+  cases = [(place, new) for place in places(written) for new in ODD]
+  refused = 0
+  for place, new in random.Random(0).sample(cases, FILES[file]):
+    (tmp_path / file).write_text(json.dumps(changed(written, place, new)))
+    try:
+      load(tmp_path)
+    except ValueError as error:  # any other exception fails the test
+      refused += 1
+      assert str(tmp_path) in str(error), (place, new)
+      assert len(str(error)) < 1500
+  assert refused >= FILES[file] / 4
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("vocab_size", 10**12, "vocab_size is 1000000000000; it must be a whole number from 1 to"),
+    ("num_hidden_layers", 10**6, "num_hidden_layers is 1000000; .* from 1 to 1000"),
+    ("rms_norm_eps", -1.0, "rms_norm_eps is -1.0; it must be a positive number"),
+  ],
+)
+def test_sizes_that_no_model_has_cost_nothing(tmp_path, name, value, message):
+  shutil.copytree(TINY_BASE, tmp_path, dirs_exist_ok=True)
+  config = json.loads((TINY_BASE / "config.json").read_text())
+  config["text_config"][name] = value
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=f"config.json: {message}"):
+    load(tmp_path)
+
+
+def test_a_deviation_of_zero_is_refused(tmp_path):
+  shutil.copytree(TINY_BASE, tmp_path, dirs_exist_ok=True)
+  file = tmp_path / "preprocessor_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"image_std": [0.5, 0, 0.5]}))
+  with pytest.raises(ValueError, match="image_std is .* those of std above 0"):
+    load(tmp_path)
+
+
+@pytest.mark.parametrize("header", [b"[" * 100_000, b'{"a": {"shape": [1e999]}}', b"null", b"[1]"])
+def test_a_lying_header_of_weights_is_one_error(tmp_path, header):
+  shutil.copytree(TINY_BASE, tmp_path, dirs_exist_ok=True)
+  data = len(header).to_bytes(8, "little") + header
+  (tmp_path / "model.safetensors").write_bytes(data)
+  with pytest.raises(ValueError, match="model.safetensors is damaged .*copy it again"):
+    load(tmp_path)
