@@ -43,8 +43,13 @@ def layers_step(query: jax.Array, blocks_of_layer: list[list[CacheBlock]]) -> ja
   return query
 
 
+def cache_block(keys_values: tuple[jax.Array, jax.Array], valid: jax.Array) -> CacheBlock:
+  keys, values = keys_values
+  return CacheBlock(keys, values, valid)
+
+
 def prompt_block(rows: int) -> CacheBlock:
-  return CacheBlock(*empty(rows, PROMPT)[0], jnp.ones((rows, PROMPT), bool))
+  return cache_block(empty(rows, PROMPT)[0], jnp.ones((rows, PROMPT), bool))
 
 
 def in_columns(is_ring: bool, query, cache, length, tokens):
@@ -58,7 +63,7 @@ def in_columns(is_ring: bool, query, cache, length, tokens):
     column = at[0] % slots
     age = (column - 1 - jnp.arange(slots)) % slots if is_ring else jnp.arange(slots)
     valid = age[None] < at[:, None]
-    query = layers_step(query, [[prompt, CacheBlock(*kv, valid)] for kv in cache])
+    query = layers_step(query, [[prompt, cache_block(kv, valid)] for kv in cache])
     write, where = (write_at, column) if is_ring else (write_rows, at)
     cache = [
       (write(k, new.swapaxes(-1, -2), where, -1), write(v, new, where, -2)) for k, v in cache
@@ -79,7 +84,7 @@ def in_blocks(query, cache, length, tokens):
     query = layers_step(
       query,
       [
-        [prompt, CacheBlock(*old, valid), CacheBlock(*block, filled)]
+        [prompt, cache_block(old, valid), cache_block(block, filled)]
         for old, block in zip(cache, filling, strict=True)
       ],
     )
@@ -90,10 +95,8 @@ def in_blocks(query, cache, length, tokens):
 
   query, filling = jax.lax.fori_loop(0, tokens, step, (query, empty(rows, tokens)))
   cache = [
-    tuple(
-      write_rows(old, new, length, axis) for old, new, axis in zip(kv, block, (-1, -2), strict=True)
-    )
-    for kv, block in zip(cache, filling, strict=True)
+    (write_rows(old[0], new[0], length, -1), write_rows(old[1], new[1], length, -2))
+    for old, new in zip(cache, filling, strict=True)
   ]
   return query, cache
 

@@ -315,7 +315,7 @@ def decode_slots(
     token, logp = sample_rows(allowed, keys, s.length, settings, s.active)
     likeliest, likeliest_logp = s.likeliest, s.likeliest_logp
     if top_logprobs:
-      wanted = settings.wants_likeliest & s.active
+      wanted = jnp.asarray(settings.wants_likeliest) & s.active
       top, top_logp = likeliest_tokens(allowed, settings, wanted, top_logprobs)
       likeliest = likeliest.at[:, s.j].set(top)
       likeliest_logp = likeliest_logp.at[:, s.j].set(top_logp)
@@ -402,12 +402,12 @@ def _appended(
   def append(answers, new, start, axis):
     # Rows of all layers in one leading axis: mapped over the second axis, the large arrays would be transposed.
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis)
-    rows = [x.reshape(-1, *x.shape[2:]) for x in (answers, new)]
-    return jax.vmap(write)(*rows, jnp.tile(start, len(answers))).reshape(answers.shape)
+    old, tail = (x.reshape(-1, *x.shape[2:]) for x in (answers, new))
+    return jax.vmap(write)(old, tail, jnp.tile(start, len(answers))).reshape(answers.shape)
 
   def both(keys, values, new_keys, new_values, start):
     def all_stacks(old, new, axis):
-      return tuple(append(*pair, start, axis) for pair in zip(old, new, strict=True))
+      return tuple(append(x, y, start, axis) for x, y in zip(old, new, strict=True))
 
     return all_stacks(keys, new_keys, -1), all_stacks(values, new_values, -2)
 

@@ -85,7 +85,7 @@ def test_answers_equal_those_that_start_together(policy, asked, together, mesh):
   sampling = policy.sampling(TOKENS, temperature=1.0, group_size=2)
   found = jax.device_get(engine.generate(requests, jax.random.key(3), sampling))
   lengths = together.mask.sum(axis=1)
-  assert len(set(lengths.tolist())) > 3
+  assert len(set(lengths.tolist())) > 2
   np.testing.assert_array_equal(found.tokens, together.tokens)
   np.testing.assert_array_equal(found.mask, together.mask)
   np.testing.assert_allclose(found.logp, together.logp, atol=1e-4)
