@@ -207,5 +207,6 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _is_no_orbax_progress(record: logging.LogRecord) -> bool:
-  """Returns whether to log the record: Orbax's progress messages are dropped, its errors are kept."""
-  return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+  """Returns whether to log the record: drops Orbax's progress, and tracebacks of errors that it raises as well."""
+  is_error = record.levelno >= logging.ERROR and not record.exc_info
+  return is_error or "orbax" not in record.pathname

@@ -3,6 +3,7 @@
 A command's module, and with it JAX, is imported after its arguments and its config are found to be right.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -17,10 +18,11 @@ from spatial_vlm.command_line.terminal import never_fail_to_encode
 from spatial_vlm.commands.command import Command
 from spatial_vlm.commands.table import COMMANDS
 from spatial_vlm.config import UsageError
+from spatial_vlm.disk_errors import disk_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command; returns the exit status: 0 done, 2 an error of use, 130 stopped by Ctrl-C."""
+  """Runs one command; returns the exit status: 0 done, 1 an error of the disk, 2 one of use, 130 Ctrl-C."""
   if completion.is_asked():
     completion.complete(COMMANDS)
   never_fail_to_encode(sys.stdout, sys.stderr)
@@ -38,35 +40,36 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BrokenPipeError:  # `spatial-vlm sft --help | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141  # a shell's exit status for SIGPIPE
+  except Exception as error:
+    if not (message := disk_error(error)):
+      raise
+    print(f"spatial-vlm: {message}", file=sys.stderr)
+    return 1
   return 0
 
 
 def _dispatch(argv: list[str]) -> None:
   name, *rest = argv or ["help"]
   if name in ("-h", "--help", "help"):
-    print(_help(rest[:1]))
+    print(_help(rest))
   elif name in ("-V", "--version"):
     print(f"spatial-vlm {__version__}")
   elif name == "completion":
     print(completion.script(*rest[:1] or [""]))
+  elif {"-h", "--help"} & set(rest):
+    print(_help(argv))
   else:
-    command = _find(name)
-    if {"-h", "--help"} & set(rest):
-      print(command_page(command, parsing.given_config(command, rest), _columns()))
-    else:
-      _run(command, rest)
+    _run(_find(name), rest)
 
 
-def _help(names: list[str]) -> str:
-  """Returns the help of a command, or the list of all."""
-  if not names:
-    return overview(COMMANDS, _columns())
-  command = _find(names[0])
-  return command_page(command, command.config, _columns())
-
-
-def _columns() -> int:
-  return shutil.get_terminal_size().columns
+def _help(arguments: list[str]) -> str:
+  """Returns the help of the command that comes first, or the list of all."""
+  columns = shutil.get_terminal_size().columns
+  if not arguments or arguments[0].startswith("-"):
+    return overview(COMMANDS, columns)
+  name, *rest = arguments
+  command = _find(name)
+  return command_page(command, parsing.given_config(command, rest), columns)
 
 
 def _find(name: str) -> Command:
@@ -83,28 +86,37 @@ def _run(command: Command, arguments: list[str]) -> None:
   from etils import epath
 
   from spatial_vlm import remote
+  from spatial_vlm.workdir import why_not_writable
+  from spatial_vlm.workdir_lock import only_writer
 
   workdir = epath.Path(args.workdir).expanduser()
   remote.check_installed([workdir, *config_lib.leaves(config).values()])
   remote.see_files_of_others()
   remote.check_folder(workdir)
-  if workdir.exists() and not workdir.is_dir():
-    raise UsageError(f"--workdir {workdir} is a file; give a folder")
+  if command.writes and not remote.is_remote(workdir) and (why := why_not_writable(workdir)):
+    raise UsageError(f"--workdir {workdir} cannot be written: {why}")
   module = command.load()
   from spatial_vlm import compilation_cache, hosts
 
+  def run() -> None:
+    compilation_cache.set_up(args.compilation_cache)
+    writes = command.writes and hosts.is_first()
+    with only_writer(workdir) if writes else contextlib.nullcontext():
+      module.run(config, workdir, args)
+
+  hosts.skip_absent_tpu()
   if command.multi_process:
     with hosts.together(args.coordinator, args.processes, args.process):
-      compilation_cache.set_up(args.compilation_cache)
-      module.run(config, workdir, args)
+      run()
   elif (tasks := hosts.launched_tasks()) > 1:
     raise UsageError(
       f"{command.name} was started {tasks} times, and is work for one process: start it without srun and mpirun, or "
       "with -n 1"
     )
   else:
-    compilation_cache.set_up(args.compilation_cache)
-    module.run(config, workdir, args)
+    run()
+  if hosts.is_first() and (words := module.last_words(config, workdir, args)):
+    print(words)
 
 
 if __name__ == "__main__":

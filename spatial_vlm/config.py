@@ -37,6 +37,7 @@ from ml_collections import config_dict
 
 from spatial_vlm.settings.range_table import RANGES
 from spatial_vlm.settings.ranges import problem
+from spatial_vlm.workdir import SETTINGS_FILE, foreign_entries, holds_only_settings, other_command
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 CONFIG_ROOTS = (PACKAGE_FOLDER.parent, Path(sysconfig.get_path("data"), "share", "spatial-vlm"))
@@ -322,17 +323,27 @@ def snapshot(config: Config, workdir: epath.Path, harmless: Collection[str] = ()
     UsageError: the run in `workdir` was started with other values; the message lists all differences.
   """
   given = json.loads(json.dumps(leaves(config)))
-  path = workdir / "config.json"
+  path = workdir / SETTINGS_FILE
+  if foreign := foreign_entries(workdir):
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    raise UsageError(
+      f"{workdir} holds {', '.join(foreign[:3])}{more}, and no run; give an empty or a new --workdir"
+    )
   workdir.mkdir(parents=True, exist_ok=True)
   if (stored := _read_json(path)) is None:
     path.write_text(json.dumps(_describe(config), indent=2) + "\n")
     return
   before = _leaves_of(stored, path)
+  if other := other_command(stored, given):
+    raise UsageError(f"{workdir} holds a run of `{other}`; give another --workdir")
   changes = [
     f"  {name}: {_show(before, name)} → {_show(given, name)}"
     for name in sorted(before.keys() | given.keys())
     if _show(before, name) != _show(given, name) and not matches_any(name, harmless)
   ]
+  if changes and holds_only_settings(workdir):  # the first start failed, and this one is corrected
+    path.write_text(json.dumps(_describe(config), indent=2) + "\n")
+    return
   if changes:
     raise UsageError(
       f"{workdir} holds a run with another config:\n"

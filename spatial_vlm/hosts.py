@@ -5,19 +5,24 @@ values, and errors too: a process that stops alone would leave the others waitin
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from spatial_vlm import stop_signals
 from spatial_vlm.config import UsageError, UsageErrorOfAll
+from spatial_vlm.disk_errors import disk_error
 
 HEARTBEAT_TIMEOUT_S = 300
 """A process without a heartbeat for so long counts as dead, and the others exit; a loaded host may be late."""
@@ -26,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Preempted(SystemExit):
-  """Ends all processes after they saved a checkpoint, because one of them received SIGTERM."""
+  """Ends all processes after they saved a checkpoint, because one of them received SIGTERM or Ctrl-C."""
 
   def __init__(self):
-    super().__init__(143)  # a shell's exit status for SIGTERM
+    super().__init__(128 + (stop_signals.requested() or signal.SIGTERM))  # as a shell counts
 
 
 @contextlib.contextmanager
@@ -47,7 +52,7 @@ def together(coordinator: str | None, processes: int | None, process: int | None
     yield
   except Preempted:
     if jax.process_index() == 0:
-      sys.stderr.write("\nsaved at SIGTERM; run the same command again to resume\n")
+      sys.stderr.write("\na checkpoint is saved; run the same command again to resume\n")
     raise
   except UsageErrorOfAll as error:
     if not alone() and jax.process_index() > 0:
@@ -69,6 +74,8 @@ def _exit_at_once(error: BaseException) -> NoReturn:
     status, text = 130, f"{name}stopped\n"
   elif isinstance(error, UsageError):
     status, text = 2, f"{name}{error}\n"
+  elif message := disk_error(error):
+    status, text = 1, f"{name}{message}\n"
   else:
     status, text = 1, name + "".join(traceback.format_exception(error))
   sys.stderr.write(text)
@@ -115,6 +122,17 @@ def _connect_cluster() -> None:
       log.info("one process on one host (%s)", reason)
 
 
+def skip_absent_tpu() -> None:
+  """Has JAX use the CPU where only libtpu is installed besides and there is no TPU.
+
+  JAX would try libtpu, which then prints five lines of warnings. On a TPU host JAX has set `jax_platforms`, and a user
+  may have set it; JAX finds a GPU by a plugin.
+  """
+  plugins = importlib.util.find_spec("jax_plugins") or entry_points(group="jax_plugins")
+  if jax.config.jax_platforms is None and not plugins:  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_platforms", "cpu")
+
+
 def launched_tasks() -> int:
   """Returns the number of processes that Slurm or Open MPI started, this one included."""
   if {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS"} <= os.environ.keys():
@@ -134,6 +152,11 @@ def _initialize(**arguments: Any) -> None:
 def alone() -> bool:
   """Returns whether this is the only process; the first call may start JAX's backend and wait for the others."""
   return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def is_first() -> bool:
+  """Returns whether this is process 0, which prints and writes."""
+  return alone() or jax.process_index() == 0
 
 
 def all_gather_json(value: Any) -> list[Any]:
@@ -166,12 +189,14 @@ def error_of_any(message: str | None) -> UsageErrorOfAll | None:
 
 
 def preempted(step: int) -> bool:
-  """Returns whether the processes must save and exit at this step, because one of them received SIGTERM.
+  """Returns whether the processes must save and exit at this step, because one of them received SIGTERM or Ctrl-C.
 
-  It is True at the same step on all processes; every process must call it at every step. A process that is not
-  connected to others just ends at SIGTERM.
+  It is True at the same step on all processes; every process must call it at every step, inside
+  `stop_signals.checkpoint_at_signals`.
   """
-  return multihost_utils.reached_preemption_sync_point(step)
+  if jax.distributed.is_initialized():
+    return multihost_utils.reached_preemption_sync_point(step)
+  return stop_signals.requested() is not None
 
 
 @contextlib.contextmanager
@@ -184,6 +209,6 @@ def user_errors() -> Iterator[None]:
   try:
     yield
   except (ValueError, OSError, ImportError) as error:
-    message, cause = str(error), error
+    message, cause = disk_error(error) or str(error), error
   if refused := error_of_any(message):
     raise refused from cause

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from etils import epath
 from fsspec.callbacks import Callback
 from fsspec.config import conf
 
+from spatial_vlm import extras
 from spatial_vlm.config import UsageError
 from spatial_vlm.progress import progress_bar
 
@@ -20,8 +20,6 @@ CACHE_VARIABLE = "SPATIAL_VLM_CACHE"
 """Environment variable with the folder of local copies; by default ~/.cache/spatial_vlm."""
 
 _GCS = "gs://"
-_LIBRARIES = ("gcsfs", "google.cloud.storage")
-"""What gs:// needs: etils and fsspec use the first one, Orbax the second one."""
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -45,10 +43,8 @@ def write_whole(path: epath.Path, text: str) -> None:
 def check_installed(values: Iterable[object]) -> None:
   """Raises UsageError if a value names a gs:// address and the extra `gcs` is not installed."""
   named = next((text for value in values if _GCS in (text := str(value))), None)
-  if named and not all(map(_is_installed, _LIBRARIES)):
-    raise UsageError(
-      f"{named} needs {' and '.join(_LIBRARIES)}: pip install 'spatial-vlm[gcs]', or give local paths"
-    )
+  if named:
+    extras.require("gcs", named)
 
 
 def see_files_of_others() -> None:
@@ -132,10 +128,3 @@ def _check_space(folder: Path, wanted: int) -> None:
       f"local copies need {wanted / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB left; name a folder of a larger "
       f"disk in the environment variable {CACHE_VARIABLE}"
     )
-
-
-def _is_installed(library: str) -> bool:
-  try:
-    return importlib.util.find_spec(library) is not None
-  except ModuleNotFoundError:  # of the package around it
-    return False

@@ -182,7 +182,7 @@ def taught(shared_folder, nano, scenes_folder, on_devices):
   ]
   changes = {
     "checkpoint": nano,
-    "data.conversations": workdir / "conversations.jsonl",
+    "data.conversations": workdir.with_suffix(".jsonl"),
     "data.images": scenes_folder / "images",
     "data.shapes": "((192, 64),)",  # one program
     "epochs": 7,
@@ -194,8 +194,7 @@ def taught(shared_folder, nano, scenes_folder, on_devices):
   # The first worker process trains it; the others would train the same bits.
   with filelock.FileLock(shared_folder / "taught.lock"), on_devices(1):
     if not (workdir / "export").exists():
-      workdir.mkdir(exist_ok=True)
-      conversations.write(workdir / "conversations.jsonl", rows)
+      conversations.write(workdir.with_suffix(".jsonl"), rows)
       assert cli.main(["sft", "--workdir", str(workdir), *settings]) == 0
   return workdir / "export"
 

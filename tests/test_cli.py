@@ -1,5 +1,6 @@
 """Dispatch: help, errors on one line, exit statuses."""
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from spatial_vlm import cli
+from spatial_vlm import cli, workdir_lock
 from spatial_vlm import config as config_lib
 
 COMMAND = '''"""Paints the scene.
@@ -31,6 +32,10 @@ def run(config, workdir, args):
   text = f"{config.steps} {type(workdir).__name__} {args.photo} {args.brush_px}"
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "painted.txt").write_text(text)
+
+
+def last_words(config, workdir, args):
+  return "the scene dries"
 '''
 
 
@@ -141,6 +146,21 @@ def test_nothing_is_made_when_the_command_line_is_wrong(paint, capsys):
   assert not (paint / "runs").exists()
 
 
+def test_a_command_works_under_the_lock_of_its_workdir(monkeypatch, paint):
+  held = []
+
+  @contextlib.contextmanager
+  def lock(workdir):
+    yield
+    held.append(workdir)
+
+  monkeypatch.setattr(workdir_lock, "only_writer", lock)
+  assert cli.main(["paint", "a", "--workdir", "here"]) == 0
+  with pytest.raises(ValueError, match="not foreseen"):
+    cli.main(["paint", "a", "--config.fail=bug"])
+  assert [str(folder) for folder in held] == ["here"]
+
+
 def test_interrupt(capsys):
   assert cli.main(["paint", "a", "--config.fail=stop"]) == 130
   assert capsys.readouterr().err == "\nstopped; run the same command again to go on\n"
@@ -151,7 +171,7 @@ def test_bugs_keep_their_traceback():
     cli.main(["paint", "a", "--config.fail=bug"])
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"], ["help", "-h"]])
 def test_help_lists_the_commands(capsys, argv):
   assert cli.main(argv) == 0
   out = capsys.readouterr().out
@@ -185,7 +205,7 @@ def test_every_command_keeps_the_protocol(name):
   """The first docstring line is a sentence that fits; the module defines `run`; its config is there."""
   command = cli.COMMANDS[name]
   assert command.summary.endswith(".") and len(command.summary) <= 100
-  assert callable(command.load().run)
+  assert callable(command.load().run) and callable(command.load().last_words)
   assert config_lib.read_preset(command.config).algorithm in command.takes_configs_of
 
 

@@ -238,6 +238,7 @@ def test_snapshot_is_deterministic_and_stays(spec, tmp_path, monkeypatch):
 def test_another_config_is_refused_in_the_same_workdir(spec, tmp_path):
   workdir = epath.Path(tmp_path / "run")
   config_lib.snapshot(config_lib.load(spec, REQUIRED), workdir)
+  (workdir / "results.json").touch()
   changed = config_lib.load(spec, [*REQUIRED, "optim.rate=1", "log_steps=1", "data.limit=2"])
   with pytest.raises(config_lib.UsageError) as error:
     config_lib.snapshot(changed, workdir, harmless=("log_*",))
@@ -248,20 +249,20 @@ def test_another_config_is_refused_in_the_same_workdir(spec, tmp_path):
 
 
 def test_snapshot_cut_off_while_it_was_written_is_written_again(spec, tmp_path):
-  config, path = config_lib.load(spec, REQUIRED), tmp_path / "config.json"
-  config_lib.snapshot(config, epath.Path(tmp_path))
+  config, path = config_lib.load(spec, REQUIRED), tmp_path / "run" / "config.json"
+  config_lib.snapshot(config, epath.Path(path.parent))
   whole = path.read_text()
   path.write_text(whole[: len(whole) // 2])
-  config_lib.snapshot(config, epath.Path(tmp_path))
+  config_lib.snapshot(config, epath.Path(path.parent))
   assert path.read_text() == whole
 
 
 def test_other_versions_are_logged(spec, tmp_path, monkeypatch, caplog):
   config = config_lib.load(spec, REQUIRED)
-  config_lib.snapshot(config, epath.Path(tmp_path))
+  config_lib.snapshot(config, epath.Path(tmp_path / "run"))
   monkeypatch.setattr(config_lib, "LIBRARIES", ["numpy"])
   with caplog.at_level(logging.WARNING):
-    config_lib.snapshot(config, epath.Path(tmp_path))
+    config_lib.snapshot(config, epath.Path(tmp_path / "run"))
   assert "other versions" in caplog.text
 
 

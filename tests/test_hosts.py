@@ -96,6 +96,22 @@ def tpu_host():
 
 
 @pytest.mark.parametrize(
+  ("chosen", "plugins", "used"),
+  [(None, [], "cpu"), (None, ["cuda"], None), ("tpu,cpu", [], "tpu,cpu"), ("cuda", [], "cuda")],
+)
+def test_without_a_tpu_libtpu_is_not_tried(monkeypatch, chosen, plugins, used):
+  """It would print warnings. JAX sets "tpu,cpu" on a TPU host; an accelerator of another kind has a plugin."""
+  before = jax.config.jax_platforms
+  monkeypatch.setattr(hosts, "entry_points", lambda group: plugins)
+  jax.config.update("jax_platforms", chosen)
+  try:
+    hosts.skip_absent_tpu()
+    assert jax.config.jax_platforms == used
+  finally:
+    jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize(
   "reason",
   [
     ValueError("coordinator_address should be defined."),

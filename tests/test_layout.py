@@ -11,11 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
   (
-    *("types", "settings", "config", "progress", "remote", "answers", "answer_extraction"),
+    *("types", "workdir", "disk_errors", "settings", "config", "progress", "extras", "remote"),
+    *("inputs", "workdir_lock", "answers", "answer_extraction"),
     *("text", "jsonl", "compilation_cache"),
   ),
   (
-    *("parameters", "sharding", "process_rows", "hosts", "checkpoint", "metrics"),
+    *("parameters", "sharding", "process_rows", "stop_signals", "hosts", "checkpoint", "metrics"),
     "compile_clock",
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
@@ -98,7 +99,7 @@ FOLDERS = {
   "reuse/index": ("searchers", "vector_files", "vector_index", "behavior_index", "index_folder"),
   "reuse/retrieval": ("recall", "choosers", "paraphrases", "recall_report"),
   "inference": (
-    *("controls", "policy", "loading", "questions", "comparison_arms", "generation"),
+    *("controls", "policy", "loading", "questions", "unfamiliar", "comparison_arms", "generation"),
     *("stored_answers", "timing"),
   ),
   "synthesis": (

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from etils import epath
 
-from spatial_vlm import cli, remote
+from spatial_vlm import cli, extras, remote
 from spatial_vlm.config import UsageError
 
 
@@ -39,7 +39,7 @@ def test_without_the_extra_one_line_says_what_to_install(without_gcsfs, capsys, 
     arguments += ["--workdir", "no_run"]
   assert cli.main(arguments) == 2
   error = capsys.readouterr().err
-  assert "gs://bucket/" in error and "pip install 'spatial-vlm[gcs]'" in error
+  assert "gs://bucket/" in error and "[gcs]' -c " in error
   assert error.count("\n") == 1
 
 
@@ -48,7 +48,7 @@ def test_local_paths_need_no_extra(without_gcsfs):
 
 
 def test_a_package_around_a_library_may_be_missing(monkeypatch):
-  monkeypatch.setattr(remote, "_LIBRARIES", ("no_such_package.storage",))
+  monkeypatch.setattr(extras, "EXTRAS", {"gcs": ("no_such_package.storage",)})
   with pytest.raises(UsageError, match=r"no_such_package\.storage"):
     remote.check_installed(["gs://bucket"])
 

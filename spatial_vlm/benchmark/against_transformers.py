@@ -29,7 +29,7 @@ class Peer:
   """
 
   def __init__(self, model: ModelConfig, params: Params, dtype: str, folder: epath.Path):
-    torch, qwen3_vl = _libraries()
+    torch, qwen3_vl = import_libraries()
     flat = flatten(params)
     stream_checkpoint(folder, model, flat.__getitem__, dtype)
     self._torch = torch
@@ -157,8 +157,8 @@ def _grid(vision: Any) -> np.ndarray:
   return np.array([1, *(vision.coords[0].max(axis=0) + 1)])
 
 
-def _libraries() -> tuple[Any, Any]:
-  """Returns torch and the class of the model."""
+def import_libraries() -> tuple[Any, Any]:
+  """Returns torch and the class of the model; raises UsageError where one is missing."""
   try:
     import torch
     from transformers import Qwen3VLForConditionalGeneration

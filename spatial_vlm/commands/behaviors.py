@@ -15,17 +15,20 @@ the edited file. After an interruption, the same command resumes: answers of the
     --config.evaluation=vsr/test.jsonl --workdir runs/behaviors
 """
 
+import argparse
 from collections.abc import Sequence
 
 from etils import epath
 
 from spatial_vlm import answers
+from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation.results import read_recalls
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
+from spatial_vlm.inputs import check_inputs
 from spatial_vlm.remote import write_whole
 from spatial_vlm.reuse.chains.chain_check import reading_report
 from spatial_vlm.reuse.chains.solutions import Solution
@@ -56,6 +59,7 @@ HARMLESS = (
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
+    check_inputs(config, inputs(config))
     task = find_training_task(config.task)
     embedder = load_embedder(config.embedder)
     handbook = Handbook(config.max_entries, config.max_handbook_tokens)
@@ -92,6 +96,12 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     print(f"{behavior.line}  [chains: {len(behavior.provenance)}]")
   print(f"comparisons: {reading_report(solutions)}")
   print(f"{workdir / 'conversations.jsonl'}: {', '.join(examples.report())}")
+
+
+def inputs(config: Config) -> list[str]:
+  """Returns the leaves that name files to read."""
+  source = ["chains"] if config.chains else ["checkpoint", "data.records", "data.images"]
+  return [*source, "evaluation", "review"]
 
 
 def why_empty(config: Config, found: Sequence[Behavior], solutions: Sequence[Solution]) -> str:
@@ -133,3 +143,15 @@ def check(config: Config) -> None:
       raise UsageError(
         f"{name} is {split!r}, a split to measure on; behaviors come from training records"
       )
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  words = ["sft", leaf("data.conversations", workdir / "conversations.jsonl")]
+  words += [leaf("checkpoint", config.checkpoint)] if config.checkpoint else []
+  return ending(
+    f"index, {REVIEW_FILE} and conversations.jsonl in {workdir}",
+    args.config,
+    [*words, leaf("data.images", config.data.images), "--workdir", "runs/sft_reuse"],
+    ["evaluate", leaf("method", "reuse"), leaf("behaviors", workdir / "index")],
+  )

@@ -21,13 +21,14 @@ import jax
 from etils import epath
 
 from spatial_vlm import sharding
-from spatial_vlm.benchmark.against_transformers import Peer
+from spatial_vlm.benchmark.against_transformers import Peer, import_libraries
 from spatial_vlm.benchmark.correctness import ATTENTION, use_formula
 from spatial_vlm.benchmark.limits import measure_limits
 from spatial_vlm.benchmark.measure import Rounds
 from spatial_vlm.benchmark.measurements import check, measure
 from spatial_vlm.benchmark.results import TABLE, Results
 from spatial_vlm.benchmark.subject import MODELS, Subject
+from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config
 from spatial_vlm.hosts import user_errors
 
@@ -36,6 +37,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   """Measures and writes row by row."""
   with user_errors():
     check(config)
+    if args.against:
+      import_libraries()
   if args.against:  # torch needs some of the accelerator's memory
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   use_compilation_cache(workdir / "compile_cache")
@@ -70,3 +73,8 @@ def use_compilation_cache(folder: epath.Path) -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  return ending(f"{TABLE} and results.json in {workdir}", args.config)

@@ -28,6 +28,8 @@ class Command:
   """Commands whose configs it takes; empty: its own."""
   requires_files: bool = True
   """False if required leaves that name files may be omitted."""
+  writes: bool = True
+  """False if the command writes nothing in its workdir."""
   multi_process: bool = False
   """True if processes on several hosts run the command together (see `hosts`)."""
   module: str = ""

@@ -9,11 +9,13 @@ with the first batch of answers that is missing.
   spatial-vlm compare --config configs/compare.py:tiny --workdir runs/compare
 """
 
+import argparse
 import re
 
 from etils import epath
 
 from spatial_vlm import sharding
+from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config, snapshot
 from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation import reuse_comparison
@@ -36,16 +38,24 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.questions import load_recall
 from spatial_vlm.inference.stored_answers import AnswerStore, refuse_other_origin, stored_answers
 from spatial_vlm.inference.timing import choosing_seconds, with_seconds
+from spatial_vlm.inference.unfamiliar import warn_of_forms
+from spatial_vlm.inputs import check_inputs
 from spatial_vlm.remote import write_whole
 from spatial_vlm.tasks import find_task
 
 HARMLESS = ("timed_questions", "in_flight", "mesh.*", "handbook_shares", "bc_checkpoint")
 """Settings that may change between two starts. `refuse_other_origin` checks the answers of `bc_checkpoint`."""
+INPUTS = (
+  *("checkpoint", "bc_checkpoint", "behaviors"),
+  *("data.records", "data.images", "data.boxes"),
+)
+"""Leaves that name files to read."""
 FIGURE = "accuracy_tokens.png"
 
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
+    check_inputs(config, INPUTS)
     data, task = config.data, find_task(config.task)
     source = task.read(data.records, data.images, data.boxes or None, data.max_bad_share)
     examples = Take(source, config.limit or len(source))
@@ -53,6 +63,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     check_batch(config, mesh, in_slots=config.prompt_slots > 0)
     recall = load_recall(config.behaviors, config.behavior_tokens)
     recall.index.handbook.refuse_leaks((epath.Path(data.records).stem,), source.pairs)
+    warn_of_forms(config.checkpoint, task, ["chain", "short"])
     policies = {"": load_policy(config.checkpoint, mesh)}
     if config.bc_checkpoint:
       policies[BC_SFT] = load_policy(config.bc_checkpoint, mesh)
@@ -96,3 +107,14 @@ def run(config: Config, workdir: epath.Path, args) -> None:
 def arm_folder(workdir: epath.Path, name: str) -> epath.Path:
   """Returns the folder of the answers of the arm `name`."""
   return workdir / re.sub(r"\W+", "_", name)
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  policy = ["--checkpoint", config.checkpoint, "--behaviors", config.behaviors]
+  return ending(
+    f"report.md, results.json and {FIGURE} in {workdir}",
+    args.config,
+    ["answer", "PHOTO", "STATEMENT", *policy],
+    ["serve", *policy],
+  )

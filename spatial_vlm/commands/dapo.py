@@ -19,8 +19,10 @@ from collections.abc import Callable
 from etils import epath
 
 from spatial_vlm import hosts, metrics, sharding
+from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, leaves, settings_from
 from spatial_vlm.hosts import user_errors
+from spatial_vlm.inputs import check_inputs
 from spatial_vlm.metrics import PhaseClock
 from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.train import rl_data, rl_settings, rollout_buffer
@@ -46,6 +48,12 @@ from spatial_vlm.train.run import (
 from spatial_vlm.train.trained_weights import write_trained
 from spatial_vlm.types import RlState
 
+INPUTS = (
+  *("checkpoint", "behaviors"),
+  *("data.records", "data.images", "data.validation", "data.evaluation"),
+)
+"""Leaves that name files to read."""
+
 
 def check(config: Config) -> None:
   """Raises UsageError for settings that cannot work together."""
@@ -57,6 +65,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   """Loads the policy and the prompts, trains, and writes the weights."""
   with user_errors():
     check(config)
+    check_inputs(config, INPUTS)
     mesh = sharding.make_mesh(config.mesh)
     meshes = TrainingMeshes(mesh, sharding.reshape_mesh(mesh, config.sampling_mesh))
     check_batches(config, meshes)
@@ -136,3 +145,15 @@ def show_progress(config: Config, batch: int, values: dict[str, float], bar) -> 
     entropy=f"{values.get('entropy', 0.0):.3f}",
   )
   bar.update()
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  export = workdir / "export"
+  return ending(
+    f"{export} (Hugging Face folder of the policy)",
+    args.config,
+    ["answer", "PHOTO", "STATEMENT", "--checkpoint", export],
+    ["evaluate", leaf("checkpoint", export)],
+    ["behaviors", leaf("checkpoint", export)],
+  )

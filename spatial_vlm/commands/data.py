@@ -14,6 +14,7 @@ stopped.
     --config.data.images=coco/train2017.zip,coco/val2017.zip --workdir runs/vsr
 """
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from typing import Any
 
 from etils import epath
 
+from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import split_report, store
 from spatial_vlm.data.contact_sheet import contact_sheet, sampled
@@ -28,6 +30,7 @@ from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.split_guard import read_pairs, refuse_shared_pairs, shared_pairs
 from spatial_vlm.data.splits import Overlap, Split, read_splits, write_records
 from spatial_vlm.hosts import user_errors
+from spatial_vlm.inputs import check_inputs
 from spatial_vlm.processor.image import png
 from spatial_vlm.progress import progress_bar
 
@@ -42,6 +45,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
     check(config)
     if config.store.shards:
       store.check_folder(workdir / STORE)
+    check_inputs(config, ("data.folder", "data.images", "evaluation"))
     splits = read_splits(data.folder, data.splits, data.images, data.published, data.allow_subset)
     overlap = find_overlap(config, splits)
   if overlap and config.drop_shared:
@@ -61,7 +65,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   (workdir / "statistics.json").write_text(json.dumps(result, indent=2) + "\n")
   text = split_report.markdown_report(statistics, shared, notes, bool(data.images))
   (workdir / "report.md").write_text(text)
-  print(f"\nrecords, statistics.json and report.md are in {workdir}")
 
 
 def check(config: Config) -> None:
@@ -107,3 +110,14 @@ def prepare(config: Config, workdir: epath.Path) -> dict[str, Any]:
       bad = [dataclasses.asdict(bad) for bad in written.bad]
       notes[name] = {"records": len(written), "skipped": bad}
   return notes
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  has_store = bool(config.store.shards)
+  images = workdir / STORE / f"{TRAIN}.json" if has_store else config.data.images
+  names = [leaf("data.records", workdir / f"{TRAIN}.jsonl"), leaf("data.images", images)]
+  names += [leaf("evaluation", config.evaluation or workdir / f"{TEST}.jsonl")]
+  has_both = TRAIN in config.data.splits and (config.evaluation or TEST in config.data.splits)
+  steps = [["synthesize", *names]] if has_both else []
+  return ending(f"records, statistics.json and report.md in {workdir}", args.config, *steps)

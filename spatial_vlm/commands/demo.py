@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from spatial_vlm.commands import behaviors, dapo, evaluate, scenes, sft
+from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.demo import demo_report
 from spatial_vlm.demo.schedule import busy_seconds, finished, run_stages
@@ -50,8 +51,21 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   spans = [span for stage in plan if (span := finished(workdir, stage))]
   table = demo_report.write_report(config, workdir, busy_seconds(spans))
   print(f"\n{table}\n")
-  print(
-    f"report: {workdir / 'report.md'}   figures: in the same folder   numbers: {workdir / 'results.json'}"
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  policy = [
+    "--checkpoint",
+    workdir / "sft_reuse" / "export",
+    "--behaviors",
+    workdir / "behaviors" / "index",
+  ]
+  return ending(
+    f"report.md, results.json and figures in {workdir}",
+    args.config,
+    ["answer", "PHOTO", "STATEMENT", *policy],
+    ["serve", *policy],
   )
 
 

@@ -11,6 +11,7 @@ without the image; `report` sets its answers next to those with the image.
   spatial-vlm evaluate --config.method=chain --config.checkpoint=runs/sft/export --workdir runs/evaluate_sft
 """
 
+import argparse
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from spatial_vlm import sharding
+from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data.reading import Reader
 from spatial_vlm.data.records import ExampleSource, Take
@@ -36,6 +38,8 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.questions import QuestionBuilder, Recall, load_recall
 from spatial_vlm.inference.stored_answers import AnswerStore, refuse_other_origin, stored_answers
 from spatial_vlm.inference.timing import with_seconds
+from spatial_vlm.inference.unfamiliar import warn_of_forms
+from spatial_vlm.inputs import check_inputs
 from spatial_vlm.remote import write_whole
 from spatial_vlm.tasks import find_worded_task
 from spatial_vlm.tasks.task import Task
@@ -57,6 +61,7 @@ HARMLESS = ("timed_questions", "in_flight", "mesh.*")
 def run(config: Config, workdir: epath.Path, args) -> None:
   with user_errors():
     check(config)
+    check_inputs(config, inputs(config))
     data, task = config.data, find_worded_task(config.task, config.template, config.prompt)
     source = task.read(data.records, data.images, data.boxes or None, data.max_bad_share)
     if config.control:
@@ -103,6 +108,14 @@ def check(config: Config) -> None:
       f"control is {config.control!r} and method 'zero-shot' chooses between the first words of the task's answers, "
       'which "Cannot tell." is not; choose another method or control'
     )
+
+
+def inputs(config: Config) -> list[str]:
+  """Returns the leaves that name files to read."""
+  records = ["data.records", "data.images", "data.boxes"]
+  if config.method == "majority":
+    return [*records, "data.training_records"]
+  return ["checkpoint", *records, *(["behaviors"] if config.method == "reuse" else [])]
 
 
 def controlled(name: str, task: Task, source: ExampleSource) -> tuple[Task, ControlledSource]:
@@ -163,7 +176,9 @@ def model_answers(
   mesh = sharding.make_mesh(config.mesh)
   check_batch(config, mesh, in_slots=config.prompt_slots > 0)
   policy = load_policy(config.checkpoint, mesh)
-  questions = QuestionBuilder(task, FORMS[config.method], recall)
+  form = FORMS[config.method]
+  warn_of_forms(config.checkpoint, task, [form, "short"] if recall else [form])
+  questions = QuestionBuilder(task, form, recall)
   judge = likeliest_verdicts if config.method == "zero-shot" else parsed_verdicts
   generator = make_generator(policy, mesh, questions, config, judge)
 
@@ -173,3 +188,12 @@ def model_answers(
     return with_seconds(predictions, generator, examples, config.timed_questions)
 
   return answer
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  return ending(
+    f"results.json and predictions.jsonl in {workdir}",
+    args.config,
+    ["report", leaf("runs", f"{workdir},…")],
+  )

@@ -11,6 +11,7 @@ from, with LoRA adapters merged. With adapter=true only the adapter is written.
   spatial-vlm export --config.run=runs/sft --config.adapter=true --workdir adapter
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -23,12 +24,14 @@ from etils import epath
 
 from spatial_vlm import sharding
 from spatial_vlm.checkpoint import Checkpoints
+from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.evaluation.results import results_table
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.huggingface.folder import find_folder, read_model_config
 from spatial_vlm.huggingface.peft_adapter import write_adapter
 from spatial_vlm.huggingface.weights import stream_checkpoint
+from spatial_vlm.inputs import check_inputs
 from spatial_vlm.parameters.lora import is_adapter
 from spatial_vlm.parameters.partition import flatten, subset_from_config, unflatten
 from spatial_vlm.text import escaped
@@ -41,6 +44,7 @@ PARAMS_PATHS = {"sft": ("params",), "dapo": ("train", "params")}
 
 def run(config: Config, workdir: epath.Path, args) -> None:
   check(config)
+  check_inputs(config, ("run", "results"))
   run_folder = epath.Path(config.run).expanduser()
   if run_folder.resolve() == workdir.resolve():
     raise UsageError(f"--workdir {workdir} is the run itself; give another folder")
@@ -91,7 +95,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
       leaf_at = with_base(restored, checkpoints.host()["base"], mesh, model, subset)
       stream_checkpoint(workdir, model, leaf_at, config.dtype, config.max_file_bytes)
   if jax.process_index() == 0:
-    print(f"checkpoint {step} of {run_folder} is in {workdir}")
+    print(f"exported: checkpoint {step} of {run_folder}")
 
 
 def check_adapter(run_folder: epath.Path, trained: Mapping[str, Any]) -> None:
@@ -158,3 +162,15 @@ def at(tree, names):
   for name in names:
     tree = tree[name]
   return tree
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  if config.adapter:
+    return ending(f"{workdir} (adapter, as PEFT reads it)", args.config)
+  return ending(
+    f"{workdir} (Hugging Face folder of the policy)",
+    args.config,
+    ["answer", "PHOTO", "STATEMENT", "--checkpoint", workdir],
+    ["serve", "--checkpoint", workdir],
+  )

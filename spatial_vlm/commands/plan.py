@@ -22,6 +22,7 @@ import json
 import jax
 from etils import epath
 
+from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config, versions
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.planning.advice import advise
@@ -61,4 +62,10 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     for line in advise(config, cost, target):
       print(f"- {line}")
     print()
-  print(f"all figures: {workdir / 'plan.json'}")
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  return ending(
+    f"plan.json in {workdir}", args.config, [algorithm_of(config), "--config", args.config]
+  )

@@ -11,11 +11,13 @@ With --config.demos, finished demos that differ in their seed are joined into on
   spatial-vlm report --config.demos="('runs/demo_seed*',)" --workdir runs/report_seeds
 """
 
+import argparse
 import datetime
 
 from etils import epath
 
 from spatial_vlm.answers import Grammar
+from spatial_vlm.commands.ending import ending
 from spatial_vlm.config import Config, UsageError, snapshot, versions
 from spatial_vlm.evaluation import runs_report, seed_report
 from spatial_vlm.evaluation.results import to_json
@@ -48,7 +50,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   }
   write_whole(workdir / "report.md", runs_report.runs_report(found, FIGURE, provenance))
   print(runs_report.results_table(found["rows"]))
-  print(f"\nreport: {workdir / 'report.md'}   numbers: {workdir / 'results.json'}")
 
 
 def join_demos(config: Config, workdir: epath.Path) -> None:
@@ -86,3 +87,8 @@ def answer_grammar(run: FinishedRun) -> Grammar:
   """Returns the grammar of the run's answers, as its task and template word them."""
   settings = run.settings
   return find_worded_task(settings["task"], settings.get("template", "project"), "plain").grammar
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  return ending(f"report.md, results.json and {FIGURE} in {workdir}", args.config)

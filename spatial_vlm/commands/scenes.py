@@ -10,8 +10,11 @@ stopped.
   spatial-vlm scenes --config.counts.train=20000 --config.seed=7 --workdir runs/more_scenes
 """
 
+import argparse
+
 from etils import epath
 
+from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.data import conversations
 from spatial_vlm.data.contact_sheet import contact_sheet
@@ -33,7 +36,6 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   conversations.write(workdir / "direct.jsonl", training.direct)
   sheet = [sources["train"][index] for index in range(config.sheet)]
   (workdir / "contact_sheet.png").write_bytes(png(contact_sheet(sheet)))
-  print(f"records, images and contact_sheet.png are in {workdir}")
 
 
 def check(config: Config) -> None:
@@ -62,3 +64,14 @@ def open_sources(config: Config) -> dict[str, SceneSource]:
       f"caption_pairs is {config.caption_pairs}; at most counts.test ({config.counts.test}) are there"
     )
   return sources
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  images = leaf("data.images", workdir / "images")
+  return ending(
+    f"records, images, chains.jsonl and contact_sheet.png in {workdir}",
+    args.config,
+    ["sft", leaf("data.conversations", workdir / "chains.jsonl"), images],
+    ["synthesize", leaf("data.records", workdir / "train.jsonl"), images],
+  )

@@ -9,7 +9,6 @@ bearer token: the environment variable SPATIAL_VLM_API_KEY, or --token-file.
 """
 
 import argparse
-import importlib.util
 import logging
 import os
 import re
@@ -17,22 +16,24 @@ from pathlib import Path
 
 from etils import epath
 
-from spatial_vlm import sharding
+from spatial_vlm import extras, sharding
 from spatial_vlm.commands.arguments import TOKEN_VARIABLE
 from spatial_vlm.config import Config, UsageError
 from spatial_vlm.hosts import user_errors
 from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.inference.questions import load_recall
+from spatial_vlm.inference.unfamiliar import warn_of_forms
 from spatial_vlm.serving.address import bind, is_loopback
+from spatial_vlm.tasks import find_task
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("prometheus_client", "starlette", "uvicorn")
+
 MIN_TOKEN_CHARACTERS = 16
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
-  check_libraries()
+  extras.require("serve", "`serve`")
   from spatial_vlm.serving import app, http_guard, sample_scenes, server, setup
 
   with user_errors():
@@ -45,7 +46,10 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
       name = served_name(config, args.checkpoint)
       mesh = sharding.make_mesh(config.mesh)
       policy = load_policy(args.checkpoint, mesh)
-      recall = load_recall(args.behaviors, config.behavior_tokens) if args.behaviors else None
+      behaviors, tokens = args.behaviors, config.behavior_tokens
+      if behaviors:
+        warn_of_forms(args.checkpoint, find_task(config.task), ["short"])
+      recall = load_recall(behaviors, tokens) if behaviors else None
       service, engines = setup.make_service(policy, mesh, config, name, recall)
     engines.compile()
     guard = http_guard.HttpGuard(token, args.host)
@@ -78,15 +82,6 @@ def served_name(config: Config, checkpoint: str) -> str:
   if not name:
     raise UsageError(f"--checkpoint {checkpoint} has no name; give one with --config.model_name")
   return name
-
-
-def check_libraries() -> None:
-  """Raises UsageError where the extra is not installed."""
-  missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-  if missing:
-    raise UsageError(
-      f"serving needs {', '.join(missing)}, which are not installed: pip install 'spatial-vlm[serve]'"
-    )
 
 
 def read_token(file: str | None) -> str | None:
@@ -124,3 +119,8 @@ def check_address(host: str, token: str | None) -> None:
       f"--host {host} can be reached by other machines and there is no token: export "
       f"{TOKEN_VARIABLE}=$(openssl rand -hex 32), or leave --host out to serve this machine only"
     )
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  return ""  # it serves until it is stopped

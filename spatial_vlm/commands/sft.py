@@ -27,10 +27,13 @@ import jax
 from etils import epath
 
 from spatial_vlm import hosts, metrics, sharding
+from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, leaves, settings_from
 from spatial_vlm.hosts import user_errors
+from spatial_vlm.inputs import check_inputs
 from spatial_vlm.optim.optimizers import optimizer_from_config
 from spatial_vlm.process_rows import check_rows, make_global_batch, process_shard
+from spatial_vlm.tasks import find_training_task
 from spatial_vlm.train.prolonging import RunLength
 from spatial_vlm.train.run import (
   RunFiles,
@@ -51,6 +54,8 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   """Loads the policy and the data, trains, and writes the weights."""
   with user_errors():
     check(config)
+    find_training_task(config.task)
+    check_inputs(config, inputs(config))
     mesh = sharding.make_mesh(config.mesh)
     check_rows(mesh, "batch_size", config.batch_size)
     trainable = load_trainable(config, mesh, config.from_scratch)
@@ -74,6 +79,12 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     state = fit(config, workdir.name, state, data, updates, files)
   print_skipped(data)
   write_trained(workdir, leaves(config), files.base, model, mesh, trainable.subset, state.params)
+
+
+def inputs(config: Config) -> list[str]:
+  """Returns the leaves that name files to read."""
+  data = [] if config.data.pretrain.scenes else ["data.conversations", "data.images", "data.mix"]
+  return ["checkpoint", *data, "data.evaluation"]
 
 
 def fit(
@@ -119,3 +130,15 @@ def print_skipped(data: SftData) -> None:
   if shares := metrics.means(data.padding):
     named = [f"{share:.1%} of the {kind} slots" for kind, share in shares.items()]
     print(f"padding: {', '.join(named)}")
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  export = workdir / "export"
+  return ending(
+    f"{export} (Hugging Face folder of the policy)",
+    args.config,
+    ["answer", "PHOTO", "STATEMENT", "--checkpoint", export],
+    ["dapo", leaf("checkpoint", export)],
+    ["evaluate", leaf("checkpoint", export)],
+  )

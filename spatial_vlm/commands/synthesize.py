@@ -23,10 +23,12 @@ import sys
 from etils import epath
 
 from spatial_vlm import config as config_lib
+from spatial_vlm.commands.ending import ending, leaf
 from spatial_vlm.config import Config, UsageError, settings_from, snapshot
 from spatial_vlm.data.records import JsonlSource
 from spatial_vlm.data.split_guard import refuse_shared_records
 from spatial_vlm.hosts import user_errors
+from spatial_vlm.inputs import check_inputs
 from spatial_vlm.progress import progress_bar
 from spatial_vlm.synthesis.run.estimate import EstimateSettings, estimate_cost
 from spatial_vlm.synthesis.run.journal import Journal
@@ -34,7 +36,7 @@ from spatial_vlm.synthesis.run.progress import RecordProgress
 from spatial_vlm.synthesis.run.requests import SynthesisRun
 from spatial_vlm.synthesis.run.results import write_results
 from spatial_vlm.synthesis.setup import build_questions, check, send_missing, start_run
-from spatial_vlm.synthesis.teacher_table import find_teacher
+from spatial_vlm.synthesis.teacher_table import read_key
 from spatial_vlm.synthesis.verify.selection import SelectionSettings
 
 HARMLESS = (
@@ -47,16 +49,21 @@ HARMLESS = (
 again by every start."""
 
 
+INPUTS = ("data.records", "data.images", "evaluation")
+"""Leaves that name files to read."""
+
+
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
   with user_errors():
     check(config)
     journal = Journal(workdir / "journal")
+    check_inputs(config, INPUTS)
     source = JsonlSource(
       config.data.records, config.data.images, max_bad_share=config.data.max_bad_share
     )
     remedy = "let `spatial-vlm data` remove them (drop_shared), or evaluate on another set"
     refuse_shared_records(source.pairs, [config.evaluation], remedy)
-    key = "" if args.offline else find_teacher(config.teacher).read_key(config)
+    key = "" if args.offline else read_key(config)
     questions = build_questions(config, source)
     snapshot(config, workdir, HARMLESS)
   with journal:
@@ -73,7 +80,7 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
       examples=config.examples,
       settings=config_lib.leaves(config),
     )
-  print(f"{written.chains:,} chains, results.json and report.md are in {workdir}")
+  print(f"{written.chains:,} chains are in {workdir / 'chains.jsonl'}")
   if written.unsettled:
     raise UsageError(
       f"{written.unsettled:,} of {written.records:,} records are not settled "
@@ -109,3 +116,20 @@ async def send(config: Config, started: SynthesisRun, key: str) -> None:
       bar.update()
 
     await send_missing(config, started, key, on_settled)
+
+
+def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
+  """Returns where the result is, and the commands that read it."""
+  chains = leaf("data.conversations", workdir / "chains.jsonl")
+  images = leaf("data.images", config.data.images)
+  return ending(
+    f"chains.jsonl, results.json and report.md in {workdir}",
+    args.config,
+    ["sft", chains, images],
+    [
+      "behaviors",
+      "--config",
+      "configs/behaviors.py:chains",
+      leaf("chains", workdir / "chains.jsonl"),
+    ],
+  )

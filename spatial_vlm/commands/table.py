@@ -17,8 +17,8 @@ COMMANDS = {
     Command("evaluate"),
     Command("compare"),
     Command("report"),
-    Command("answer", arguments.answer_arguments),
-    Command("serve", arguments.serve_arguments),
+    Command("answer", arguments.answer_arguments, writes=False),
+    Command("serve", arguments.serve_arguments, writes=False),
     Command("export", multi_process=True),
     Command(
       "plan",

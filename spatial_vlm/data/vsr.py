@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from spatial_vlm import extras
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.records import BadRecord, Record, from_fields, parse, read_lines
 
@@ -150,9 +151,7 @@ def _rows(file: epath.Path) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
   except ImportError as error:
-    raise UsageError(
-      f"reading {os.fspath(file)} needs pyarrow: pip install 'spatial-vlm[parquet]'"
-    ) from error
+    raise UsageError(extras.need("parquet", f"reading {os.fspath(file)}")) from error
   try:
     with file.open("rb") as opened:
       for batch in pyarrow.parquet.ParquetFile(opened).iter_batches():

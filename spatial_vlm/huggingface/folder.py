@@ -30,10 +30,23 @@ def find_folder(folder: str, kind: str = "a Qwen3-VL model") -> epath.Path:
   path = epath.Path(folder).expanduser()
   for candidate in (path, epath.Path(PACKAGE_FOLDER.parent) / folder):
     if candidate.is_dir():
+      _refuse_training_run(candidate)
       return candidate
   raise UsageError(
     f"checkpoint folder {folder} does not exist; give a Hugging Face folder of {kind}"
   )
+
+
+def _refuse_training_run(folder: epath.Path) -> None:
+  """Raises UsageError for a workdir of `sft` or `dapo`, which holds its policy in a subfolder."""
+  if not (folder / "checkpoints").is_dir() or (folder / "preprocessor_config.json").is_file():
+    return
+  export = folder / "export"
+  if (export / CONFIG_FILE).is_file():
+    remedy = f"its policy is in {export}"
+  else:
+    remedy = f"`spatial-vlm export --config.run={folder}` makes a folder of its newest checkpoint"
+  raise UsageError(f"{folder} is the workdir of a training run, not a checkpoint folder; {remedy}")
 
 
 def read_model_config(folder: epath.PathLike) -> ModelConfig:

@@ -9,6 +9,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from spatial_vlm import extras
+
 GIB = 2**30
 
 
@@ -64,7 +66,7 @@ def topology_devices(topology: str, slices: int) -> tuple[Chip, Sequence[Any]]:
     import libtpu  # noqa: F401
   except ImportError as error:
     raise ImportError(
-      "compiling for TPUs needs libtpu, which runs on machines without a TPU: pip install 'spatial-vlm[plan]'"
+      extras.need("plan", "compiling for TPUs, which works without one,")
     ) from error
   _keep_libtpu_offline()
   options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}

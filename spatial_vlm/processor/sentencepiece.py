@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from spatial_vlm import extras
+
 SPECIAL_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
 """Ids of fairseq. SentencePiece has `<unk>` 0, `<s>` 1 and `</s>` 2, so its other ids move up by one."""
 MASK = "<mask>"
@@ -68,8 +70,8 @@ def _tensorflow_text() -> tuple[Any, Any]:
     import tensorflow_text
   except ImportError as error:
     raise ImportError(
-      "the tokenizer sentencepiece.bpe.model needs TensorFlow Text; install spatial-vlm[bge-m3], or give a folder that "
-      "has tokenizer.json alone"
+      extras.need("bge-m3", "the tokenizer sentencepiece.bpe.model")
+      + "; or give a folder that has tokenizer.json alone"
     ) from error
   # Once TensorFlow has been used, its devices are fixed; then its user has decided about the GPU.
   with contextlib.suppress(RuntimeError):

@@ -19,6 +19,7 @@ import PIL.Image
 from etils import epath
 from jaxtyping import UInt8
 
+from spatial_vlm import extras
 from spatial_vlm.processor.image import check_pixels, open_header, open_image, to_rgb
 from spatial_vlm.processor.video import UnreadableVideo, Video, VideoInfo, check_rate
 
@@ -188,5 +189,5 @@ def _import_av(name: str) -> Any:
   try:
     import av
   except ImportError as error:
-    raise ImportError(f"reading video {name} needs PyAV; install spatial-vlm[video]") from error
+    raise ImportError(extras.need("video", f"reading video {name}")) from error
   return av

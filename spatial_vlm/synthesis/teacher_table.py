@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from spatial_vlm import sharding
+from spatial_vlm import extras, sharding
 from spatial_vlm.config import Config, UsageError, settings_from
 from spatial_vlm.huggingface.folder import find_folder
 from spatial_vlm.inference.loading import load_policy
@@ -42,6 +42,8 @@ class TeacherSetup:
   """Opens the teacher with the API key."""
   model_identity: Callable[[Config], Any] = lambda config: config.model
   """Identifies the model in the keys of questions."""
+  libraries: Sequence[str] = ()
+  """Libraries of the extra `synthesis` that it sends questions by."""
   has_batches: bool = False
   """Whether the teacher has Gemini's Batch API."""
   takes_hints: bool = True
@@ -56,6 +58,17 @@ def find_teacher(name: str) -> TeacherSetup:
   if name not in TEACHERS:
     raise UsageError(f"teacher is {name!r}; choose one of {', '.join(TEACHERS)}")
   return TEACHERS[name]
+
+
+def read_key(config: Config) -> str:
+  """Returns the API key of the config's teacher, "" if it needs none.
+
+  Raises UsageError if the key or a library is missing, or if the model has ended.
+  """
+  teacher = find_teacher(config.teacher)
+  if teacher.libraries:
+    extras.require("synthesis", f"the teacher {config.teacher}", teacher.libraries)
+  return teacher.read_key(config)
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -155,12 +168,15 @@ def _no_key(config: Config) -> str:
 
 
 TEACHERS = {
-  "local": TeacherSetup(GEMINI, _check_local, _no_key, _open_local, has_batches=True),
+  "local": TeacherSetup(
+    GEMINI, _check_local, _no_key, _open_local, libraries=["google.genai"], has_batches=True
+  ),
   "gemini": TeacherSetup(
     GEMINI,
     lambda config: gemini.check(_gemini_settings(config)),
     _gemini_key,
     lambda config, key: GeminiTeacher(_gemini_settings(config), key),
+    libraries=["google.genai"],
     has_batches=True,
     listed_prices=_gemini_prices,
   ),
@@ -169,6 +185,7 @@ TEACHERS = {
     lambda config: openai_chat.check(_openai_settings(config)),
     lambda config: openai_chat.key_from_environment(config.base_url),
     lambda config, key: OpenAIChatTeacher(_openai_settings(config), key),
+    libraries=["openai"],
   ),
   "policy": TeacherSetup(
     CHAIN,

@@ -13,7 +13,7 @@ from spatial_vlm.synthesis.run.ledger import Ledger
 from spatial_vlm.synthesis.run.text_answers import TextAsker, TextRun
 from spatial_vlm.synthesis.setup import read_prices, request_limits
 from spatial_vlm.synthesis.teacher import Usage
-from spatial_vlm.synthesis.teacher_table import find_teacher, identity
+from spatial_vlm.synthesis.teacher_table import find_teacher, identity, read_key
 
 NO_TEXT = "local"
 """The teacher of rendered scenes, which answers about their images alone."""
@@ -33,7 +33,7 @@ def check_text_teacher(config: Config) -> None:
 def read_text_key(config: Config) -> str:
   """Returns the API key; raises UsageError for a missing key, and for a model that has ended or does not exist."""
   identity(config)
-  return find_teacher(config.teacher).read_key(config)
+  return read_key(config)
 
 
 @contextlib.contextmanager

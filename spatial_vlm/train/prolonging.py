@@ -13,6 +13,7 @@ from etils import epath
 
 from spatial_vlm.config import Config, UsageError, leaves, read_snapshot
 from spatial_vlm.remote import write_whole
+from spatial_vlm.workdir import holds_only_settings
 
 
 class RunLength(NamedTuple):
@@ -30,7 +31,7 @@ def prolonged(config: Config, workdir: epath.Path, length: RunLength) -> tuple[s
   Raises UsageError where the run so far would have been another with the longer value.
   """
   stored = read_snapshot(workdir) or {}
-  if not isinstance(before := stored.get(length.leaf), int):
+  if not isinstance(before := stored.get(length.leaf), int) or holds_only_settings(workdir):
     return ()
   if (now := leaves(config)[length.leaf]) <= before:
     return ()

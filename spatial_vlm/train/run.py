@@ -25,6 +25,7 @@ from spatial_vlm.parameters.lora import new_adapters
 from spatial_vlm.parameters.partition import Subset, combine, flatten, partition, subset_from_config
 from spatial_vlm.parameters.paths import INT8
 from spatial_vlm.progress import ProgressLines, TerminalBar, progress_bar
+from spatial_vlm.stop_signals import checkpoint_at_signals
 from spatial_vlm.train.prolonging import RunLength, prolonged, store_length
 from spatial_vlm.train.trained_weights import base_record, check_base
 from spatial_vlm.train.update import init_state
@@ -211,11 +212,12 @@ class RunFiles:
 
 @contextlib.contextmanager
 def open_run(config: Config, workdir: epath.Path, trainable: Trainable) -> Iterator[RunFiles]:
-  """Around the loop of a run: sets its mesh, and closes its files at the end."""
+  """Around the loop of a run: sets its mesh, closes its files at the end, and lets signals ask for a checkpoint."""
   base = base_record(config, trainable.frozen)
   with (
     jax.set_mesh(trainable.mesh),  # the kernels read the mesh
     Checkpoints(workdir / "checkpoints", config.max_to_keep) as checkpoints,
     MetricsWriter(workdir) as writer,
+    checkpoint_at_signals(),
   ):
     yield RunFiles(checkpoints, writer, base)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import PIL.Image
 import pytest
@@ -23,25 +24,29 @@ STATEMENT = "The cat is left of the mug."
 
 
 def ask(run, tmp_path, photo, checkpoint, *others, statement=STATEMENT, **changes):
-  return run(
-    "answer",
-    tmp_path / "run",
-    changes,
-    photo,
-    statement,
-    "--checkpoint",
-    checkpoint,
-    *others,
-  )
+  """Runs `answer`; its exit status, if the answer has no verdict, is that of a SystemExit."""
+  question = (photo, statement, "--checkpoint", checkpoint)
+  try:
+    return run("answer", tmp_path / "run", changes, *question, *others)
+  except SystemExit as ended:
+    return SimpleNamespace(code=ended.code)
 
 
-def test_a_photograph_is_answered_and_drawn_upon(run, taught, tmp_path, capsys):
+def test_a_photograph_is_answered_and_drawn_upon(
+  run, taught, scenes_folder, tmp_path, capsys, caplog
+):
+  """It looks like the training images: nothing is warned of."""
   drawn = tmp_path / "boxes.png"
-  done = ask(run, tmp_path, ASTRONAUT, taught, "--draw", drawn)
-  assert done.code == 0 and not config.unread(done.configs[0])
+  record = json.loads((scenes_folder / "train.jsonl").read_text().splitlines()[0])
+  photo, statement = scenes_folder / "images" / record["image"], record["caption"]
+  done = ask(run, tmp_path, photo, taught, "--draw", drawn, statement=statement)
+  assert done.code == 0
+  assert config.unread(done.configs[0]) == ["behavior_tokens"]  # read with --behaviors
   out = capsys.readouterr().out
   assert "\nverdict: " in out and "\ntokens: " in out and f"boxes drawn in {drawn}" in out
+  assert out.endswith(f"\nresult: {drawn}\n")
   assert PIL.Image.open(drawn).size == (512, 512)
+  assert not [record for record in caplog.records if record.levelname == "WARNING"]
   for preset in ("tiny", "8b"):
     config.read_preset(f"configs/answer.py:{preset}")
 
@@ -50,7 +55,7 @@ def test_unparsed_and_too_long_answers_are_reported(
   run, nano, taught, scenes_folder, tmp_path, capsys
 ):
   photo = scenes_folder / "images" / "train_000000.png"
-  assert ask(run, tmp_path, photo, taught, max_new_tokens=5).code == 0
+  assert ask(run, tmp_path, photo, taught, max_new_tokens=5).code == 1
   out = capsys.readouterr().out
   assert (
     "verdict: none: the answer does not parse" in out
@@ -59,7 +64,7 @@ def test_unparsed_and_too_long_answers_are_reported(
 
 
 def test_direct_and_recalled_questions(
-  run, taught, extracted, scenes_folder, tmp_path, capsys, monkeypatch
+  run, taught, extracted, scenes_folder, tmp_path, caplog, monkeypatch
 ):
   asked = []
   original = command.encode_question
@@ -73,11 +78,15 @@ def test_direct_and_recalled_questions(
   recalled = ("--behaviors", extracted / "index")
   for others in (("--direct",), recalled):
     assert (
-      ask(run, tmp_path, photo, taught, *others, statement=statement, max_new_tokens=8).code == 0
+      ask(run, tmp_path, photo, taught, *others, statement=statement, max_new_tokens=8).code == 1
     )
+    form = "short" if others == recalled else "direct"
+    assert f"was not trained to answer in the form '{form}' (it learnt chain)" in caplog.text
+    caplog.clear()
   assert (
-    ask(run, tmp_path, photo, taught, *recalled, statement="Cats purr.", max_new_tokens=8).code == 0
+    ask(run, tmp_path, photo, taught, *recalled, statement="Cats purr.", max_new_tokens=8).code == 1
   )
+  assert "in the form" not in caplog.text
   assert asked == [
     (question(statement, "direct"), ""),
     (question(statement, "short"), behavior_prompt(behavior.line)),
@@ -113,7 +122,7 @@ def test_answer_and_evaluate_recall_the_same(
   photo = scenes_folder / "images" / "train_000000.png"
   for caption in captions:
     recall = ("--behaviors", folder)
-    assert ask(run, tmp_path, photo, taught, *recall, statement=caption, max_new_tokens=8).code == 0
+    assert ask(run, tmp_path, photo, taught, *recall, statement=caption, max_new_tokens=8).code == 1
     name = recalled[caption]
     recalls = question(caption, "short"), behavior_prompt(handbook[name].line) if name else ""
     assert asked[-1] == (recalls if name else (question(caption, "chain"), ""))
@@ -125,7 +134,9 @@ def test_answer_and_evaluate_recall_the_same(
     ("absent.png", (), "cannot read image absent.png"),
     (__file__, (), "cannot read image"),
     (ASTRONAUT, ("--behaviors", "no/such/index"), "no/such/index"),
-    (ASTRONAUT, ("--draw", "boxes.nonsense"), "unknown file extension"),
+    (ASTRONAUT, ("--draw", "boxes.nonsense"), "unknown file extension '.nonsense'; give FILE.png"),
+    (ASTRONAUT, ("--draw", "no/folder/a.png"), "lies in no folder, as no/folder does not exist"),
+    (ASTRONAUT, ("--draw", "/tmp.png", "--direct"), "an answer in the form 'direct' has none"),
     (
       ASTRONAUT,
       ("--direct", "--behaviors", "x"),

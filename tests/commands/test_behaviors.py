@@ -114,10 +114,10 @@ def test_recalled_behaviors_are_kept_when_the_handbook_is_full(
     ({"extractor": "patern"}, "extractor is 'patern'; choose one of pattern, clusters, teacher"),
     ({"embedder": "no/such/encoder"}, "no/such/encoder"),
     ({"data.split": "test"}, "data.split is 'test', a split to measure on"),
-    ({"review": "absent.yaml"}, "absent.yaml cannot be read"),
+    ({"review": "absent.yaml"}, "absent.yaml (review) does not exist"),
     ({"batch_size": 0}, "batch_size is 0"),
     ({"in_flight": 0}, "in_flight is 0"),
-    ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
+    ({"checkpoint": "no/such/folder"}, "no/such/folder (checkpoint) does not exist"),
     ({"data.records": "absent.jsonl"}, "absent.jsonl"),
   ],
 )

@@ -115,7 +115,7 @@ def test_every_leaf_of_every_preset_is_read(finished):
     ({"handbook_shares": (0.5, 1.0)}, "handbook_shares is (0.5, 1.0)"),
     ({"batch_size": 0}, "batch_size is 0"),
     ({"behaviors": "absent"}, "absent"),
-    ({"bc_checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
+    ({"bc_checkpoint": "no/such/folder"}, "no/such/folder (bc_checkpoint) does not exist"),
     ({"data.records": "absent.jsonl"}, "absent.jsonl"),
   ],
 )

@@ -187,8 +187,8 @@ def test_training_sets_that_share_evaluation_pairs_are_refused_or_filtered(
   ("change", "message"),
   [
     ({"data.splits": "train,other"}, "other.jsonl"),
-    ({"data.folder": "nowhere"}, "the folder nowhere does not exist"),
-    ({"data.images": "nowhere.zip"}, "nowhere.zip cannot be read"),
+    ({"data.folder": "nowhere"}, "nowhere (data.folder) does not exist"),
+    ({"data.images": "nowhere.zip"}, "nowhere.zip (data.images) does not exist"),
     ({"data.splits": ""}, "data.splits is (); it must be a tuple of 1"),
     ({"sheet": 0}, "sheet is 0; it must be at least 1"),
     ({"data.max_bad_share": 3}, "max_bad_share is 3"),

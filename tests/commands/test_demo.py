@@ -75,6 +75,7 @@ def test_a_stage_that_refuses_its_input_is_named(fake_stages, tmp_path):
 
 def test_the_remaining_time_follows_this_machines_speed(fake_stages, tmp_path, capsys):
   (tmp_path / "a").mkdir()
+  (tmp_path / "results.json").touch()  # as in a run
   span = {"begun": 5000.0, "ended": 6200.0}  # 120 times slower than expected
   (tmp_path / "a" / DONE).write_text(json.dumps(span))
   command.run(settings(), epath.Path(tmp_path), None)

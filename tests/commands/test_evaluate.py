@@ -231,7 +231,7 @@ def test_a_limit_and_a_partial_last_batch(finished, tmp_path, run, evaluate_chan
       "method is 'guess'; choose one of majority, zero-shot, direct, chain, short, reuse",
     ),
     ({"task": "vrs"}, "task is 'vrs'; choose one of vsr, scenes"),
-    ({"checkpoint": "no/such/folder"}, "no/such/folder does not exist"),
+    ({"checkpoint": "no/such/folder"}, "no/such/folder (checkpoint) does not exist"),
     ({"data.records": "absent.jsonl"}, "absent.jsonl"),
     ({"data.boxes": "absent.boxes.jsonl"}, "absent.boxes.jsonl"),
     ({"method": "majority", "data.training_records": "absent.jsonl"}, "absent.jsonl"),

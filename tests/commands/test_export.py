@@ -213,7 +213,8 @@ def test_presets():
     tiny.keys()
     == full.keys()
     == {
-      *("run", "adapter", "dtype", "max_file_bytes", "results", "license", "base_model"),
+      *("algorithm", "run", "adapter", "dtype", "max_file_bytes"),
+      *("results", "license", "base_model"),
     }
   )
   assert (tiny["dtype"], full["dtype"]) == ("float32", "bfloat16")

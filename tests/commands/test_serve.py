@@ -75,7 +75,7 @@ def test_a_missing_library_is_named_with_its_remedy(refused, nano, monkeypatch):
     importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name)
   )
   message = refused("serve", {}, "--checkpoint", nano)
-  assert "serving needs uvicorn" in message and "pip install 'spatial-vlm[serve]'" in message
+  assert "`serve` needs uvicorn" in message and "[serve]' -c " in message
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,7 @@ def test_the_page_reads_boxes_as_the_package_does(serve, open_page):
     CHAIN,
     "cat [0, 20, 400, 600], red mug [500, 0, 1000, 80], cat [1, 1, 2, 2].",
     "a [5, 5, 5, 9], b [1, 2, 1001, 4], c-d_e 2 [1,2,3,4] f [1, 2, 3, 4",
+    "man's hat [1, 2, 3, 4]; 2 cats [3, 4, 5, 6], 9 [1, 2, 3, 4], ' a & b’s [1, 2, 3, 4]",
     "Über Öl [1, 2, 3, 4] 9 lives [3, 4, 5, 6]\nx [7, 8, 9, 10]",
   ]
   page = open_page(serve()[0])

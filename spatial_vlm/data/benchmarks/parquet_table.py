@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from spatial_vlm import extras
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.benchmarks.table import (
   MAX_IMAGE_BYTES,
@@ -101,9 +102,7 @@ def _open(path: Path) -> Any:
     import pyarrow
     import pyarrow.parquet
   except ImportError as error:
-    raise UsageError(
-      f"reading {os.fspath(path)} needs pyarrow: pip install 'spatial-vlm[parquet]'"
-    ) from error
+    raise UsageError(extras.need("parquet", f"reading {os.fspath(path)}")) from error
   try:
     return pyarrow.parquet.ParquetFile(path)
   except (pyarrow.ArrowException, OSError) as error:

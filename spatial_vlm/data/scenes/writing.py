@@ -72,7 +72,7 @@ def contrasting_record(record: Record, scene: Scene, seed: tuple[int, int]) -> R
 
   It is drawn from all statements that the boxes clearly decide; None if there is none.
   """
-  subject, other = record.subj, record.obj
+  subject, other = record.subj or "", record.obj or ""
   found = [
     (relation, names)
     for relation in RELATIONS.values()

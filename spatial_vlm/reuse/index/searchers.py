@@ -4,7 +4,6 @@ A searcher is a structure over vectors that are stored elsewhere (see `vector_in
 any time. `launch/bench_index.py` measures the sizes and settings below.
 """
 
-import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -13,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
+
+from spatial_vlm import extras
 
 Found = list[tuple[str, float]]
 """Ids and their dot products with a query, the largest first."""
@@ -160,11 +161,12 @@ SEARCHERS: Mapping[str, Callable[[Sequence[str], Vectors], Searcher]] = MappingP
 def choose_searcher(size: int) -> str:
   """Returns the name of the searcher for that many vectors: exact search where ScaNN is not installed."""
   large = size >= max(TREE_FROM, TREE_MINIMUM)
-  if importlib.util.find_spec("scann") is None:
+  if not extras.is_installed("scann"):
     if large:
       logging.warning(
-        "searching %d vectors exactly, which is slow; ScaNN is faster: install spatial-vlm[reuse] (Linux only)",
+        "searching %d vectors exactly, which is slow; ScaNN is faster (Linux only): %s",
         size,
+        extras.install_line("reuse"),
       )
     return "exact"
   return "tree" if large else "brute force"

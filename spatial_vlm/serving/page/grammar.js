@@ -2,7 +2,9 @@
 
 const LABELS = ["Summary", "Caption", "Reasoning", "Conclusion"];
 const APPLYING = /^Applying '(behavior_[a-z0-9_]+)': ?(.*)$/;
-const BOX = /([A-Za-z][A-Za-z0-9 _-]*?) \[(\d+), (\d+), (\d+), (\d+)\]/g;
+const CORNERS = / \[(\d{1,4}), (\d{1,4}), (\d{1,4}), (\d{1,4})\]/g;
+/** What ends a name before its box, as in the package's `answers.parse_boxes`. */
+const NO_NAME = /[^\p{L}\p{N}_\u0300-\u036f '’&-]/u;
 
 /** Steps of each form, in their order. */
 export const STEPS = {chain: LABELS, short: ["Applying", "Conclusion"]};
@@ -55,13 +57,20 @@ function isUnfinishedApplying(line) {
  */
 export function readBoxes(text) {
   const boxes = new Map();
-  for (const match of text.matchAll(BOX)) {
-    const box = match.slice(2).map(Number);
-    if (isBox(box) && !boxes.has(match[1])) {
-      boxes.set(match[1], box);
+  let before = 0;
+  for (const match of text.matchAll(CORNERS)) {
+    const name = nameAtEnd(text.slice(before, match.index));
+    const box = match.slice(1).map(Number);
+    before = match.index + match[0].length;
+    if (/\p{L}/u.test(name) && isBox(box) && !boxes.has(name)) {
+      boxes.set(name, box);
     }
   }
   return boxes;
+}
+
+function nameAtEnd(text) {
+  return text.split(NO_NAME).at(-1).replace(/^[ '’&-]+/, "").trimEnd();
 }
 
 function isBox([x1, y1, x2, y2]) {

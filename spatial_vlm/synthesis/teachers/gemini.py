@@ -11,6 +11,7 @@ import datetime
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Self
 
+from spatial_vlm import extras
 from spatial_vlm.config import UsageError
 from spatial_vlm.synthesis.errors import BusyError, LostError
 from spatial_vlm.synthesis.teacher import Question, Reply, Usage
@@ -298,7 +299,5 @@ def _import_genai() -> tuple[Any, Any]:
     from google import genai
     from google.genai import errors, types  # noqa: F401  # makes them attributes of genai
   except ImportError as error:
-    raise UsageError(
-      "the teacher gemini needs google-genai; install spatial-vlm[synthesis]"
-    ) from error
+    raise UsageError(extras.need("synthesis", "the teacher gemini", ["google-genai"])) from error
   return genai, httpx2

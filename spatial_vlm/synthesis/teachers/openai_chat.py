@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any, Self
 
+from spatial_vlm import extras
 from spatial_vlm.config import UsageError
 from spatial_vlm.processor.image import data_url
 from spatial_vlm.synthesis.errors import BusyError, LostError
@@ -190,5 +191,5 @@ def _import_openai() -> Any:
   try:
     import openai
   except ImportError as error:
-    raise UsageError("the teacher openai needs openai; install spatial-vlm[synthesis]") from error
+    raise UsageError(extras.need("synthesis", "the teacher openai", ["openai"])) from error
   return openai
