@@ -1,6 +1,6 @@
 r"""Plan what a command needs of TPU chips, on a machine without any.
 
-Compiles every program that a config's command would run (`sft`, `dapo`, `evaluate`, `behaviors`, `answer`, and
+Compiles every program that a config's command would run (`sft`, `dapo`, `evaluate`, `behaviors`, `answer`, `serve`, and
 `synthesize` by a policy) ahead of time for a TPU topology, each at its largest size. Shows for each chip the memory by
 kind, the collectives by mesh axis, and bounds on the time. WORKDIR/plan.json has all figures. Needs libtpu (the extra
 `plan`) and about a minute for a program of a large model on two cores; a second start compiles only what has changed.

@@ -28,7 +28,7 @@ from spatial_vlm.processor.image import padded_length
 from spatial_vlm.rollout.engine import CompiledEngine
 from spatial_vlm.rollout.prefix_cache import PrefixCache
 from spatial_vlm.rollout.requests import Requests
-from spatial_vlm.rollout.slot_engine import SlotEngine
+from spatial_vlm.rollout.slot_engine import SlotEngine, slots_per_part
 from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.tasks.task import Question, Task
 
@@ -154,7 +154,7 @@ def make_generator(
   slots = None
   if config.prompt_slots:
     eos = policy.special.eos
-    slots = slot_settings(format, config.prompt_slots, config.max_new_tokens, eos)
+    slots = slot_settings(format, mesh, config.prompt_slots, config.max_new_tokens, eos)
   texts = min(prefixes_at_once(config.batch_size, mesh, slots), len(systems))
   cache = (
     PrefixCache(policy.model, mesh, texts, format.prefix_tokens) if format.prefix_tokens else None
@@ -166,21 +166,35 @@ def make_generator(
 
 PROMPTS_READ = 8
 """Most prompts that each part of the mesh reads into slots at a time."""
+SHARE_READ = 8
+"""At most one slot in so many is filled at a time, since slots stay empty until enough of them are free."""
 
 
 def slot_settings(
-  format: PromptFormat, prompt_slots: int, max_new_tokens: int, eos: int
+  format: PromptFormat, mesh: Mesh, prompt_slots: int, max_new_tokens: int, eos: int
 ) -> SlotSettings:
   """Returns slots in which batches are answered.
 
   Prompts are always read in the same number, so that an answer does not depend on the other batches in flight.
   """
+  share = slots_per_part(mesh, prompt_slots) // SHARE_READ
   return SlotSettings(
     prompt_slots=prompt_slots,
     max_new_tokens=max_new_tokens,
     sizes=format.sizes,
     end_tokens=(eos,),
-    prefill_prompts=(min(PROMPTS_READ, prompt_slots),),
+    prefill_prompts=(min(PROMPTS_READ, max(1, share)),),
+  )
+
+
+def serving_slots(config: Config, format: PromptFormat, eos: int) -> SlotSettings:
+  """Returns the slots of a server: one prompt is read at a time, or several where several wait."""
+  return SlotSettings(
+    prompt_slots=config.slots,
+    max_new_tokens=config.max_new_tokens,
+    sizes=format.sizes,
+    end_tokens=(eos,),
+    decode_tokens=config.decode_tokens,
   )
 
 

@@ -129,14 +129,23 @@ def _attend(
 
 @flax.struct.dataclass
 class CacheBlock(Pytree):
-  """Keys and values of consecutive slots, of one layer or (with a leading axis) of all layers.
+  """Keys and values of consecutive slots in one layer.
 
   A block has one row per query row, or fewer: then several consecutive query rows (the samples of a prompt) share a
   row. Keys are stored with the slots last, because a score sums over H.
   """
 
-  keys: Float[Array, "... b K H S"]
-  values: Float[Array, "... b K S H"]
+  keys: Float[Array, "b K H S"]
+  values: Float[Array, "b K S H"]
+  valid: Bool[Array, "b S"]
+
+
+@flax.struct.dataclass
+class LayersBlock(Pytree):
+  """A `CacheBlock` of each layer, in stacks of consecutive layers (see `text.cache_stacks`)."""
+
+  keys: tuple[Float[Array, "layers b K H S"], ...]
+  values: tuple[Float[Array, "layers b K S H"], ...]
   valid: Bool[Array, "b S"]
 
 
@@ -182,10 +191,10 @@ def cached_attention(
   weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v.dtype)
   ends = np.cumsum([block.values.shape[-2] for block in blocks]).tolist()
   *seen, itself = jnp.split(weights, ends, axis=-1)
-  mixed = itself * v
+  mixed = itself.astype(jnp.float32) * v.astype(jnp.float32)
   for of_block, block in zip(seen, blocks, strict=True):
     mixed += _block_mix(of_block, block)
-  return _by_token(mixed[:, :, :, None])
+  return _by_token(mixed[:, :, :, None].astype(v.dtype))
 
 
 def _block_scores(query: Float[Array, "B K G H"], block: CacheBlock) -> Float[Array, "B K G S"]:
@@ -196,9 +205,10 @@ def _block_scores(query: Float[Array, "B K G H"], block: CacheBlock) -> Float[Ar
 
 
 def _block_mix(weights: Float[Array, "B K G S"], block: CacheBlock) -> Float[Array, "B K G H"]:
-  """Returns the weighted sum of a block's values."""
+  """Returns the weighted sum of a block's values, in float32: sums of blocks in bfloat16 would round once each."""
   shared = _shared(weights, len(block.valid))
-  return _unshared(jnp.einsum("bkgs,bksh->bkgh", shared, block.values), len(weights))
+  mixed = jnp.einsum("bkgs,bksh->bkgh", shared, block.values, preferred_element_type=jnp.float32)
+  return _unshared(mixed, len(weights))
 
 
 def _shared(x: Float[Array, "B K G X"], rows: int) -> Float[Array, "b K nG X"]:

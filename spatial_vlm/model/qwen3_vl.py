@@ -8,15 +8,17 @@ from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spatial_vlm.model.attention import CacheBlock, Prefixes
+from spatial_vlm.model.attention import LayersBlock, Prefixes
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.stack import bind, init_block
 from spatial_vlm.model.text import (
   Embedding,
   FinalNorm,
+  cache_stacks,
   features_at_tokens,
   init_text,
   run_layers,
@@ -34,8 +36,7 @@ class Cache:
   stored, not computed from lengths. The samples of a prompt share its block.
   """
 
-  blocks: tuple[CacheBlock, ...]
-  """Blocks of all layers: keys [layers b K H S], values [layers b K S H]."""
+  blocks: tuple[LayersBlock, ...]
   next_position: Int[Array, "B"]
   """M-RoPE position (the same on all three axes) of the next token."""
   used: Int[Array, ""]
@@ -107,8 +108,10 @@ def prefill(
   next_position = jnp.max(prompts.positions, axis=(1, 2), where=real[..., None], initial=-1) + 1
   if prefixes is not None:
     real = jnp.concatenate([prefixes.valid_of_rows(), real], axis=1)
+  ends = np.cumsum(cache_stacks(config.text))[:-1].tolist()
+  stacks = [tuple(jnp.split(x, ends)) for x in (keys.swapaxes(-1, -2), values)]
   cache = Cache(
-    blocks=(CacheBlock(keys.swapaxes(-1, -2), values, real),),
+    blocks=(LayersBlock(stacks[0], stacks[1], real),),
     next_position=next_position,
     used=jnp.int32(real.shape[1]),
   )
@@ -136,14 +139,19 @@ def add_cache_block(cache: Cache, slots: int, rows: int) -> Cache:
   read only as far as answers reach.
   """
   last = cache.blocks[-1]
-  layers, _, K, H, _ = last.keys.shape
-  empty = CacheBlock(
-    keys=jnp.zeros((layers, rows, K, H, slots), last.keys.dtype),
-    values=jnp.zeros((layers, rows, K, slots, H), last.values.dtype),
+
+  def empty(keys: Array, *shape: int) -> Array:
+    layers, _, K = keys.shape[:3]
+    return jnp.zeros((layers, rows, K, *shape), keys.dtype)
+
+  H = last.keys[0].shape[3]
+  block = LayersBlock(
+    keys=tuple(empty(keys, H, slots) for keys in last.keys),
+    values=tuple(empty(keys, slots, H) for keys in last.keys),
     valid=jnp.zeros((rows, slots), bool),
   )
   next_position = jnp.repeat(cache.next_position, rows // len(cache.next_position))
-  return Cache((*cache.blocks, empty), next_position, jnp.zeros_like(cache.used))
+  return Cache((*cache.blocks, block), next_position, jnp.zeros_like(cache.used))
 
 
 def decode(
@@ -156,16 +164,21 @@ def decode(
   text = params["text"]
   h = bind(Embedding, config.text, text["embed"])(token)
   positions = jnp.broadcast_to(cache.next_position[:, None, None], (*token.shape, 1, 3))
-  h, (keys, values) = run_layers_cached(text["layers"], config.text, h, positions, cache.blocks)
+  h, kept = run_layers_cached(text["layers"], config.text, h, positions, cache.blocks)
   hidden = bind(FinalNorm, config.text, text["final_norm"])(h)
 
   def write(slots, new, axis):
     return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), cache.used, axis)
 
   *full, filling = cache.blocks
-  filling = CacheBlock(
-    keys=write(filling.keys, keys.swapaxes(-1, -2), axis=-1),
-    values=write(filling.values, values, axis=-2),
+  filling = LayersBlock(
+    keys=tuple(
+      write(keys, new.swapaxes(-1, -2), axis=-1)
+      for keys, (new, _) in zip(filling.keys, kept, strict=True)
+    ),
+    values=tuple(
+      write(values, new, axis=-2) for values, (_, new) in zip(filling.values, kept, strict=True)
+    ),
     valid=write(filling.valid, jnp.ones_like(token, bool)[:, None], axis=-1),
   )
   cache = Cache((*full, filling), cache.next_position + 1, cache.used + 1)

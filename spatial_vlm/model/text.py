@@ -15,7 +15,13 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from spatial_vlm.model.attention import CacheBlock, Prefixes, mrope_angles, rotate
+from spatial_vlm.model.attention import (
+  CacheBlock,
+  LayersBlock,
+  Prefixes,
+  mrope_angles,
+  rotate,
+)
 from spatial_vlm.model.config import TextConfig
 from spatial_vlm.model.flash import attention, shard_mapped_cached_attention
 from spatial_vlm.model.stack import (
@@ -226,31 +232,51 @@ def attention_after_prefix(
   return attention(q, *prefixes.before(k, v), segments, causal=True)
 
 
+UNROLLED_LAYERS = 8
+"""Most layers that decoding unrolls. A scan over layers copies each layer's slots at every token on CPUs; unrolled, a
+deep model takes long to compile, and on TPUs a scan copies nothing."""
+
+
+def cache_stacks(config: TextConfig) -> list[int]:
+  """Returns the number of layers in each stack of a cache: one, or all of a deep model."""
+  layers = config.num_hidden_layers
+  return [1] * layers if layers <= UNROLLED_LAYERS else [layers]
+
+
 def run_layers_cached(
   layers: Params,
   config: TextConfig,
   h: Float[Array, "B D"],
   positions: Int[Array, "B 1 3"],
-  blocks: Sequence[CacheBlock],
+  blocks: Sequence[LayersBlock],
 ) -> tuple[
-  Float[Array, "B D"], tuple[Float[Array, "layers B K 1 H"], Float[Array, "layers B K 1 H"]]
+  Float[Array, "B D"],
+  list[tuple[Float[Array, "layers B K 1 H"], Float[Array, "layers B K 1 H"]]],
 ]:
   """Runs all layers over one new token, which attends to the valid slots of the blocks and to itself.
 
   Returns:
-    The last layer's output, and the token's keys and values. The blocks (of all layers) are only read; the caller
-    writes the token into one of them once, in place.
+    The last layer's output, and the token's keys and values in each stack of layers. The blocks are only read; the
+    caller writes the token into one of them once, in place.
   """
   angles = text_angles(config, positions)
-  slots = [(block.keys, block.values) for block in blocks]
 
   def step(h, layer):
     params, slots = layer
-    of_layer = [b.replace(keys=k, values=v) for b, (k, v) in zip(blocks, slots, strict=True)]
+    of_layer = [CacheBlock(k, v, b.valid) for b, (k, v) in zip(blocks, slots, strict=True)]
     attend = functools.partial(shard_mapped_cached_attention, blocks=of_layer)
     return bind(TextLayer, config, params)(h, angles, attend)
 
-  return jax.lax.scan(step, h, (layers, slots))
+  kept, first, sizes = [], 0, [len(keys) for keys in blocks[0].keys]
+  for number, size in enumerate(sizes):
+    now = slice(first, first + size)
+    whole = len(sizes) == 1  # a slice would copy all weights
+    of_stack = layers if whole else jax.tree.map(lambda x, now=now: x[now], layers)
+    slots = [(block.keys[number], block.values[number]) for block in blocks]
+    h, keys_values = jax.lax.scan(step, h, (of_stack, slots), unroll=size == 1)
+    kept.append(keys_values)
+    first += size
+  return h, kept
 
 
 def text_angles(config: TextConfig, positions: Int[Array, "B T 3"]) -> Float[Array, "B T F"]:

@@ -127,7 +127,12 @@ def slot_programs(generation: Generation, settings: SlotSettings) -> list[Progra
     return fill_slots.trace(weights, slots, arrivals, prefixes, model=model)
 
   def decode(remat: str) -> jax.stages.Traced:
-    return decode_slots.trace(weights, slots, keep, forbidden, model=model, tokens=tokens)
+    return decode_slots.trace(
+      *(weights, slots, keep, forbidden),
+      model=model,
+      tokens=tokens,
+      top_logprobs=settings.top_logprobs,
+    )
 
   del inputs["prompts"]
   return [
@@ -201,6 +206,8 @@ def kv_cache_bytes(generation: Generation) -> int:
   heads = sharding.divisible_axes(("tensor",), mesh, model.text.num_key_value_heads)
   axes = (*sharding.divisible_axes(sharding.ROWS, mesh, prompt_rows), *heads)
   total = sum(
-    leaf.size * leaf.dtype.itemsize for block in cache.blocks for leaf in (block.keys, block.values)
+    leaf.size * leaf.dtype.itemsize
+    for block in cache.blocks
+    for leaf in (*block.keys, *block.values)
   )
   return total // sharding.axis_product(mesh, axes)

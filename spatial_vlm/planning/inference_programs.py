@@ -1,4 +1,4 @@
-"""The programs of the commands that ask a policy: `evaluate`, `behaviors`, `answer`, and `synthesize` by a policy."""
+"""The programs of the commands that ask a policy: `evaluate`, `behaviors`, `answer`, `serve`, `synthesize` by one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +12,7 @@ from spatial_vlm.inference.generation import (
   PREFIX_BUCKET,
   check_batch,
   prefixes_at_once,
+  serving_slots,
   slot_settings,
 )
 from spatial_vlm.inference.policy import prompt_format
@@ -50,7 +51,7 @@ def evaluate_programs(config: Config, model: ModelConfig, devices: Sequence[Any]
   check_batch(config, mesh, in_slots=count > 0)
   format = prompt_format(config.prompt_shapes, DTYPE)
   sampling = greedy(config.max_new_tokens)
-  slots = slot_settings(format, count, config.max_new_tokens, eos=0) if count else None
+  slots = slot_settings(format, mesh, count, config.max_new_tokens, eos=0) if count else None
   parts = sharding.axis_product(mesh, sharding.ROWS)
   batch, read, single = (
     policy_generation(model, config.mesh, devices, rows, format.limit, sampling)
@@ -93,6 +94,17 @@ def answer_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) 
   sampling = greedy(config.max_new_tokens)
   single = policy_generation(model, config.mesh, devices, 1, size, sampling)
   return [answers_program("answer", single)]
+
+
+def serve_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) -> list[Program]:
+  """Traces what the server's slots run: reading as many prompts as at once, and decoding; without behaviors."""
+  mesh = sharding.make_mesh(config.mesh, devices)
+  format = prompt_format(config.prompt_shapes, DTYPE)
+  slots = serving_slots(config, format, eos=0)
+  rows = sharding.axis_product(mesh, sharding.ROWS) * slots.prefill_prompts[-1]
+  sampling = greedy(config.max_new_tokens)
+  read = policy_generation(model, config.mesh, devices, rows, format.limit, sampling)
+  return slot_programs(read, slots)
 
 
 def synthesize_programs(

@@ -10,6 +10,7 @@ from spatial_vlm.planning.inference_programs import (
   answer_programs,
   behaviors_programs,
   evaluate_programs,
+  serve_programs,
   synthesize_programs,
 )
 from spatial_vlm.planning.rl_programs import dapo_programs
@@ -21,6 +22,7 @@ PROGRAMS: Mapping[str, Callable[[Config, ModelConfig, Sequence[Any]], list[Progr
   "evaluate": evaluate_programs,
   "behaviors": behaviors_programs,
   "answer": answer_programs,
+  "serve": serve_programs,
   "synthesize": synthesize_programs,
 }
 """Command (the leaf `algorithm` of its configs) → function that traces its programs on these devices."""

@@ -88,7 +88,7 @@ def dapo_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) ->
 def sampling_programs(config: Config, run: RlRun) -> list[Program]:
   """Traces validation and sampling, which are the same programs in slots."""
   if config.engine.kind == "slots":
-    slots = rollout_slots(config, eos=0)
+    slots = rollout_slots(config, run.meshes.sampling, eos=0)
     parts = sharding.axis_product(run.meshes.sampling, sharding.ROWS)
     return slot_programs(generation(config, run, parts * slots.prefill_prompts[-1]), slots)
   return [

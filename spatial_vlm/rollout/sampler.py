@@ -68,11 +68,40 @@ def sample_token(
   """Next tokens and their log-probabilities at `temperature`; 0 means the likeliest token (log-probability at 1)."""
   logp = jax.nn.log_softmax(logits.astype(jnp.float32) / (temperature or 1.0), axis=-1)
   if temperature:
-    now = jax.vmap(lambda k: jax.random.fold_in(k, t))(keys)
-    token = jax.vmap(jax.random.categorical)(now, logp)
+    token = draw_tokens(logp, jax.vmap(lambda k: jax.random.fold_in(k, t))(keys))
   else:
     token = jnp.argmax(logp, axis=-1)
   return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
+
+
+VOCABULARY_PARTS = 128
+"""Parts of the vocabulary in `draw_tokens`; a power of two, so that a mesh axis divides them."""
+
+
+def draw_tokens(logp: Float[Array, "R V"], keys: Key[Array, "R"]) -> Int[Array, "R"]:
+  """Draws one token of each row with probability in proportion to exp(logp).
+
+  Two uniform numbers a row replace V Gumbel numbers: one chooses a part of the vocabulary, one a token of the part,
+  each by the cumulative sum. One number for the whole vocabulary would be too coarse: uniform numbers are multiples of
+  2⁻²³, and many tokens are less likely than that. On two CPU cores, 64 rows of 151,936 tokens take a sixth of the time,
+  and 32 rows of 433 tokens a third (2026-11-27, jax 0.10.2, float32 and bfloat16 logits).
+  """
+  R, V = logp.shape
+  width = -(-V // VOCABULARY_PARTS)
+  p = jnp.pad(jnp.exp(logp), [(0, 0), (0, VOCABULARY_PARTS * width - V)])
+  p = p.reshape(R, VOCABULARY_PARTS, width)
+  u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+  part = _place_in_sum(jnp.sum(p, axis=-1), u[:, 0])
+  is_part = jnp.arange(VOCABULARY_PARTS)[None, :, None] == part[:, None, None]
+  of_part = jnp.sum(jnp.where(is_part, p, 0), axis=1)
+  return part * width + _place_in_sum(of_part, u[:, 1])
+
+
+def _place_in_sum(p: Float[Array, "R n"], u: Float[Array, "R"]) -> Int[Array, "R"]:
+  """Returns the first place where the cumulative sum of p exceeds u of the whole; p is positive there."""
+  # Parallel sums round, so that they may also grow by a little where p is 0.
+  upto = jnp.where(p > 0, jnp.cumsum(p, axis=-1), 0)
+  return jnp.argmax(upto > u[:, None] * jnp.max(upto, axis=-1, keepdims=True), axis=-1)
 
 
 class RowSampling(Protocol):
@@ -105,7 +134,7 @@ def sample_rows(
       jnp.any(cuts), lambda: truncate(logp, settings.top_p, settings.top_k), lambda: logp
     )
     now = jax.vmap(jax.random.fold_in)(keys, t)
-    return jnp.where(is_drawn, jax.vmap(jax.random.categorical)(now, kept), likeliest)
+    return jnp.where(is_drawn, draw_tokens(kept, now), likeliest)
 
   token = jax.lax.cond(jnp.any(is_drawn & active), draw, lambda: likeliest)
   return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]

@@ -80,7 +80,8 @@ class SlotEngine:
     parts = self.settings.prompt_slots // of_part
     shard = process_shard(self.mesh)
     own = len(shard.rows(parts)) if shard.count > 1 else parts
-    self._queue = SlotQueue(own, of_part, self.settings.samples_per_slot)
+    settings = self.settings
+    self._queue = SlotQueue(own, of_part, settings.samples_per_slot, settings.prefill_prompts)
 
   def publish(self, weights: Params) -> None:
     """Sets the weights, in the computation's type over the mesh; requests of earlier weights are forgotten."""
@@ -144,18 +145,14 @@ class SlotEngine:
 
   def _step(self) -> list[Progress]:
     with jax.set_mesh(self.mesh):
-      while kinds := [
-        RequestKind(*kind) for kind in all_gather_json(self._queue.next_kind()) if kind
-      ]:
-        self._fill(min(kinds))
+      while ready := [next for next in all_gather_json(self._queue.next_prompts()) if next]:
+        kind, count = min(ready)
+        self._fill(RequestKind(*kind), count)
       return self._decode() if any(all_gather_json(bool(self._queue.running))) else []
 
-  def _fill(self, kind: RequestKind) -> None:
-    """Reads the prompts of one kind, equally many in each part of the mesh, and starts their answers."""
-    weights, counts = self._published(), self.settings.prefill_prompts
-    taken = self._queue.take(kind, counts[-1])
-    most = max(all_gather_json(max(map(len, taken))))
-    count = next(n for n in counts if n >= most)
+  def _fill(self, kind: RequestKind, count: int) -> None:
+    """Reads up to `count` prompts of one kind in each part of the mesh, and starts their answers."""
+    weights, taken = self._published(), self._queue.take(kind, count)
     nowhere = [self.settings.prompt_slots] * kind.slots  # beyond the last slot
     arriving: list[Assignment | None] = []
     for of_part in taken:

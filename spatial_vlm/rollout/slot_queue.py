@@ -5,7 +5,7 @@ part by part, slot by slot, n rows a slot.
 """
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,10 +36,11 @@ class SlotQueue:
     parts: parts of the mesh that this process feeds.
     slots: slots of each part.
     rows_per_slot: answers that share a slot.
+    counts: prompts that each part may read at a time, ascending.
   """
 
-  def __init__(self, parts: int, slots: int, rows_per_slot: int):
-    self.slots, self.rows_per_slot = slots, rows_per_slot
+  def __init__(self, parts: int, slots: int, rows_per_slot: int, counts: Sequence[int]):
+    self.slots, self.rows_per_slot, self._counts = slots, rows_per_slot, counts
     self.waiting: collections.deque[WaitingRequest] = collections.deque()
     self.running: dict[int, tuple[SlotRequest, int]] = {}
     """Row → (request, sample) of its answer."""
@@ -71,15 +72,22 @@ class SlotQueue:
     dropped, self._dropped = sorted(self._dropped), set()
     return dropped
 
-  def next_kind(self) -> RequestKind | None:
-    """Returns the kind of the first request, None if there is none or no room for it.
+  def next_prompts(self) -> tuple[RequestKind, int] | None:
+    """Returns the kind of the first request and how many prompts of it each part reads now; None: none yet.
 
-    Later requests wait for it even if they need less room, so that it gets its turn.
+    Later requests wait for the first even if they need less room, so that it gets its turn. While answers run, prompts
+    wait for more free slots until the smallest count is full, since an empty place costs as much as a prompt.
     """
     if not self.waiting:
       return None
     kind = self.waiting[0].kind
-    return kind if max(map(len, self._free)) >= kind.slots else None
+    parts, most = len(self._free), self._counts[-1]
+    room = sum(min(most, len(free) // kind.slots) for free in self._free)
+    of_kind = sum(waiting.kind == kind for waiting in self.waiting)
+    full = parts * min(self._counts[0], self.slots // kind.slots)
+    if room < (min(full, of_kind) if self.running else 1):
+      return None
+    return kind, prompts_to_read(self._counts, -(-min(room, of_kind) // parts))
 
   def take(self, kind: RequestKind, most: int) -> list[list[Assignment]]:
     """Moves up to `most` requests of one kind to each part, which has slots for them, and returns those of each."""
@@ -118,3 +126,14 @@ class SlotQueue:
       if not any(number * n + i in self.running for i in range(n)):
         part, slot = divmod(number, self.slots)
         self._free[part] = sorted([*self._free[part], slot])
+
+
+def prompts_to_read(counts: Sequence[int], available: int) -> int:
+  """Returns one of the ascending counts for so many prompts: the rest wait, or at most half of the places stay empty.
+
+  >>> [prompts_to_read((1, 8), available) for available in (1, 3, 4, 8, 9)]
+  [1, 1, 8, 8, 8]
+  """
+  enough = next((count for count in counts if count >= available), counts[-1])
+  fitting = [count for count in counts if count <= available]
+  return enough if enough <= 2 * available or not fitting else fitting[-1]

@@ -3,7 +3,8 @@
 A row decodes one answer. `fill_slots` reads prompts and puts each into free slots; `decode_slots` samples up to k
 tokens of every active row. During a call, all rows write token j into column j of one small block; at its end the block
 is appended to each row's own answer, at the row's own offset. So tokens are written without a scatter, the large arrays
-are only read in the loop, and a row's arithmetic does not depend on the other rows.
+are only read in the loop, and a row's arithmetic does not depend on the other rows. A ring of columns or an offset per
+row takes 1.8 to 2 times as long on a CPU (launch/bench_cache.py, docs/design.md).
 """
 
 import dataclasses
@@ -20,8 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from spatial_vlm import sharding
 from spatial_vlm.model import qwen3_vl
-from spatial_vlm.model.attention import CacheBlock, Prefixes
+from spatial_vlm.model.attention import LayersBlock, Prefixes
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.model.text import cache_stacks
 from spatial_vlm.objectives.token_logprobs import ban
 from spatial_vlm.rollout.sampler import TOKENS, likeliest_tokens, sample_keys, sample_rows
 from spatial_vlm.types import Params, Prompts, Pytree
@@ -52,10 +54,11 @@ class RowSettings(Pytree):
 class Slots(Pytree):
   """State of R rows, n = R / P of which share a prompt's cache."""
 
-  prompts: CacheBlock
+  prompts: LayersBlock
   """Keys and values of P prompts."""
-  answers: tuple[Float[Array, "layers R K H S"], Float[Array, "layers R K S H"]] | None
-  """Keys and values of the answers, filled up to `length`; None where every answer fits into one call."""
+  answers: tuple[tuple[Array, ...], tuple[Array, ...]] | None
+  """Keys [layers R K H S] and values [layers R K S H] of the answers in stacks of layers, filled up to `length`; None
+  where every answer fits into one call."""
   logits: Float[Array, "R V"]
   next_position: Int[Array, "R"]
   length: Int[Array, "R"]
@@ -99,7 +102,7 @@ class _DecodeState(NamedTuple):
   j: Int[Array, ""]
   """Column of the call's block."""
   logits: Float[Array, "R V"]
-  filling: CacheBlock
+  filling: LayersBlock
   """The call's block; the earlier blocks are only read."""
   next_position: Int[Array, "R"]
   length: Int[Array, "R"]
@@ -139,18 +142,17 @@ def empty_slots(model: ModelConfig, mesh: Mesh, dtype: DTypeLike, sizes: SlotSiz
   def array(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
-  layers, K, H = text.num_hidden_layers, text.num_key_value_heads, text.head_dim
-  S, A = sizes.prompt_tokens, sizes.answer_tokens
+  K, H, S, A = text.num_key_value_heads, text.head_dim, sizes.prompt_tokens, sizes.answer_tokens
+
+  def stacks(*shape: int) -> tuple[Any, ...]:
+    return tuple(array((layers, *shape), dtype) for layers in cache_stacks(text))
+
   integers, numbers = array((rows,), jnp.int32), array((rows,), jnp.float32)
   shapes = Slots(
-    prompts=CacheBlock(
-      array((layers, prompts, K, H, S), dtype),
-      array((layers, prompts, K, S, H), dtype),
-      array((prompts, S), jnp.bool_),
+    prompts=LayersBlock(
+      stacks(prompts, K, H, S), stacks(prompts, K, S, H), array((prompts, S), jnp.bool_)
     ),
-    answers=(array((layers, rows, K, H, A), dtype), array((layers, rows, K, A, H), dtype))
-    if A
-    else None,
+    answers=(stacks(rows, K, H, A), stacks(rows, K, A, H)) if A else None,
     logits=array((rows, text.vocab_size), jnp.float32),
     next_position=integers,
     length=integers,
@@ -186,11 +188,11 @@ def slot_specs(mesh: Any, slots: Slots) -> Slots:
     return P(*names)
 
   rows = axes(sharding.ROWS, slots.prompts.valid.shape[0])
-  heads = axes(("tensor",), slots.prompts.keys.shape[2])
+  heads = axes(("tensor",), slots.prompts.keys[0].shape[2])
   vocabulary = axes(("tensor",), slots.logits.shape[1])
-  cache = spec(None, rows, heads)
+  cache: Any = (spec(None, rows, heads),) * len(slots.prompts.keys)
   return Slots(
-    prompts=CacheBlock(cache, cache, spec(rows)),
+    prompts=LayersBlock(cache, cache, spec(rows)),
     answers=None if slots.answers is None else (cache, cache),
     logits=spec(rows, vocabulary),
     next_position=spec(rows),
@@ -228,7 +230,7 @@ def fill_slots(
 
 def _placed(
   slots: Slots,
-  block: CacheBlock,
+  block: LayersBlock,
   logits: Float[Array, "F V"],
   next_position: Int[Array, "F"],
   arrivals: Arrivals,
@@ -239,8 +241,15 @@ def _placed(
   keys, values, valid = slots.prompts.keys, slots.prompts.values, slots.prompts.valid
   of_slot = jnp.pad(block.valid, [(0, 0), (0, valid.shape[1] - T)])
   for at in arrivals.places.T:
-    keys = keys.at[:, at, :, :, :T].set(block.keys, mode="drop")
-    values = values.at[:, at, :, :T].set(block.values, mode="drop")
+    keys, values = (
+      jax.tree.map(
+        lambda old, new, at=at, where=where: old.at[:, at, *where].set(new, mode="drop"), *pair
+      )
+      for pair, where in (
+        ((keys, block.keys), np.s_[:, :, :T]),
+        ((values, block.values), np.s_[:, :T]),
+      )
+    )
     valid = valid.at[at].set(of_slot, mode="drop")
 
   number = jnp.arange(C * n)[None]
@@ -256,7 +265,7 @@ def _placed(
   keys_of_rows = jnp.asarray(slots.settings.keys).at[row].set(of_samples, mode="drop")
   settings = settings.replace(keys=keys_of_rows)
   return Slots(
-    prompts=CacheBlock(keys, values, valid),
+    prompts=LayersBlock(keys, values, valid),
     answers=slots.answers,
     logits=put(slots.logits, logits),
     next_position=put(slots.next_position, next_position),
@@ -371,17 +380,18 @@ def _constrained(slots: Slots) -> Slots:
   return jax.lax.with_sharding_constraint(slots, slot_specs(mesh, slots))
 
 
-def _answer_blocks(slots: Slots) -> list[CacheBlock]:
+def _answer_blocks(slots: Slots) -> list[LayersBlock]:
   """Returns the earlier tokens of the answers as a block of the cache."""
   if slots.answers is None:
     return []
   keys, values = slots.answers
-  return [CacheBlock(keys, values, jnp.arange(keys.shape[-1])[None] < slots.length[:, None])]
+  valid = jnp.arange(keys[0].shape[-1])[None] < slots.length[:, None]
+  return [LayersBlock(keys, values, valid)]
 
 
 def _appended(
-  slots: Slots, block: CacheBlock, begin: Int[Array, "R"]
-) -> tuple[Array, Array] | None:
+  slots: Slots, block: LayersBlock, begin: Int[Array, "R"]
+) -> tuple[tuple[Array, ...], tuple[Array, ...]] | None:
   """Returns the answers with the block's tokens after the first `begin` of each row.
 
   A row that has ended may write over its own old tokens, which nothing reads any more.
@@ -390,11 +400,16 @@ def _appended(
     return None
 
   def append(answers, new, start, axis):
+    # Rows of all layers in one leading axis: mapped over the second axis, the large arrays would be transposed.
     write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis)
-    return jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)(answers, new, start)
+    old, tail = (x.reshape(-1, *x.shape[2:]) for x in (answers, new))
+    return jax.vmap(write)(old, tail, jnp.tile(start, len(answers))).reshape(answers.shape)
 
   def both(keys, values, new_keys, new_values, start):
-    return append(keys, new_keys, start, -1), append(values, new_values, start, -2)
+    def all_stacks(old, new, axis):
+      return tuple(append(x, y, start, axis) for x, y in zip(old, new, strict=True))
+
+    return all_stacks(keys, new_keys, -1), all_stacks(values, new_values, -2)
 
   inputs = (*slots.answers, block.keys, block.values, begin)
   mesh = jax.sharding.get_abstract_mesh()

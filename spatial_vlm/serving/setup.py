@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spatial_vlm.config import Config, settings_from
-from spatial_vlm.inference.generation import format_with_prefixes
+from spatial_vlm.inference.generation import format_with_prefixes, serving_slots
 from spatial_vlm.inference.policy import Policy, PromptFormat
 from spatial_vlm.inference.questions import QuestionBuilder, Recall
 from spatial_vlm.processor.chat import Encoded, Size
@@ -84,9 +84,10 @@ def make_service(
   systems = set(QuestionBuilder(task, "chain", recall).systems)
   format = format_with_prefixes(policy, config.prompt_shapes, systems)
   metrics = ServerMetrics()
-  factory = EngineFactory(
-    policy, mesh, _slot_settings(policy, config, format), _cache(policy, mesh, format, systems)
-  )
+  slots = serving_slots(config, format, policy.special.eos)
+  top = min(MAX_TOP_LOGPROBS, policy.model.text.vocab_size)
+  slots = dataclasses.replace(slots, top_logprobs=top)
+  factory = EngineFactory(policy, mesh, slots, _cache(policy, mesh, format, systems))
   service = ChatService(
     model=name,
     prompts=PromptBuilder(task, policy.processor.limited_to(config.max_patches), format, recall),
@@ -97,17 +98,6 @@ def make_service(
     metrics=metrics,
   )
   return service, factory
-
-
-def _slot_settings(policy: Policy, config: Config, format: PromptFormat) -> SlotSettings:
-  return SlotSettings(
-    prompt_slots=config.slots,
-    max_new_tokens=config.max_new_tokens,
-    sizes=format.sizes,
-    end_tokens=(policy.special.eos,),
-    decode_tokens=config.decode_tokens,
-    top_logprobs=min(MAX_TOP_LOGPROBS, policy.model.text.vocab_size),
-  )
 
 
 def _cache(

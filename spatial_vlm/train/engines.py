@@ -33,15 +33,19 @@ def in_slots(config: Config, trainable: Trainable, mesh: Mesh) -> Engine:
 
   `rl_engine.check_batches` checks that a group fits.
   """
-  slots = rollout_slots(config, trainable.policy.special.eos)
+  slots = rollout_slots(config, mesh, trainable.policy.special.eos)
   return compiled_engine(trainable, mesh, config.dtype, slots)
 
 
-def rollout_slots(config: Config, eos: int) -> SlotSettings:
+def rollout_slots(config: Config, mesh: Mesh, eos: int) -> SlotSettings:
   """Returns the slots in which the groups of a round are sampled."""
   settings = config.engine
-  slots = slot_settings(rl_format(config), settings.prompt_slots, config.max_new_tokens, eos)
-  return dataclasses.replace(slots, samples_per_slot=settings.samples_per_slot)
+  slots = slot_settings(rl_format(config), mesh, settings.prompt_slots, config.max_new_tokens, eos)
+  of_group = -(-config.group_size // settings.samples_per_slot)
+  read = tuple(max(1, count // of_group) for count in slots.prefill_prompts)
+  return dataclasses.replace(
+    slots, samples_per_slot=settings.samples_per_slot, prefill_prompts=read
+  )
 
 
 def over_http(config: Config, trainable: Trainable, mesh: Mesh) -> VllmEngine:

@@ -61,11 +61,25 @@ def test_on_eight_devices_it_draws_the_same(finished, run, dapo_changes, tmp_pat
     np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
 
 
+SLOTS = {"engine.kind": "slots", "engine.prompt_slots": 3, "engine.samples_per_slot": 2}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_in_slots_equals_an_uninterrupted_one(
+  tmp_path, run, dapo_changes, outcome, before_saving
+):
+  changes = {**dapo_changes, **SLOTS, "steps": 2}
+  assert run("dapo", tmp_path / "whole", changes).code == 0
+  with before_saving(2):
+    run("dapo", tmp_path / "cut", changes)
+  assert run("dapo", tmp_path / "cut", changes).code == 0
+  assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_in_slots_it_draws_the_same(finished, run, dapo_changes, tmp_path):
   """The next prompts of a round take slots as they become free; the answers are those that start together."""
-  slots = {"engine.kind": "slots", "engine.prompt_slots": 3, "engine.samples_per_slot": 2}
-  assert run("dapo", tmp_path, {**dapo_changes, **slots, "steps": 1}).code == 0
+  assert run("dapo", tmp_path, {**dapo_changes, **SLOTS, "steps": 1}).code == 0
   found, expected = (metrics.read_metrics(workdir)[1] for workdir in (tmp_path, finished[0]))
   for name in ("rounds", "kept/groups", "sampled/accuracy", "sampled/length_tokens", "kept/reward"):
     np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)

@@ -70,6 +70,8 @@ COMMANDS = (
   "evaluate.py:tiny --config.method=reuse --config.in_flight=1",
   "behaviors.py:tiny --config.in_flight=1",
   "answer.py:tiny",
+  "serve.py:tiny",
+  "evaluate.py:tiny --config.prompt_slots=16",
   "synthesize.py:self",
 )
 

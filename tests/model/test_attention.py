@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from spatial_vlm import process_rows, sharding
 from spatial_vlm.model import flash, qwen3_vl, text, vision
-from spatial_vlm.model.attention import plain_attention
+from spatial_vlm.model.attention import CacheBlock, cached_attention, plain_attention
 
 SEGMENTS = {
   "between padding": [0] * 21 + [1] * 60 + [2] * 1 + [3] * 40 + [0] * 18,
@@ -246,3 +246,23 @@ def test_the_last_queries_alone_get_the_same_as_with_all_others():
   np.testing.assert_allclose(FORMULA(q[:, 6:], k, v, segments), expected, atol=1e-6)
   found = flash.last_queries(FORMULA, jnp.asarray(q[:, 6:]), k, v, segments)
   np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_blocks_of_a_bfloat16_cache_are_summed_in_float32():
+  """Only the result is rounded: it is the nearest bfloat16 of the exact sum over all blocks."""
+  rng, bf16 = np.random.default_rng(0), jnp.bfloat16
+  B, K, G, H, S = 4, 2, 2, 64, 16
+
+  def drawn(*shape):
+    return jnp.asarray(rng.normal(size=shape), bf16)
+
+  blocks = [
+    CacheBlock(drawn(B, K, H, S) * 0, drawn(B, K, S, H), jnp.ones((B, S), bool)) for _ in range(4)
+  ]
+  k, v = drawn(B, K, 1, H) * 0, drawn(B, K, 1, H)
+  found = cached_attention(drawn(B, 1, K * G, H), k, v, blocks)
+  weight = float(bf16(1 / 65))
+  values = np.concatenate([np.asarray(x, np.float64) for x in (v, *(b.values for b in blocks))], 2)
+  exact = np.repeat(weight * values.sum(axis=2), G, axis=1)[:, None]
+  same = np.asarray(found) == np.asarray(jnp.asarray(exact, bf16))
+  assert same.mean() > 0.99

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from spatial_vlm.huggingface.weights import abstract_params
-from spatial_vlm.model import qwen3_vl
+from spatial_vlm.model import qwen3_vl, text
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.parameters.paths import path_name
@@ -136,8 +136,10 @@ def test_greedy_generation_equals_the_reference(reference, make_case, greedy, si
     np.testing.assert_array_equal(np.asarray(got), expected)
 
 
-def test_samples_of_a_group_share_images_and_cache(reference, make_case):
+@pytest.mark.parametrize("unrolled", [text.UNROLLED_LAYERS, 0])
+def test_samples_of_a_group_share_images_and_cache(reference, make_case, monkeypatch, unrolled):
   """Three continuations of each prompt, fed token by token, equal whole rows that repeat image and prompt."""
+  monkeypatch.setattr(text, "UNROLLED_LAYERS", unrolled)
   reference = reference("tiny")
   params, config = reference.params, reference.config
   prompts = make_case(reference, [[3, (4, 6), 5], [2, (6, 4), 4]], "left").prompts
@@ -164,6 +166,8 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case):
   )
   expected = _jitted_logits(params, config, rows)[:, -4:]
   np.testing.assert_allclose(np.stack(stepwise, axis=1), expected, atol=1e-5)
+  layers = config.text.num_hidden_layers
+  assert len(cache.blocks[0].keys) == (layers if unrolled else 1)
   assert [len(block.valid) for block in cache.blocks] == [2, 6, 6]
   assert int(cache.used) == 1
 
@@ -266,7 +270,7 @@ def test_activations_take_the_dtype_of_the_parameters(reference, make_case, dtyp
   again = jax.eval_shape(
     lambda p, c: qwen3_vl.decode(p, reference.config, case.prompts.tokens[:, 0], c), params, cache
   )
-  assert (hidden.dtype, cache.blocks[-1].keys.dtype, logits.dtype) == (dtype, dtype, jnp.float32)
+  assert (hidden.dtype, cache.blocks[-1].keys[0].dtype, logits.dtype) == (dtype, dtype, jnp.float32)
   assert again == (logits, cache)  # a loop can carry it
 
 

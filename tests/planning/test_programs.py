@@ -42,6 +42,7 @@ NAMES = {
   ],
   "configs/behaviors.py:tiny,in_flight=1": ["answers"],
   "configs/answer.py:tiny": ["answer"],
+  "configs/serve.py:tiny": ["reading prompts into slots", "8 tokens of every slot"],
   "configs/synthesize.py:self": ["sampled answers"],
 }
 """Config with changes → the programs that its command runs."""

@@ -16,7 +16,14 @@ from spatial_vlm.inference.loading import load_policy
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.objectives.token_logprobs import ban
 from spatial_vlm.processor.chat import collate_prompts
-from spatial_vlm.rollout.sampler import STAGES, SamplingSettings, generate, sample_token, stages
+from spatial_vlm.rollout.sampler import (
+  STAGES,
+  SamplingSettings,
+  draw_tokens,
+  generate,
+  sample_token,
+  stages,
+)
 from spatial_vlm.types import Batch
 
 TOKENS = 16
@@ -235,6 +242,26 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature):
   assert shares[2] == 0
   np.testing.assert_allclose(shares, expected, atol=4 * 0.5 / rows**0.5)
   np.testing.assert_allclose(logp, expected_logp[drawn], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_likely_and_unlikely_tokens_are_drawn_as_often_as_the_softmax_says(dtype):
+  """χ² of 12,800 draws over groups of tokens; 1/90 of the probability is in tokens below 2⁻¹²."""
+  V, rows, rounds = 2**13, 256, 50
+  logits = np.random.default_rng(0).normal(size=V).astype(np.float32)
+  logits[:64] += np.log(V) + np.arange(64) / 32 - 0.9
+  logits[[70, -1]] = -np.inf
+  logp = jax.nn.log_softmax(jnp.asarray(logits, dtype).astype(jnp.float32))
+  p = np.exp(np.asarray(logp, np.float64))
+  of_rows = jnp.tile(logp, (rows, 1))
+  keys = jax.random.split(jax.random.key(1), (rounds, rows))
+  draws = np.asarray(jax.lax.map(lambda keys: draw_tokens(of_rows, keys), keys)).ravel()
+  assert not np.isin(draws, [70, V - 1]).any()
+  group = np.concatenate([np.arange(64), 64 + np.arange(V - 64) * 4 // (V - 64)])
+  expected = len(draws) * np.bincount(group, p)
+  observed = np.bincount(group[draws], minlength=68)
+  assert 0.01 < p[64:].sum() < 0.03 and p[64:].max() < 2**-12 and expected.min() > 4
+  assert np.sum((observed - expected) ** 2 / expected) < 107  # p = 0.001 at 67 degrees of freedom
 
 
 def test_each_token_of_an_answer_has_its_own_random_key():

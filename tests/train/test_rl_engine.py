@@ -1,0 +1,86 @@
+"""The engine that a training run samples with."""
+
+import jax
+import numpy as np
+
+from spatial_vlm import sharding
+from spatial_vlm.inference.generation import inference_engine, slot_settings
+from spatial_vlm.inference.policy import (
+  AskedQuestion,
+  encode_question,
+  make_requests,
+  prompt_format,
+)
+from spatial_vlm.processor.chat import collate_prompts
+from spatial_vlm.rollout.prefix_cache import PrefixCache
+from spatial_vlm.train.policy_optimization import answer_logprobs
+from spatial_vlm.train.rl_settings import RlSettings
+from spatial_vlm.types import Rollout
+
+TOKENS, GROUP = 8, 2
+IMAGES = [[(32, 48), (48, 16)], [(16, 64)], [(16, 16), (32, 16), (16, 48)], []]
+"""Heights and widths of the images of each prompt."""
+
+
+def rollout_of(completions):
+  rows = (len(IMAGES), GROUP, TOKENS)
+  nothing = np.zeros(rows[:2], np.int32)
+  return Rollout(
+    ids=nothing[:, 0],
+    label=nothing[:, 0],
+    tokens=completions.tokens.reshape(rows),
+    mask=completions.mask.reshape(rows),
+    logp=completions.logp.reshape(rows),
+    verdict=nothing,
+    correct=nothing > 0,
+    length_tokens=nothing,
+    advantage=nothing.astype(np.float32),
+  )
+
+
+def test_slots_sample_with_the_log_probabilities_of_the_trainer(policy):
+  """Of prompts with several images, none of them square, padded, with and without a cached prefix."""
+  rng, asked = np.random.default_rng(0), []
+  for number, sizes in enumerate(IMAGES):
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    system = "Use behavior_left_of." if number % 2 == 0 else ""
+    encoded = encode_question(policy.processor, images, "Why " * number + "?", system)
+    asked.append(AskedQuestion("?", None, encoded, system))
+  mesh = sharding.make_mesh({}, jax.devices()[:1])
+  format, ids = prompt_format([(160, 320)], "float32", 32), range(len(asked))
+  slots = slot_settings(format, mesh, 2, TOKENS, policy.special.eos)
+  engine = inference_engine(policy, mesh, PrefixCache(policy.model, mesh, 4, 32), slots)
+  requests = make_requests(policy, mesh, asked, ids, [0] * len(asked), format)
+  assert [len(prefix) > 0 for prefix in requests.prefixes] == [True, False, True, False]
+  sampling = policy.sampling(TOKENS, temperature=0.7, group_size=GROUP)
+  completions = jax.device_get(engine.generate(requests, jax.random.key(3), sampling))
+  rows = [question.encoded for question in asked]
+  prompts = collate_prompts(rows, policy.processor, ids, [0] * len(rows), 176, 320)
+  settings = RlSettings(
+    groups_per_batch=len(rows),
+    group_size=GROUP,
+    rollout_batch_size=len(rows),
+    max_rollout_rounds=1,
+    minibatches=1,
+    micro_batches=1,
+    objectives=(("dapo", 1.0),),
+    rewards=(("accuracy", 1.0),),
+    eps_low=0.2,
+    eps_high=0.28,
+    max_new_tokens=TOKENS,
+    answer_lengths=(),
+    overlong_cache_tokens=2,
+    temperature=0.7,
+    chunk_tokens=4096,
+    remat="none",
+    dtype="float32",
+    eos=policy.special.eos,
+    pad=policy.special.pad,
+  )
+  score = jax.jit(answer_logprobs, static_argnums=(4, 5))
+  rollout = rollout_of(completions)
+  forbidden = policy.forbidden_tokens
+  logp, _ = score(policy.params, prompts, rollout, forbidden, policy.model, settings)
+  assert completions.mask.sum() > len(rows) * GROUP * 4
+  mask = completions.mask
+  np.testing.assert_allclose(completions.logp[mask], np.asarray(logp)[mask], atol=1e-4)
