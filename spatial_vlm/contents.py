@@ -1,15 +1,21 @@
 """Digests of the files that a config names, so that a second start notices other contents under the same names."""
 
 import hashlib
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection
 
 import fsspec
 from etils import epath
 
-from spatial_vlm.config import PACKAGE_FOLDER, Config, leaves, matches_any
+from spatial_vlm.config import Config, leaves, matches_any
+from spatial_vlm.inputs import find_here, named_paths
 from spatial_vlm.remote import is_remote
 
+FILES = (
+  *("checkpoint", "behaviors", "chains", "evaluation", "embedder"),
+  *("data.records", "data.training_records", "data.conversations", "data.mix", "data.boxes"),
+  *("data.images", "data.evaluation", "data.validation"),
+)
+"""Leaves that name files whose contents a run depends on. A word of another leaf may be the name of a file too."""
 MARKS = ("config.json", "index-*.json")
 """Files of the folders that are read as a whole: checkpoints, behavior indexes. Folders of images are not."""
 _WHOLE_BYTES = 64 << 20
@@ -18,7 +24,7 @@ _BLOCKS, _BLOCK_BYTES = 1024, 16 << 10
 
 
 def contents(config: Config, harmless: Collection[str] = ()) -> dict[str, str]:
-  """Returns leaf → digest of the files and folders that its value names; leaves that name none are left out.
+  """Returns leaf of FILES → digest of the files and folders that its value names; those that name none are left out.
 
   Of a folder of images only the records tell what is read, so that it counts by its name alone; a store of images
   counts by its manifest, an archive like any file.
@@ -28,36 +34,24 @@ def contents(config: Config, harmless: Collection[str] = ()) -> dict[str, str]:
   """
   found = {}
   for name, value in leaves(config).items():
-    if not matches_any(name, harmless):
-      digests = [each for text in _texts(value) if (each := _digest(text))]
+    if name in FILES and not matches_any(name, harmless):
+      digests = [each for text in named_paths(value) if (each := _digest(text))]
       if digests:
         found[name] = "+".join(digests)
   return found
 
 
-def _texts(value: Any) -> Iterator[str]:
-  """Yields the texts in a value; one with commas may name several locations."""
-  if isinstance(value, str):
-    yield from [value] if "," not in value or epath.Path(value).exists() else value.split(",")
-  elif isinstance(value, list | tuple):
-    for item in value:
-      yield from _texts(item)
-
-
 def _digest(text: str) -> str:
-  """Returns a digest of the file or marked folder at a path, here or in the project; "" without one."""
-  if not text.strip() or "\0" in text:
+  """Returns a digest of the file or marked folder at a path; "" without one."""
+  if (path := find_here(text)) is None:
     return ""
-  path = epath.Path(text).expanduser()
-  if not is_remote(path) and not path.exists():
-    path = epath.Path(PACKAGE_FOLDER.parent) / text
-  if path.is_dir():
-    if not any(next(iter(path.glob(mark)), None) for mark in MARKS):
-      return ""
-    files = [file for file in path.iterdir() if not file.is_dir() and file.suffix != ".md"]
-    parts = [f"{file.name} {_file_digest(file)}" for file in sorted(files)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-  return _file_digest(path) if path.exists() else ""
+  if not path.is_dir():
+    return _file_digest(path)
+  if not any(next(iter(path.glob(mark)), None) for mark in MARKS):
+    return ""
+  files = [file for file in path.iterdir() if not file.is_dir() and file.suffix != ".md"]
+  parts = [f"{file.name} {_file_digest(file)}" for file in sorted(files)]
+  return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _file_digest(path: epath.Path) -> str:

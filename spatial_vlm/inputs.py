@@ -21,7 +21,7 @@ def check_inputs(config: Config, names: Iterable[str]) -> None:
   patterns and remote paths are skipped: their readers check them.
   """
   values = leaves(config)
-  absent = {name: path for name in names for path in _paths(values[name]) if not _exists(path)}
+  absent = {name: path for name in names for path in named_paths(values[name]) if not _exists(path)}
   if not absent:
     return
   several = len(absent) > 1
@@ -35,21 +35,26 @@ def check_inputs(config: Config, names: Iterable[str]) -> None:
   )
 
 
-def _paths(value: Any) -> Iterator[str]:
+def named_paths(value: Any) -> Iterator[str]:
   """Yields the paths of a leaf: one, several with commas between them, or those in a tuple."""
-  if isinstance(value, tuple):
+  if isinstance(value, list | tuple):
     for item in value:
-      yield from _paths(item)
+      yield from named_paths(item)
   elif isinstance(value, str) and value:
-    parts = [value] if "," not in value or _exists(value) else value.split(",")
+    parts = [value] if "," not in value or find_here(value) else value.split(",")
     yield from (part.strip() for part in parts if part.strip())
 
 
+def find_here(path: str) -> epath.Path | None:
+  """Returns a file or folder that exists, here or in the project, as the shipped checkpoints do; else None."""
+  if "\0" in path:
+    return None
+  places = (epath.Path(path).expanduser(), epath.Path(PACKAGE_FOLDER.parent / path))
+  return next((place for place in places if place.exists()), None)
+
+
 def _exists(path: str) -> bool:
-  """Returns whether a path exists, here or in the project, as the shipped checkpoints do."""
-  if is_remote(path) or _PATTERN.search(path):
-    return True
-  return any(p.exists() for p in (epath.Path(path).expanduser(), PACKAGE_FOLDER.parent / path))
+  return is_remote(path) or bool(_PATTERN.search(path)) or find_here(path) is not None
 
 
 def _maker(path: str) -> str:

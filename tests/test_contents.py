@@ -6,8 +6,9 @@ import os
 import ml_collections
 import pytest
 
+from spatial_vlm import config
 from spatial_vlm import contents as module
-from spatial_vlm.contents import contents
+from spatial_vlm.contents import FILES, contents
 
 
 @pytest.fixture
@@ -37,6 +38,19 @@ def config_of(folder, **changes):
     },
   }
   return ml_collections.ConfigDict(values | changes)
+
+
+@pytest.mark.parametrize("command", ["sft", "dapo", "evaluate", "compare", "behaviors"])
+def test_every_leaf_that_names_a_file_counts(command):
+  preset = config.leaves(config.read_preset(f"configs/{command}.py:tiny"))
+  others = {"engine.url", "lora.targets", "trainable"}
+  named = {name for name, value in preset.items() if "/" in str(value)} - others
+  assert named and named <= {*FILES}
+
+
+def test_a_word_that_is_also_a_folder_does_not_count(files, monkeypatch):
+  monkeypatch.chdir(files)
+  assert contents(config_of(files, method="model")) == contents(config_of(files))
 
 
 def test_leaves_that_name_files_count_and_folders_of_images_do_not(files):
