@@ -91,6 +91,7 @@ SAMPLING: Mapping[str, SamplingLeaves] = {
   ),
   "evaluate": SamplingLeaves("mesh", ("batch_size", "max_new_tokens")),
   "behaviors": SamplingLeaves("mesh", ("batch_size", "max_new_tokens")),
+  "serve": SamplingLeaves("mesh", ("slots", "max_new_tokens")),
   "answer": SamplingLeaves("mesh", ("max_patches", "max_new_tokens")),
   "synthesize": SamplingLeaves("policy.mesh", ("policy.batch_size", "max_output_tokens")),
 }

@@ -30,7 +30,7 @@ PUBLISHED = ("random", "zeroshot", "")
 MODELS = ("tiny", "2b", "4b", "8b")
 """Sizes of the model that `plan` knows; `bench` has one more, `small`."""
 TPU_VERSIONS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
-PLANNED = ("sft", "dapo", "evaluate", "behaviors", "answer", "synthesize")
+PLANNED = ("sft", "dapo", "evaluate", "behaviors", "serve", "answer", "synthesize")
 """Commands whose programs `plan` compiles."""
 MEASUREMENTS = ("attention", "parity", "forward", "decode", "prefix", "sft", "dapo")
 BOX_RELATIONS = (

@@ -178,7 +178,7 @@ def test_interrupted_in_a_validation(finished, tmp_path, run, dapo_changes, outc
 @pytest.fixture(scope="module")
 def taught_short(tmp_path_factory, run, extracted, taught, scenes_folder):
   """The taught model after `sft` on a short answer of each verdict to every question with a behavior."""
-  workdir = tmp_path_factory.mktemp("taught_short")
+  folder = tmp_path_factory.mktemp("taught_short")
   records = list(map(json.loads, (scenes_folder / "train.jsonl").read_text().splitlines()))
   builder = QuestionBuilder(TASKS["scenes"], "chain", load_recall(extracted / "index", 48))
   questions = builder.build_all([record["caption"] for record in records])
@@ -193,17 +193,17 @@ def taught_short(tmp_path_factory, run, extracted, taught, scenes_folder):
     for comparison, verdict in (("x=20 < x=40", 1), ("x=40 > x=20, so it is not left", 0))
     if question.behavior
   ]
-  conversations.write(workdir / "rows.jsonl", rows)
+  conversations.write(folder / "rows.jsonl", rows)
   changes = {
     "checkpoint": taught,
-    "data.conversations": workdir / "rows.jsonl",
+    "data.conversations": folder / "rows.jsonl",
     "data.images": scenes_folder / "images",
     "data.shapes": "((128, 64),)",
     "batch_size": 8,
     "optimizer.learning_rate": 5e-3,
   }
-  assert run("sft", workdir, changes).code == 0
-  return workdir / "export"
+  assert run("sft", folder / "run", changes).code == 0
+  return folder / "run" / "export"
 
 
 def test_prompts_with_behaviors_are_trained_on_and_resume_bit_for_bit(

@@ -122,12 +122,18 @@ def test_every_image_of_a_question_is_shown(run, changes, tmp_path):
       {"task": "realworldqa", "method": "zero-shot"},
       "answers of the task realworldqa begin with any",
     ),
-    ({"data.boxes": "boxes.jsonl"}, "benchmarks have no true boxes: set it to ''"),
+    (
+      {"data.boxes": "boxes.jsonl", "data.records": "x.tsv"},
+      "benchmarks have no true boxes: set it to ''",
+    ),
     ({"data.records": "x.csv"}, "its suffix must be .tsv, .parquet, .json"),
-    ({"data.records": "none.tsv"}, "none.tsv does not exist"),
+    ({"data.records": "none.tsv"}, "none.tsv (data.records) does not exist"),
   ],
 )
-def test_wrong_settings_are_refused(refused, changes, change, message):
+def test_wrong_settings_are_refused(refused, changes, change, message, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("x.csv", "x.tsv", "boxes.jsonl"):
+    (tmp_path / name).touch()
   assert message in refused("evaluate", {**changes, "task": "mmbench", **change})
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spatial_vlm import cli, config
-from spatial_vlm.commands import plan
+from spatial_vlm.commands import arguments
 from spatial_vlm.config import UsageError
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.planning import cache
@@ -202,7 +202,7 @@ def test_lora_trains_on_one_chip(size, topology, changes, max_gib):
 
 def test_arguments_have_defaults():
   parser = argparse.ArgumentParser()
-  plan.arguments(parser)
+  arguments.plan_arguments(parser)
   assert vars(parser.parse_args([])) == {
     "topology": "v5e:4x8",
     "slices": 1,

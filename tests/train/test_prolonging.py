@@ -22,6 +22,7 @@ def started(tmp_path):
 
   def start(*args, **kwargs):
     snapshot(settings(*args, **kwargs), epath.Path(tmp_path))
+    (tmp_path / "results.json").touch()  # a workdir with settings alone is of a start that failed
     return epath.Path(tmp_path)
 
   return start

@@ -60,6 +60,7 @@ def test_process_0_records_the_settings_and_the_others_are_checked(tmp_path, mon
   with monkeypatch.context() as patch:
     patch.setattr(jax, "process_index", lambda: 0)
     record_settings(config, workdir, RunLength("steps"))
+  (workdir / "results.json").touch()
   before = (workdir / "config.json").read_text()
   record_settings(Config(ConfigDict({"seed": 1, "max_to_keep": 3})), workdir, RunLength("steps"))
   with pytest.raises(UsageError, match="seed: 1 → 2"):

@@ -344,7 +344,7 @@ def test_the_key_comes_from_the_environment(monkeypatch):
 def test_without_the_library_the_error_names_the_extra(monkeypatch, serve, gemini):
   monkeypatch.setitem(sys.modules, "google.genai", None)
   monkeypatch.delattr("google.genai", raising=False)
-  with pytest.raises(UsageError, match=r"spatial-vlm\[synthesis\]"):
+  with pytest.raises(UsageError, match=r"pip install .*\[synthesis\]"):
     gemini(serve())
 
 

@@ -238,7 +238,7 @@ def test_invalid_settings_are_refused_at_construction(changes, says):
 
 def test_without_the_library_the_error_names_the_extra(monkeypatch, serve):
   monkeypatch.setitem(sys.modules, "openai", None)
-  with pytest.raises(UsageError, match=r"spatial-vlm\[synthesis\]"):
+  with pytest.raises(UsageError, match=r"pip install .*\[synthesis\]"):
     teacher_of(serve())
 
 

@@ -36,7 +36,7 @@ def test_prose_that_agrees_with_its_boxes_passes():
     ("steps", {"caption": "A cat \u202e and a mug."}),
     ("steps", {"caption": "A cat and a mug, 猫和杯子."}),
     ("steps", {"caption": "A table [0, 0, 500, 500] with a cat and a mug."}),
-    ("steps", {"objects": (*DRAFT.objects, ("man's hat", (0, 0, 90, 90)))}),
+    ("steps", {"objects": (*DRAFT.objects, ("cup/mug", (0, 0, 90, 90)))}),
     ("conclusion", {"verdict": 0}),
     ("conclusion", {"reasoning": DRAFT.reasoning + " So the cat is not on the left side of it."}),
     ("objects", {"objects": (("dog", CAT), ("mug", MUG))}),
