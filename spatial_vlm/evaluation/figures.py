@@ -217,11 +217,20 @@ def line_panels(panels: Sequence[LinePanel], path: epath.PathLike, columns: int 
         (handles[name],) = axes.plot(x, y, color=color, marker=marker, markersize=5, alpha=0.9)
       axes.set_xscale(panel.xscale)
       axes.set_yscale(panel.yscale)
+      at = sorted({x for points in panel.lines.values() for x, _ in points})
+      if panel.xscale == "log" and len(at) <= _FEW:  # a decade has one tick, and these may share it
+        axes.set_xticks(at)
       for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:,g}")
         axis.set_minor_formatter("")
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    # One panel is too narrow for names side by side.
+    ncols = len(handles) if columns > 1 else 1
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=ncols)
     _save(figure, path)
+
+
+_FEW = 8
+"""Most places of points that are ticks of a logarithmic axis."""
 
 
 class Point(NamedTuple):

@@ -146,7 +146,7 @@ def test_another_base_is_refused(run, sft_changes, before_saving, nano, tmp_path
   save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
   capsys.readouterr()
   assert run("sft", tmp_path / "run", changes).code == 2
-  assert f"other contents under the same names:\n  checkpoint: \"{base}\"" in capsys.readouterr().err
+  assert f'other contents under the same names:\n  checkpoint: "{base}"' in capsys.readouterr().err
   assert run("export", tmp_path / "exported", {"run": tmp_path / "run"}).code == 2
   error = capsys.readouterr().err
   assert "1 of the frozen weights (text/final_norm/scale …) differ from those" in error
