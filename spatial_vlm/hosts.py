@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -97,6 +98,8 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
   if coordinator is None:
     _connect_cluster()
     return
+  if process == 0:
+    _check_port(coordinator)
   _initialize(
     coordinator_address=coordinator,
     num_processes=processes,
@@ -105,8 +108,28 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
   )
 
 
+def _check_port(coordinator: str) -> None:
+  """Raises UsageError if another program has the port on which process 0 is to wait: JAX would crash."""
+  port = int(coordinator.rpartition(":")[2])
+  with socket.socket() as found:
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      found.bind(("", port))
+    except OSError as error:
+      raise UsageError(
+        f"--coordinator {coordinator}: port {port} of this machine cannot be used ({error.strerror}); give a free one "
+        "to all processes"
+      ) from error
+
+
 def _connect_cluster() -> None:
   if launched_tasks() > 1:
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and _ORTE_URI not in os.environ:
+      raise UsageError(
+        "Open MPI 5 does not tell where process 0 runs; start the processes as mpirun … sh -c 'spatial-vlm … "
+        "--coordinator HOST:PORT --processes $OMPI_COMM_WORLD_SIZE --process $OMPI_COMM_WORLD_RANK', with the host of "
+        "rank 0 and a free port there"
+      )
     _initialize()
   # Set by jax on a TPU host.
   elif "tpu" in (jax.config.jax_platforms or ""):  # pyright: ignore[reportAttributeAccessIssue]
@@ -133,10 +156,15 @@ def skip_absent_tpu() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
+_ORTE_URI = "OMPI_MCA_orte_hnp_uri"
+"""Where JAX reads the address of process 0; Open MPI 4 sets it."""
+
+
 def launched_tasks() -> int:
   """Returns the number of processes that Slurm or Open MPI started, this one included."""
   if {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS"} <= os.environ.keys():
-    return int(os.environ["SLURM_NTASKS"])
+    # SLURM_NTASKS may be that of the allocation, in which an interactive step runs one task.
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ["SLURM_NTASKS"])
   return int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
 
 

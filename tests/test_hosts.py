@@ -1,6 +1,7 @@
 """Several processes: how they find each other and end together; `tests/commands/test_hosts.py` starts some."""
 
 import logging
+import socket
 from unittest import mock
 
 import jax
@@ -10,7 +11,13 @@ import pytest
 from spatial_vlm import cli, hosts
 from spatial_vlm.config import UsageError, UsageErrorOfAll
 
-LAUNCHERS = ("SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+LAUNCHERS = (
+  "SLURM_STEP_NODELIST",
+  "SLURM_PROCID",
+  "SLURM_NTASKS",
+  "SLURM_STEP_NUM_TASKS",
+  "OMPI_COMM_WORLD_SIZE",
+)
 SLURM = {"SLURM_STEP_NODELIST": "node[1-4]", "SLURM_PROCID": "2", "SLURM_NTASKS": "4"}
 
 
@@ -73,7 +80,8 @@ def test_configured_processes_skip_cluster_discovery(initialize, monkeypatch):
     (SLURM, 4),
     ({**SLURM, "SLURM_NTASKS": "1"}, 1),
     ({"SLURM_NTASKS": "4"}, 1),  # an allocation, in which this process was not started by srun
-    ({"OMPI_COMM_WORLD_SIZE": "3"}, 3),
+    ({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, 1),  # an interactive step of an allocation
+    ({"OMPI_COMM_WORLD_SIZE": "3", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:34911"}, 3),
   ],
 )
 def test_a_launcher_with_several_processes_is_joined(initialize, monkeypatch, environment, tasks):
@@ -219,3 +227,19 @@ def test_a_usage_error_stays_the_same():
   with pytest.raises(UsageError) as found, hosts.user_errors():
     raise error
   assert str(found.value) == "x"
+
+
+def test_a_taken_port_is_refused_before_jax_crashes():
+  with socket.socket() as other:
+    other.bind(("", 0))
+    other.listen()
+    port = other.getsockname()[1]
+    with pytest.raises(UsageError, match=f"port {port} of this machine cannot be used .*in use"):
+      hosts.connect(f"localhost:{port}", 2, 0)
+
+
+def test_open_mpi_5_is_told_how_to_start(monkeypatch):
+  monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+  monkeypatch.delenv("OMPI_MCA_orte_hnp_uri", raising=False)
+  with pytest.raises(UsageError, match=r"--process \$OMPI_COMM_WORLD_RANK"):
+    hosts.connect(None, None, None)

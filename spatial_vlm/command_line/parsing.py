@@ -54,7 +54,7 @@ def make_parser(command: Command, width: int = 80) -> Parser:
     help="compile every program anew, in place of keeping them in ~/.cache/spatial_vlm/compiled",
   )
   if command.multi_process:
-    about = "found on TPU hosts, under Slurm and Open MPI; elsewhere give each process all three"
+    about = "found on TPU hosts, under Slurm and Open MPI 4; elsewhere give each process all three"
     group = parser.add_argument_group("several processes", "\n".join(wrap(about, width - 2)))
     group.add_argument(
       "--coordinator", metavar="HOST:PORT", help="where process 0 runs, a free port there"
@@ -96,7 +96,7 @@ def _check_processes(coordinator: str | None, processes: int | None, process: in
   if coordinator is None or processes is None or process is None:
     raise UsageError(
       f"{', '.join(missing)} missing: several processes need --coordinator HOST:PORT, --processes N and --process I"
-      " (0 … N−1); omit all three on TPU hosts, under Slurm and under Open MPI"
+      " (0 … N−1); omit all three on TPU hosts, under Slurm and under Open MPI 4"
     )
   if not 0 <= process < processes:
     raise UsageError(
