@@ -61,7 +61,9 @@ class _Archive(Listed):
     """Regular files by path; of two entries with one path the last counts, as for tar and unzip."""
     try:
       return {name: member for path, member in self._index() if (name := _plain(path))}
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, struct.error, UnicodeError) as error:
+    except UnusableArchive:
+      raise
+    except Exception as error:  # parsers raise anything, even NotImplementedError for a version 9.9
       reason = getattr(error, "strerror", None) or error
       raise UnusableArchive(
         f"{self} cannot be read ({reason}); it may be incomplete or damaged: copy it again"

@@ -177,7 +177,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 def open_header(file: IO[bytes]) -> PIL.Image.Image:
   """Opens a file of FORMATS without decoding it; raises what PIL raises."""
-  return PIL.Image.open(file, formats=FORMATS)
+  try:
+    return PIL.Image.open(file, formats=FORMATS)
+  except PIL.UnidentifiedImageError as error:  # its message holds an address in memory
+    text = f"cannot identify its format; readable are {', '.join(FORMATS)}"
+    raise PIL.UnidentifiedImageError(text) from error
 
 
 def orientation(image: PIL.Image.Image) -> int:

@@ -310,3 +310,14 @@ def test_a_missing_remote_image_or_archive_is_named(remote_places, gcs_folder):
     images.read("top.png")
   with pytest.raises(UnusableArchive, match=r"none\.zip cannot be read"):
     ImageFiles(f"{gcs_folder[0]}/none.zip").find("top.png")
+
+
+def test_a_zip_of_a_version_to_come_is_named(tmp_path):
+  path = tmp_path / "new.zip"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("a.png", b"a")
+  data = bytearray(path.read_bytes())
+  data[data.index(b"PK\x01\x02") + 6] = 99  # the version that is needed to extract
+  path.write_bytes(data)
+  with pytest.raises(UnusableArchive, match=r"new\.zip cannot be read .*version"):
+    ImageFiles(path).open("a.png")
