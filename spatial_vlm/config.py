@@ -374,7 +374,7 @@ def read_snapshot(workdir: epath.Path) -> dict[str, Any] | None:
 
   Raises UsageError if its config.json is not that of a run.
   """
-  path = workdir / "config.json"
+  path = workdir / SETTINGS_FILE
   stored = _read_json(path)
   return None if stored is None else _leaves_of(stored, path)
 

@@ -38,6 +38,7 @@ from spatial_vlm.parameters.partition import flatten, subset_from_config, unflat
 from spatial_vlm.text import escaped
 from spatial_vlm.train.policy_folder import write_policy_files
 from spatial_vlm.train.trained_weights import trained_shapes, with_base
+from spatial_vlm.workdir import SETTINGS_FILE
 
 PARAMS_PATHS = {"sft": ("params",), "dapo": ("train", "params")}
 """Algorithm of a run → path of the trained parameters in its checkpoints."""
@@ -51,7 +52,7 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   if config.results:
     results = read_results(config.results, [run_folder / "export", workdir])
   try:
-    settings = json.loads((run_folder / "config.json").read_text())["config"]
+    settings = json.loads((run_folder / SETTINGS_FILE).read_text())["config"]
     params_path = PARAMS_PATHS[settings["algorithm"]]
     source = find_folder(settings["checkpoint"])
   except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
@@ -151,7 +152,7 @@ def read_results(workdir: str, exported: Sequence[epath.Path]) -> str:
   file = folder / "results.json"
   try:
     content = json.loads(file.read_text())
-    settings = json.loads((folder / "config.json").read_text())["config"]
+    settings = json.loads((folder / SETTINGS_FILE).read_text())["config"]
     rows, table = content["rows"], results_table(content["rows"])
     told = {name: str(settings[name]) for name in ("task", "template", "prompt")}
     method, control, checkpoint = (settings[name] for name in ("method", "control", "checkpoint"))

@@ -56,8 +56,12 @@ def write_policy_files(
   if jax.process_index() > 0:
     return
   knowledge = training_knowledge(settings, source)
-  _write_generation_config(folder, source)
-  _write_template(folder, source, knowledge)
+  tokenizer = load_tokenizer(source)
+  _write_generation_config(folder, SpecialIds.of(tokenizer, read_model_config(source)))
+  if isinstance(template := tokenizer.chat_template, str):
+    _write_template(folder, template, knowledge)
+  else:
+    log.warning("%s has no single chat template; a server needs one with --chat-template", source)
   card = Card(
     base=knowledge.stages[0]["checkpoint"],
     base_model=base_model or card_field(source, "base_model"),
@@ -68,11 +72,10 @@ def write_policy_files(
   (folder / CARD_FILE).write_text(model_card(knowledge, card))
 
 
-def _write_generation_config(folder: epath.Path, source: epath.Path) -> None:
+def _write_generation_config(folder: epath.Path, special: SpecialIds) -> None:
   """Adds the end of a turn and the padding to generation_config.json; without them `generate` writes past the end."""
   file = folder / GENERATION_CONFIG_FILE
   fields: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"do_sample": False}
-  special = SpecialIds.of(load_tokenizer(source), read_model_config(source))
   ends = fields.get("eos_token_id", [])
   ends = ends if isinstance(ends, list) else [ends]
   fields["eos_token_id"] = ends if special.eos in ends else [special.eos, *ends]
@@ -80,12 +83,8 @@ def _write_generation_config(folder: epath.Path, source: epath.Path) -> None:
   file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
-def _write_template(folder: epath.Path, source: epath.Path, knowledge: Knowledge) -> None:
+def _write_template(folder: epath.Path, template: str, knowledge: Knowledge) -> None:
   """Writes the chat template of the source with the questions of the first task, in the forms that were learnt."""
-  template = load_tokenizer(source).chat_template
-  if not isinstance(template, str):
-    log.warning("%s has no single chat template; a server needs one with --chat-template", source)
-    return
   words = question_words(TASKS[knowledge.tasks[0]]) if knowledge.tasks else {}
   questions = {form: words[form] for form in knowledge.forms if form in words}
   (folder / TEMPLATE_FILE).write_text(with_questions(template, questions))

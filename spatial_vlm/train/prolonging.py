@@ -13,7 +13,7 @@ from etils import epath
 
 from spatial_vlm.config import Config, UsageError, leaves, read_snapshot
 from spatial_vlm.remote import write_whole
-from spatial_vlm.workdir import holds_only_settings
+from spatial_vlm.workdir import SETTINGS_FILE, holds_only_settings
 
 
 class RunLength(NamedTuple):
@@ -54,7 +54,7 @@ def prolonged(config: Config, workdir: epath.Path, length: RunLength) -> tuple[s
 
 def store_length(config: Config, workdir: epath.Path, leaf: str) -> None:
   """Replaces the length in the workdir's config.json."""
-  path = workdir / "config.json"
+  path = workdir / SETTINGS_FILE
   content = json.loads(path.read_text())
   content["config"][leaf] = leaves(config)[leaf]
   write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -31,6 +31,7 @@ from spatial_vlm.train.prolonging import RunLength, prolonged, store_length
 from spatial_vlm.train.trained_weights import base_record, check_base
 from spatial_vlm.train.update import init_state
 from spatial_vlm.types import Params, Purpose, TrainState
+from spatial_vlm.workdir import SETTINGS_FILE
 
 HARMLESS = (
   *("log_*", "checkpoint_*", "max_to_keep", "*.workers", "mesh.*", "sampling_mesh.*"),
@@ -62,7 +63,7 @@ def record_settings(config: Config, workdir: epath.Path, length: RunLength) -> N
       for leaf in grown:
         store_length(config, workdir, leaf)
   with user_errors():
-    if not first and not (workdir / "config.json").exists():
+    if not first and not (workdir / SETTINGS_FILE).exists():
       raise UsageError(
         f"{workdir} lacks the config.json of process 0; --workdir must be a folder that all hosts share, e.g. on gs://"
       )

@@ -1,12 +1,12 @@
 """The store: the same examples as its source files, complete or repaired, read by several processes and resumed."""
 
-import copy
 import json
 import pickle
 import shutil
 
 import numpy as np
 import pytest
+from json_changes import replaced
 from PIL import Image
 
 from spatial_vlm.config import UsageError
@@ -205,13 +205,7 @@ def test_a_lying_manifest_is_one_error(whole, tmp_path, place):
     for new in ODD:
       if (where, new) in ((("bad",), []), (("format",), True)):
         continue  # as written, or equal to it
-      manifest = copy.deepcopy(written)
-      parent = manifest
-      for key in where[:-1]:
-        parent = parent[key]
-      if where:
-        parent[where[-1]] = new
-      (tmp_path / "train.json").write_text(json.dumps(manifest if where else new))
+      (tmp_path / "train.json").write_text(json.dumps(replaced(written, where, new)))
       try:
         StoreSource(tmp_path, "train")
       except UsageError as error:

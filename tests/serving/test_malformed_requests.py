@@ -5,6 +5,7 @@ import json
 import random
 
 import pytest
+from json_changes import places, replaced
 
 CHAT = "/v1/chat/completions"
 VALUES = (
@@ -33,32 +34,6 @@ HEADERS = (
   *({"Content-Encoding": "gzip"}, {"Host": "evil.example"}, {"Authorization": "Bearer \xff"}),
   *({"Expect": "100-continue"}, {"Accept": "\x01"}, {"Content-Length": "-1"}),
 )
-
-
-def places(value, path=()):
-  """Yields the path of every value inside a JSON value."""
-  yield path
-  inner = (
-    value.items()
-    if isinstance(value, dict)
-    else enumerate(value)
-    if isinstance(value, list)
-    else ()
-  )
-  for key, part in inner:
-    yield from places(part, (*path, key))
-
-
-def replaced(data, path, value):
-  """Returns the data with another value at the path."""
-  if not path:
-    return value
-  data = copy.deepcopy(data)
-  parent = data
-  for key in path[:-1]:
-    parent = parent[key]
-  parent[path[-1]] = value
-  return data
 
 
 def malformed(draw, valid):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from optimizer_settings import adamw_settings
+from rl_settings import rl_settings
 
 from spatial_vlm import metrics, process_rows, sharding
 from spatial_vlm.answers import STATEMENT
@@ -24,7 +25,6 @@ from spatial_vlm.rollout.sampler import generate
 from spatial_vlm.tasks import statements
 from spatial_vlm.train import policy_optimization, rollout_buffer
 from spatial_vlm.train.policy_optimization import Constants, Minibatch, MinibatchScores
-from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.update import init_state as init_train_state
 
 G, TOKENS = 4, 12
@@ -35,27 +35,7 @@ OPTIMIZER = make_optimizer(adamw_settings(learning_rate=3e-3, eps=1e-4))
 
 @pytest.fixture(scope="module")
 def settings(policy):
-  return RlSettings(
-    groups_per_batch=8,
-    group_size=G,
-    rollout_batch_size=8,
-    max_rollout_rounds=2,
-    minibatches=1,
-    micro_batches=1,
-    objectives=(("dapo", 1.0),),
-    rewards=(("accuracy", 1.0), ("overlong", 1.0)),
-    eps_low=0.2,
-    eps_high=0.28,
-    max_new_tokens=TOKENS,
-    answer_lengths=(),
-    overlong_cache_tokens=6,
-    temperature=0.7,
-    chunk_tokens=4096,
-    remat="none",
-    dtype="float32",
-    eos=policy.special.eos,
-    pad=policy.special.pad,
-  )
+  return rl_settings(policy.special, group_size=G, max_new_tokens=TOKENS)
 
 
 @pytest.fixture(scope="module")

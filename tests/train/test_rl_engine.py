@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from rl_settings import rl_settings
 
 from spatial_vlm import sharding
 from spatial_vlm.inference.generation import inference_engine, slot_settings
@@ -14,7 +15,6 @@ from spatial_vlm.inference.policy import (
 from spatial_vlm.processor.chat import collate_prompts
 from spatial_vlm.rollout.prefix_cache import PrefixCache
 from spatial_vlm.train.policy_optimization import answer_logprobs
-from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.types import Rollout
 
 TOKENS, GROUP = 8, 2
@@ -56,26 +56,15 @@ def test_slots_sample_with_the_log_probabilities_of_the_trainer(policy):
   completions = jax.device_get(engine.generate(requests, jax.random.key(3), sampling))
   rows = [question.encoded for question in asked]
   prompts = collate_prompts(rows, policy.processor, ids, [0] * len(rows), 176, 320)
-  settings = RlSettings(
+  settings = rl_settings(
+    policy.special,
     groups_per_batch=len(rows),
     group_size=GROUP,
     rollout_batch_size=len(rows),
     max_rollout_rounds=1,
-    minibatches=1,
-    micro_batches=1,
-    objectives=(("dapo", 1.0),),
     rewards=(("accuracy", 1.0),),
-    eps_low=0.2,
-    eps_high=0.28,
     max_new_tokens=TOKENS,
-    answer_lengths=(),
     overlong_cache_tokens=2,
-    temperature=0.7,
-    chunk_tokens=4096,
-    remat="none",
-    dtype="float32",
-    eos=policy.special.eos,
-    pad=policy.special.pad,
   )
   score = jax.jit(answer_logprobs, static_argnums=(4, 5))
   rollout = rollout_of(completions)
