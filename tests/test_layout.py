@@ -13,7 +13,7 @@ LAYERS = (
   (
     *("types", "workdir", "disk_errors", "settings", "config", "progress", "extras", "remote"),
     *("inputs", "workdir_lock", "answers", "answer_extraction"),
-    *("contents", "text", "jsonl", "compilation_cache"),
+    *("contents", "text", "jsonl", "compilation_cache", "allocator"),
   ),
   (
     *("parameters", "sharding", "process_rows", "stop_signals", "hosts", "checkpoint", "metrics"),
@@ -33,7 +33,10 @@ FOLDERS = {
   "command_line": ("terminal", "parsing", "help_pages", "completion"),
   "parameters": ("paths", "partition", "int8", "lora"),
   "optim": ("moments", "schedules", "optimizers"),
-  "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),
+  "model": (
+    *("config", "stack", "attention", "blocked", "flash", "vision", "text", "qwen3_vl"),
+    "xlm_roberta",
+  ),
   "huggingface": (
     *("folder", "tensor_table", "tensor_slices", "safetensors_folder", "checkpoint_folder"),
     *("question_template", "model_card"),

@@ -60,7 +60,12 @@ def attention_mask(segments: Int[Array, "B T"], causal: bool) -> Bool[Array, "B 
   Padding (0) is a segment of its own: no real token attends to it, and no row of the mask is empty.
   """
   mask = segments[:, :, None] == segments[:, None, :]
-  return mask & np.tri(segments.shape[1], dtype=bool)[None] if causal else mask
+  if not causal:
+    return mask
+  token = jnp.arange(
+    segments.shape[1]
+  )  # compared in the program: a constant of T × T would be part of it
+  return mask & (token[:, None] >= token[None])[None]
 
 
 def plain_attention(

@@ -9,9 +9,11 @@ arXiv 2307.08691, Alg. 1 and 2, with all keys in one block):
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -19,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm.model.attention import by_key_value_head, by_token
 from spatial_vlm.model.stack import CONTEXT
+from spatial_vlm.types import Pytree
 
 BLOCK = 64
 """Queries of a block."""
@@ -78,179 +81,181 @@ def blocked_attention(
     return jnp.pad(x, [(0, end * (a == axis)) for a in range(x.ndim)], constant_values=value)
 
   # Added tokens are a segment of their own: no token attends to them.
-  q, k, v, segments = padded(q, 1), padded(k, 2), padded(v, 2), padded(segments, 1, OUTSIDE)
-  return _attention(q, k, v, segments, causal)[:, :T]
+  rows = Rows(padded(q, 1), padded(k, 2), padded(v, 2), padded(segments, 1, OUTSIDE))
+  return _attention(rows, causal)[:, :T]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(q, k, v, segments, causal):
-  return _forward(q, k, v, segments, causal)[0]
+@flax.struct.dataclass
+class Rows(Pytree):
+  """Queries of the last T of U tokens, keys and values."""
+
+  q: Float[Array, "B T N H"]
+  k: Float[Array, "B K U H"]
+  v: Float[Array, "B K U H"]
+  segments: Int[Array, "B U"]
 
 
-def _forward(q, k, v, segments, causal):
-  """Returns O, and what the backward pass needs."""
-  mixed, log_normaliser = _over_rows(
-    functools.partial(_forward_rows, causal=causal), q, k, v, segments
+@flax.struct.dataclass
+class Mixed(Pytree):
+  """Results of the forward pass: O and L."""
+
+  mixed: Float[Array, "B T N H"]
+  log_normaliser: Float[Array, "B K G T"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attention(rows: Rows, causal: bool) -> Float[Array, "B T N H"]:
+  return _over_rows(_forward, causal, rows).mixed
+
+
+def _keep(rows, causal):
+  kept = jax.tree.map(
+    functools.partial(checkpoint_name, name=CONTEXT), _over_rows(_forward, causal, rows)
   )
-  mixed = checkpoint_name(mixed, CONTEXT)
-  return mixed, (q, k, v, segments, mixed, checkpoint_name(log_normaliser, CONTEXT))
+  return kept.mixed, (rows, kept)
 
 
-def _backward(causal, kept, d_mixed):
-  of_rows = functools.partial(_backward_rows, causal=causal)
-  return *_over_rows(of_rows, *kept, d_mixed), None
+def _gradients(causal, kept, d_mixed):
+  dq, dk, dv = _over_rows(_backward, causal, *kept, d_mixed)
+  return (Rows(dq, dk, dv, None),)
 
 
-_attention.defvjp(_forward, _backward)
+_attention.defvjp(_keep, _gradients)
 
 
-def _over_rows(function: Callable[..., Any], q: Array, k: Array, *others: Array) -> Any:
+def _over_rows(function: Callable[..., Any], causal: bool, rows: Rows, *others: Any) -> Any:
   """Calls `function` on as many rows at a time as SCORES_BYTES allows."""
-  B, T, N, _ = q.shape
-  most = max(1, SCORES_BYTES // (4 * N * min(T, BLOCK) * k.shape[2]))
-  rows = max(size for size in range(1, min(most, B) + 1) if B % size == 0)
-  if rows == B:
-    return function(q, k, *others)
-  arrays = [x.reshape(B // rows, rows, *x.shape[1:]) for x in (q, k, *others)]
-  results = jax.lax.map(lambda arrays: function(*arrays), arrays)
+  B, T, N, _ = rows.q.shape
+  most = max(1, SCORES_BYTES // (4 * N * min(T, BLOCK) * rows.k.shape[2]))
+  at_once = max(size for size in range(1, min(most, B) + 1) if B % size == 0)
+  if at_once == B:
+    return function(rows, *others, causal=causal)
+  parts = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), (rows, *others))
+  results = jax.lax.map(lambda arrays: function(*arrays, causal=causal), parts)
   return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), results)
 
 
-def _forward_rows(
-  q: Float[Array, "R T N H"],
-  k: Float[Array, "R K U H"],
-  v: Float[Array, "R K U H"],
-  segments: Int[Array, "R U"],
-  causal: bool,
-) -> tuple[Float[Array, "R T N H"], Float[Array, "R K G T"]]:
-  """Returns O and L."""
-  T, U = q.shape[1], k.shape[2]
-  grouped = by_key_value_head(q * q.shape[-1] ** -0.5, k)
+def _forward(rows: Rows, causal: bool) -> Mixed:
+  T, U = rows.q.shape[1], rows.k.shape[2]
+  queries = by_key_value_head(rows.q * rows.q.shape[-1] ** -0.5, rows.k)
+  mixed, log_normalisers = [], []
+  for span in spans(T, U, causal):
+    keys, values = rows.k[:, :, : span.keys], rows.v[:, :, : span.keys]
 
-  def of_span(span: Span):
-    keys, values = k[:, :, : span.keys], v[:, :, : span.keys]
-
-    def of_block(_, start):
-      query = _block(grouped, span, start, 3)
-      own = _block(segments[:, U - T :], span, start, 1)
-      query, own, of_keys = materialized((query, own, segments[:, : span.keys]), segments)
-      seen = _seen(own, of_keys, U - T + start, causal)
+    def of_block(_, start, span=span, keys=keys, values=values):
+      (query,), seen = _block((queries,), rows.segments, T, span, start, causal)
       scores = _scores(query, keys)
       scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
       top = jnp.max(scores, axis=-1, keepdims=True)
       weights = jnp.exp(scores - top)
       total = jnp.sum(weights, axis=-1, keepdims=True)
-      mixed = _mixed(weights.astype(v.dtype), values) / total
-      return None, (mixed.astype(v.dtype), (top + jnp.log(total))[..., 0])
+      of_values = _of_values(weights.astype(values.dtype), values) / total
+      return None, (of_values.astype(values.dtype), (top + jnp.log(total))[..., 0])
 
-    return jax.lax.scan(of_block, None, _starts(span))[1]
+    _, results = jax.lax.scan(of_block, None, _starts(span))
+    mixed.append(results[0])
+    log_normalisers.append(results[1])
+  return Mixed(by_token(_joined(mixed)), _joined(log_normalisers))
 
-  mixed, log_normaliser = zip(*map(of_span, spans(T, U, causal)), strict=True)
-  return by_token(_joined(mixed, 3)), _joined(log_normaliser, 3)
 
-
-def _backward_rows(
-  q: Float[Array, "R T N H"],
-  k: Float[Array, "R K U H"],
-  v: Float[Array, "R K U H"],
-  segments: Int[Array, "R U"],
-  mixed: Float[Array, "R T N H"],
-  log_normaliser: Float[Array, "R K G T"],
-  d_mixed: Float[Array, "R T N H"],
-  causal: bool,
-) -> tuple[Float[Array, "R T N H"], Float[Array, "R K U H"], Float[Array, "R K U H"]]:
+def _backward(
+  rows: Rows, kept: Mixed, d_mixed: Float[Array, "B T N H"], causal: bool
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B K U H"], Float[Array, "B K U H"]]:
   """Returns the gradients of q, k and v."""
-  T, U = q.shape[1], k.shape[2]
-  scale = q.shape[-1] ** -0.5
-  grouped = by_key_value_head(q * scale, k)
-  d_grouped = by_key_value_head(d_mixed, k)
-  inner = jnp.sum(d_mixed.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
-  inner = by_key_value_head(inner, k)[..., 0]
-  dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+  T, U = rows.q.shape[1], rows.k.shape[2]
+  scale, dtype = rows.q.shape[-1] ** -0.5, rows.q.dtype
+  inner = jnp.sum(d_mixed.astype(jnp.float32) * kept.mixed.astype(jnp.float32), -1, keepdims=True)
+  of_queries = (
+    by_key_value_head(rows.q * scale, rows.k),
+    by_key_value_head(d_mixed, rows.k),
+    by_key_value_head(inner, rows.k),
+    kept.log_normaliser[..., None],
+  )
+  dk, dv = (jnp.zeros(x.shape, jnp.float32) for x in (rows.k, rows.v))
   dq = []
   for span in spans(T, U, causal):
-    keys, values = k[:, :, : span.keys], v[:, :, : span.keys]
+    keys, values = rows.k[:, :, : span.keys], rows.v[:, :, : span.keys]
 
-    def body(sums, start, span=span, keys=keys, values=values):
-      of_block = [_block(x, span, start, 3) for x in (grouped, d_grouped, log_normaliser, inner)]
-      own = _block(segments[:, U - T :], span, start, 1)
-      of_block, own, of_keys = materialized((of_block, own, segments[:, : span.keys]), segments)
-      query, d_out, of_query, of_inner = of_block
-      seen = _seen(own, of_keys, U - T + start, causal)
-      scores = _scores(query, keys)
-      weights = jnp.where(seen, jnp.exp(scores - of_query[..., None]), 0.0)
-      d_weights = _scores(d_out, values)
-      d_scores = (weights * (d_weights - of_inner[..., None])).astype(q.dtype)
+    def of_block(sums, start, span=span, keys=keys, values=values):
+      arrays, seen = _block(of_queries, rows.segments, T, span, start, causal)
+      query, d_out, inner, log_normaliser = arrays
+      weights = jnp.where(seen, jnp.exp(_scores(query, keys) - log_normaliser), 0.0)
+      d_scores = (weights * (_scores(d_out, values) - inner)).astype(dtype)
       dk, dv = sums
-      dk += _mixed_queries(d_scores, query)
-      dv += _mixed_queries(weights.astype(q.dtype), d_out)
-      return (dk, dv), _mixed(d_scores, keys) * scale
+      dk += _of_queries(d_scores, query)
+      dv += _of_queries(weights.astype(dtype), d_out)
+      return (dk, dv), _of_values(d_scores, keys) * scale
 
-    zeros = (jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32))
-    (dk_span, dv_span), dq_span = jax.lax.scan(body, zeros, _starts(span))
-    dk, dv = dk.at[:, :, : span.keys].add(dk_span), dv.at[:, :, : span.keys].add(dv_span)
+    seen_by_span = (Ellipsis, slice(span.keys), slice(None))
+    sums = dk[seen_by_span], dv[seen_by_span]
+    (dk_seen, dv_seen), dq_span = jax.lax.scan(of_block, sums, _starts(span))
+    dk, dv = dk.at[seen_by_span].set(dk_seen), dv.at[seen_by_span].set(dv_seen)
     dq.append(dq_span)
-  return by_token(_joined(dq, 3)).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+  return by_token(_joined(dq)).astype(dtype), dk.astype(rows.k.dtype), dv.astype(rows.v.dtype)
 
 
 def _starts(span: Span) -> Int[Array, "blocks"]:
   return span.first + span.block * jnp.arange(span.blocks)
 
 
-def _block(x: Array, span: Span, start: Int[Array, ""], axis: int) -> Array:
-  return jax.lax.dynamic_slice_in_dim(x, start, span.block, axis)
+def _block(
+  arrays: tuple[Float[Array, "B K G T _"], ...],
+  segments: Int[Array, "B U"],
+  queries: int,
+  span: Span,
+  start: Int[Array, ""],
+  causal: bool,
+) -> tuple[tuple[Float[Array, "B K G S _"], ...], Bool[Array, "B 1 1 S keys"]]:
+  """Returns the parts of a block's queries, and `attention_mask` of its queries and the span's keys."""
+  before = segments.shape[1] - queries
+  parts = tuple(jax.lax.dynamic_slice_in_dim(x, start, span.block, 3) for x in arrays)
+  own = jax.lax.dynamic_slice_in_dim(segments, before + start, span.block, 1)
+  parts, own, of_keys = _materialized((parts, own, segments[:, : span.keys]), segments)
+  seen = own[:, :, None] == of_keys[:, None]
+  if causal:
+    tokens = before + start + jnp.arange(span.block)
+    seen &= (tokens[:, None] >= jnp.arange(span.keys)[None])[None]
+  return parts, seen[:, None, None]
 
 
-def _joined(blocks: Sequence[Array], axis: int) -> Array:
-  """Joins the blocks [blocks R …] of all spans along `axis` of a block."""
-  spans_of = [
-    jnp.moveaxis(x, 0, axis).reshape(*x.shape[1 : axis + 1], -1, *x.shape[axis + 2 :])
-    for x in blocks
-  ]
-  return jnp.concatenate(spans_of, axis)
+def _materialized(arrays: Any, segments: Int[Array, "B U"]) -> Any:
+  """Returns the arrays themselves, computed before what reads them.
+
+  XLA fuses a slice at a position that is known at run time only into the element-wise loops that read it, which are
+  then not vectorized: an exponential takes six times as long. It does not fuse a branch, here always the first.
+  """
+  always = segments[0, 0] >= OUTSIDE
+  return jax.lax.cond(always, lambda x: x, lambda x: jax.tree.map(jnp.zeros_like, x), arrays)
 
 
-def _scores(x: Float[Array, "R K G S H"], keys: Float[Array, "R K U H"]) -> Float[Array, "R K G S U"]:
-  return _product("rkqh,rksh->rkqs", _flat(x), keys).reshape(*x.shape[:4], -1)
+def _joined(spans_of: Sequence[Array]) -> Array:
+  """Joins the blocks [blocks B K G S …] of all spans along S."""
+  blocks = itertools.chain.from_iterable(spans_of)
+  return jnp.concatenate(list(blocks), axis=3)
 
 
-def _mixed(
-  weights: Float[Array, "R K G S U"], values: Float[Array, "R K U H"]
-) -> Float[Array, "R K G S H"]:
-  return _product("rkqs,rksh->rkqh", _flat(weights), values).reshape(*weights.shape[:4], -1)
+def _scores(
+  x: Float[Array, "B K G S H"], keys: Float[Array, "B K U H"]
+) -> Float[Array, "B K G S U"]:
+  return _product("bkqh,bkuh->bkqu", _flat(x), keys).reshape(*x.shape[:4], -1)
 
 
-def _mixed_queries(
-  weights: Float[Array, "R K G S U"], x: Float[Array, "R K G S H"]
-) -> Float[Array, "R K U H"]:
-  return _product("rkqs,rkqh->rksh", _flat(weights), _flat(x))
+def _of_values(
+  weights: Float[Array, "B K G S U"], values: Float[Array, "B K U H"]
+) -> Float[Array, "B K G S H"]:
+  return _product("bkqu,bkuh->bkqh", _flat(weights), values).reshape(*weights.shape[:4], -1)
 
 
-def _flat(x: Float[Array, "R K G S X"]) -> Float[Array, "R K GS X"]:
-  """Joins the queries of all heads that share keys: products of matrices with two such axes are slower."""
+def _of_queries(
+  weights: Float[Array, "B K G S U"], x: Float[Array, "B K G S H"]
+) -> Float[Array, "B K U H"]:
+  return _product("bkqu,bkqh->bkuh", _flat(weights), _flat(x))
+
+
+def _flat(x: Float[Array, "B K G S X"]) -> Float[Array, "B K GS X"]:
+  """Joins the queries of all heads that share keys: with two such axes, products are half as fast."""
   return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def _product(form: str, a: Array, b: Array) -> Array:
   return jnp.einsum(form, a, b, preferred_element_type=jnp.float32)
-
-
-def _seen(
-  of_query: Int[Array, "R S"], of_key: Int[Array, "R U"], first: Int[Array, ""], causal: bool
-) -> Bool[Array, "R 1 1 S U"]:
-  """Returns the part of `attention_mask` of queries that begin at token `first`."""
-  seen = of_query[:, :, None] == of_key[:, None]
-  if causal:
-    seen &= first + jnp.arange(of_query.shape[1])[:, None] >= jnp.arange(of_key.shape[1])
-  return seen[:, None, None]
-
-
-def materialized(arrays: Sequence[Array], segments: Int[Array, "R U"]) -> Sequence[Array]:
-  """Returns the arrays themselves, computed before what reads them.
-
-  XLA fuses a slice at a position that is known at run time into the element-wise loops that read it, and these loops
-  are then not vectorized: on CPUs an exponential takes six times as long. It does not fuse a branch, which is always
-  the first one here.
-  """
-  always = segments[0, 0] >= OUTSIDE
-  return jax.lax.cond(always, lambda x: x, lambda x: jax.tree.map(jnp.zeros_like, x), arrays)
