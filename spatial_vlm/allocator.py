@@ -3,7 +3,7 @@
 import ctypes
 import os
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 """Parameters of mallopt(3)."""
 KEPT_BYTES = 2**31 - 1
 """Most freed memory at the end of the heap that stays with the process; mallopt takes no larger number."""
@@ -23,6 +23,9 @@ def keep_freed_memory() -> None:
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   if mallopt is None:
     return
+  mallopt(
+    M_ARENA_MAX, 1
+  )  # XLA's threads would have arenas of their own, and these map whatever is large
   mallopt(M_MMAP_MAX, 0)
   mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
   mallopt(M_TOP_PAD, GROWTH_BYTES)

@@ -29,6 +29,7 @@ def calls(monkeypatch):
 
 IS_ON_HEAP = """
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from spatial_vlm import allocator
 
@@ -36,12 +37,16 @@ malloc = ctypes.CDLL(None).malloc
 malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 
 def is_on_heap():
-  place = malloc(64 * 2**20)
+  place = malloc(32 * 2**20)
   heap = next(line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]"))
   first, last = (int(x, 16) for x in heap.split()[0].split("-"))
   return first <= place < last
 
-print(is_on_heap(), allocator.keep_freed_memory(), is_on_heap())
+def in_thread():
+  with ThreadPoolExecutor(1) as pool:
+    return pool.submit(is_on_heap).result()
+
+print(is_on_heap(), allocator.keep_freed_memory(), is_on_heap(), in_thread())
 """
 
 
@@ -51,7 +56,7 @@ def test_large_arrays_come_from_the_heap():
   shown = subprocess.run(
     [sys.executable, "-c", IS_ON_HEAP], env=environment, capture_output=True, text=True, check=True
   )
-  assert shown.stdout.split() == ["False", "None", "True"]
+  assert shown.stdout.split() == ["False", "None", "True", "True"]
 
 
 @pytest.mark.parametrize(
