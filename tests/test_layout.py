@@ -16,8 +16,8 @@ LAYERS = (
     *("contents", "text", "jsonl", "compilation_cache"),
   ),
   (
-    *("parameters", "sharding", "process_rows", "stop_signals", "hosts", "checkpoint", "metrics"),
-    "compile_clock",
+    *("parameters", "sharding", "process_rows", "stop_signals", "rendezvous", "hosts"),
+    *("checkpoint", "metrics", "compile_clock"),
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (
