@@ -83,14 +83,14 @@ def reading(path: epath.Path, what: str = "it") -> Iterator[None]:
   """Makes a ValueError that names the path of whatever the parsers of a foreign file or folder raise.
 
   transformers and tokenizers raise TypeError, AttributeError, plain Exception and Rust's panics for odd values. Missing
-  files, and errors that name the path already, are passed on.
+  files and extras, and errors that name the path already, are passed on.
 
   Args:
     what: what is read of the path, for the message.
   """
   try:
     yield
-  except FileNotFoundError:
+  except (FileNotFoundError, ImportError):
     raise
   except BaseException as error:
     is_panic = type(error).__name__ == "PanicException"  # of tokenizers, outside Exception
