@@ -11,9 +11,20 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
   (
-    *("types", "workdir", "disk_errors", "settings", "config", "progress", "extras", "remote"),
+    *(
+      "types",
+      "text",
+      "jsonl",
+      "workdir",
+      "disk_errors",
+      "settings",
+      "config",
+      "progress",
+      "extras",
+      "remote",
+    ),
     *("inputs", "workdir_lock", "answers", "answer_extraction"),
-    *("contents", "text", "jsonl", "compilation_cache"),
+    *("contents", "compilation_cache"),
   ),
   (
     *("parameters", "sharding", "process_rows", "stop_signals", "rendezvous", "hosts"),

@@ -9,7 +9,7 @@ from etils import epath
 
 from spatial_vlm import remote
 from spatial_vlm.config import PACKAGE_FOLDER, UsageError, matches_any
-from spatial_vlm.jsonl import parse_json
+from spatial_vlm.jsonl import read_object
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.text import short_line
 
@@ -68,14 +68,6 @@ def read_config(folder: epath.PathLike, kind: str) -> dict[str, Any]:
     raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}; give the folder of {kind}")
   with reading(file):
     return read_object(file)
-
-
-def read_object(file: epath.Path) -> dict[str, Any]:
-  """Returns the JSON object of a foreign file; ValueError for anything else."""
-  value = parse_json(file.read_bytes())
-  if not isinstance(value, dict):
-    raise ValueError(f"it holds a JSON {type(value).__name__}, not an object")
-  return value
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from spatial_vlm.huggingface.folder import read_object, reading
+from spatial_vlm.huggingface.folder import reading
+from spatial_vlm.jsonl import read_object
 from spatial_vlm.model.config import VisionConfig, check_sizes
 from spatial_vlm.remote import is_remote
 from spatial_vlm.types import Vision
