@@ -68,7 +68,7 @@ ROW = {"method": "SFT", "n": 1, "accuracy": 0.5, "skipped": 0}
 KNOWLEDGE = {
   **{"tasks": ["vsr"], "forms": ["chain"], "image_height": [9, 99], "image_width": None},
   "vocabulary_size": 433,
-  "stages": [{"algorithm": "sft", "checkpoint": "base", "data": ["chains.jsonl"]}],
+  "stages": [{"algorithm": "sft", "checkpoint": "base", "data": "chains.jsonl"}],
 }
 RECORD = {
   **{"image": "1.jpg", "image_link": "http://h/1.jpg", "caption": "The cat is left of the dog."},

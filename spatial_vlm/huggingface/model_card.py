@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from spatial_vlm.jsonl import read_object
-from spatial_vlm.text import escaped
+from spatial_vlm.text import escaped, short_line
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,12 @@ def read_knowledge(folder: epath.Path) -> Knowledge | None:
     fields = read_object(folder / KNOWLEDGE_FILE)
     known = Knowledge(**{name: fields[name] for name in Knowledge._fields})
     if not _is_whole(known):
-      raise ValueError(
-        f"{folder / KNOWLEDGE_FILE}: its values are not those that a training writes"
-      )
+      raise ValueError("its values are not those that a training writes")
     return known
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError) as error:
-    log.warning("%s is ignored: %s", folder / KNOWLEDGE_FILE, error)
+    log.warning("%s is ignored (%s)", folder / KNOWLEDGE_FILE, short_line(str(error)))
     return None
 
 
@@ -81,8 +79,7 @@ def _is_stage(stage: Any) -> bool:
     and isinstance(algorithm := stage.get("algorithm"), str)
     and algorithm in _METHODS
     and isinstance(stage.get("checkpoint"), str)
-    and isinstance(data := stage.get("data"), list)
-    and all(isinstance(name, str) for name in data)
+    and isinstance(stage.get("data"), str)
   )
 
 

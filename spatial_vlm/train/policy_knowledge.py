@@ -74,7 +74,7 @@ def taught_by_sft(settings: Settings) -> Taught:
     return Taught((), (), "rendered scenes", ())
   files = [settings["data.conversations"], *(name for name, *_ in settings["data.mix"])]
   rows = [row for file in files for row in _lines(file)]
-  questions = {row["question"] for row in rows}
+  questions = {row["question"] for row in rows if "question" in row}
   forms = [
     form
     for form, (before, after) in question_words(find_task(settings["task"])).items()
@@ -89,7 +89,7 @@ def taught_by_sft(settings: Settings) -> Taught:
 def taught_by_dapo(settings: Settings) -> Taught:
   """Returns the task of a run and the forms that its prompts ask for."""
   forms = ("chain", "short") if settings["behaviors"] else ("chain",)
-  images = [row["image"] for row in _lines(settings["data.records"])]
+  images = [row["image"] for row in _lines(settings["data.records"]) if "image" in row]
   data = epath.Path(settings["data.records"]).name
   return Taught((settings["task"],), forms, data, images)
 

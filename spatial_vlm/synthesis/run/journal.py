@@ -164,7 +164,8 @@ class Journal:
           in_flight[entry["key"]] -= 1
       except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(
-          f"{part}:{number} is no journal entry ({short_line(repr(error))}); remove the line, and its question is sent again"
+          f"{part}:{number} is no journal entry ({short_line(repr(error))}); remove the line, and its question is sent "
+          "again"
         ) from error
     self.interrupted += in_flight.elements()
 
