@@ -298,8 +298,9 @@ def _greedy(params, config, prompts, steps):
   def step(state, _):
     logits, cache = state
     token = jnp.argmax(logits, axis=-1)
-    return qwen3_vl.decode(params, config, token, cache), token
+    return qwen3_vl.decode(weights, config, token, cache), token
 
+  weights = qwen3_vl.decoding_params(params, config)
   logits, cache = qwen3_vl.prefill(params, config, prompts)
   tokens = []
   for slots in (steps // 3, steps - steps // 3):

@@ -21,6 +21,7 @@ from spatial_vlm.model.text import (
   cache_stacks,
   features_at_tokens,
   init_text,
+  layer_stacks,
   run_layers,
   run_layers_cached,
 )
@@ -154,12 +155,18 @@ def add_cache_block(cache: Cache, slots: int, rows: int) -> Cache:
   return Cache((*cache.blocks, block), next_position, jnp.zeros_like(cache.used))
 
 
+def decoding_params(params: Params, config: ModelConfig) -> Params:
+  """Returns the parameters in the form of `decode`, to be made once before a loop over tokens."""
+  layers = layer_stacks(params["text"]["layers"], config.text)
+  return params | {"text": params["text"] | {"layers": layers}}
+
+
 def decode(
   params: Params, config: ModelConfig, token: Int[Array, "B"], cache: Cache
 ) -> tuple[Float[Array, "B V"], Cache]:
   """Feeds one token per row; returns the logits of the next token, and the cache with this one.
 
-  The caller ensures that the last block has an empty slot; otherwise its last slot is overwritten.
+  `params` are what `decoding_params` returns. The caller ensures that the last block has an empty slot; otherwise its last slot is overwritten.
   """
   text = params["text"]
   h = bind(Embedding, config.text, text["embed"])(token)

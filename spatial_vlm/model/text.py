@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -232,9 +233,9 @@ def attention_after_prefix(
   return attention(q, *prefixes.before(k, v), segments, causal=True)
 
 
-UNROLLED_LAYERS = 8
-"""Most layers that decoding unrolls. A scan over layers copies each layer's slots at every token on CPUs; unrolled, a
-deep model takes long to compile, and on TPUs a scan copies nothing."""
+UNROLLED_LAYERS = 16
+"""Most layers that decoding unrolls. A scan over layers copies each layer's weights and slots at every token on CPUs;
+unrolled, a deep model takes long to compile, and on TPUs a scan copies nothing."""
 
 
 def cache_stacks(config: TextConfig) -> list[int]:
@@ -243,8 +244,23 @@ def cache_stacks(config: TextConfig) -> list[int]:
   return [1] * layers if layers <= UNROLLED_LAYERS else [layers]
 
 
+def layer_stacks(layers: Params, config: TextConfig) -> tuple[Params, ...]:
+  """Returns the layers in the stacks of `cache_stacks`, for `run_layers_cached`.
+
+  To be called before a loop over tokens: inside of it, a slice of the weights is a copy at every token.
+  """
+  sizes = cache_stacks(config)
+  if len(sizes) == 1:
+    return (layers,)
+  firsts = np.cumsum([0, *sizes[:-1]]).tolist()
+  return tuple(
+    jax.tree.map(lambda x, now=slice(first, first + size): x[now], layers)
+    for first, size in zip(firsts, sizes, strict=True)
+  )
+
+
 def run_layers_cached(
-  layers: Params,
+  stacks: Sequence[Params],
   config: TextConfig,
   h: Float[Array, "B D"],
   positions: Int[Array, "B 1 3"],
@@ -254,6 +270,9 @@ def run_layers_cached(
   list[tuple[Float[Array, "layers B K 1 H"], Float[Array, "layers B K 1 H"]]],
 ]:
   """Runs all layers over one new token, which attends to the valid slots of the blocks and to itself.
+
+  Args:
+    stacks: what `layer_stacks` returns.
 
   Returns:
     The last layer's output, and the token's keys and values in each stack of layers. The blocks are only read; the
@@ -267,15 +286,11 @@ def run_layers_cached(
     attend = functools.partial(shard_mapped_cached_attention, blocks=of_layer)
     return bind(TextLayer, config, params)(h, angles, attend)
 
-  kept, first, sizes = [], 0, [len(keys) for keys in blocks[0].keys]
-  for number, size in enumerate(sizes):
-    now = slice(first, first + size)
-    whole = len(sizes) == 1  # a slice would copy all weights
-    of_stack = layers if whole else jax.tree.map(lambda x, now=now: x[now], layers)
+  kept = []
+  for number, stack in enumerate(stacks):
     slots = [(block.keys[number], block.values[number]) for block in blocks]
-    h, keys_values = jax.lax.scan(step, h, (of_stack, slots), unroll=size == 1)
+    h, keys_values = jax.lax.scan(step, h, (stack, slots), unroll=len(stacks) > 1)
     kept.append(keys_values)
-    first += size
   return h, kept
 
 

@@ -147,11 +147,12 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case, monkeyp
 
   _, cache = qwen3_vl.prefill(params, config, prompts)
   decode = jax.jit(qwen3_vl.decode, static_argnums=1)
+  weights = qwen3_vl.decoding_params(params, config)
   stepwise = []
   for t in range(answers.shape[1]):
     if t in (0, 3):
       cache = qwen3_vl.add_cache_block(cache, 3, len(answers))
-    logits, cache = decode(params, config, answers[:, t], cache)
+    logits, cache = decode(weights, config, answers[:, t], cache)
     stepwise.append(np.asarray(logits))
 
   def whole(x, new):
@@ -267,8 +268,9 @@ def test_activations_take_the_dtype_of_the_parameters(reference, make_case, dtyp
   )
   rows = len(case.prompts.tokens)
   cache = jax.eval_shape(lambda c: qwen3_vl.add_cache_block(c, 5, rows), cache)
+  weights = jax.eval_shape(lambda p: qwen3_vl.decoding_params(p, reference.config), params)
   again = jax.eval_shape(
-    lambda p, c: qwen3_vl.decode(p, reference.config, case.prompts.tokens[:, 0], c), params, cache
+    lambda p, c: qwen3_vl.decode(p, reference.config, case.prompts.tokens[:, 0], c), weights, cache
   )
   assert (hidden.dtype, cache.blocks[-1].keys[0].dtype, logits.dtype) == (dtype, dtype, jnp.float32)
   assert again == (logits, cache)  # a loop can carry it
