@@ -32,6 +32,7 @@ from spatial_vlm.benchmark.row import Spread
 from spatial_vlm.config import Config, load
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.data.scenes.writing import write_split
+from spatial_vlm.hosts import user_errors
 from spatial_vlm.text import markdown_table
 
 CHECKPOINT = Path(__file__).parents[1] / "spatial_vlm" / "assets" / "tiny_base"
@@ -42,7 +43,8 @@ ROWS = {
   UPDATE: "update",
 }
 """Phase → its name in the table."""
-MAX_DIFFERENCE = {"patches": 1e-5, "log-probabilities": 1e-4}
+MAX_DIFFERENCE = {"patches": 1e-5, "log-probabilities": 3e-4}
+"""Rounding: log-probabilities of thousands of sampled tokens, some of them below −10, differ by up to 8e-5."""
 
 Seconds = dict[str, float]
 """CPU seconds of one step: of STEP and of each phase."""
@@ -157,7 +159,8 @@ def main() -> None:
   add("--trl-checkpointing", action="store_true", help="gradient checkpointing in TRL")
   args, overrides = parser.parse_known_args()
   with tempfile.TemporaryDirectory() as folder:
-    config = read_config(args.checkpoint, folder, overrides)
+    with user_errors():
+      config = read_config(args.checkpoint, folder, overrides)
     write_split(SceneSource("train", config.seed, config.groups_per_batch), epath.Path(folder))
     ours = EndlessDapo(config)
     measured = take_turns(Trainer(config, ours, args), ours)
