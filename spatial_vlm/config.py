@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 from ml_collections import config_dict
 
+from spatial_vlm.jsonl import read_object
 from spatial_vlm.settings.range_table import RANGES
 from spatial_vlm.settings.ranges import problem
 from spatial_vlm.workdir import SETTINGS_FILE, foreign_entries, holds_only_settings, other_command
@@ -337,7 +338,7 @@ def snapshot(
       f"{workdir} holds {', '.join(foreign[:3])}{more}, and no run; give an empty or a new --workdir"
     )
   workdir.mkdir(parents=True, exist_ok=True)
-  if (stored := _read_json(path)) is None:
+  if (stored := _read_settings(path)) is None:
     path.write_text(json.dumps(_describe(config, contents), indent=2) + "\n")
     return
   before = _leaves_of(stored, path)
@@ -348,7 +349,7 @@ def snapshot(
     for name in sorted(before.keys() | given.keys())
     if _show(before, name) != _show(given, name) and not matches_any(name, harmless)
   ]
-  digests = stored.get("contents", {})
+  digests = found if isinstance(found := stored.get("contents"), dict) else {}
   replaced = [name for name, digest in contents.items() if digests.get(name, digest) != digest]
   if (changes or replaced) and holds_only_settings(workdir):  # the first start failed
     path.write_text(json.dumps(_describe(config, contents), indent=2) + "\n")
@@ -365,8 +366,8 @@ def snapshot(
       f"{workdir} holds a run that read other contents under the same names:{names}\nPut back what it was started with "
       "to continue it, or give another --workdir to start a new run."
     )
-  if stored["versions"] != (now := versions()):
-    log.warning("%s was started with other versions: %s, now %s", workdir, stored["versions"], now)
+  if (then := stored.get("versions")) != (now := versions()):
+    log.warning("%s was started with other versions: %s, now %s", workdir, then, now)
 
 
 def read_snapshot(workdir: epath.Path) -> dict[str, Any] | None:
@@ -375,12 +376,12 @@ def read_snapshot(workdir: epath.Path) -> dict[str, Any] | None:
   Raises UsageError if its config.json is not that of a run.
   """
   path = workdir / SETTINGS_FILE
-  stored = _read_json(path)
+  stored = _read_settings(path)
   return None if stored is None else _leaves_of(stored, path)
 
 
-def _leaves_of(stored: Any, path: epath.Path) -> dict[str, Any]:
-  if not isinstance(stored, dict) or not isinstance(values := stored.get("config"), dict):
+def _leaves_of(stored: Mapping[str, Any], path: epath.Path) -> dict[str, Any]:
+  if not isinstance(values := stored.get("config"), dict):
     raise UsageError(f"{path} is not the config of a run; give another --workdir")
   return values
 
@@ -520,12 +521,22 @@ _READERS: dict[type, Callable[[str, Any], Any]] = {
 }
 
 
-def _read_json(path: epath.Path) -> dict[str, Any] | None:
-  """Returns None if the file is missing or incomplete, as when the start that wrote it was killed."""
+def _read_settings(path: epath.Path) -> dict[str, Any] | None:
+  """Returns the content of config.json; None if it is missing, or incomplete since the start that wrote it was killed.
+
+  Raises:
+    UsageError: it cannot be read, and the workdir holds files of a run.
+  """
   try:
-    return json.loads(path.read_text())
-  except (FileNotFoundError, json.JSONDecodeError):
+    return read_object(path)
+  except FileNotFoundError:
     return None
+  except (OSError, ValueError) as error:
+    if path.is_file() and holds_only_settings(path.parent):
+      return None
+    raise UsageError(
+      f"{path} is not the config of a run ({error}); put it back, or give another --workdir"
+    ) from error
 
 
 def _describe(config: Config, contents: Mapping[str, str]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -21,12 +20,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from spatial_vlm import stop_signals
+from spatial_vlm import rendezvous, stop_signals
 from spatial_vlm.config import UsageError, UsageErrorOfAll
 from spatial_vlm.disk_errors import disk_error
-
-HEARTBEAT_TIMEOUT_S = 300
-"""A process without a heartbeat for so long counts as dead, and the others exit; a loaded host may be late."""
 
 log = logging.getLogger(__name__)
 
@@ -98,28 +94,14 @@ def connect(coordinator: str | None, processes: int | None, process: int | None)
   if coordinator is None:
     _connect_cluster()
     return
-  if process == 0:
-    _check_port(coordinator)
+  assert processes is not None and process is not None  # checked with the arguments
+  rendezvous.wait_for_all(coordinator, processes, process, rendezvous.TIMEOUT_S)
   _initialize(
     coordinator_address=coordinator,
     num_processes=processes,
     process_id=process,
     cluster_detection_method="deactivate",
   )
-
-
-def _check_port(coordinator: str) -> None:
-  """Raises UsageError if another program has the port on which process 0 is to wait: JAX would crash."""
-  port = int(coordinator.rpartition(":")[2])
-  with socket.socket() as found:
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-      found.bind(("", port))
-    except OSError as error:
-      raise UsageError(
-        f"--coordinator {coordinator}: port {port} of this machine cannot be used ({error.strerror}); give a free one "
-        "to all processes"
-      ) from error
 
 
 def _connect_cluster() -> None:
@@ -134,7 +116,7 @@ def _connect_cluster() -> None:
   # Set by jax on a TPU host.
   elif "tpu" in (jax.config.jax_platforms or ""):  # pyright: ignore[reportAttributeAccessIssue]
     try:
-      jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S)
+      rendezvous.initialize_jax()
     except jax.errors.JaxRuntimeError as error:
       raise UsageError(f"the other TPU hosts do not answer: {error}") from error
     except (
@@ -170,7 +152,7 @@ def launched_tasks() -> int:
 
 def _initialize(**arguments: Any) -> None:
   try:
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S, **arguments)
+    rendezvous.initialize_jax(**arguments)
   except (ValueError, RuntimeError) as error:
     raise UsageError(
       f"the processes did not find each other: {error}; start all of them, and check that they can reach process 0"

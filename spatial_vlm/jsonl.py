@@ -11,9 +11,13 @@ from typing import Any, TypeVar
 
 from etils import epath
 
+from spatial_vlm.text import short_line
+
 AnyPath = TypeVar("AnyPath", epath.Path, Path)
 _NAME = re.compile(r"part-(\d{5,})\.jsonl")
 
+MAX_OBJECT_BYTES = 2**28
+"""Of a file that is one JSON object; a tokenizer's has 11 MB."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -36,6 +40,27 @@ def parse_json(data: bytes, parse_constant: Callable[[str], Any] | None = None) 
     raise ValueError("the JSON is nested too deeply") from error
   if _SURROGATE.search(data):
     json.dumps(value, ensure_ascii=False).encode()
+  return value
+
+
+def read_object(file: epath.PathLike) -> dict[str, Any]:
+  """Returns the JSON object in a file.
+
+  Raises:
+    OSError: the file is missing, a folder or unreadable.
+    ValueError: it holds anything else, or is larger than MAX_OBJECT_BYTES; the message names the file.
+  """
+  path = epath.Path(file)
+  if not path.is_dir() and (size := path.stat().length) > MAX_OBJECT_BYTES:
+    raise ValueError(
+      f"{path}: {size:,} bytes are more than the {MAX_OBJECT_BYTES:,} of such a file"
+    )
+  try:
+    value = parse_json(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f"{path}: {short_line(str(error))}") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: it holds a JSON {type(value).__name__}, not an object")
   return value
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from tensorboardX import SummaryWriter
 
 from spatial_vlm.config import UsageErrorOfAll
-from spatial_vlm.jsonl import next_part, parts
+from spatial_vlm.jsonl import next_part, parse_json, parts
 from spatial_vlm.remote import is_remote
 
 Sums = dict[str, tuple[Array, Array]]
@@ -197,12 +197,15 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def _read_part(path: epath.Path) -> list[dict[str, Any]]:
-  *lines, torn = path.read_text().split("\n")
+  *lines, torn = path.read_bytes().split(b"\n")
   records = []
   for number, line in enumerate(lines, 1):
     try:
-      records.append(json.loads(line))
-    except json.JSONDecodeError as error:
+      record = parse_json(line)
+      if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise ValueError("no object with a step")
+      records.append(record)
+    except ValueError as error:
       raise ValueError(
         f"{path}:{number} is not a metrics record ({error}); remove the line"
       ) from error

@@ -135,7 +135,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
       "command": str(owner["command"]),
       "seen": float(owner["seen"]),
     }
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
     return {}
 
 

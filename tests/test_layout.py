@@ -11,13 +11,24 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
   (
-    *("types", "workdir", "disk_errors", "settings", "config", "progress", "extras", "remote"),
+    *(
+      "types",
+      "text",
+      "jsonl",
+      "workdir",
+      "disk_errors",
+      "settings",
+      "config",
+      "progress",
+      "extras",
+      "remote",
+    ),
     *("inputs", "workdir_lock", "answers", "answer_extraction"),
-    *("contents", "text", "jsonl", "compilation_cache"),
+    *("contents", "compilation_cache"),
   ),
   (
-    *("parameters", "sharding", "process_rows", "stop_signals", "hosts", "checkpoint", "metrics"),
-    "compile_clock",
+    *("parameters", "sharding", "process_rows", "stop_signals", "rendezvous", "hosts"),
+    *("checkpoint", "metrics", "compile_clock"),
     *("model", "huggingface", "processor", "objectives", "optim"),
   ),
   (

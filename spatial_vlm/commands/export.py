@@ -13,7 +13,6 @@ from, with LoRA adapters merged. With adapter=true only the adapter is written.
 
 import argparse
 import datetime
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -33,9 +32,10 @@ from spatial_vlm.huggingface.model_card import KNOWLEDGE_FILE
 from spatial_vlm.huggingface.peft_adapter import ADAPTER_FILE, write_adapter
 from spatial_vlm.huggingface.weights import stream_checkpoint
 from spatial_vlm.inputs import check_inputs
+from spatial_vlm.jsonl import read_object
 from spatial_vlm.parameters.lora import is_adapter
 from spatial_vlm.parameters.partition import flatten, subset_from_config, unflatten
-from spatial_vlm.text import escaped
+from spatial_vlm.text import escaped, short_line
 from spatial_vlm.train.policy_folder import write_policy_files
 from spatial_vlm.train.trained_weights import trained_shapes, with_base
 from spatial_vlm.workdir import SETTINGS_FILE
@@ -52,12 +52,12 @@ def run(config: Config, workdir: epath.Path, args) -> None:
   if config.results:
     results = read_results(config.results, [run_folder / "export", workdir])
   try:
-    settings = json.loads((run_folder / SETTINGS_FILE).read_text())["config"]
+    settings = read_object(run_folder / SETTINGS_FILE)["config"]
     params_path = PARAMS_PATHS[settings["algorithm"]]
     source = find_folder(settings["checkpoint"])
-  except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise UsageError(
-      f"{run_folder} is not a workdir of `sft` or `dapo` ({error!r}); give one with a config.json"
+      f"{run_folder} is not a workdir of `sft` or `dapo` ({short_line(repr(error))}); give one with a config.json"
     ) from error
   check_target(workdir, source)
   with user_errors():
@@ -151,23 +151,24 @@ def read_results(workdir: str, exported: Sequence[epath.Path]) -> str:
   folder = epath.Path(workdir).expanduser()
   file = folder / "results.json"
   try:
-    content = json.loads(file.read_text())
-    settings = json.loads((folder / SETTINGS_FILE).read_text())["config"]
+    content = read_object(file)
+    settings = read_object(folder / SETTINGS_FILE)["config"]
     rows, table = content["rows"], results_table(content["rows"])
     told = {name: str(settings[name]) for name in ("task", "template", "prompt")}
     method, control, checkpoint = (settings[name] for name in ("method", "control", "checkpoint"))
+    measured_on = epath.Path(checkpoint).expanduser().resolve()
     told |= {"split": str(content["split"]), "records": str(rows[0]["n"])}
     day = datetime.datetime.fromtimestamp(file.stat().mtime, datetime.UTC).date()
-  except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+  except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
     raise UsageError(
-      f"{file} holds no results ({error!r}); results is a workdir of `evaluate`"
+      f"{file} holds no results ({short_line(repr(error))}); results is a workdir of `evaluate`"
     ) from error
   if control or method == "majority":
     asked = f"under the control {control!r}" if control else "with the method 'majority'"
     raise UsageError(
       f"{file} was measured {asked}, without the image; give a workdir of `evaluate` that shows it"
     )
-  if epath.Path(checkpoint).expanduser().resolve() not in [each.resolve() for each in exported]:
+  if measured_on not in [each.resolve() for each in exported]:
     raise UsageError(
       f"{file} was measured on {checkpoint}, which is another policy; evaluate "
       f"{' or '.join(os.fspath(each) for each in exported)}"

@@ -291,11 +291,11 @@ def read_boxes(file: epath.PathLike) -> dict[str, dict[str, Box]]:
   found = {}
   for number, line in enumerate(epath.Path(file).read_bytes().splitlines(), start=1):
     try:
-      entry = json.loads(line)
+      entry = parse_json(line)
       found[entry["image"]] = named_boxes(entry["boxes"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise ValueError(
-        f"{os.fspath(file)}:{number}: no image with named boxes ({error!r}); write the file again"
+        f"{os.fspath(file)}:{number}: no image with named boxes ({short_line(repr(error))}); write the file again"
       ) from error
   return found
 
@@ -386,7 +386,7 @@ def _optional(name: str, value: Any) -> Any:
   if value is None or (isinstance(value, float) and math.isnan(value)):
     return None
   expected = (int, float) if name == "reference_frame" else (str,)
-  if type(value) not in expected:
+  if type(value) not in expected or value in (math.inf, -math.inf):
     raise ValueError(f"{name} is {value!r}; it must be {expected[-1].__name__} or null")
   return value
 

@@ -156,7 +156,7 @@ def _rows(file: epath.Path) -> Iterator[dict[str, Any]]:
     with file.open("rb") as opened:
       for batch in pyarrow.parquet.ParquetFile(opened).iter_batches():
         yield from batch.to_pylist()
-  except (pyarrow.ArrowException, OSError) as error:
+  except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
     raise UsageError(
       f"{os.fspath(file)} cannot be read as Parquet ({error}); copy it again"
     ) from error

@@ -49,7 +49,7 @@ def write_report(config: Config, workdir: epath.Path, seconds: float) -> str:
 
 
 def _read_predictions(folder: epath.Path) -> list[Prediction]:
-  lines = (folder / "predictions.jsonl").read_text().splitlines()
+  lines = (folder / "predictions.jsonl").read_bytes().splitlines()
   return [Prediction.from_json(line) for line in lines]
 
 

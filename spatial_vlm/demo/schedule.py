@@ -9,6 +9,7 @@ from typing import NamedTuple
 from etils import epath
 
 from spatial_vlm.demo.stages import Stage
+from spatial_vlm.jsonl import read_object
 
 
 class Span(NamedTuple):
@@ -80,11 +81,12 @@ def _timed(stage: Stage, workdir: epath.Path, run: Callable[[Stage, epath.Path],
 
 
 def finished(workdir: epath.Path, stage: Stage) -> Span | None:
-  """Returns when a finished stage ran; None for an unfinished one."""
+  """Returns when a finished stage ran; None for an unfinished one, or where its note cannot be read."""
   try:
-    return Span(**json.loads((workdir / stage.folder / stage.note).read_text()))
-  except (FileNotFoundError, json.JSONDecodeError):
+    span = Span(**read_object(workdir / stage.folder / stage.note))
+  except (FileNotFoundError, ValueError, TypeError):
     return None
+  return span if all(type(seconds) in (int, float) for seconds in span) else None
 
 
 def busy_seconds(spans: Sequence[Span]) -> float:

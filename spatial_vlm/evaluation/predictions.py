@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_origin
 
 from spatial_vlm.answer_extraction import extract_word
 from spatial_vlm.answers import Box
 from spatial_vlm.data.records import Example
+from spatial_vlm.jsonl import parse_json
+from spatial_vlm.text import short_line
 
 CANNOT_TELL = 1_000_000
 """Verdict of an answer that says "Cannot tell."; no label has it, so that such an answer is never right."""
@@ -93,14 +96,14 @@ class Prediction:
     return json.dumps(dataclasses.asdict(self))
 
   @classmethod
-  def from_json(cls, line: str) -> "Prediction":
+  def from_json(cls, line: str | bytes) -> "Prediction":
     """Reads a line of `to_json`; raises ValueError for anything else, such as a line cut off by a kill.
 
     Lines of earlier versions, which only answered statements, lack `extracted`: it is read from their text, and is the
     verdict where no text was generated.
     """
     try:
-      fields = json.loads(line)
+      fields = parse_json(line.encode() if isinstance(line, str) else line)
       if "extracted" not in fields:
         generated = fields["generated_tokens"] > 0
         fields["extracted"] = extract_word(fields["text"]) if generated else fields["verdict"]
@@ -108,9 +111,22 @@ class Prediction:
         name: (int(a), int(b), int(c), int(d))
         for name, (a, b, c, d) in fields["boxes_true"].items()
       }
-      return cls(**fields | {"boxes_true": boxes})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-      raise ValueError(f"not a stored prediction ({error!r}): {line[:80]!r}") from error
+      prediction = cls(**fields | {"boxes_true": boxes})
+      for field in dataclasses.fields(cls):
+        _check_type(field.name, getattr(prediction, field.name), field.type)
+      return prediction
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+      raise ValueError(
+        f"not a stored prediction ({short_line(repr(error))}): {line[:80]!r}"
+      ) from error
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+  """Raises ValueError unless the value has the type of a field and is finite."""
+  kind = dict if get_origin(kind) is dict else kind
+  is_of_kind = isinstance(value, kind) and (kind is bool or type(value) is not bool)
+  if not is_of_kind or (isinstance(value, float) and not math.isfinite(value)):
+    raise ValueError(f"{name} is {value!r}")
 
 
 def majority_predictions(

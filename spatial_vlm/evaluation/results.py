@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
@@ -15,7 +16,8 @@ from spatial_vlm.data.split_guard import is_held_out
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.evaluation.scores import Scores
 from spatial_vlm.evaluation.statistics import Share, wilson
-from spatial_vlm.text import markdown_table
+from spatial_vlm.jsonl import read_object
+from spatial_vlm.text import markdown_table, short_line
 
 
 def result_row(method: str, scores: Scores, skipped: int | None = None) -> dict[str, Any]:
@@ -88,6 +90,11 @@ class RecallCount:
   """Mean number of tokens by which these answers are shorter than full chains; None where no chain was answered."""
 
   def __post_init__(self):
+    if not all(type(count) is int for count in (self.recalls, self.successes)):
+      raise ValueError(f"counts are whole numbers, got {self}")
+    saved = self.saved_tokens
+    if saved is not None and not (type(saved) in (int, float) and math.isfinite(saved)):
+      raise ValueError(f"saved_tokens is {saved!r}")
     if not 0 <= self.successes <= self.recalls:
       raise ValueError(f"0 ≤ successes ≤ recalls does not hold for {self}")
 
@@ -135,12 +142,12 @@ def read_recalls(paths: Iterable[epath.PathLike]) -> dict[str, RecallCount]:
   counts: dict[str, list[RecallCount]] = defaultdict(list)
   for path in paths:
     try:
-      content = json.loads(epath.Path(path).read_text())
+      content = read_object(path)
       for name, count in content["recalls"].items():
         counts[name].append(RecallCount(**count))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
       raise UsageError(
-        f"{path} counts no recalls ({error!r}); give a results.json that `evaluate` wrote"
+        f"{path} counts no recalls ({short_line(repr(error))}); give a results.json that `evaluate` wrote"
       ) from error
     split = content.get("split")
     if not isinstance(split, str):

@@ -10,6 +10,7 @@ from etils import epath
 
 from spatial_vlm.config import UsageError, matches_any
 from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.jsonl import read_object
 
 IMMATERIAL = (
   *("algorithm", "batch_size", "in_flight", "limit", "timed_questions", "mesh.*", "max_new_tokens"),
@@ -85,13 +86,13 @@ def _named_folders(text: str) -> list[tuple[str, epath.Path]]:
 def read_run(name: str, folder: epath.Path) -> FinishedRun:
   """Reads a workdir; raises UsageError if it does not hold a finished evaluation."""
   try:
-    settings = json.loads((folder / "config.json").read_text())["config"]
-    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    settings = read_object(folder / "config.json")["config"]
+    lines = (folder / "predictions.jsonl").read_bytes().splitlines()
     predictions = [Prediction.from_json(line) for line in lines]
     method = settings["method"]
-    (row,) = json.loads((folder / "results.json").read_text())["rows"]
+    (row,) = read_object(folder / "results.json")["rows"]
     skipped = int(row.get("skipped") or 0)
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
     raise UsageError(
       f"{folder} holds no finished evaluation ({error}); give a workdir in which `evaluate` ended"
     ) from error

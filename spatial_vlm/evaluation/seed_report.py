@@ -1,6 +1,6 @@
 """Finished demos that differ in their seed, joined: mean and range of every figure."""
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from spatial_vlm.config import UsageError
+from spatial_vlm.jsonl import read_object
 from spatial_vlm.text import escaped, markdown_table
 
 Row = Mapping[str, Any]
@@ -77,13 +78,24 @@ def _folders(text: str) -> list[epath.Path]:
 
 def _read_demo(folder: epath.Path) -> FinishedDemo:
   try:
-    settings = json.loads((folder / "config.json").read_text())["config"]
-    rows = json.loads((folder / "results.json").read_text())["rows"]
-    return FinishedDemo(folder, settings, {row["method"]: row for row in rows})
-  except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    settings = dict(read_object(folder / "config.json")["config"])
+    rows = read_object(folder / "results.json")["rows"]
+    return FinishedDemo(folder, settings, {row["method"]: _checked(row) for row in rows})
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise UsageError(
       f"{folder} holds no finished demo ({error}); give a workdir in which `demo` ended"
     ) from error
+
+
+def _checked(row: Row) -> Row:
+  """Returns a row; raises ValueError for a method that is no name, and for a figure that is no number."""
+  if not isinstance(row["method"], str):
+    raise ValueError(f"method is {row['method']!r}")
+  for column in COLUMNS:
+    figure = row.get(column.leaf)
+    if figure is not None and not (type(figure) in (int, float) and math.isfinite(figure)):
+      raise ValueError(f"{column.leaf} is {figure!r}")
+  return row
 
 
 def joined_rows(demos: Sequence[FinishedDemo]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from spatial_vlm.huggingface.checkpoint_folder import (
   tensors_by_name,
 )
 from spatial_vlm.huggingface.encoder_table import encoder_tensors, head_tensors
-from spatial_vlm.huggingface.folder import CONFIG_FILE, read_config
+from spatial_vlm.huggingface.folder import CONFIG_FILE, read_config, reading
 from spatial_vlm.huggingface.safetensors_folder import (
   INDEX_FILE,
   WEIGHTS_FILE,
@@ -58,7 +58,9 @@ def read_encoder_config(folder: epath.PathLike) -> XlmRobertaConfig:
     FileNotFoundError: config.json is missing.
     ValueError: it does not describe a supported XLM-RoBERTa.
   """
-  return XlmRobertaConfig.from_huggingface(read_config(folder, "an XLM-RoBERTa"))
+  config = read_config(folder, "an XLM-RoBERTa")
+  with reading(epath.Path(folder) / CONFIG_FILE):
+    return XlmRobertaConfig.from_huggingface(config)
 
 
 def open_encoder(folder: epath.PathLike, config: XlmRobertaConfig) -> CheckpointFolder:

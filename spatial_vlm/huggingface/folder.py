@@ -9,7 +9,7 @@ from etils import epath
 
 from spatial_vlm import remote
 from spatial_vlm.config import PACKAGE_FOLDER, UsageError, matches_any
-from spatial_vlm.jsonl import parse_json
+from spatial_vlm.jsonl import read_object
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.text import short_line
 
@@ -70,27 +70,19 @@ def read_config(folder: epath.PathLike, kind: str) -> dict[str, Any]:
     return read_object(file)
 
 
-def read_object(file: epath.Path) -> dict[str, Any]:
-  """Returns the JSON object of a foreign file; ValueError for anything else."""
-  value = parse_json(file.read_bytes())
-  if not isinstance(value, dict):
-    raise ValueError(f"it holds a JSON {type(value).__name__}, not an object")
-  return value
-
-
 @contextlib.contextmanager
 def reading(path: epath.Path, what: str = "it") -> Iterator[None]:
   """Makes a ValueError that names the path of whatever the parsers of a foreign file or folder raise.
 
   transformers and tokenizers raise TypeError, AttributeError, plain Exception and Rust's panics for odd values. Missing
-  files, and errors that name the path already, are passed on.
+  files and extras, and errors that name the path already, are passed on.
 
   Args:
     what: what is read of the path, for the message.
   """
   try:
     yield
-  except FileNotFoundError:
+  except (FileNotFoundError, ImportError):
     raise
   except BaseException as error:
     is_panic = type(error).__name__ == "PanicException"  # of tokenizers, outside Exception

@@ -4,12 +4,16 @@ The json, `spatial_vlm.json`, says the same to programs: what the policy was tra
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from spatial_vlm.text import escaped
+from spatial_vlm.jsonl import read_object
+from spatial_vlm.text import escaped, short_line
+
+log = logging.getLogger(__name__)
 
 KNOWLEDGE_FILE = "spatial_vlm.json"
 CARD_FILE = "README.md"
@@ -35,12 +39,48 @@ class Knowledge(NamedTuple):
 
 
 def read_knowledge(folder: epath.Path) -> Knowledge | None:
-  """Returns what the policy of a folder knows; None where the folder does not say, as a base from elsewhere."""
+  """Returns what the policy of a folder knows; None where the folder does not say, as a base from elsewhere.
+
+  A file that cannot be read counts as none, with a warning.
+  """
   try:
-    fields = json.loads((folder / KNOWLEDGE_FILE).read_text())
-    return Knowledge(**{name: fields[name] for name in Knowledge._fields})
-  except (OSError, ValueError, KeyError, TypeError):
+    fields = read_object(folder / KNOWLEDGE_FILE)
+    known = Knowledge(**{name: fields[name] for name in Knowledge._fields})
+    if not _is_whole(known):
+      raise ValueError("its values are not those that a training writes")
+    return known
+  except FileNotFoundError:
     return None
+  except (OSError, ValueError, KeyError) as error:
+    log.warning("%s is ignored (%s)", folder / KNOWLEDGE_FILE, short_line(str(error)))
+    return None
+
+
+def _is_whole(known: Knowledge) -> bool:
+  """Returns whether the values have the types of their fields."""
+  names = (known.tasks, known.forms)
+  spans = (known.image_height, known.image_width)
+  return (
+    all(isinstance(each, list) and all(isinstance(n, str) for n in each) for each in names)
+    and all(
+      span is None
+      or (isinstance(span, list) and len(span) == 2 and all(type(pixels) is int for pixels in span))
+      for span in spans
+    )
+    and type(known.vocabulary_size) is int
+    and isinstance(known.stages, list)
+    and all(map(_is_stage, known.stages))
+  )
+
+
+def _is_stage(stage: Any) -> bool:
+  return (
+    isinstance(stage, dict)
+    and isinstance(algorithm := stage.get("algorithm"), str)
+    and algorithm in _METHODS
+    and isinstance(stage.get("checkpoint"), str)
+    and isinstance(stage.get("data"), str)
+  )
 
 
 class Card(NamedTuple):

@@ -18,6 +18,7 @@ from etils import epath
 from jaxtyping import Int
 
 from spatial_vlm.remote import whole_file, write_whole
+from spatial_vlm.text import short_line
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -93,7 +94,7 @@ def _index(path: epath.Path) -> dict[str, str]:
     if not all(isinstance(file, str) for file in weight_map.values()):
       raise TypeError("a file name is not a string")
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-    raise ValueError(f"{path} is damaged ({error!r}); copy it again") from error
+    raise ValueError(f"{path} is damaged ({short_line(repr(error))}); copy it again") from error
   return weight_map
 
 
@@ -145,7 +146,9 @@ def read_header(path: epath.Path) -> dict[str, StoredTensor]:
     }
     ends = _ends(entries)
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-    raise ValueError(f"{path.name} is damaged (header: {error!r}); copy it again") from error
+    raise ValueError(
+      f"{path.name} is damaged (header: {short_line(repr(error))}); copy it again"
+    ) from error
   if size != 8 + length + ends:
     raise ValueError(
       f"{path.name} is damaged ({size} bytes, its header says {8 + length + ends}); copy it again"

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 from etils import epath
 
 from spatial_vlm.huggingface.safetensors_folder import StoredTensor
+from spatial_vlm.text import short_line
 
 _DTYPES = {
   "FloatStorage": ("F32", 4),
@@ -105,7 +106,9 @@ class _Unpickler(pickle.Unpickler):
     except ValueError:
       raise
     except Exception as error:  # a hostile pickle can raise anything
-      raise ValueError(f"{self._name}: its pickle cannot be read ({error!r})") from error
+      raise ValueError(
+        f"{self._name}: its pickle cannot be read ({short_line(repr(error))})"
+      ) from error
 
   def find_class(self, module_name: str, global_name: str) -> Any:
     # None of these has attributes that the pickle could set.

@@ -15,6 +15,7 @@ from spatial_vlm.data.reading import ReadOptions
 from spatial_vlm.data.records import Take
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.generation import BatchGenerator
+from spatial_vlm.jsonl import read_object
 from spatial_vlm.progress import progress_bar
 from spatial_vlm.remote import write_whole
 
@@ -95,8 +96,8 @@ def read_part(path: epath.Path) -> list[Prediction] | None:
   """
   if not path.exists():
     return None
-  *lines, last = path.read_text().splitlines() or [""]
-  if last != end_line(len(lines)):
+  *lines, last = path.read_bytes().splitlines() or [b""]
+  if last != end_line(len(lines)).encode():
     return None
   predictions = []
   for number, line in enumerate(lines, start=1):
@@ -163,7 +164,10 @@ def refuse_other_origin(folder: epath.Path, origin: Mapping[str, str], setting: 
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(origin, indent=2) + "\n")
     return
-  before = json.loads(file.read_text())
+  try:
+    before = read_object(file)
+  except ValueError as error:
+    raise UsageError(f"{error}; put the file back, or give another --workdir") from error
   if list(before.items()) == list(origin.items()):
     return
   changes = [

@@ -6,7 +6,7 @@ published checkpoints; tiny is the same architecture for two CPU cores.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 VISION_ROPE_THETA = 10_000.0
@@ -25,9 +25,9 @@ def check_sizes(config: Any, most: Mapping[str, int]) -> None:
       raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {limit}.")
 
 
-def _check_fields(config: Any) -> None:
+def check_fields(config: Any, except_for: Container[str] = ()) -> None:
   """Raises ValueError for sizes that no model has, and for numbers that are not positive and finite."""
-  fields = dataclasses.fields(config)
+  fields = [field for field in dataclasses.fields(config) if field.name not in except_for]
   check_sizes(config, {f.name: _MOST.get(f.name, _MOST_OTHERWISE) for f in fields if f.type is int})
   for field in fields:
     value = getattr(config, field.name)
@@ -54,7 +54,7 @@ class VisionConfig:
   """Ascending layer numbers (from 0) whose outputs are the DeepStack features of text layers 0, 1, …"""
 
   def __post_init__(self):
-    _check_fields(self)
+    check_fields(self)
     taps = self.deepstack_visual_indexes
     if list(taps) != sorted(set(taps)) or any(not 0 <= tap < self.depth for tap in taps):
       raise ValueError(
@@ -103,7 +103,7 @@ class TextConfig:
   max_position_embeddings: int
 
   def __post_init__(self):
-    _check_fields(self)
+    check_fields(self)
     if sum(self.mrope_section) != self.head_dim // 2:
       raise ValueError(
         f"mrope_section {self.mrope_section} adds up to {sum(self.mrope_section)}; it must be half of head_dim"

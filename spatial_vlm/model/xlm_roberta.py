@@ -25,12 +25,14 @@ from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm.model.attention import blockwise_attention
+from spatial_vlm.model.config import check_fields
 from spatial_vlm.model.flash import attention
 from spatial_vlm.model.stack import bind, init_block, init_stack, rematerialize
 from spatial_vlm.types import Params
 
 _SUPPORTED = {"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": 1}
 """Settings of config.json with one supported value, which is also their default."""
+_SPECIAL_TOKENS = ("bos_token_id", "pad_token_id", "eos_token_id", "unk_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +54,11 @@ class XlmRobertaConfig:
   """Not in config.json: XLM-RoBERTa's tokenizers give `<unk>` this id."""
 
   def __post_init__(self):
+    check_fields(self, except_for=_SPECIAL_TOKENS)
+    for name in _SPECIAL_TOKENS:
+      id = getattr(self, name)
+      if type(id) is not int or not 0 <= id < self.vocab_size:
+        raise ValueError(f"{name} is {id!r}; it must be one of the {self.vocab_size} tokens")
     if self.hidden_size % self.num_attention_heads:
       raise ValueError(
         f"width {self.hidden_size} does not divide into {self.num_attention_heads} attention heads"

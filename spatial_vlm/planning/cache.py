@@ -9,6 +9,7 @@ from etils import epath
 
 from spatial_vlm.config import PACKAGE_FOLDER, Config, leaves, versions
 from spatial_vlm.hosts import user_errors
+from spatial_vlm.jsonl import parse_json
 from spatial_vlm.planning.compiled import ProgramCost, compile_program
 from spatial_vlm.planning.programs import trace_programs
 from spatial_vlm.planning.target import Target
@@ -23,8 +24,8 @@ def program_costs(config: Config, target: Target, folder: epath.Path) -> list[Pr
   """
   file = folder / f"{fingerprint(config, target)}.json"
   try:
-    return [ProgramCost.from_json(fields) for fields in json.loads(file.read_text())]
-  except (FileNotFoundError, json.JSONDecodeError):
+    return [ProgramCost.from_json(fields) for fields in parse_json(file.read_bytes())]
+  except (FileNotFoundError, ValueError, KeyError, TypeError):
     pass  # not compiled yet, or the process was killed while it wrote
   with user_errors():
     programs = trace_programs(config, target.model, target.devices)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import tokenizers
 from etils import epath
 
+from spatial_vlm.huggingface.folder import reading
 from spatial_vlm.model.xlm_roberta import XlmRobertaConfig
 from spatial_vlm.processor.sentencepiece import SPECIAL_IDS, SentencePieces
 
@@ -41,11 +42,13 @@ def load_encoder_tokenizer(folder: epath.PathLike, config: XlmRobertaConfig) -> 
   folder = epath.Path(folder)
   if (file := folder / SENTENCEPIECE_FILE).is_file():
     data = file.read_bytes()
-    pieces = SentencePieces(data)
+    with reading(file):
+      pieces = SentencePieces(data)
     ids, size = SPECIAL_IDS, pieces.vocab_size
   elif (file := folder / TOKENIZER_FILE).is_file():
     data = file.read_bytes()
-    tokenizer = tokenizers.Tokenizer.from_str(data.decode())
+    with reading(file, "the tokenizer"):
+      tokenizer = tokenizers.Tokenizer.from_str(data.decode())
     tokenizer.no_padding()
     tokenizer.no_truncation()
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_IDS}

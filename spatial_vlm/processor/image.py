@@ -20,7 +20,8 @@ import PIL.Image
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 
-from spatial_vlm.huggingface.folder import read_object, reading
+from spatial_vlm.huggingface.folder import reading
+from spatial_vlm.jsonl import read_object
 from spatial_vlm.model.config import VisionConfig, check_sizes
 from spatial_vlm.remote import is_remote
 from spatial_vlm.types import Vision
@@ -54,10 +55,12 @@ class ImageSettings:
     check_sizes(self, dict.fromkeys(counts, 2**40))
     if self.min_pixels > self.max_pixels:
       raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
-    for name in ("mean", "std"):
+    for name, least in (("mean", -_MOST_NORMALISED), ("std", 1 / _MOST_NORMALISED)):
       values = getattr(self, name)
-      if len(values) != 3 or not all(_is_finite(v) and (v > 0 or name == "mean") for v in values):
-        raise ValueError(f"image_{name} is {values}; give three numbers, those of std above 0")
+      if len(values) != 3 or not all(_is_number(v, least) for v in values):
+        raise ValueError(
+          f"image_{name} is {values}; give three numbers from {least:g} to {_MOST_NORMALISED:g}"
+        )
 
   @classmethod
   def from_folder(cls, folder: epath.PathLike) -> "ImageSettings":
@@ -112,10 +115,12 @@ def common_settings(path: epath.Path, config: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(f"{path} lacks {error}, a setting of Qwen3-VL's processor") from error
 
 
-def _is_finite(value: Any) -> bool:
-  return type(value) in (int, float) and math.isfinite(value)
+def _is_number(value: Any, least: float) -> bool:
+  return type(value) in (int, float) and least <= value <= _MOST_NORMALISED
 
 
+_MOST_NORMALISED = 1e6
+"""Of means and deviations: within it, normalised values are finite in float32."""
 _DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 _OLDER_BOUNDS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 """Names that transformers 4.57 writes beside `size`, and which replace its bounds."""

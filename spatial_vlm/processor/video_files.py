@@ -27,6 +27,13 @@ _DEMUXERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 """FFmpeg's names, without playlists and similar formats, which open other files and addresses."""
 
 
+MAX_ANIMATION_FRAMES = 2**16
+MAX_ANIMATION_PIXELS = 2**31
+"""Bounds of animated images, which have to be decoded to know how long they last: 2 kB can hold frames for minutes."""
+MAX_FRAMES = 2**20
+"""Of a container; ten hours at 29 frames a second."""
+
+
 def open_video(
   source: str | Path | bytes, fps: float | None = None, name: str | None = None
 ) -> Video:
@@ -83,10 +90,10 @@ class Animation:
     self.file, self.name = file, name
     with _stream(file) as stream, open_header(stream) as image:
       check_pixels(image.width, image.height)
-      frames = getattr(image, "n_frames", 1)
+      frames, seconds = _count_frames(image)
       if frames == 1:
         raise UnreadableVideo(f"cannot read video {name}: it is a still image; give it as an image")
-      rate = fps or _mean_rate(image, frames)
+      rate = fps or (frames / seconds if seconds else 0)
       if not rate:
         raise UnreadableVideo(
           f"cannot read video {name}: it does not state how long frames last; give fps"
@@ -117,7 +124,12 @@ class Container:
         raise UnreadableVideo(f"cannot read video {name}: it states no rate; give fps")
       first = next(container.decode(stream))
       height, width, _ = _upright(first).shape
-      self.info = VideoInfo(stream.frames or self._counted(), rate, height, width)
+      frames = stream.frames or self._counted()
+      if frames > MAX_FRAMES:
+        raise UnreadableVideo(
+          f"cannot read video {name}: it has {frames} frames, more than {MAX_FRAMES}; cut it into parts"
+        )
+      self.info = VideoInfo(frames, rate, height, width)
 
   def read(self, numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     wanted = set(numbers)
@@ -165,14 +177,25 @@ def _stream(file: epath.Path | bytes) -> IO[bytes]:
   return io.BytesIO(file) if isinstance(file, bytes) else file.open("rb")
 
 
-def _mean_rate(image: PIL.Image.Image, frames: int) -> float:
-  """Returns frames a second; 0 if durations are not given."""
-  milliseconds = 0.0
-  for number in range(frames):
-    image.seek(number)
-    image.load()  # WebP sets the duration only then
-    milliseconds += image.info.get("duration") or 0
-  return 1000 * frames / milliseconds if milliseconds else 0.0
+def _count_frames(image: PIL.Image.Image) -> tuple[int, float]:
+  """Returns the number of frames of an animated image and their duration in seconds, 0 if it is not given.
+
+  Raises:
+    ValueError: there are more than MAX_ANIMATION_FRAMES, or they have more than MAX_ANIMATION_PIXELS together.
+  """
+  most = min(MAX_ANIMATION_FRAMES, MAX_ANIMATION_PIXELS // (image.width * image.height))
+  milliseconds, number = 0.0, 0
+  with contextlib.suppress(EOFError):  # after the last frame
+    while True:
+      image.seek(number)
+      if number == most:
+        raise ValueError(
+          f"it has more than {most} frames of {image.width}×{image.height} pixels; shorten it, or save it as MP4"
+        )
+      image.load()  # WebP sets the duration only then
+      milliseconds += image.info.get("duration") or 0
+      number += 1
+  return number, milliseconds / 1000
 
 
 def _natural_order(path: epath.Path) -> list[tuple[int, str]]:

@@ -5,6 +5,7 @@ The comment on a setting is the one on its line, and the comment lines directly 
 """
 
 import ast
+import importlib.util
 import io
 import tokenize
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ def comments(path: Path, constants: bool = True) -> Comments:
     path: the file.
     constants: include arguments whose value is a number or a string: these are leaves, never groups.
   """
-  source = path.read_text()
+  source = _source(path)
   trailing, full = comment_lines(source)
   found = []
 
@@ -68,6 +69,16 @@ def comments(path: Path, constants: bool = True) -> Comments:
 
   visit(ast.parse(source), (), 0)
   return found
+
+
+def _source(path: Path) -> str:
+  """Returns the source of a file; empty where it is no Python, which is reported when the config is loaded."""
+  try:
+    source = importlib.util.decode_source(path.read_bytes())
+    ast.parse(source)
+  except (SyntaxError, ValueError):
+    return ""
+  return source
 
 
 def comment_on(
@@ -95,7 +106,7 @@ def comment_lines(source: str) -> tuple[dict[int, str], dict[int, str]]:
 
 def docstring_parts(path: Path) -> tuple[str, dict[str, str]]:
   """Returns the first line of a config's docstring, and its presets with their descriptions."""
-  docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+  docstring = ast.get_docstring(ast.parse(_source(path))) or ""
   title, _, rest = docstring.partition("\n")
   presets: dict[str, str] = {}
   for line in rest.splitlines():

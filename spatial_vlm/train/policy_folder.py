@@ -22,6 +22,7 @@ from spatial_vlm.huggingface.model_card import (
 )
 from spatial_vlm.huggingface.question_template import with_questions
 from spatial_vlm.inference.questions import question_words
+from spatial_vlm.jsonl import read_object
 from spatial_vlm.processor.tokenizer import SpecialIds, load_tokenizer
 from spatial_vlm.tasks import TASKS
 from spatial_vlm.train.policy_knowledge import Settings, training_knowledge
@@ -75,7 +76,13 @@ def write_policy_files(
 def _write_generation_config(folder: epath.Path, special: SpecialIds) -> None:
   """Adds the end of a turn and the padding to generation_config.json; without them `generate` writes past the end."""
   file = folder / GENERATION_CONFIG_FILE
-  fields: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"do_sample": False}
+  fields: dict[str, Any] = {"do_sample": False}
+  try:
+    fields = read_object(file)
+  except FileNotFoundError:
+    pass
+  except (OSError, ValueError) as error:  # of the base; the weights are worth more
+    log.warning("%s is replaced: %s", GENERATION_CONFIG_FILE, error)
   ends = fields.get("eos_token_id", [])
   ends = ends if isinstance(ends, list) else [ends]
   fields["eos_token_id"] = ends if special.eos in ends else [special.eos, *ends]
@@ -94,7 +101,7 @@ def _write_template(folder: epath.Path, template: str, knowledge: Knowledge) -> 
 def card_field(folder: epath.Path, name: str) -> str:
   """Returns a one-word field, such as the license, of the metadata of a folder's README.md; empty if there is none."""
   card = folder / CARD_FILE
-  text = card.read_text() if card.is_file() else ""
+  text = card.read_bytes().decode(errors="replace") if card.is_file() else ""
   metadata = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
   found = re.search(rf"^{name}: *([\w./-]+)$", metadata[1], re.MULTILINE) if metadata else None
   return found[1] if found else ""

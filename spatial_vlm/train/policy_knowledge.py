@@ -1,6 +1,5 @@
 """What a policy was trained to be asked, from the settings and the data of its run."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from spatial_vlm.data.sizes import image_size
 from spatial_vlm.huggingface.folder import read_model_config
 from spatial_vlm.huggingface.model_card import Knowledge, read_knowledge
 from spatial_vlm.inference.questions import question_words
+from spatial_vlm.jsonl import parse_json
 from spatial_vlm.processor.image import UnreadableImage
 from spatial_vlm.tasks import find_task
 
@@ -74,7 +74,7 @@ def taught_by_sft(settings: Settings) -> Taught:
     return Taught((), (), "rendered scenes", ())
   files = [settings["data.conversations"], *(name for name, *_ in settings["data.mix"])]
   rows = [row for file in files for row in _lines(file)]
-  questions = {row["question"] for row in rows}
+  questions = {row["question"] for row in rows if "question" in row}
   forms = [
     form
     for form, (before, after) in question_words(find_task(settings["task"])).items()
@@ -89,7 +89,7 @@ def taught_by_sft(settings: Settings) -> Taught:
 def taught_by_dapo(settings: Settings) -> Taught:
   """Returns the task of a run and the forms that its prompts ask for."""
   forms = ("chain", "short") if settings["behaviors"] else ("chain",)
-  images = [row["image"] for row in _lines(settings["data.records"])]
+  images = [row["image"] for row in _lines(settings["data.records"]) if "image" in row]
   data = epath.Path(settings["data.records"]).name
   return Taught((settings["task"],), forms, data, images)
 
@@ -120,9 +120,9 @@ def image_spans(names: Sequence[str], images: Any) -> tuple[Span | None, Span | 
 def _lines(file: str) -> list[dict[str, Any]]:
   """Returns the usable JSON objects of a file of lines."""
   rows = []
-  for line in epath.Path(file).expanduser().read_text().splitlines():
+  for line in epath.Path(file).expanduser().read_bytes().split(b"\n"):
     try:
-      row = json.loads(line)
+      row = parse_json(line)
     except ValueError:
       continue  # the run has counted and reported it
     if isinstance(row, dict) and all(

@@ -162,6 +162,32 @@ def test_an_error_in_one_process_ends_all(changes, tmp_path):
   assert "own.jsonl" in pod.log.read_text() and not (workdir / "config.json").exists()
 
 
+def test_a_missing_process_is_named(tmp_path):
+  """JAX would abort, with exit code 134 and a C++ stack."""
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  short = "from spatial_vlm import cli, rendezvous; rendezvous.TIMEOUT_S = 8; raise SystemExit(cli.main())"
+  command = [sys.executable, "-c", short, "sft", "--workdir", str(tmp_path / "run")]
+  started = [
+    subprocess.Popen(
+      [*command, f"--coordinator=localhost:{port}", "--processes=3", f"--process={number}"],
+      env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for number in (0, 2)
+  ]
+  for process in started:
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 2
+    assert (
+      error.startswith("spatial-vlm: process 1 of 3 did not start within 8 s")
+      and error.count("\n") == 1
+    )
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def dapo_pod(dapo_changes):
   """Two batches of one round or more; every round leaves a checkpoint. Both processes sample the same answers."""

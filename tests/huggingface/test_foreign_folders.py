@@ -8,8 +8,12 @@ import pytest
 from json_changes import places, replaced
 
 from spatial_vlm.config import PACKAGE_FOLDER
+from spatial_vlm.huggingface.encoder_folder import open_encoder, read_encoder_config
 from spatial_vlm.huggingface.weights import open_checkpoint
 from spatial_vlm.processor.chat import Processor
+from spatial_vlm.processor.encoder_tokenizer import load_encoder_tokenizer
+from spatial_vlm.processor.image import ImageSettings
+from spatial_vlm.reuse.embedding.encoder_embedder import read_min_similarity
 
 TINY_BASE = PACKAGE_FOLDER / "assets" / "tiny_base"
 ODD = (None, [], {}, -1, 0, float("inf"), float("nan"), "x", True, 10**12, 10**30, [[]], "\ud800")
@@ -23,26 +27,43 @@ FILES = {
 """File → number of changes that are tried."""
 
 
+TINY_ENCODER = PACKAGE_FOLDER / "assets" / "tiny_encoder"
+ENCODER_FILES = {"config.json": 30, "tokenizer.json": 4, "similarity.json": 4}
+
+
+def load_encoder(folder):
+  config = read_encoder_config(folder)
+  load_encoder_tokenizer(folder, config)
+  read_min_similarity(folder)
+  return open_encoder(folder, config)
+
+
 def load(folder):
   processor = Processor.from_folder(folder)
   return open_checkpoint(folder, processor.model_config)
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_odd_values_are_one_error_or_none(tmp_path, file):
-  shutil.copytree(TINY_BASE, tmp_path, dirs_exist_ok=True)
-  written = json.loads((TINY_BASE / file).read_text())
+@pytest.mark.parametrize(
+  ("read", "folder", "file", "changes"),
+  [
+    *((load, TINY_BASE, *each) for each in FILES.items()),
+    *((load_encoder, TINY_ENCODER, *each) for each in ENCODER_FILES.items()),
+  ],
+)
+def test_odd_values_are_one_error_or_none(tmp_path, read, folder, file, changes):
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  written = json.loads((folder / file).read_text())
   cases = [(place, new) for place in places(written, most=12) for new in ODD]
   refused = 0
-  for place, new in random.Random(0).sample(cases, FILES[file]):
+  for place, new in random.Random(0).sample(cases, changes):
     (tmp_path / file).write_text(json.dumps(replaced(written, place, new)))
     try:
-      load(tmp_path)
+      read(tmp_path)
     except ValueError as error:  # any other exception fails the test
       refused += 1
       assert str(tmp_path) in str(error), (place, new)
       assert len(str(error)) < 1500
-  assert refused >= FILES[file] / 4
+  assert refused >= changes / 4
 
 
 @pytest.mark.parametrize(
@@ -62,12 +83,28 @@ def test_sizes_that_no_model_has_cost_nothing(tmp_path, name, value, message):
     load(tmp_path)
 
 
-def test_a_deviation_of_zero_is_refused(tmp_path):
-  shutil.copytree(TINY_BASE, tmp_path, dirs_exist_ok=True)
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"image_std": [0.5, 0, 0.5]},
+    {"image_std": [0.5, -0.5, 0.5]},
+    {"image_std": [0.5, 1e-320, 0.5]},
+    {"image_std": [True, 1, 1]},
+    {"image_mean": [0.5, 1e39, 0.5]},
+    {"image_mean": [0.5, 0.5]},
+    {"image_mean": "0.5"},
+    {"image_mean": 0.5},
+    {"rescale_factor": 0},
+    {"rescale_factor": -1 / 255},
+    {"do_rescale": False},
+  ],
+)
+def test_odd_normalisations_are_refused(tmp_path, settings):
   file = tmp_path / "preprocessor_config.json"
-  file.write_text(json.dumps(json.loads(file.read_text()) | {"image_std": [0.5, 0, 0.5]}))
-  with pytest.raises(ValueError, match="image_std is .* those of std above 0"):
-    load(tmp_path)
+  file.write_text(json.dumps(json.loads((TINY_BASE / file.name).read_text()) | settings))
+  (name,) = settings
+  with pytest.raises(ValueError, match=rf"preprocessor_config.json: .*({name} is|not iterable)"):
+    ImageSettings.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize("header", [b"[" * 100_000, b'{"a": {"shape": [1e999]}}', b"null", b"[1]"])

@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 from transformers.video_utils import read_video_pyav
 
+from spatial_vlm.processor import video_files
 from spatial_vlm.processor.tiny_tokenizer import TINY_IMAGES
 from spatial_vlm.processor.video import (
   UnreadableVideo,
@@ -242,6 +243,29 @@ def test_a_frame_of_too_many_pixels_is_refused(monkeypatch):
   for data in (_container(_moving()), _animation(_moving(), "webp", 125)):
     with pytest.raises(UnreadableVideo, match="80×48 pixels are more"):
       open_video(data)
+
+
+def _crafted_gif(frames, side):
+  """Frames of one pixel each on a large canvas: 23 bytes a frame."""
+  head = b"GIF89a" + side.to_bytes(2, "little") * 2 + b"\x80\0\0" + b"\0\0\0\xff\xff\xff"
+  frame = b"\x21\xf9\x04\x04\x04\0\0\0" + b"\x2c\0\0\0\0\x01\0\x01\0\0" + b"\x02\x02\x44\x01\0"
+  return head + frames * frame + b";"
+
+
+def test_long_animations_are_refused_before_they_are_decoded(monkeypatch):
+  assert open_video(_crafted_gif(40, 8)).info == VideoInfo(40, 25.0, 8, 8)
+  monkeypatch.setattr(video_files, "MAX_ANIMATION_FRAMES", 39)
+  with pytest.raises(UnreadableVideo, match="more than 39 frames of 8×8 pixels; shorten it"):
+    open_video(_crafted_gif(40, 8))
+  monkeypatch.setattr(video_files, "MAX_ANIMATION_PIXELS", 3 * 2000**2)
+  with pytest.raises(UnreadableVideo, match="more than 3 frames of 2000×2000 pixels"):
+    open_video(_crafted_gif(40_000, 2000), fps=2)
+
+
+def test_long_containers_are_refused(monkeypatch):
+  monkeypatch.setattr(video_files, "MAX_FRAMES", 11)
+  with pytest.raises(UnreadableVideo, match="12 frames, more than 11; cut it"):
+    open_video(_container(_moving()))
 
 
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch, tmp_path):

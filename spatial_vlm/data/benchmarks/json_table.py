@@ -25,7 +25,7 @@ class JsonTable:
   def __init__(self, path: epath.PathLike):
     (file,) = find_files(path)
     try:
-      found = _parse(file.read_text(encoding="utf-8"))
+      found = _parse(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
       raise UsageError(f"{os.fspath(file)} is no JSON ({error}); copy it again") from error
     if not isinstance(found, list):
@@ -36,11 +36,10 @@ class JsonTable:
     self.bad: list[BadRecord] = []
     self._images: list[str | None] = []
     for number, value in enumerate(found, start=1):
-      fields = _fields(value, file.name)
-      if fields is None:
-        reason = f"a question is an object or a list, not a {type(value).__name__}"
+      if reason := _fault(value):
         self.bad.append(BadRecord(os.fspath(file), number, reason))
       else:
+        fields = _fields(value, file.name)
         self._images.append(fields.pop("image", None))
         self.rows.append(Row(os.fspath(file), number, fields))
 
@@ -64,9 +63,18 @@ def _parse(text: str) -> Any:
     return [json.loads(line) for line in lines]
 
 
-def _fields(value: Any, file: str) -> dict[str, Any] | None:
+def _fault(value: Any) -> str:
+  """Returns why a value is no question; empty for a question."""
+  if not isinstance(value, dict | list):
+    return f"a question is an object or a list, not a {type(value).__name__}"
+  try:
+    json.dumps(value, ensure_ascii=False).encode()
+  except (UnicodeEncodeError, RecursionError) as error:
+    return f"its text is no Unicode: {error}"
+  return ""
+
+
+def _fields(value: dict[str, Any] | list[Any], file: str) -> dict[str, Any]:
   if isinstance(value, list):
     value = {"file": file, **{str(place): item for place, item in enumerate(value)}}
-  if not isinstance(value, dict):
-    return None
   return {name: present(item) for name, item in value.items()}

@@ -105,7 +105,7 @@ def _open(path: Path) -> Any:
     raise UsageError(extras.need("parquet", f"reading {os.fspath(path)}")) from error
   try:
     return pyarrow.parquet.ParquetFile(path)
-  except (pyarrow.ArrowException, OSError) as error:
+  except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
     raise _unusable(path, error) from error
 
 
@@ -121,7 +121,7 @@ def _read(path: Path, group: int, columns: list[str]) -> list[dict[str, Any]]:
     )
   try:
     return file.read_row_group(group, columns=columns).to_pylist()
-  except (pyarrow.ArrowException, OSError) as error:
+  except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
     raise _unusable(path, error) from error
 
 

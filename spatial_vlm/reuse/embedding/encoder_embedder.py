@@ -27,9 +27,11 @@ from spatial_vlm.huggingface.encoder_folder import (
   read_encoder_config,
 )
 from spatial_vlm.huggingface.folder import find_folder
+from spatial_vlm.jsonl import read_object
 from spatial_vlm.model.xlm_roberta import encode
 from spatial_vlm.parameters.partition import checksums
 from spatial_vlm.processor.encoder_tokenizer import load_encoder_tokenizer
+from spatial_vlm.text import short_line
 
 log = logging.getLogger(__name__)
 
@@ -237,10 +239,10 @@ def read_min_similarity(folder: epath.Path) -> float:
     )
     return UNCALIBRATED_MIN_SIMILARITY
   try:
-    value = json.loads(file.read_text())["min_similarity"]
-  except (ValueError, KeyError, TypeError) as error:
+    value = read_object(file)["min_similarity"]
+  except (ValueError, KeyError) as error:
     raise ValueError(
-      f"{file} has no min_similarity ({error!r}); calibrate the encoder again"
+      f"{file} has no min_similarity ({short_line(repr(error))}); calibrate the encoder again"
     ) from error
   if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
     raise ValueError(f"{file}: min_similarity is {value!r}; it is a similarity, from -1 to 1")

@@ -14,6 +14,7 @@ from etils import epath
 from spatial_vlm.config import UsageError
 from spatial_vlm.reuse.handbook.behavior import Behavior
 from spatial_vlm.reuse.statements.captions import masked_caption, relation_in_words
+from spatial_vlm.text import short_line
 
 BY_HAND = "by-hand"
 """Split of the provenance of a behavior that a person wrote."""
@@ -101,9 +102,9 @@ def read(path: epath.PathLike, count_tokens: Callable[[str], int]) -> list[Behav
   except yaml.MarkedYAMLError as error:
     line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
     raise UsageError(f"{path}{line}: no YAML ({error.problem}); {_QUOTES}") from error
-  except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+  except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
     raise UsageError(
-      f"{path} cannot be read ({error}); give the behaviors.yaml of a run"
+      f"{path} cannot be read ({short_line(str(error))}); give the behaviors.yaml of a run"
     ) from error
   if not isinstance(items, list) or not isinstance(root, yaml.SequenceNode) or not items:
     raise UsageError(f"{path} holds no list of behaviors; write each as an item that begins with -")

@@ -20,6 +20,8 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
+from spatial_vlm.jsonl import parse_json
+
 VERSION = 1
 _MANIFEST, _SEGMENT = "index-{:05d}.json", "vectors-{:05d}.safetensors"
 _NUMBERED = re.compile(r"(index|vectors)-(\d{5,})\.(json|safetensors)")
@@ -59,7 +61,7 @@ def newest(folder: epath.Path) -> Saved | None:
   for number in numbers:
     path = folder / _MANIFEST.format(number)
     try:
-      manifest = json.loads(path.read_text())
+      manifest = parse_json(path.read_bytes())
     except ValueError:  # not JSON, or not UTF-8
       logging.warning("%s is incomplete: its save was interrupted; reading the save before", path)
       continue

@@ -29,7 +29,7 @@ from typing import IO, Any, Self
 from spatial_vlm.config import UsageError
 from spatial_vlm.jsonl import next_part, parts
 from spatial_vlm.synthesis.teacher import Answer, Refusal, Reply, Usage
-from spatial_vlm.text import without_surrogates
+from spatial_vlm.text import short_line, without_surrogates
 
 _CLOSING = ("reply", "refused", "lost", "busy")
 
@@ -164,7 +164,8 @@ class Journal:
           in_flight[entry["key"]] -= 1
       except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UsageError(
-          f"{part}:{number} is no journal entry ({error!r}); remove the line, and its question is sent again"
+          f"{part}:{number} is no journal entry ({short_line(repr(error))}); remove the line, and its question is sent "
+          "again"
         ) from error
     self.interrupted += in_flight.elements()
 
