@@ -100,7 +100,9 @@ def _run(command: Command, arguments: list[str]) -> None:
   if command.writes and not remote.is_remote(workdir) and (why := why_not_writable(workdir)):
     raise UsageError(f"--workdir {workdir} cannot be written: {why}")
   module = command.load()
-  from spatial_vlm import compilation_cache, hosts
+  from spatial_vlm import allocator, compilation_cache, hosts
+
+  allocator.keep_freed_memory()
 
   def run() -> None:
     compilation_cache.set_up(args.compilation_cache)

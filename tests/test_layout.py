@@ -11,20 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 
 LAYERS = (
   (
-    *(
-      "types",
-      "text",
-      "jsonl",
-      "workdir",
-      "disk_errors",
-      "settings",
-      "config",
-      "progress",
-      "extras",
-      "remote",
-    ),
+    *("types", "text", "jsonl", "workdir", "disk_errors", "settings", "config", "progress"),
+    *("extras", "remote"),
     *("inputs", "workdir_lock", "answers", "answer_extraction"),
-    *("contents", "compilation_cache"),
+    *("contents", "compilation_cache", "allocator"),
   ),
   (
     *("parameters", "sharding", "process_rows", "stop_signals", "rendezvous", "hosts"),
@@ -44,7 +34,10 @@ FOLDERS = {
   "command_line": ("terminal", "parsing", "help_pages", "completion"),
   "parameters": ("paths", "partition", "int8", "lora"),
   "optim": ("moments", "schedules", "optimizers"),
-  "model": ("config", "stack", "attention", "flash", "vision", "text", "qwen3_vl", "xlm_roberta"),
+  "model": (
+    *("config", "stack", "attention", "blocked", "flash", "vision", "text", "qwen3_vl"),
+    "xlm_roberta",
+  ),
   "huggingface": (
     *("folder", "tensor_table", "tensor_slices", "safetensors_folder", "checkpoint_folder"),
     *("question_template", "model_card"),

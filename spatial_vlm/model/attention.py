@@ -60,7 +60,12 @@ def attention_mask(segments: Int[Array, "B T"], causal: bool) -> Bool[Array, "B 
   Padding (0) is a segment of its own: no real token attends to it, and no row of the mask is empty.
   """
   mask = segments[:, :, None] == segments[:, None, :]
-  return mask & np.tri(segments.shape[1], dtype=bool)[None] if causal else mask
+  if not causal:
+    return mask
+  token = jnp.arange(
+    segments.shape[1]
+  )  # compared in the program: a constant of T × T would be part of it
+  return mask & (token[:, None] >= token[None])[None]
 
 
 def plain_attention(
@@ -74,57 +79,11 @@ def plain_attention(
 
   Queries are those of the last T of U tokens.
   """
-  mask = attention_mask(segments, causal)[:, -q.shape[1] :]
-  return checkpoint_name(_attend(q, k, v, mask), CONTEXT)
-
-
-QUERY_BLOCK = 256
-"""Queries whose scores `blockwise_attention` holds at once."""
-
-
-def blockwise_attention(
-  q: Float[Array, "B T N H"],
-  k: Float[Array, "B K T H"],
-  v: Float[Array, "B K T H"],
-  segments: Int[Array, "B T"],
-  causal: bool,
-) -> Float[Array, "B T N H"]:
-  """Computes `plain_attention` block by block of queries: scores take N · QUERY_BLOCK · T, not N · T², values a row.
-
-  Its backward pass computes each block's scores again.
-  """
-  B, T, N, H = q.shape
-  if T <= QUERY_BLOCK:
-    return plain_attention(q, k, v, segments, causal)
-  blocks = -(-T // QUERY_BLOCK)
-  end = blocks * QUERY_BLOCK - T
-  padded = jnp.pad(q, [(0, 0), (0, end), (0, 0), (0, 0)])
-  of_query = jnp.pad(segments, [(0, 0), (0, end)], mode="edge")
-
-  @jax.checkpoint
-  def block(start):
-    rows = jax.lax.dynamic_slice_in_dim(padded, start, QUERY_BLOCK, axis=1)
-    own = jax.lax.dynamic_slice_in_dim(of_query, start, QUERY_BLOCK, axis=1)
-    mask = own[:, :, None] == segments[:, None, :]
-    if causal:
-      mask &= (jnp.arange(T)[None] <= start + jnp.arange(QUERY_BLOCK)[:, None])[None]
-    return _attend(rows, k, v, mask)
-
-  mixed = jax.lax.map(block, jnp.arange(blocks) * QUERY_BLOCK)  # (blocks, B, QUERY_BLOCK, N, H)
-  return checkpoint_name(jnp.moveaxis(mixed, 0, 1).reshape(B, -1, N, H)[:, :T], CONTEXT)
-
-
-def _attend(
-  q: Float[Array, "B S N H"],
-  k: Float[Array, "B K T H"],
-  v: Float[Array, "B K T H"],
-  mask: Bool[Array, "B S T"],
-) -> Float[Array, "B S N H"]:
-  """Returns softmax(q kᵀ / √H) v over the keys of the mask."""
-  grouped = _by_key_value_head(q, k)
+  mask = attention_mask(segments, causal)[:, None, None, -q.shape[1] :]
+  grouped = by_key_value_head(q * q.shape[-1] ** -0.5, k)
   scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(_masked(scores, mask[:, None, None]), axis=-1).astype(v.dtype)
-  return _by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v))
+  weights = jax.nn.softmax(_masked(scores, mask), axis=-1).astype(v.dtype)
+  return checkpoint_name(by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v)), CONTEXT)
 
 
 @flax.struct.dataclass
@@ -185,7 +144,7 @@ def cached_attention(
 
   The token's own key and value are separate arguments, so the cache is only read.
   """
-  query = _by_key_value_head(q, k)[:, :, :, 0]
+  query = by_key_value_head(q * q.shape[-1] ** -0.5, k)[:, :, :, 0]
   scores = [_block_scores(query, block) for block in blocks]
   scores.append(jnp.einsum("bkgh,bkth->bkgt", query, k, preferred_element_type=jnp.float32))
   weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v.dtype)
@@ -194,7 +153,7 @@ def cached_attention(
   mixed = itself.astype(jnp.float32) * v.astype(jnp.float32)
   for of_block, block in zip(seen, blocks, strict=True):
     mixed += _block_mix(of_block, block)
-  return _by_token(mixed[:, :, :, None].astype(v.dtype))
+  return by_token(mixed[:, :, :, None].astype(v.dtype))
 
 
 def _block_scores(query: Float[Array, "B K G H"], block: CacheBlock) -> Float[Array, "B K G S"]:
@@ -223,16 +182,17 @@ def _unshared(x: Float[Array, "b K nG X"], rows: int) -> Float[Array, "B K G X"]
   return x.reshape(b, K, n, nG // n, X).swapaxes(1, 2).reshape(rows, K, nG // n, X)
 
 
-def _by_key_value_head(
-  q: Float[Array, "B T N H"], k: Float[Array, "B K S H"]
+def by_key_value_head(
+  q: Float[Array, "B T N H"], k: Float[Array, "B K S h"]
 ) -> Float[Array, "B K G T H"]:
-  """Groups queries, scaled by 1 / √H, by key-value head, so that keys and values are not repeated."""
+  """Groups queries by key-value head, so that keys and values are not repeated."""
   B, T, N, H = q.shape
   K = k.shape[1]
-  return (q * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  return q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
 
 
-def _by_token(heads: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
+def by_token(heads: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
+  """Returns what `by_key_value_head` grouped, token by token."""
   B, K, G, T, H = heads.shape
   return heads.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 

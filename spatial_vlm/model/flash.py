@@ -2,6 +2,7 @@
 
   TPU    splash attention (Pallas): no T × T array; a key-value head is read once for all its query heads
   CUDA   cuDNN's flash attention, in bfloat16 and float16: one T × T mask per row, no scores
+  CPU    `blocked.blocked_attention`: scores of a block of queries at a time
   other  `attention.plain_attention`; also in float32 on CUDA, since cuDNN has no float32 kernel
 
 All compute `plain_attention`, padding rows included. XLA cannot partition a kernel over a mesh: under
@@ -28,10 +29,11 @@ from spatial_vlm.model.attention import (
   cached_attention,
   plain_attention,
 )
+from spatial_vlm.model.blocked import blocked_attention
 from spatial_vlm.model.stack import CONTEXT
 
 Kernel = Callable[[Array, Array, Array, Array], Array]
-"""(q [B T N H], k [B K T H], v [B K T H], segments [B T]) -> [B T N H]"""
+"""(q [B T N H], k [B K U H], v [B K U H], segments [B U]) -> [B T N H]"""
 
 LANES = 128
 """Width of a TPU's vector register; kernels work on multiples of it."""
@@ -52,9 +54,9 @@ def attention(
 ) -> Float[Array, "B T N H"]:
   """Returns softmax(q kᵀ / √H) v inside each segment; with `causal`, over the keys up to the query's own.
 
-  Queries are those of the last T of U tokens (all of them for `blockwise_attention`). N is a multiple of K; each
+  Queries are those of the last T of U tokens. N is a multiple of K; each
   key-value head serves N / K query heads. Segment 0 is padding: no real token attends to it, and its own rows are
-  finite. `formula` (`plain_attention` or `blockwise_attention`) is what a platform without a kernel computes.
+  finite. `formula` (`plain_attention` or `blocked_attention`) is what a platform without a kernel computes.
   """
   kernels = dict(KERNELS)
   if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > LANES or not _cudnn_is_installed():
@@ -67,23 +69,24 @@ def attention(
     segments,
     default=functools.partial(formula, causal=causal),
     **{
-      platform: functools.partial(last_queries, functools.partial(kernel, causal=causal))
+      platform: functools.partial(shard_mapped, functools.partial(kernel, causal=causal))
       for platform, kernel in kernels.items()
     },
   )
 
 
 def last_queries(
-  kernel: Kernel,
+  kernel: Callable[..., Array],
   q: Float[Array, "B T N H"],
   k: Float[Array, "B K U H"],
   v: Float[Array, "B K U H"],
   segments: Int[Array, "B U"],
+  causal: bool,
 ) -> Float[Array, "B T N H"]:
   """Runs a kernel that takes as many queries as keys: the first U − T are zero, and their results are dropped."""
   before = k.shape[2] - q.shape[1]
   q = jnp.pad(q, ((0, 0), (before, 0), (0, 0), (0, 0)))
-  return shard_mapped(kernel, q, k, v, segments)[:, before:]
+  return kernel(q, k, v, segments, causal)[:, before:]
 
 
 def splash_attention(
@@ -168,16 +171,20 @@ def _cudnn_is_installed() -> bool:
   return any(plugin.name.startswith("xla_cuda") for plugin in plugins)
 
 
-KERNELS: dict[str, Callable[..., Array]] = {"tpu": splash_attention, "cuda": cudnn_attention}
+KERNELS: dict[str, Callable[..., Array]] = {
+  "tpu": functools.partial(last_queries, splash_attention),
+  "cuda": functools.partial(last_queries, cudnn_attention),
+  "cpu": blocked_attention,
+}
 """Platform → its kernel; a platform without one computes the formula."""
 
 
 def shard_mapped(
   kernel: Kernel,
   q: Float[Array, "B T N H"],
-  k: Float[Array, "B K T H"],
-  v: Float[Array, "B K T H"],
-  segments: Int[Array, "B T"],
+  k: Float[Array, "B K U H"],
+  v: Float[Array, "B K U H"],
+  segments: Int[Array, "B U"],
 ) -> Float[Array, "B T N H"]:
   """Runs `kernel` on each device's rows and heads, on the mesh of `jax.set_mesh` if one is set.
 

@@ -24,7 +24,7 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spatial_vlm.model.attention import blockwise_attention
+from spatial_vlm.model.blocked import blocked_attention
 from spatial_vlm.model.config import check_fields
 from spatial_vlm.model.flash import attention
 from spatial_vlm.model.stack import bind, init_block, init_stack, rematerialize
@@ -159,7 +159,7 @@ class SelfAttention(nnx.Module):
   def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
     q, k, v = self.q_proj(x), self.k_proj(x).swapaxes(1, 2), self.v_proj(x).swapaxes(1, 2)
     segments = mask.astype(jnp.int32)
-    return self.out_proj(attention(q, k, v, segments, causal=False, formula=blockwise_attention))
+    return self.out_proj(attention(q, k, v, segments, causal=False, formula=blocked_attention))
 
 
 class FeedForward(nnx.Module):

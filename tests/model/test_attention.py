@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from attention_inputs import assert_same, inputs, with_gradients
 from jax import numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -13,34 +14,6 @@ from jax.sharding import PartitionSpec as P
 from spatial_vlm import process_rows, sharding
 from spatial_vlm.model import flash, qwen3_vl, text, vision
 from spatial_vlm.model.attention import CacheBlock, cached_attention, plain_attention
-
-SEGMENTS = {
-  "between padding": [0] * 21 + [1] * 60 + [2] * 1 + [3] * 40 + [0] * 18,
-  "whole": [1] * 140,
-  "many": [1 + i // 9 for i in range(140)],
-}
-
-
-def inputs(B=3, T=140, N=4, K=2, H=16, dtype=jnp.float32):
-  """q, k, v, segments and a cotangent that is also non-zero at padding."""
-  rng = np.random.default_rng(0)
-  q, k, v, cotangent = (
-    jnp.asarray(rng.standard_normal(shape), dtype)
-    for shape in [(B, T, N, H), (B, K, T, H), (B, K, T, H), (B, T, N, H)]
-  )
-  rows = [np.resize(row, T) for row in SEGMENTS.values()]
-  return q, k, v, jnp.asarray(np.resize(rows, (B, T)), jnp.int32), cotangent
-
-
-def with_gradients(attend, q, k, v, segments, cotangent):
-  mixed, pull = jax.vjp(lambda q, k, v: attend(q, k, v, segments), q, k, v)
-  return mixed, *pull(cotangent)
-
-
-def assert_same(found, expected, atol=5e-6):
-  for name, a, b in zip(("mixed", "dq", "dk", "dv"), found, expected, strict=True):
-    assert np.isfinite(a).all(), name
-    np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -244,7 +217,7 @@ def test_the_last_queries_alone_get_the_same_as_with_all_others():
   segments = np.array([[0, 1, 1, 1, 0, 0, 1, 1, 1], [1] * 9])
   expected = FORMULA(q, k, v, segments)[:, 6:]
   np.testing.assert_allclose(FORMULA(q[:, 6:], k, v, segments), expected, atol=1e-6)
-  found = flash.last_queries(FORMULA, jnp.asarray(q[:, 6:]), k, v, segments)
+  found = flash.last_queries(plain_attention, jnp.asarray(q[:, 6:]), k, v, segments, True)
   np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

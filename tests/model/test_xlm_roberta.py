@@ -11,7 +11,6 @@ from jax import numpy as jnp
 from spatial_vlm import sharding
 from spatial_vlm.huggingface.encoder_table import encoder_tensors, head_tensors
 from spatial_vlm.model import xlm_roberta
-from spatial_vlm.model.attention import QUERY_BLOCK, blockwise_attention, plain_attention
 from spatial_vlm.model.xlm_roberta import XlmRobertaConfig, encode, hidden_states, init_encoder
 from spatial_vlm.parameters.partition import flatten, unflatten
 
@@ -146,30 +145,6 @@ def test_gradients_are_finite_where_a_head_is_silent(reference):
     return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(encode(params, CONFIG, tokens, mask)))
 
   assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_blocks_of_queries_compute_the_same_attention(causal):
-  T, rng = QUERY_BLOCK + 45, np.random.default_rng(0)
-  q, k, v = (
-    jnp.asarray(rng.standard_normal(shape), jnp.float32)
-    for shape in ((2, T, 4, 8), (2, 2, T, 8), (2, 2, T, 8))
-  )
-  segments = jnp.asarray(rng.integers(0, 3, (2, T)))
-
-  def total(attend, q):
-    return jnp.sum(jnp.sin(attend(q, k, v, segments, causal)))
-
-  plain, blocks = (
-    jax.value_and_grad(lambda q, attend=attend: total(attend, q))(q)
-    for attend in (plain_attention, blockwise_attention)
-  )
-  np.testing.assert_allclose(
-    blockwise_attention(q, k, v, segments, causal),
-    plain_attention(q, k, v, segments, causal),
-    atol=1e-6,
-  )
-  np.testing.assert_allclose(blocks[1], plain[1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
