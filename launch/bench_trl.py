@@ -8,7 +8,8 @@ The first round is not counted. In it the tokens of prompts, their patches and t
 are compared; the script ends where they differ. Times are CPU times, which other work on the machine changes least.
 
   pip install torch torchvision trl accelerate datasets    # next to spatial-vlm, best in an environment of its own
-  GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_NUM_THREADS=1 taskset -c 1 python launch/bench_trl.py
+  OMP_NUM_THREADS=1 taskset -c 1 python launch/bench_trl.py        # freed memory stays with the process, as in commands
+  GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_NUM_THREADS=1 taskset -c 1 python launch/bench_trl.py         # huge pages
   python launch/bench_trl.py --config.group_size=4 --config.remat=none           # settings of configs/dapo.py:tiny
 """
 
@@ -26,6 +27,7 @@ from endless_dapo import STEP, EndlessDapo
 from etils import epath
 from trl_trainer import OLD_LOGPROBS, SAMPLING, UPDATE, FirstAnswers, Trainer
 
+from spatial_vlm import allocator
 from spatial_vlm.benchmark.measure import ratios
 from spatial_vlm.benchmark.results import description
 from spatial_vlm.benchmark.row import Spread
@@ -158,6 +160,7 @@ def main() -> None:
   add("--trl-micro-batches", type=int, default=1, help="parts of TRL's mini-batches (default 1)")
   add("--trl-checkpointing", action="store_true", help="gradient checkpointing in TRL")
   args, overrides = parser.parse_known_args()
+  allocator.keep_freed_memory()  # as the commands do; for TRL too
   with tempfile.TemporaryDirectory() as folder:
     with user_errors():
       config = read_config(args.checkpoint, folder, overrides)
