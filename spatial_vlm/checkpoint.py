@@ -6,9 +6,11 @@ of the arrays and of the JSON value lie beside them and are compared at every re
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import sys
 from typing import Any
 
 import jax
@@ -43,6 +45,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._signatures: dict[int, dict[str, str]] = {}
     self._checksums: dict[int, dict[str, int | str]] = {}
     logging.getLogger("absl").addFilter(_is_no_orbax_progress)
+    _drop_late_errors()
     self._manager = ocp.CheckpointManager(
       self.folder.resolve() if "://" not in str(folder) else self.folder,
       options=ocp.CheckpointManagerOptions(
@@ -204,6 +207,25 @@ def _signature(tree: Any) -> dict[str, str]:
 
 def _leaves(tree: Any) -> dict[str, Any]:
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@functools.cache
+def _drop_late_errors() -> None:
+  """Drops tracebacks of the array writes that end after one of them has failed and Orbax has raised its error.
+
+  asyncio logs those that nobody waits for any more. TensorStore reports others to an event loop that is closed, and
+  prints the error that this raises.
+  """
+  logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+  shown = sys.unraisablehook
+
+  def hook(ignored: Any) -> None:
+    where = ignored.exc_traceback
+    is_late = where and where.tb_frame.f_code.co_name == "call_soon_threadsafe"
+    if not (is_late and ignored.exc_type is RuntimeError):
+      shown(ignored)
+
+  sys.unraisablehook = hook
 
 
 def _is_no_orbax_progress(record: logging.LogRecord) -> bool:

@@ -93,7 +93,7 @@ def _run(command: Command, arguments: list[str]) -> None:
   remote.check_installed([workdir, *config_lib.leaves(config).values()])
   remote.see_files_of_others()
   remote.check_folder(workdir)
-  if command.writes and (leaf := read_by(workdir, config_lib.leaves(config))):
+  if command.writes and (leaf := read_by(workdir, config_lib.free_texts(config))):
     raise UsageError(
       f"--workdir {workdir} is what {leaf} names, and would be written over; give another folder"
     )

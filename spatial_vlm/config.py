@@ -145,6 +145,17 @@ def check_ranges(values: Mapping[str, Any]) -> None:
     raise UsageError("; ".join(found))
 
 
+def free_texts(config: Config) -> dict[str, str]:
+  """Returns the leaves that hold any text, such as paths; those with a range hold names."""
+  values = leaves(config)
+  ranges = RANGES.get(values.get("algorithm", ""), {})
+  return {
+    name: value
+    for name, value in values.items()
+    if isinstance(value, str) and value and name != "algorithm" and name not in ranges
+  }
+
+
 def read_preset(spec: str) -> config_dict.ConfigDict:
   """Returns `get_config(preset)` of the file; required leaves may have no value."""
   path, preset = find_preset(spec)

@@ -72,12 +72,15 @@ def why_not_writable(workdir: epath.Path) -> str | None:
   return None
 
 
-def read_by(workdir: epath.Path, values: Mapping[str, Any]) -> str | None:
-  """Returns the leaf that names the workdir itself, which the command would read and write over; None without one."""
+def read_by(workdir: epath.Path, texts: Mapping[str, str]) -> str | None:
+  """Returns the leaf that names the workdir itself, which the command would read and write over; None without one.
+
+  Args:
+    texts: leaves that may hold a path (see `config.free_texts`).
+  """
 
   def place(path: str) -> str:
     return path.rstrip("/") if "://" in path else os.path.realpath(os.path.expanduser(path))
 
   own = place(os.fspath(workdir))
-  named = {name: value for name, value in values.items() if isinstance(value, str) and value}
-  return next((name for name, value in named.items() if place(value) == own), None)
+  return next((name for name, value in texts.items() if place(value) == own), None)

@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact, complete or absent, with errors that name the fault."""
 
+import asyncio
 import logging
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from spatial_vlm import sharding
+from spatial_vlm import checkpoint, sharding
 from spatial_vlm.checkpoint import CheckpointError, Checkpoints
 from spatial_vlm.types import TrainState
 
@@ -317,3 +319,23 @@ def test_killed_at_any_moment_the_last_complete_one_is_restored(tmp_path, kills)
   assert host == {"step": latest} and latest in (last - 1, last, last + 1)
   assert all((leaf == latest).all() for leaf in state.values())
   assert {path.name for path in tmp_path.iterdir()} == {str(latest), str(latest + 1)}
+
+
+def test_late_errors_of_a_failed_write_are_not_shown(monkeypatch, caplog):
+  """After a full disk, they were hundreds of lines around the one sentence."""
+  shown = []
+  monkeypatch.setattr(sys, "unraisablehook", shown.append)
+  checkpoint._drop_late_errors.__wrapped__()
+  closed = asyncio.new_event_loop()
+  closed.close()
+  for call in (lambda: closed.call_soon_threadsafe(print), lambda: closed.run_until_complete(None)):
+    with pytest.raises(RuntimeError, match="Event loop is closed") as error:
+      call()
+    where = error.tb.tb_next.tb_next  # as it is called from outside of Python
+    sys.unraisablehook(SimpleNamespace(exc_type=RuntimeError, exc_traceback=where))
+  assert len(shown) == 1
+  logging.getLogger("asyncio").error(
+    "Task exception was never retrieved: .../orbax/checkpoint/a.py"
+  )
+  logging.getLogger("asyncio").error("Task exception was never retrieved: teacher.py")
+  assert caplog.messages == ["Task exception was never retrieved: teacher.py"]

@@ -3,6 +3,7 @@
 import concurrent.futures
 import socket
 import time
+from typing import Any
 from unittest import mock
 
 import jax
@@ -25,7 +26,7 @@ def coordinator():
     return f"localhost:{probe.getsockname()[1]}"
 
 
-def start(coordinator, *processes, timeout_s=0.6):
+def start(coordinator, *processes, timeout_s=0.6) -> list[Any]:
   """Returns what each of the (number, count) is told; None is a start."""
 
   def outcome(given):

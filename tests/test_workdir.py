@@ -5,7 +5,7 @@ import json
 import pytest
 from etils import epath
 
-from spatial_vlm import workdir
+from spatial_vlm import config, workdir
 from spatial_vlm.config import UsageError, load, snapshot
 
 CONFIG = """
@@ -84,8 +84,15 @@ def test_a_start_that_failed_does_not_refuse_the_corrected_one(settings, folder)
   ],
 )
 def test_a_workdir_that_the_command_reads_is_known(own, named, is_read):
-  found = workdir.read_by(epath.Path(own), {"steps": 3, "data.folder": named})
+  found = workdir.read_by(epath.Path(own), {"data.folder": named} if named else {})
   assert found == ("data.folder" if is_read else None)
+
+
+def test_names_in_settings_are_no_paths():
+  """A workdir may be named like a command or a task."""
+  texts = config.free_texts(config.load("configs/sft.py:tiny"))
+  assert {"checkpoint", "data.images"} <= texts.keys() and not {"algorithm", "task"} & texts.keys()
+  assert "seed" not in texts
 
 
 def test_a_place_that_cannot_be_written_is_known(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from spatial_vlm import sharding
 from spatial_vlm.benchmark.inference_rows import END, never_ending
@@ -20,6 +21,7 @@ from spatial_vlm.benchmark.training_rows import fresh_state
 from spatial_vlm.config import settings_from
 from spatial_vlm.metrics import CLOCK_PREFIX, PhaseClock
 from spatial_vlm.process_rows import make_global_batch
+from spatial_vlm.rewards.accuracy import is_correct
 from spatial_vlm.rewards.verdict_automaton import compile_automaton
 from spatial_vlm.rollout.engine import CompiledEngine
 from spatial_vlm.rollout.requests import Requests
@@ -180,15 +182,22 @@ class _Run:
       clock,
     )
 
-    def half_right(params: Params, cursor: int) -> Rollout:
-      rollout = sample(params, cursor)
-      right = jnp.arange(self.settings.group_size) % 2 == 0
-      return rollout.replace(correct=jnp.broadcast_to(right, rollout.correct.shape))
-
-    return half_right
+    return lambda params, cursor: half_right(sample(params, cursor))
 
   def _requests_of(self, mesh: Mesh, numbers: Sequence[int]) -> Requests:
     """Returns prompts over the mesh; there are as many different ones as groups in a batch."""
     rows = np.asarray(numbers) % len(self._prompts.ids)
     prompts = jax.tree.map(lambda x: x[rows], self._prompts)
     return Requests(make_global_batch(mesh, prompts), texts=(), images=(), systems=())
+
+
+def half_right(rollout: Rollout) -> Rollout:
+  """Puts `half_right_verdicts` in place of the answers' own."""
+  verdict = half_right_verdicts(rollout.label, rollout.verdict.shape[1])
+  return rollout.replace(verdict=verdict, correct=is_correct(verdict, rollout.label[:, None]))
+
+
+def half_right_verdicts(label: Int[Array, "B"], group_size: int) -> Int[Array, "B G"]:
+  """Returns verdicts of which every second one is right, so that every group has mixed outcomes."""
+  right = jnp.arange(group_size)[None] % 2 == 0
+  return jnp.where(right, label[:, None], 1 - label[:, None])

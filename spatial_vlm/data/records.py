@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from spatial_vlm.answers import Box
 from spatial_vlm.config import UsageError
 from spatial_vlm.data.benchmark_record import BenchmarkRecord
 from spatial_vlm.data.image_files import ImageFiles, ImageLocations
-from spatial_vlm.data.image_locations import UnusableArchive
+from spatial_vlm.data.image_locations import MissingImage, UnusableArchive
 from spatial_vlm.data.relations import META_CATEGORY
 from spatial_vlm.jsonl import parse_json
 from spatial_vlm.processor.image import UnreadableImage
@@ -152,6 +152,31 @@ class TooManyBadRecords(UsageError):
       f" {max_bad_share:.1%}; repair the data or raise max_bad_share. The first:{reasons}"
     )
     self.bad = bad
+
+
+class NoImageFound(UsageError):
+  """None of the images that a file of records names is where they were said to be."""
+
+
+def report_missing(missing: Sequence[BadRecord], found: int) -> None:
+  """Logs in one line how many records of a file lack their image, with the first of them.
+
+  Args:
+    missing: these records.
+    found: number of the records whose image is there.
+
+  Raises:
+    NoImageFound: there is no such record: the location of the images is at fault.
+  """
+  if missing and not found:
+    raise NoImageFound(
+      f"{missing[0].file}: none of {len(missing)} records has its image; give the folder or archive that holds them. "
+      f"The first: {missing[0]}"
+    )
+  if missing:
+    first = "; ".join(map(str, missing[:3]))
+    more = "; …" if len(missing) > 3 else ""
+    _log.warning("skipped %d records without their image: %s%s", len(missing), first, more)
 
 
 def read_records(
@@ -327,6 +352,7 @@ def read_lines(
     max_bad_share: share of the lines that may be bad.
 
   Raises:
+    NoImageFound: none of the images is there.
     TooManyBadRecords: more lines are bad.
     ValueError: the file holds no record.
   """
@@ -334,6 +360,7 @@ def read_lines(
     raise ValueError(f"max_bad_share is {max_bad_share}; it is a share, from 0 to 1")
   good: list[tuple[int, Any]] = []
   bad: list[BadRecord] = []
+  missing: list[BadRecord] = []
   for number, line in enumerate(epath.Path(jsonl).read_bytes().split(b"\n"), start=1):
     if not line.strip():
       continue
@@ -344,9 +371,13 @@ def read_lines(
       good.append((number, record))
     except UnusableArchive:
       raise  # the archive is at fault, not the record
+    except MissingImage as error:
+      missing.append(BadRecord(os.fspath(jsonl), number, str(error)))
+      bad.append(missing[-1])
     except ValueError as error:
       bad.append(BadRecord(os.fspath(jsonl), number, str(error)))
       _log.warning("skipped %s", bad[-1])
+  report_missing(missing, found=len(good))
   total = len(good) + len(bad)
   if not total:
     raise ValueError(f"{os.fspath(jsonl)} holds no record; give a file with one JSON object a line")

@@ -11,7 +11,7 @@ from spatial_vlm.config import UsageError
 from spatial_vlm.data import vsr
 from spatial_vlm.data.image_files import ImageFiles
 from spatial_vlm.data.image_locations import MissingImage
-from spatial_vlm.data.records import BadRecord, Record, TooManyBadRecords
+from spatial_vlm.data.records import BadRecord, Record, TooManyBadRecords, report_missing
 from spatial_vlm.data.split_guard import Pair, shared_pairs
 from spatial_vlm.data.split_report import SHOWN
 from spatial_vlm.data.statistics import describe
@@ -107,15 +107,16 @@ def _with_images(name: str, split: vsr.Split, images: ImageFiles | None) -> Spli
   """Looks up the image of each record without opening it."""
   if images is None:
     return Split(split.records, split.bad, [])
-  records, bad, missing = [], list(split.bad), {}
+  records, missing, names = [], [], {}
   for file, line, record in track(split.listed, f"{name} images", len(split.listed)):
     try:
       images.find(record.image)
       records.append(record)
     except MissingImage as error:
-      bad.append(BadRecord(file, line, str(error)))
-      missing[record.image] = None
-  return Split(records, bad, list(missing))
+      missing.append(BadRecord(file, line, str(error)))
+      names[record.image] = None
+  report_missing(missing, len(records))
+  return Split(records, [*split.bad, *missing], list(names))
 
 
 def write_records(splits: Mapping[str, Split], folder: epath.Path) -> None:

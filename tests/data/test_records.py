@@ -14,6 +14,7 @@ from spatial_vlm.data.image_locations import UnusableArchive
 from spatial_vlm.data.records import (
   BadRecordError,
   JsonlSource,
+  NoImageFound,
   Take,
   TooManyBadRecords,
   read_boxes,
@@ -169,6 +170,28 @@ def test_an_unreadable_image_is_reported_with_file_and_line(folder):
   with pytest.raises(BadRecordError, match="broken.png") as caught:
     source[1]
   assert (caught.value.bad.file, caught.value.bad.line) == (str(path), 2)
+
+
+def test_a_wrong_image_folder_is_one_error(folder, tmp_path, caplog):
+  path = write(folder, *[GOOD] * 40, changed(label=7))
+  wrong = tmp_path / "other"
+  wrong.mkdir()
+  with pytest.raises(
+    NoImageFound,
+    match=rf"{path}: none of 40 records has its image; .*:1: .*'a.png' is not in {wrong}",
+  ):
+    read_records(path, wrong, max_bad_share=1.0)
+  assert not [message for message in caplog.messages if "a.png" in message]
+
+
+def test_missing_images_are_counted_in_one_line(folder, caplog):
+  missing = [changed(image=f"{n}.png") for n in range(5)]
+  with caplog.at_level(logging.WARNING, "spatial_vlm"):
+    records, bad = read_records(write(folder, GOOD, *missing), folder, max_bad_share=0.9)
+  assert (len(records), len(bad)) == (1, 5)
+  (message,) = caplog.messages
+  assert message.startswith("skipped 5 records without their image: ")
+  assert "'0.png'" in message and "'2.png'" in message and "'3.png'" not in message
 
 
 def test_images_come_from_archives_as_well_as_from_folders(folder):

@@ -23,7 +23,7 @@ from benchmark_files import (
 from PIL import Image
 
 from spatial_vlm.config import UsageError
-from spatial_vlm.data.records import BadRecordError, TooManyBadRecords
+from spatial_vlm.data.records import BadRecordError, NoImageFound, TooManyBadRecords
 from spatial_vlm.evaluation.predictions import Prediction
 from spatial_vlm.inference.generation import parsed_verdict
 from spatial_vlm.inference.policy import Generation
@@ -214,15 +214,17 @@ def test_whatsup_names_its_images_and_lists_the_right_caption_first(tmp_path):
   assert example.record.relation == "on"
   pairs = [[139, "A dog to the left of a cat", "A dog to the right of a cat"]]
   (tmp_path / "coco_qa_two_obj.json").write_text(json.dumps(pairs))
-  record, _ = read("whatsup", tmp_path / "coco_qa_two_obj.json", tmp_path).describe(0)
+  record, _ = read("whatsup", tmp_path / "coco_qa_two_obj.json").describe(0)
   assert record.image == "000000000139.jpg" and record.relation == "left of"
   (tmp_path / "vg_qa_one_obj.json").write_text(json.dumps([[2317, *pairs[0][1:]], ["9", "a", "b"]]))
-  source = read("whatsup", tmp_path / "vg_qa_one_obj.json", tmp_path)
+  source = read("whatsup", tmp_path / "vg_qa_one_obj.json")
   assert [source.image_name(n) for n in range(2)] == ["2317.jpg", "9.jpg"]
   with pytest.raises(UsageError, match="data.images is empty"):
     read("whatsup", tmp_path / "coco_qa_two_obj.json")[0]
-  with pytest.raises(BadRecordError, match=r"coco_qa_two_obj.json:1: .*000000000139.jpg"):
-    read("whatsup", tmp_path / "coco_qa_two_obj.json", tmp_path)[0]
+  with pytest.raises(
+    NoImageFound, match=r"none of 1 records .*_two_obj.json:1: .*000000000139.jpg"
+  ):
+    read("whatsup", tmp_path / "coco_qa_two_obj.json", tmp_path)
 
 
 def test_an_unreadable_image_is_reported_with_its_row(tmp_path):

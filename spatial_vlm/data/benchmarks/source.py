@@ -20,10 +20,19 @@ from spatial_vlm.data.benchmarks.parquet_table import ParquetTable
 from spatial_vlm.data.benchmarks.table import Table
 from spatial_vlm.data.benchmarks.tsv_table import TsvTable
 from spatial_vlm.data.image_files import ImageFiles, ImageLocations
-from spatial_vlm.data.records import BadRecord, Example, TooManyBadRecords, open_listed
+from spatial_vlm.data.records import (
+  BadRecord,
+  Example,
+  TooManyBadRecords,
+  open_listed,
+  report_missing,
+)
 from spatial_vlm.processor.image import UnreadableImage, open_image
 
 log = logging.getLogger(__name__)
+
+_LOOKED_FOR = 20
+"""Questions whose images are looked for before any is asked."""
 
 TABLES: Mapping[str, Callable[[epath.PathLike], Table]] = {
   ".tsv": TsvTable,
@@ -51,6 +60,7 @@ class BenchmarkSource:
 
   Raises:
     TooManyBadRecords: more rows are bad.
+    NoImageFound: none of the first images that the file names is there.
     UsageError: the file has another format, or none of its rows holds a question.
   """
 
@@ -77,6 +87,8 @@ class BenchmarkSource:
       raise UsageError(
         f"{os.fspath(path)} holds no question of this task; {skipped} rows are of another"
       )
+    if images:
+      self._check_images()
     if skipped:
       log.info("%d rows of %s belong to no category of this task", skipped, os.fspath(path))
 
@@ -132,16 +144,33 @@ class BenchmarkSource:
       log.warning("skipped %s", bad)
     return skipped
 
+  def _check_images(self) -> None:
+    """Looks for the images of the first questions, up to one that is there or that the file holds."""
+    missing = []
+    for index in range(min(len(self), _LOOKED_FOR)):
+      try:
+        if any(
+          isinstance(image, bytes) or self._files.find(image) for image in self._images_of(index)
+        ):
+          return
+      except UnreadableImage as error:
+        missing.append(BadRecord(*self.origin(index), str(error)))
+    report_missing(missing, found=0)
+
+  def _images_of(self, index: int) -> Sequence[bytes | str]:
+    """Returns the images of a question, or their names."""
+    number, record = self._numbered[index]
+    return self._table.images(number) or [record.image]
+
   def _place(self, number: int) -> str:
     """Returns the name of an image that the file does not name."""
     row = self._table.rows[number]
     return f"{os.path.basename(row.file)}:{row.line}"
 
   def _open(self, index: int) -> Sequence[PIL.Image.Image]:
-    number, record = self._numbered[index]
     return [
       open_image(image) if isinstance(image, bytes) else self._files.open(image)
-      for image in self._table.images(number) or [record.image]
+      for image in self._images_of(index)
     ]
 
   @functools.cached_property
