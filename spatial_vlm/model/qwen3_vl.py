@@ -166,7 +166,8 @@ def decode(
 ) -> tuple[Float[Array, "B V"], Cache]:
   """Feeds one token per row; returns the logits of the next token, and the cache with this one.
 
-  `params` are what `decoding_params` returns. The caller ensures that the last block has an empty slot; otherwise its last slot is overwritten.
+  `params` are what `decoding_params` returns. The caller ensures that the last block has an empty slot; otherwise its
+  last slot is overwritten.
   """
   text = params["text"]
   h = bind(Embedding, config.text, text["embed"])(token)
