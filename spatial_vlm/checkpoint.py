@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import sys
+import threading
 from typing import Any
 
 import jax
@@ -26,6 +27,11 @@ _STATE, _HOST, _CHECKSUMS = "state", "host", "checksums"
 
 class CheckpointError(ValueError):
   """Raised for a checkpoint that is damaged, or was written by another model or optimizer."""
+
+
+_SAVING = threading.Lock()
+"""Held by one save of the process at a time, while it starts: the threads of a save wait for signals that Orbax numbers
+by process, and one that starts meanwhile, such as that of the demo's other stage, would take over the number."""
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -92,7 +98,8 @@ class Checkpoints(contextlib.AbstractContextManager):
       _HOST: ocp.args.JsonSave(host),
       _CHECKSUMS: ocp.args.JsonSave(checksums(state) | {_HOST_KEY: _digest(host)}),
     }
-    saved = self._manager.save(step, args=ocp.args.Composite(**items))
+    with _SAVING:
+      saved = self._manager.save(step, args=ocp.args.Composite(**items))
     if not saved:
       raise ValueError(
         f"checkpoint {step} is not newer than checkpoint {self.latest()} in {self.folder}."

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -52,6 +53,23 @@ def bits(tree):
     )
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   ]
+
+
+def test_folders_that_are_written_at_once_are_whole(tmp_path):
+  """Stages of the demo train side by side. Where their saves may start together, nearly every one fails."""
+
+  def written(number):
+    with Checkpoints(tmp_path / str(number)) as checkpoints:
+      for step in range(1, 6):
+        checkpoints.save(step, {"w": jnp.full((50, 50), number)}, {"step": step})
+      return checkpoints.latest()
+
+  with ThreadPoolExecutor(3) as pool:
+    assert list(pool.map(written, range(3))) == [5, 5, 5]
+  for number in range(3):
+    with Checkpoints(tmp_path / str(number), read_only=True) as checkpoints:
+      state, _ = checkpoints.restore({"w": jnp.zeros((50, 50), int)})
+    assert (state["w"] == number).all()
 
 
 def test_restored_bit_for_bit_with_every_kind_of_leaf(tmp_path):
