@@ -103,8 +103,7 @@ class Mixed(Pytree):
   log_normaliser: Float[Array, "B K G T"]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _attention(rows: Rows, causal: bool) -> Float[Array, "B T N H"]:
+def _result(rows: Rows, causal: bool) -> Float[Array, "B T N H"]:
   return _over_rows(_forward, causal, rows).mixed
 
 
@@ -117,9 +116,10 @@ def _keep(rows, causal):
 
 def _gradients(causal, kept, d_mixed):
   dq, dk, dv = _over_rows(_backward, causal, *kept, d_mixed)
-  return (Rows(dq, dk, dv, None),)
+  return (kept[0].replace(q=dq, k=dk, v=dv, segments=None),)
 
 
+_attention = jax.custom_vjp(_result, nondiff_argnums=(1,))
 _attention.defvjp(_keep, _gradients)
 
 
