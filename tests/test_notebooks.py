@@ -14,7 +14,13 @@ SMALL = "SCENES, EPOCHS, BATCHES = 64, 3, 3"
 
 
 FEWER = {
-  "dapo": {"groups_per_batch": 4, "rollout_batch_size": 4, "group_size": 4, "max_rollout_rounds": 1}
+  "dapo": {
+    "groups_per_batch": 4,
+    "micro_batches": 1,
+    "rollout_batch_size": 4,
+    "group_size": 4,
+    "max_rollout_rounds": 1,
+  }
   | {"validate_prompts": 8, "validate_batch": 8},
   "evaluate": {"limit": 8, "batch_size": 8},
 }

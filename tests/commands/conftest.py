@@ -237,6 +237,7 @@ def dapo_changes(taught, scenes_folder):
     "rollout_batch_size": 6,
     "max_rollout_rounds": 4,
     "minibatches": 2,
+    "micro_batches": 1,
     "optimizer.warmup_steps": 1,
     "validate_steps": 2,
     "validate_prompts": 16,

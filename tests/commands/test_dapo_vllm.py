@@ -19,6 +19,7 @@ def test_it_learns_from_the_answers_of_a_server(run, dapo_changes, taught, tmp_p
   small = {
     "steps": 1,
     "groups_per_batch": 4,
+    "micro_batches": 1,
     "rollout_batch_size": 4,
     "optimizer.warmup_steps": 0,
     "validate_prompts": 2,
