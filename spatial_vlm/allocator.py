@@ -8,6 +8,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 KEPT_BYTES = 2**31 - 1
 """Most freed memory at the end of the heap that stays with the process; mallopt takes no larger number."""
 GROWTH_BYTES = 64 * 2**20
+"""By which the heap grows beyond what is asked for."""
 
 
 def keep_freed_memory() -> None:
@@ -23,9 +24,8 @@ def keep_freed_memory() -> None:
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   if mallopt is None:
     return
-  mallopt(
-    M_ARENA_MAX, 1
-  )  # XLA's threads would have arenas of their own, and these map whatever is large
+  # XLA's threads would have arenas of their own, and these map whatever is large.
+  mallopt(M_ARENA_MAX, 1)
   mallopt(M_MMAP_MAX, 0)
   mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
   mallopt(M_TOP_PAD, GROWTH_BYTES)

@@ -22,7 +22,7 @@ from spatial_vlm.demo.methods import (
   judge_aims,
 )
 from spatial_vlm.evaluation import figures
-from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.evaluation.predictions import read_predictions
 from spatial_vlm.evaluation.results import result_row, results_json, results_table
 from spatial_vlm.evaluation.results_report import Report, Runs, markdown_report
 from spatial_vlm.evaluation.scores import Scores, score_statements
@@ -30,7 +30,7 @@ from spatial_vlm.evaluation.scores import Scores, score_statements
 
 def write_report(config: Config, workdir: epath.Path, seconds: float) -> str:
   """Writes results.json, report.md and its figures; returns the result table. `seconds` is the time of all stages."""
-  runs = {method: _read_predictions(workdir / folder) for method, folder in FOLDERS.items()}
+  runs = {method: read_predictions(workdir / folder) for method, folder in FOLDERS.items()}
   scores = {method: score_statements(run, META_CATEGORY) for method, run in runs.items()}
   rows = [result_row(method, scores[method]) for method in METHODS]
   report = Report(
@@ -46,11 +46,6 @@ def write_report(config: Config, workdir: epath.Path, seconds: float) -> str:
   (workdir / "report.md").write_text(markdown_report(report))
   (workdir / "results.json").write_text(results_json(rows))
   return results_table(rows)
-
-
-def _read_predictions(folder: epath.Path) -> list[Prediction]:
-  lines = (folder / "predictions.jsonl").read_bytes().splitlines()
-  return [Prediction.from_json(line) for line in lines]
 
 
 def _draw(

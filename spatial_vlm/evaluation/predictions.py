@@ -7,6 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, get_origin
 
+from etils import epath
+
 from spatial_vlm.answer_extraction import extract_word
 from spatial_vlm.answers import Box
 from spatial_vlm.data.records import Example
@@ -119,6 +121,17 @@ class Prediction:
       raise ValueError(
         f"not a stored prediction ({short_line(repr(error))}): {line[:80]!r}"
       ) from error
+
+
+def read_predictions(workdir: epath.Path) -> list[Prediction]:
+  """Returns the predictions of a finished evaluation.
+
+  Raises:
+    OSError: the workdir has none, or they cannot be read.
+    ValueError: a line is none of `Prediction.to_json`.
+  """
+  lines = (workdir / "predictions.jsonl").read_bytes().splitlines()
+  return [Prediction.from_json(line) for line in lines]
 
 
 def _check_type(name: str, value: Any, kind: Any) -> None:

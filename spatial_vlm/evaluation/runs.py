@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from spatial_vlm.config import UsageError, matches_any
-from spatial_vlm.evaluation.predictions import Prediction
+from spatial_vlm.evaluation.predictions import Prediction, read_predictions
 from spatial_vlm.jsonl import read_object
 
 IMMATERIAL = (
@@ -87,8 +87,7 @@ def read_run(name: str, folder: epath.Path) -> FinishedRun:
   """Reads a workdir; raises UsageError if it does not hold a finished evaluation."""
   try:
     settings = read_object(folder / "config.json")["config"]
-    lines = (folder / "predictions.jsonl").read_bytes().splitlines()
-    predictions = [Prediction.from_json(line) for line in lines]
+    predictions = read_predictions(folder)
     method = settings["method"]
     (row,) = read_object(folder / "results.json")["rows"]
     skipped = int(row.get("skipped") or 0)

@@ -62,9 +62,8 @@ def attention_mask(segments: Int[Array, "B T"], causal: bool) -> Bool[Array, "B 
   mask = segments[:, :, None] == segments[:, None, :]
   if not causal:
     return mask
-  token = jnp.arange(
-    segments.shape[1]
-  )  # compared in the program: a constant of T × T would be part of it
+  # Compared in the program: a constant of T × T would be part of it.
+  token = jnp.arange(segments.shape[1])
   return mask & (token[:, None] >= token[None])[None]
 
 
@@ -80,7 +79,7 @@ def plain_attention(
   Queries are those of the last T of U tokens.
   """
   mask = attention_mask(segments, causal)[:, None, None, -q.shape[1] :]
-  grouped = by_key_value_head(q * q.shape[-1] ** -0.5, k)
+  grouped = scaled_queries(q, k)
   scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(_masked(scores, mask), axis=-1).astype(v.dtype)
   return checkpoint_name(by_token(jnp.einsum("bkgts,bksh->bkgth", weights, v)), CONTEXT)
@@ -144,7 +143,7 @@ def cached_attention(
 
   The token's own key and value are separate arguments, so the cache is only read.
   """
-  query = by_key_value_head(q * q.shape[-1] ** -0.5, k)[:, :, :, 0]
+  query = scaled_queries(q, k)[:, :, :, 0]
   scores = [_block_scores(query, block) for block in blocks]
   scores.append(jnp.einsum("bkgh,bkth->bkgt", query, k, preferred_element_type=jnp.float32))
   weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(v.dtype)
@@ -180,6 +179,13 @@ def _unshared(x: Float[Array, "b K nG X"], rows: int) -> Float[Array, "B K G X"]
   b, K, nG, X = x.shape
   n = rows // b
   return x.reshape(b, K, n, nG // n, X).swapaxes(1, 2).reshape(rows, K, nG // n, X)
+
+
+def scaled_queries(
+  q: Float[Array, "B T N H"], k: Float[Array, "B K S H"]
+) -> Float[Array, "B K G T H"]:
+  """Returns q / √H by key-value head."""
+  return by_key_value_head(q * q.shape[-1] ** -0.5, k)
 
 
 def by_key_value_head(

@@ -1,8 +1,8 @@
 """Attention by blocks of queries: no array of T × T, forward or backward.
 
-It computes `attention.plain_attention`, on CPUs and for long rows on platforms without a kernel. The forward pass keeps
-the logarithm of each query's normaliser, from which the backward pass computes the weights again (FlashAttention-2,
-arXiv 2307.08691, Alg. 1 and 2, with all keys in one block):
+It computes `attention.plain_attention`, on CPUs, and for the text encoder on platforms without a kernel. The forward
+pass keeps the logarithm of each query's normaliser, from which the backward pass computes the weights again
+(FlashAttention-2, arXiv 2307.08691, Alg. 1 and 2, with all keys in one block):
 
   forward    S = q kᵀ / √H    L = log Σ_s exp S    O = exp(S − L) v
   backward   P = exp(S − L)   D = Σ_h dO ∘ O   dS = P ∘ (dO vᵀ − D)   dv = Pᵀ dO   dk = dSᵀ q / √H   dq = dS k / √H
@@ -19,7 +19,7 @@ from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from spatial_vlm.model.attention import by_key_value_head, by_token
+from spatial_vlm.model.attention import by_key_value_head, by_token, scaled_queries
 from spatial_vlm.model.stack import CONTEXT
 from spatial_vlm.types import Pytree
 
@@ -137,7 +137,7 @@ def _over_rows(function: Callable[..., Any], causal: bool, rows: Rows, *others: 
 
 def _forward(rows: Rows, causal: bool) -> Mixed:
   T, U = rows.q.shape[1], rows.k.shape[2]
-  queries = by_key_value_head(rows.q * rows.q.shape[-1] ** -0.5, rows.k)
+  queries = scaled_queries(rows.q, rows.k)
   mixed, log_normalisers = [], []
   for span in spans(T, U, causal):
     keys, values = rows.k[:, :, : span.keys], rows.v[:, :, : span.keys]
@@ -166,7 +166,7 @@ def _backward(
   scale, dtype = rows.q.shape[-1] ** -0.5, rows.q.dtype
   inner = jnp.sum(d_mixed.astype(jnp.float32) * kept.mixed.astype(jnp.float32), -1, keepdims=True)
   of_queries = (
-    by_key_value_head(rows.q * scale, rows.k),
+    scaled_queries(rows.q, rows.k),
     by_key_value_head(d_mixed, rows.k),
     by_key_value_head(inner, rows.k),
     kept.log_normaliser[..., None],

@@ -54,9 +54,9 @@ def attention(
 ) -> Float[Array, "B T N H"]:
   """Returns softmax(q kᵀ / √H) v inside each segment; with `causal`, over the keys up to the query's own.
 
-  Queries are those of the last T of U tokens. N is a multiple of K; each
-  key-value head serves N / K query heads. Segment 0 is padding: no real token attends to it, and its own rows are
-  finite. `formula` (`plain_attention` or `blocked_attention`) is what a platform without a kernel computes.
+  Queries are those of the last T of U tokens. N is a multiple of K; each key-value head serves N / K query heads.
+  Segment 0 is padding: no real token attends to it, and its own rows are finite. `formula` (`plain_attention`
+  or `blocked_attention`) is what a platform without a kernel computes.
   """
   kernels = dict(KERNELS)
   if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > LANES or not _cudnn_is_installed():

@@ -200,7 +200,8 @@ def generate(
   logits, cache = qwen3_vl.prefill(params, model, prompts, prefixes)
   logits = jnp.repeat(logits, group_size, axis=0)
   keys = sample_keys(key, prompts.ids, group_size)
-  rows, weights = logits.shape[0], qwen3_vl.decoding_params(params, model)
+  rows = logits.shape[0]
+  decoding = qwen3_vl.decoding_params(params, model)
   empty = Completions(
     tokens=jnp.full((rows, max_new_tokens), pad, jnp.int32),
     mask=jnp.zeros((rows, max_new_tokens), bool),
@@ -216,7 +217,7 @@ def generate(
       logp=s.completions.logp.at[:, s.t].set(jnp.where(s.done, 0.0, logp)),
     )
     done = s.done | (token == sampling.eos)
-    logits, cache = qwen3_vl.decode(weights, model, token, s.cache)
+    logits, cache = qwen3_vl.decode(decoding, model, token, s.cache)
     return DecodeState(s.t + 1, logits, cache, done, written)
 
   state = DecodeState(jnp.zeros((), jnp.int32), logits, cache, jnp.zeros(rows, bool), empty)

@@ -309,7 +309,7 @@ def decode_slots(
   rows = len(begin)
   cache = qwen3_vl.add_cache_block(cache, tokens, rows)
   *full, filling = cache.blocks
-  params = qwen3_vl.decoding_params(weights, model)
+  decoding = qwen3_vl.decoding_params(weights, model)
 
   def decode_step(s: _DecodeState) -> _DecodeState:
     allowed = ban(s.logits, forbidden_tokens)
@@ -323,7 +323,7 @@ def decode_slots(
     is_end = s.active & jnp.any(token[:, None] == settings.ends, axis=1)
     length = s.length + s.active
     logits, cache = qwen3_vl.decode(
-      params, model, token, qwen3_vl.Cache((*full, s.filling), s.next_position, s.j)
+      decoding, model, token, qwen3_vl.Cache((*full, s.filling), s.next_position, s.j)
     )
     return _DecodeState(
       j=s.j + 1,

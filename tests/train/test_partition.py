@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from optimizer_settings import adamw_settings
+from rl_settings import rl_settings
 
 from spatial_vlm import sharding
 from spatial_vlm.data import messages
@@ -24,7 +26,6 @@ from spatial_vlm.processor.chat import Size, collate_batch, collate_prompts, enc
 from spatial_vlm.tasks import statements
 from spatial_vlm.train import policy_optimization, sft, update
 from spatial_vlm.train.policy_optimization import Constants, Minibatch, MinibatchScores
-from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.sft import SftSettings, sft_loss, sft_step
 from spatial_vlm.types import Rollout
 
@@ -89,26 +90,16 @@ def descent(trained, frozen, step):
 
 
 def dapo_settings(dtype):
-  return RlSettings(
+  return rl_settings(
+    SimpleNamespace(eos=0, pad=0),
     groups_per_batch=2,
     group_size=3,
     rollout_batch_size=2,
     max_rollout_rounds=1,
-    minibatches=1,
-    micro_batches=1,
-    objectives=(("dapo", 1.0),),
-    rewards=(("accuracy", 1.0), ("overlong", 1.0)),
-    eps_low=0.2,
-    eps_high=0.28,
     max_new_tokens=4,
-    answer_lengths=(),
     overlong_cache_tokens=1,
     temperature=1.0,
-    chunk_tokens=4096,
-    remat="none",
     dtype=dtype,
-    eos=0,
-    pad=0,
   )
 
 
