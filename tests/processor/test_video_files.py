@@ -38,6 +38,7 @@ def _container(pixels, format="mp4", codec="libx264", rate=8):
     stream = container.add_stream(codec, rate=rate)
     stream.height, stream.width = pixels.shape[1:3]
     stream.pix_fmt = "yuv420p"
+    stream.codec_context.thread_count = 1
     for frame in pixels:
       container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
     container.mux(stream.encode())
@@ -56,6 +57,11 @@ def _animation(pixels, format, duration):
 
 def _frames(video, numbers):
   return np.stack(list(video.read(numbers)))
+
+
+def _assert_same_frames(frames, expected):
+  """FFmpeg's conversion to RGB is not exact: single columns have differed by 2 of 255 between two runs."""
+  np.testing.assert_allclose(frames.astype(int), expected.astype(int), rtol=0, atol=4)
 
 
 def _centres(pixels):
@@ -81,16 +87,20 @@ def test_containers_equal_transformers(tmp_path, format, codec):
       return np.array(frame_numbers(video.info, SETTINGS))
 
     expected, _ = read_video_pyav(str(path), sample)
-    np.testing.assert_array_equal(_frames(video, frame_numbers(video.info, SETTINGS)), expected)
+    _assert_same_frames(_frames(video, frame_numbers(video.info, SETTINGS)), expected)
   np.testing.assert_allclose(_centres(_frames(video, range(12))), _centres(_moving()), atol=1)
-  np.testing.assert_array_equal(
-    patchify_video(open_video(path.read_bytes()), SETTINGS)[0], patchify_video(video, SETTINGS)[0]
+  np.testing.assert_allclose(
+    patchify_video(open_video(path.read_bytes()), SETTINGS)[0],
+    patchify_video(video, SETTINGS)[0],
+    rtol=0,
+    atol=4 / 127.5,
   )
 
 
 def test_a_container_filmed_upright_is_turned():
   """As telephones store it: a wide image and a matrix that rotates it by 90°."""
-  data = bytearray(_container(_moving()))
+  stored = _container(_moving())  # once: encoders do not promise the same bytes twice
+  data = bytearray(stored)
   matrix = data.index(b"tkhd") + 44
   assert data[matrix : matrix + 4] == b"\x00\x01\x00\x00"
   one, none, minus = b"\x00\x01\x00\x00", bytes(4), b"\xff\xff\x00\x00"
@@ -98,8 +108,8 @@ def test_a_container_filmed_upright_is_turned():
   data[matrix : matrix + 36] = b"".join(clockwise)
   video = open_video(bytes(data))
   assert video.info == VideoInfo(12, 8.0, 80, 48)
-  turned = np.rot90(_frames(open_video(_container(_moving())), [0, 7]), -1, axes=(1, 2))
-  np.testing.assert_array_equal(_frames(video, [0, 7]), turned)
+  turned = np.rot90(_frames(open_video(stored), [0, 7]), -1, axes=(1, 2))
+  _assert_same_frames(_frames(video, [0, 7]), turned)
 
 
 @pytest.mark.parametrize("format", ["webp", "png"])
