@@ -101,7 +101,7 @@ class EndlessDapo:
     nothing_forbidden = np.zeros_like(self.policy.forbidden_tokens)
     constants = Constants(nothing_forbidden, self._trainable.frozen)
     with jax.set_mesh(self._mesh):
-      logp, _ = score_minibatch(
+      logp = score_minibatch(
         self._params, minibatch, constants, model=self.policy.model, settings=self.settings
       )
     return np.asarray(logp)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -162,6 +163,21 @@ def constrain_rows(batch: Any) -> Any:
   return (
     batch if mesh.empty else jax.lax.with_sharding_constraint(batch, batch_sharding(mesh, batch))
   )
+
+
+def repeated_for_rows(groups: Any, group_size: int) -> Any:
+  """Repeats groups of rows until they are shared among devices as the rows are, on the mesh in use; inside jit.
+
+  Each device then computes the groups of its own rows: with 4 groups of 16 rows on 32 devices, every group has 8 copies.
+  Without copies, every device would compute all 4.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return groups
+  count = len(jax.tree.leaves(groups)[0])
+  devices = axis_product(mesh, divisible_axes(ROWS, mesh, count * group_size))
+  copies = devices // math.gcd(count, devices)  # divides `group_size`, as `devices` divides the rows
+  return constrain_rows(jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), groups))
 
 
 def constrain_replicated(arrays: Any) -> Any:

@@ -109,7 +109,7 @@ class LayersBlock(Pytree):
 
 @flax.struct.dataclass
 class Prefixes(Pytree):
-  """Keys and values of texts before the first image, each shared by the rows of a batch that begin with it.
+  """Keys and values of texts that the rows of a batch continue, each shared by several rows.
 
   With a leading axis of layers, or of one layer without it.
   """
@@ -117,20 +117,25 @@ class Prefixes(Pytree):
   keys: Float[Array, "... P K S H"]
   values: Float[Array, "... P K S H"]
   valid: Bool[Array, "P S"]
-  row: Int[Array, "B"]
-  """Number of the text that each row of the batch begins with; −1: none."""
+  row: Int[Array, "B"] | None = None
+  """Number of the text that each row of the batch begins with, −1: none. None: consecutive rows share a text, equally
+  many each; devices that share the rows then need no text of another's."""
 
-  def valid_of_rows(self) -> Bool[Array, "B S"]:
-    """Returns the filled slots of the text of each row."""
-    return self.valid[self.row] & (self.row >= 0)[:, None]
+  def valid_of_rows(self, rows: int) -> Bool[Array, "B S"]:
+    """Returns the filled slots of the text of each of B = `rows` rows."""
+    valid = self._of_rows(self.valid, rows)
+    return valid if self.row is None else valid & (self.row >= 0)[:, None]
 
   def before(
     self, keys: Float[Array, "B K T H"], values: Float[Array, "B K T H"]
   ) -> tuple[Float[Array, "B K U H"], Float[Array, "B K U H"]]:
     """Returns one layer's keys and values of each row, after those of its text: U = S + T slots."""
-    of_rows = self.keys[self.row], self.values[self.row]
-    joined = [jnp.concatenate(pair, axis=2) for pair in zip(of_rows, (keys, values), strict=True)]
-    return joined[0], joined[1]
+    rows = len(keys)
+    keys = jnp.concatenate([self._of_rows(self.keys, rows), keys], axis=2)
+    return keys, jnp.concatenate([self._of_rows(self.values, rows), values], axis=2)
+
+  def _of_rows(self, texts: Array, rows: int) -> Array:
+    return jnp.repeat(texts, rows // len(texts), axis=0) if self.row is None else texts[self.row]
 
 
 def cached_attention(

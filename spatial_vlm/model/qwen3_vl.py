@@ -1,4 +1,6 @@
-"""Qwen3-VL as pure functions of (params, config, input): `forward` trains; `prefill` and `decode` generate.
+"""Qwen3-VL as pure functions of (params, config, input).
+
+`forward` trains on whole rows, `forward_answers` on several answers to each prompt; `prefill` and `decode` generate.
 
 Reference: transformers 5.23, `Qwen3VLForConditionalGeneration`; Qwen3-VL technical report, arXiv 2511.21631.
 Activations have the dtype of the parameters.
@@ -77,6 +79,26 @@ def forward(
   return _hidden(params, config, batch, remat, keep_cache=False)[0]
 
 
+def forward_answers(
+  params: Params, config: ModelConfig, prompts: Prompts, answers: Batch, remat: str = "none"
+) -> Float[Array, "R U D"]:
+  """Returns hidden states after the final norm at the prompt's last token and the answer's T tokens: U = 1 + T.
+
+  A prompt is computed once for all its answers, which read its keys and values (Prefix Grouper, arXiv 2506.05433).
+
+  Args:
+    prompts: padded on either side, B rows.
+    answers: R rows without images; each R / B consecutive ones continue one prompt, in positions too.
+    remat: as in `forward`.
+  """
+  hidden, (keys, values) = _hidden(params, config, prompts, remat, keep_cache=True)
+  last = _at_last_token(hidden, prompts)
+  last = jnp.repeat(last, len(answers.tokens) // len(last), axis=0)
+  before = Prefixes(keys, values, valid=prompts.segments > 0)
+  hidden, _ = _hidden(params, config, answers, remat, keep_cache=False, prefixes=before)
+  return jnp.concatenate([last[:, None], hidden], axis=1)
+
+
 def logits(
   params: Params, config: ModelConfig, hidden: Float[Array, "... D"]
 ) -> Float[Array, "... V"]:
@@ -103,12 +125,10 @@ def prefill(
     The logits of each row's last real token, and a full cache; `add_cache_block` makes room for `decode`.
   """
   hidden, (keys, values) = _hidden(params, config, prompts, "none", True, prefixes)
-  real = prompts.segments > 0
-  last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
-  hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-  next_position = jnp.max(prompts.positions, axis=(1, 2), where=real[..., None], initial=-1) + 1
+  hidden = _at_last_token(hidden, prompts)
+  next_position, real = position_after(prompts), prompts.segments > 0
   if prefixes is not None:
-    real = jnp.concatenate([prefixes.valid_of_rows(), real], axis=1)
+    real = jnp.concatenate([prefixes.valid_of_rows(len(real)), real], axis=1)
   ends = np.cumsum(cache_stacks(config.text))[:-1].tolist()
   stacks = [tuple(jnp.split(x, ends)) for x in (keys.swapaxes(-1, -2), values)]
   cache = Cache(
@@ -117,6 +137,12 @@ def prefill(
     used=jnp.int32(real.shape[1]),
   )
   return logits(params, config, hidden), cache
+
+
+def position_after(prompts: Prompts) -> Int[Array, "B"]:
+  """Returns the position of the first token of an answer, the same on the three axes."""
+  real = prompts.segments > 0
+  return jnp.max(prompts.positions, axis=(1, 2), where=real[..., None], initial=-1) + 1
 
 
 def prefix_keys_values(
@@ -197,6 +223,13 @@ def visual_slots(tokens: Int[Array, "B T"], config: ModelConfig) -> Int[Array, "
   """Returns each token's number among the visual tokens of its row, −1 for text."""
   visual = (tokens == config.image_token_id) | (tokens == config.video_token_id)
   return jnp.where(visual, jnp.cumsum(visual, axis=1) - 1, -1)
+
+
+def _at_last_token(hidden: Float[Array, "B T D"], prompts: Prompts) -> Float[Array, "B D"]:
+  """Returns the hidden states of each row's last real token."""
+  real = prompts.segments > 0
+  last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+  return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
 def _hidden(

@@ -228,7 +228,7 @@ def attention_after_prefix(
   prefixes: Prefixes,
 ) -> Float[Array, "B T N H"]:
   """Returns causal attention of rows (of segment 1) over the text before them and over themselves."""
-  before = prefixes.valid_of_rows().astype(segments.dtype)
+  before = prefixes.valid_of_rows(len(segments)).astype(segments.dtype)
   segments = jnp.concatenate([before, segments], axis=1)
   return attention(q, *prefixes.before(k, v), segments, causal=True)
 

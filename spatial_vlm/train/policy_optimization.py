@@ -68,6 +68,7 @@ class MinibatchScores(NamedTuple):
   """Log-probabilities that do not change while a mini-batch is learnt."""
 
   logp_old: Float[Array, "B G T"]
+  """Under the policy before the first update; not read in the first mini-batch, which computes its own."""
   logp_reference: Float[Array, "B G T"] | None
   is_first: Bool[Array | np.ndarray, ""]
   """Whether no update has been made on this policy batch."""
@@ -112,28 +113,18 @@ def reference_policy(mesh: Mesh, trained: Params, settings: RlSettings) -> Param
   return jax.jit(copy, out_shardings=sharding.param_shardings(mesh, trained))(trained)
 
 
-def completion_batch(prompts: Prompts, rollout: Rollout) -> Batch:
-  """Returns prompts followed by their answers as rows of a `Batch`; the answers' tokens are the targets.
-
-  Positions continue as in decoding: one more than the largest of the prompt, equal on the three axes.
-  """
+def answer_rows(prompts: Prompts, rollout: Rollout) -> Batch:
+  """Returns the answers as the R = B·G rows of a `Batch` that continue their prompts; all their tokens are targets."""
   _, group_size, length = rollout.tokens.shape
-  real = (prompts.segments > 0)[..., None]
-  start = jnp.max(jnp.where(real, prompts.positions, 0), axis=(1, 2)) + 1
-  answer_positions = start[:, None] + jnp.arange(length)[None]
-
-  def rows(of_prompt, of_answer):
-    return jnp.concatenate([jnp.repeat(of_prompt, group_size, axis=0), of_answer], axis=1)
-
-  tokens = rollout.tokens.reshape(-1, length)
+  first = jnp.repeat(qwen3_vl.position_after(prompts), group_size)
+  positions = (first[:, None] + jnp.arange(length)[None])[..., None]
   mask = rollout.mask.reshape(-1, length)
-  positions = jnp.repeat(answer_positions, group_size, axis=0)[..., None]
   return Batch(
-    tokens=rows(prompts.tokens, tokens),
-    segments=rows(prompts.segments, mask.astype(prompts.segments.dtype)),
-    targets=rows(jnp.zeros_like(prompts.tokens, bool), mask),
-    positions=rows(prompts.positions, jnp.broadcast_to(positions, (*tokens.shape, 3))),
-    vision=prompts.vision,
+    tokens=rollout.tokens.reshape(-1, length),
+    segments=mask.astype(prompts.segments.dtype),
+    targets=mask,
+    positions=jnp.broadcast_to(positions, (*mask.shape, 3)),
+    vision=None,
   )
 
 
@@ -146,16 +137,14 @@ def answer_logprobs(
   settings: RlSettings,
 ) -> tuple[Float[Array, "R T"], Float[Array, "R T"]]:
   """Returns log π_θ and the entropy of every answer token (R = B·G rows), over the ids that may be sampled."""
-  length = rollout.tokens.shape[-1]
   params = computed_in(settings.dtype, params)
-  # Constrained as answers, since fewer groups than devices may still have rows for all devices.
-  batch = sharding.constrain_rows(completion_batch(prompts, rollout))
-  hidden = qwen3_vl.forward(params, model, batch, settings.remat)
-  answer = slice(-length - 1, None)  # the last token of the prompt predicts the first of the answer
+  answers = sharding.constrain_rows(answer_rows(prompts, rollout))
+  prompts = sharding.repeated_for_rows(prompts, rollout.tokens.shape[1])
+  hidden = qwen3_vl.forward_answers(params, model, prompts, answers, settings.remat)
   logp, entropy = token_logprobs(
-    hidden[:, answer],
+    hidden,
     qwen3_vl.unembedding(params, model).T,
-    batch.tokens[:, answer],
+    jnp.pad(answers.tokens, ((0, 0), (1, 0))),  # the last token of the prompt predicts the first
     forbidden_tokens,
     temperature=settings.temperature,
     chunk=settings.chunk_tokens,
@@ -187,8 +176,8 @@ def rl_step(
 ) -> tuple[TrainState, Sums]:
   """Returns the state after one update on a mini-batch, normalised by its global number of answer tokens.
 
-  Nothing has moved in the first mini-batch of a policy batch: old := stop_gradient(logp), so r is exactly 1. A
-  mini-batch without any token leaves the state as it is.
+  Nothing has moved in the first mini-batch of a policy batch: old := stop_gradient(logp), so r is exactly 1, and no
+  program computes old log-probabilities for it. A mini-batch without any token leaves the state as it is.
   """
   clip = ClipRange(settings.eps_low, settings.eps_high)
   mask = minibatch.rollout.mask.reshape(-1, minibatch.rollout.mask.shape[-1])
@@ -214,8 +203,9 @@ def rl_step(
     if len(gains) > 1:
       sums |= {f"objective/{name}": of_piece for name, of_piece in gains.items()}
     old, advantage = terms.logp_old, terms.advantage
-    statistics = dapo_statistics(logp, old, advantage, terms.mask, entropy, *clip)
-    return -gain, sums | statistics
+    sums |= dapo_statistics(logp, old, advantage, terms.mask, entropy, *clip)
+    sums["rollout_logprob_gap"] = rollout_logprob_gap(rollout, old)
+    return -gain, sums
 
   pieces = (minibatch, scores.logp_old, scores.logp_reference)
   grads, sums = accumulate(loss, state.params, pieces, settings.micro_batches)
@@ -240,8 +230,8 @@ def score_minibatch(
   *,
   model: ModelConfig,
   settings: RlSettings,
-) -> tuple[Float[Array, "B G T"], tuple[Array, Array]]:
-  """Returns the log-probabilities of a mini-batch under a policy, and how far the sampler's are from them."""
+) -> Float[Array, "B G T"]:
+  """Returns the log-probabilities of a mini-batch under a policy."""
   every = combine(params, constants.frozen)
 
   def score(piece: Minibatch) -> Float[Array, "B G T"]:
@@ -249,7 +239,7 @@ def score_minibatch(
     return logp.reshape(piece.rollout.logp.shape)
 
   logp = join_rows(jax.lax.map(score, cut_rows(minibatch, settings.micro_batches)))
-  return logp, rollout_logprob_gap(minibatch.rollout, logp)
+  return sharding.constrain_rows(logp)  # as the sampler's, which the first mini-batch has in their place
 
 
 class PolicyBatch(NamedTuple):
@@ -327,19 +317,20 @@ def update_policy(
       for i in range(minibatches)
     ]
     score = functools.partial(score_minibatch, model=model, settings=settings)
-    old = [score(state.train.params, piece, constants) for piece in pieces]
+    old = [pieces[0].rollout.logp]  # any, see `rl_step`
+    old += [score(state.train.params, piece, constants) for piece in pieces[1:]]
     reference = [None] * minibatches
     if reads_reference(settings.objectives):
-      reference = [score(constants.reference, piece, constants)[0] for piece in pieces]
+      reference = [score(constants.reference, piece, constants) for piece in pieces]
     jax.block_until_ready((old, reference))
   with clock.phase("time/update_s"):
     train, sums = state.train, batch.sums
     for i, piece in enumerate(pieces):
-      scores = MinibatchScores(old[i][0], reference[i], np.array(i == 0))
+      scores = MinibatchScores(old[i], reference[i], np.array(i == 0))
       train, of_minibatch = step_on_minibatch(
         train, piece, scores, constants, model=model, optimizer=optimizer, settings=settings
       )
-      sums = metrics.add(sums, of_minibatch | {"rollout_logprob_gap": old[i][1]})
+      sums = metrics.add(sums, of_minibatch)
     state = start_next_batch(state.replace(train=train))
     jax.block_until_ready(state.batches)
   return state, sums
@@ -374,9 +365,10 @@ def kept_statistics(
 
 
 def rollout_logprob_gap(
-  rollout: Rollout, logp_trainer: Float[Array, "B G T"]
+  rollout: Rollout, logp_trainer: Float[Array, "R T"]
 ) -> tuple[Array, Array]:
   """Σ|log π_sampler − log π_trainer| over the answers' tokens, and their number: the same weights, two programs."""
+  logp_trainer = logp_trainer.reshape(rollout.logp.shape)
   gap = jnp.where(rollout.mask, jnp.abs(rollout.logp - logp_trainer), 0.0)
   return jnp.sum(gap), jnp.sum(rollout.mask, dtype=jnp.int32)
 
