@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -165,19 +164,20 @@ def constrain_rows(batch: Any) -> Any:
   )
 
 
-def repeated_for_rows(groups: Any, group_size: int) -> Any:
-  """Repeats groups of rows until they are shared among devices as the rows are, on the mesh in use; inside jit.
-
-  Each device then computes the groups of its own rows: with 4 groups of 16 rows on 32 devices, every group has 8 copies.
-  Without copies, every device would compute all 4.
-  """
+def row_devices(rows: int) -> int:
+  """Returns how many devices of the mesh in use share so many rows."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return groups
-  count = len(jax.tree.leaves(groups)[0])
-  devices = axis_product(mesh, divisible_axes(ROWS, mesh, count * group_size))
-  copies = devices // math.gcd(count, devices)  # divides `group_size`, as `devices` divides the rows
-  return constrain_rows(jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), groups))
+  return 1 if mesh.empty else axis_product(mesh, divisible_axes(ROWS, mesh, rows))
+
+
+def copies_for_rows(groups: int, group_size: int) -> int:
+  """Returns how many copies of each group the devices of the mesh in use share as they share the groups' rows.
+
+  With them, each device computes the groups of its own rows: of 4 groups with 16 rows each, 32 devices share 8 copies.
+  Without, every device would compute all 4. The number divides `group_size`.
+  """
+  devices = row_devices(groups * group_size)
+  return devices // math.gcd(groups, devices)
 
 
 def constrain_replicated(arrays: Any) -> Any:

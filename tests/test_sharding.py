@@ -367,7 +367,8 @@ def small_problem():
 
   @jax.jit
   def gradient(params, batch):
-    grads, sums = accumulate(loss, params, batch, settings.micro_batches)
+    pieces = cut_rows(batch, settings.micro_batches)
+    grads, sums = accumulate(jax.grad(loss, has_aux=True), params, pieces)
     return mean_gradient(grads, sums["loss"][1]), sums["loss"]
 
   return gradient, params, batch, jax.device_get(gradient(params, batch))
@@ -396,3 +397,16 @@ def test_every_mesh_gives_the_unsharded_loss_and_gradients(shape):
     np.testing.assert_allclose(
       leaves(grads_mesh)[name], expected, rtol=0, atol=1e-5 * scale, err_msg=name
     )
+
+
+@pytest.mark.parametrize(
+  ("groups", "group_size", "copies"), [(8, 2, 1), (4, 6, 2), (2, 8, 4), (3, 8, 8), (1, 12, 4)]
+)
+def test_devices_share_copies_of_groups_as_they_share_rows(groups, group_size, copies):
+  """On 8 devices; 12 rows can only be shared by 4 of them."""
+  with jax.set_mesh(sharding.make_mesh({"data": 4, "fsdp": 2})):
+    devices = sharding.row_devices(groups * group_size)
+    assert devices == np.gcd(groups * group_size, 8)
+    assert sharding.copies_for_rows(groups, group_size) == copies
+  assert groups * copies % devices == group_size % copies == 0
+  assert sharding.copies_for_rows(groups, group_size) == 1

@@ -1,12 +1,13 @@
 """Qwen3-VL as pure functions of (params, config, input).
 
-`forward` trains on whole rows, `forward_answers` on several answers to each prompt; `prefill` and `decode` generate.
+`forward` trains on whole rows, `read_prompts` and `forward_answers` on several answers to each prompt; `prefill` and
+`decode` generate.
 
 Reference: transformers 5.23, `Qwen3VLForConditionalGeneration`; Qwen3-VL technical report, arXiv 2511.21631.
 Activations have the dtype of the parameters.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -79,23 +80,43 @@ def forward(
   return _hidden(params, config, batch, remat, keep_cache=False)[0]
 
 
-def forward_answers(
-  params: Params, config: ModelConfig, prompts: Prompts, answers: Batch, remat: str = "none"
-) -> Float[Array, "R U D"]:
-  """Returns hidden states after the final norm at the prompt's last token and the answer's T tokens: U = 1 + T.
+class ReadPrompts(NamedTuple):
+  """What answers read of their prompts; its gradient is that of the prompts' part of the model."""
 
-  A prompt is computed once for all its answers, which read its keys and values (Prefix Grouper, arXiv 2506.05433).
+  last: Float[Array, "P D"]
+  """Hidden states after the final norm at each prompt's last token."""
+  keys: Float[Array, "layers P K S H"]
+  values: Float[Array, "layers P K S H"]
+
+
+def read_prompts(
+  params: Params, config: ModelConfig, prompts: Prompts, remat: str = "none"
+) -> ReadPrompts:
+  """Reads prompts, padded on either side, for `forward_answers`; `remat` as in `forward`."""
+  hidden, (keys, values) = _hidden(params, config, prompts, remat, keep_cache=True)
+  return ReadPrompts(_at_last_token(hidden, prompts), keys, values)
+
+
+def forward_answers(
+  params: Params,
+  config: ModelConfig,
+  prompts: Prompts,
+  read: ReadPrompts,
+  answers: Batch,
+  remat: str = "none",
+) -> Float[Array, "R U D"]:
+  """Returns what `forward` computes of rows of a prompt and an answer, from the prompt's last token on: U = 1 + T.
+
+  A prompt is computed once for all its answers (Prefix Grouper, arXiv 2506.05433).
 
   Args:
-    prompts: padded on either side, B rows.
-    answers: R rows without images; each R / B consecutive ones continue one prompt, in positions too.
+    read: what `read_prompts` returned of `prompts`.
+    answers: R rows of T tokens without images; each R / P consecutive ones continue one prompt, in positions too.
     remat: as in `forward`.
   """
-  hidden, (keys, values) = _hidden(params, config, prompts, remat, keep_cache=True)
-  last = _at_last_token(hidden, prompts)
-  last = jnp.repeat(last, len(answers.tokens) // len(last), axis=0)
-  before = Prefixes(keys, values, valid=prompts.segments > 0)
+  before = Prefixes(read.keys, read.values, valid=prompts.segments > 0)
   hidden, _ = _hidden(params, config, answers, remat, keep_cache=False, prefixes=before)
+  last = jnp.repeat(read.last, len(hidden) // len(read.last), axis=0)
   return jnp.concatenate([last[:, None], hidden], axis=1)
 
 

@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm import metrics, sharding
 from spatial_vlm.metrics import PhaseClock, Sums
-from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.objectives.advantage import group_advantage
 from spatial_vlm.objectives.dapo import dapo_statistics
@@ -28,10 +27,18 @@ from spatial_vlm.objectives.policy_objectives import (
   weighted_gain,
 )
 from spatial_vlm.objectives.policy_terms import ClipRange, PolicyTerms, token_count
-from spatial_vlm.objectives.token_logprobs import token_logprobs
 from spatial_vlm.parameters.lora import merge_adapters
 from spatial_vlm.parameters.partition import NOTHING, combine
 from spatial_vlm.rewards.table import RewardTerms, weighted_reward
+from spatial_vlm.train.answer_scores import (
+  Answers,
+  answer_logprobs,
+  cut_answers,
+  join_answers,
+  parts_of,
+  read_prompts,
+  shared_by_devices,
+)
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.rollout_buffer import state_shardings
 from spatial_vlm.train.update import (
@@ -43,7 +50,7 @@ from spatial_vlm.train.update import (
   join_rows,
   mean_gradient,
 )
-from spatial_vlm.types import Batch, Params, Prompts, RlState, Rollout, TrainState
+from spatial_vlm.types import Params, Prompts, RlState, Rollout, TrainState
 
 
 class Constants(NamedTuple):
@@ -113,45 +120,6 @@ def reference_policy(mesh: Mesh, trained: Params, settings: RlSettings) -> Param
   return jax.jit(copy, out_shardings=sharding.param_shardings(mesh, trained))(trained)
 
 
-def answer_rows(prompts: Prompts, rollout: Rollout) -> Batch:
-  """Returns the answers as the R = B·G rows of a `Batch` that continue their prompts; all their tokens are targets."""
-  _, group_size, length = rollout.tokens.shape
-  first = jnp.repeat(qwen3_vl.position_after(prompts), group_size)
-  positions = (first[:, None] + jnp.arange(length)[None])[..., None]
-  mask = rollout.mask.reshape(-1, length)
-  return Batch(
-    tokens=rollout.tokens.reshape(-1, length),
-    segments=mask.astype(prompts.segments.dtype),
-    targets=mask,
-    positions=jnp.broadcast_to(positions, (*mask.shape, 3)),
-    vision=None,
-  )
-
-
-def answer_logprobs(
-  params: Params,
-  prompts: Prompts,
-  rollout: Rollout,
-  forbidden_tokens: Bool[Array | np.ndarray, "V"],
-  model: ModelConfig,
-  settings: RlSettings,
-) -> tuple[Float[Array, "R T"], Float[Array, "R T"]]:
-  """Returns log π_θ and the entropy of every answer token (R = B·G rows), over the ids that may be sampled."""
-  params = computed_in(settings.dtype, params)
-  answers = sharding.constrain_rows(answer_rows(prompts, rollout))
-  prompts = sharding.repeated_for_rows(prompts, rollout.tokens.shape[1])
-  hidden = qwen3_vl.forward_answers(params, model, prompts, answers, settings.remat)
-  logp, entropy = token_logprobs(
-    hidden,
-    qwen3_vl.unembedding(params, model).T,
-    jnp.pad(answers.tokens, ((0, 0), (1, 0))),  # the last token of the prompt predicts the first
-    forbidden_tokens,
-    temperature=settings.temperature,
-    chunk=settings.chunk_tokens,
-  )
-  return logp[:, 1:], entropy[:, 1:]
-
-
 def shaped_reward(rollout: Rollout, settings: RlSettings) -> Float[Array, "B G"]:
   """Returns the weighted sum of the rewards that the config chooses."""
   terms = RewardTerms(
@@ -180,35 +148,60 @@ def rl_step(
   program computes old log-probabilities for it. A mini-batch without any token leaves the state as it is.
   """
   clip = ClipRange(settings.eps_low, settings.eps_high)
-  mask = minibatch.rollout.mask.reshape(-1, minibatch.rollout.mask.shape[-1])
-  counts = objective_counts(settings.objectives, mask)
+  rollout = minibatch.rollout
+  counts = objective_counts(settings.objectives, rollout.mask.reshape(-1, rollout.mask.shape[-1]))
+  parts = parts_of(*rollout.mask.shape[:2], settings.micro_batches)
 
-  def loss(params, piece):
-    (prompts, rollout), scores_old, scores_reference = piece
+  def loss(trained, prompts, answers):
+    params, read = trained
     every = combine(params, constants.frozen)
     logp, entropy = answer_logprobs(
-      every, prompts, rollout, constants.forbidden_tokens, model, settings
+      every, prompts, read, answers, constants.forbidden_tokens, model, settings
     )
+    of_rows = jax.tree.map(lambda x: x.reshape(len(logp), *x.shape[2:]), answers)
     terms = PolicyTerms(
       logp=logp,
-      logp_old=jnp.where(
-        scores.is_first, jax.lax.stop_gradient(logp), scores_old.reshape(logp.shape)
-      ),
-      logp_reference=None if scores_reference is None else scores_reference.reshape(logp.shape),
-      advantage=rollout.advantage.reshape(-1),
-      mask=rollout.mask.reshape(logp.shape),
+      logp_old=jnp.where(scores.is_first, jax.lax.stop_gradient(logp), of_rows.logp_old),
+      logp_reference=of_rows.logp_reference,
+      advantage=of_rows.advantage,
+      mask=of_rows.mask,
     )
     gain, gains = weighted_gain(settings.objectives, terms, clip, counts)
     sums = {"policy_objective": (gain, token_count(terms.mask))}
     if len(gains) > 1:
-      sums |= {f"objective/{name}": of_piece for name, of_piece in gains.items()}
+      sums |= {f"objective/{name}": of_part for name, of_part in gains.items()}
     old, advantage = terms.logp_old, terms.advantage
     sums |= dapo_statistics(logp, old, advantage, terms.mask, entropy, *clip)
-    sums["rollout_logprob_gap"] = rollout_logprob_gap(rollout, old)
+    sums["rollout_logprob_gap"] = logprob_gap(of_rows.logp_sampler, old, terms.mask)
     return -gain, sums
 
-  pieces = (minibatch, scores.logp_old, scores.logp_reference)
-  grads, sums = accumulate(loss, state.params, pieces, settings.micro_batches)
+  def gradient_of_groups(params, groups):
+    """The chain rule through the prompts, whose part of the model runs once, forward and backward."""
+    prompts, answers = shared_by_devices(*groups)
+
+    def read(params):
+      return read_prompts(combine(params, constants.frozen), prompts, model, settings)
+
+    of_prompts, backward = jax.vjp(read, params)
+
+    def gradient(trained, answers):
+      return jax.grad(loss, has_aux=True)(trained, prompts, answers)
+
+    pieces = cut_answers(answers, parts.answers)
+    (d_params, d_read), sums = accumulate(gradient, (params, of_prompts), pieces)
+    d_read = jax.tree.map(lambda d, x: d.astype(x.dtype), d_read, of_prompts)
+    return jax.tree.map(jnp.add, d_params, backward(d_read)[0]), sums
+
+  answers = Answers(
+    tokens=rollout.tokens,
+    mask=rollout.mask,
+    logp_sampler=rollout.logp,
+    logp_old=scores.logp_old,
+    logp_reference=scores.logp_reference,
+    advantage=rollout.advantage,
+  )
+  groups = cut_rows((minibatch.prompts, answers), parts.groups)
+  grads, sums = accumulate(gradient_of_groups, state.params, groups)
   count = sums["policy_objective"][1]
   grads = mean_gradient(grads, count)
   updated = apply_gradient(state, grads, optimizer)
@@ -233,13 +226,27 @@ def score_minibatch(
 ) -> Float[Array, "B G T"]:
   """Returns the log-probabilities of a mini-batch under a policy."""
   every = combine(params, constants.frozen)
+  rollout = minibatch.rollout
+  group_size = rollout.mask.shape[1]
+  parts = parts_of(*rollout.mask.shape[:2], settings.micro_batches)
 
-  def score(piece: Minibatch) -> Float[Array, "B G T"]:
-    logp, _ = answer_logprobs(every, *piece, constants.forbidden_tokens, model, settings)
-    return logp.reshape(piece.rollout.logp.shape)
+  def score_groups(groups: tuple[Prompts, Answers]) -> Float[Array, "b G T"]:
+    prompts, answers = shared_by_devices(*groups)
+    read = read_prompts(every, prompts, model, settings)
 
-  logp = join_rows(jax.lax.map(score, cut_rows(minibatch, settings.micro_batches)))
-  return sharding.constrain_rows(logp)  # as the sampler's, which the first mini-batch has in their place
+    def score(answers: Answers) -> Float[Array, "B g T"]:
+      logp, _ = answer_logprobs(
+        every, prompts, read, answers, constants.forbidden_tokens, model, settings
+      )
+      return logp.reshape(answers.mask.shape)
+
+    return join_answers(jax.lax.map(score, cut_answers(answers, parts.answers)), group_size)
+
+  groups = (minibatch.prompts, Answers(rollout.tokens, rollout.mask))
+  logp = join_rows(jax.lax.map(score_groups, cut_rows(groups, parts.groups)))
+  return sharding.constrain_rows(
+    logp
+  )  # as the sampler's, which the first mini-batch has in their place
 
 
 class PolicyBatch(NamedTuple):
@@ -364,13 +371,12 @@ def kept_statistics(
   }
 
 
-def rollout_logprob_gap(
-  rollout: Rollout, logp_trainer: Float[Array, "R T"]
+def logprob_gap(
+  logp_sampler: Float[Array, "R T"], logp_trainer: Float[Array, "R T"], mask: Bool[Array, "R T"]
 ) -> tuple[Array, Array]:
   """Σ|log π_sampler − log π_trainer| over the answers' tokens, and their number: the same weights, two programs."""
-  logp_trainer = logp_trainer.reshape(rollout.logp.shape)
-  gap = jnp.where(rollout.mask, jnp.abs(rollout.logp - logp_trainer), 0.0)
-  return jnp.sum(gap), jnp.sum(rollout.mask, dtype=jnp.int32)
+  gap = jnp.where(mask, jnp.abs(logp_sampler - logp_trainer), 0.0)
+  return jnp.sum(gap), token_count(mask)
 
 
 def rl_loop(

@@ -81,7 +81,8 @@ def sft_step(
     total, count = sft_loss(combine(params, frozen), micro_batch, model, settings)
     return total, {"loss": (total, count)}
 
-  grads, sums = accumulate(loss, state.params, batch, settings.micro_batches)
+  gradient = jax.grad(loss, has_aux=True)
+  grads, sums = accumulate(gradient, state.params, cut_rows(batch, settings.micro_batches))
   grads = mean_gradient(grads, sums["loss"][1])
   one = jnp.ones((), jnp.int32)
   sums["grad_norm"] = (optax.tree.norm(grads), one)

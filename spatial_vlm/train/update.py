@@ -1,7 +1,7 @@
 """One update: gradients accumulated over micro-batches, divided once, applied by the optimizer."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,22 +43,29 @@ def join_rows(pieces):
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), pieces)
 
 
-def accumulate(loss: Callable, params: Params, batch, micro_batches: int) -> tuple[Params, Sums]:
-  """Returns the gradient of Σ loss over the micro-batches of `batch`, and their added sums.
+def accumulate(gradient: Callable, params: Any, pieces) -> tuple[Any, Sums]:
+  """Returns the added gradients and sums of micro-batches, computed in turn.
+
+  Gradients are added in float32 or wider, whatever the types of `params`.
 
   Args:
-    loss: (params, micro_batch) -> (sum, Sums).
+    gradient: (params, micro-batch) -> (gradients, Sums), such as `jax.grad(loss, has_aux=True)`.
+    pieces: the micro-batches along a new first axis, as `cut_rows` makes them.
   """
-  gradient = jax.grad(loss, has_aux=True)
-  if micro_batches == 1:
-    return gradient(params, batch)
 
-  def body(carry, micro_batch):
-    grads, sums = gradient(params, micro_batch)
+  def widened(params, piece):
+    grads, sums = gradient(params, piece)
+    return jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads), sums
+
+  first = jax.tree.map(lambda x: x[0], pieces)
+  if len(jax.tree.leaves(pieces)[0]) == 1:
+    return widened(params, first)
+
+  def body(carry, piece):
+    grads, sums = widened(params, piece)
     return (jax.tree.map(jnp.add, carry[0], grads), metrics.add(carry[1], sums)), None
 
-  pieces = cut_rows(batch, micro_batches)
-  shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], pieces))
+  shapes = jax.eval_shape(widened, params, first)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   return jax.lax.scan(body, zeros, pieces)[0]
 

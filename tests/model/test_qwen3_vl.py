@@ -14,6 +14,7 @@ from spatial_vlm.model import qwen3_vl, text
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.parameters.paths import path_name
+from spatial_vlm.types import Batch
 
 ROWS = {
   "text only": [[40], [23], [31]],
@@ -136,6 +137,27 @@ def test_greedy_generation_equals_the_reference(reference, make_case, greedy, si
     np.testing.assert_array_equal(np.asarray(got), expected)
 
 
+def _answers_to(prompts, tokens, segments):
+  """Rows that continue the prompts, equally many each."""
+  start = np.repeat(prompts.positions.max(axis=(1, 2)) + 1, len(tokens) // len(prompts.tokens))
+  positions = (start[:, None] + np.arange(tokens.shape[1]))[..., None].repeat(3, axis=-1)
+  return Batch(tokens, segments, segments > 0, positions.astype(np.int32), vision=None)
+
+
+def _whole_rows(prompts, answers):
+  """The answers after copies of their prompts."""
+  copies = len(answers.tokens) // len(prompts.tokens)
+
+  def whole(x, new):
+    return np.concatenate([np.repeat(x, copies, axis=0), new], axis=1)
+
+  return prompts.replace(
+    tokens=whole(prompts.tokens, answers.tokens),
+    segments=whole(prompts.segments, answers.segments),
+    positions=whole(prompts.positions, answers.positions),
+  )
+
+
 @pytest.mark.parametrize("unrolled", [text.UNROLLED_LAYERS, 0])
 def test_samples_of_a_group_share_images_and_cache(reference, make_case, monkeypatch, unrolled):
   """Three continuations of each prompt, fed token by token, equal whole rows that repeat image and prompt."""
@@ -155,22 +177,50 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case, monkeyp
     logits, cache = decode(weights, config, answers[:, t], cache)
     stepwise.append(np.asarray(logits))
 
-  def whole(x, new):
-    return np.concatenate([np.repeat(x, 3, axis=0), new], axis=1)
-
-  start = np.repeat(prompts.positions.max(axis=(1, 2)) + 1, 3)
-  new = (start[:, None] + np.arange(4))[..., None].repeat(3, axis=-1)
-  rows = prompts.replace(
-    tokens=whole(prompts.tokens, answers),
-    segments=whole(prompts.segments, np.ones_like(answers)),
-    positions=whole(prompts.positions, new),
-  )
+  rows = _whole_rows(prompts, _answers_to(prompts, answers, np.ones_like(answers)))
   expected = _jitted_logits(params, config, rows)[:, -4:]
   np.testing.assert_allclose(np.stack(stepwise, axis=1), expected, atol=1e-5)
   layers = config.text.num_hidden_layers
   assert len(cache.blocks[0].keys) == (layers if unrolled else 1)
   assert [len(block.valid) for block in cache.blocks] == [2, 6, 6]
   assert int(cache.used) == 1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_answers_that_share_a_prompt_equal_whole_rows(reference, make_case, side):
+  """Hidden states and the gradient of every parameter, with images, padding and answers of different lengths."""
+  reference = reference("small")
+  params, config = reference.params, reference.config
+  prompts = make_case(reference, [[3, (4, 6), 5, (2, 2), 2], [2, (6, 4), 4]], side).prompts
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(1, 400, (6, 7)).astype(np.int32)
+  segments = (np.arange(7) < rng.integers(1, 8, (6, 1))).astype(np.int32)
+  answers = _answers_to(prompts, tokens, segments)
+  whole = _whole_rows(prompts, answers)
+  ends = np.repeat(prompts.tokens.shape[1] - 1 - np.argmax(prompts.segments[:, ::-1], axis=1), 3)
+  places = np.concatenate(
+    [ends[:, None], prompts.tokens.shape[1] + np.arange(7)[None].repeat(6, 0)], 1
+  )
+  real = np.concatenate([np.ones((6, 1)), segments], axis=1)
+  weights = rng.normal(size=(*real.shape, config.text.hidden_size)) * real[..., None]
+
+  def of_shared(params):
+    read = qwen3_vl.read_prompts(params, config, prompts, "dots")
+    hidden = qwen3_vl.forward_answers(params, config, prompts, read, answers, "dots")
+    return jnp.sum(hidden * weights), hidden
+
+  def of_whole(params):
+    hidden = qwen3_vl.forward(params, config, whole, "dots")
+    hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
+    return jnp.sum(hidden * weights), hidden
+
+  found, expected = (jax.jit(jax.grad(f, has_aux=True))(params) for f in (of_shared, of_whole))
+  mask = real[..., None] > 0
+  np.testing.assert_allclose(np.where(mask, found[1], 0), np.where(mask, expected[1], 0), atol=1e-5)
+  scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(expected[0]))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), found[0], expected[0]
+  )
 
 
 def test_rows_not_divisible_by_images_are_refused(reference, make_case):

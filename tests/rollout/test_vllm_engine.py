@@ -21,7 +21,7 @@ from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.rollout.sampler import SamplingSettings
 from spatial_vlm.rollout.vllm_client import VllmClient, check_url
 from spatial_vlm.rollout.vllm_engine import ServedModel, VllmEngine, request_seed
-from spatial_vlm.train.policy_optimization import answer_logprobs
+from spatial_vlm.train.policy_optimization import Constants, Minibatch, score_minibatch
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.types import Rollout
 
@@ -113,6 +113,7 @@ def test_its_log_probabilities_are_the_trainers(
     chunk_tokens=64,
     remat="none",
     dtype="float32",
+    micro_batches=1,
   )
   shape = (3, 2, TOKENS)
   rollout = Rollout(
@@ -123,10 +124,15 @@ def test_its_log_probabilities_are_the_trainers(
     **dict.fromkeys(["verdict", "correct", "length_tokens", "advantage"]),
   )
   with jax.set_mesh(mesh):
-    logp, _ = answer_logprobs(
-      moved, requests.prompts, rollout, policy.forbidden_tokens, policy.model, settings
+    logp = score_minibatch(
+      moved,
+      Minibatch(requests.prompts, rollout),
+      Constants(policy.forbidden_tokens),
+      model=policy.model,
+      settings=settings,
     )
-  np.testing.assert_allclose(found.logp[found.mask], np.asarray(logp)[found.mask], atol=1e-4)
+  logp = np.asarray(logp).reshape(found.logp.shape)
+  np.testing.assert_allclose(found.logp[found.mask], logp[found.mask], atol=1e-4)
 
 
 def test_greedy_answers_are_those_of_the_compiled_engine(policy, moved, requests, engine_of, mesh):

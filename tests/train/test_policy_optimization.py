@@ -139,6 +139,16 @@ def update(policy, prompts):
   return updated
 
 
+def score(policy, params, prompts, rollout, settings):
+  """Log-probabilities (B, G, T) of the answers."""
+  minibatch, constants = Minibatch(prompts, rollout), Constants(policy.forbidden_tokens)
+  return np.asarray(
+    policy_optimization.score_minibatch(
+      params, minibatch, constants, model=policy.model, settings=settings
+    )
+  )
+
+
 def change(settings, **changes):
   return dataclasses.replace(settings, **changes)
 
@@ -289,14 +299,10 @@ def test_the_trainer_scores_answers_as_the_sampler_did(policy, sampled, settings
     policy._replace(model=model), params, prompts, jax.random.key(3), automaton, settings
   )
   assert len(set(np.asarray(rollout.length_tokens).ravel())) > 3
-  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(4, 5))
   for chunk in (4096, 5):
-    logp, entropy = score(
-      params, prompts, rollout, policy.forbidden_tokens, model, change(settings, chunk_tokens=chunk)
-    )
-    logp = np.asarray(logp).reshape(rollout.logp.shape)
+    chunked = change(settings, chunk_tokens=chunk)
+    logp = score(policy._replace(model=model), params, prompts, rollout, chunked)
     np.testing.assert_allclose(logp[rollout.mask], rollout.logp[rollout.mask], atol=1e-5)
-    assert np.isfinite(entropy).all()
   assert np.isneginf(
     logp[~rollout.mask]
   ).all()  # padding is forbidden: nothing may be computed from it
@@ -323,6 +329,22 @@ def test_the_sampler_and_the_trainer_are_compared(policy, sampled, settings, upd
   np.testing.assert_allclose(metrics.means(sums)["rollout_logprob_gap"], 0.25, rtol=1e-3)
 
 
+def test_the_first_minibatch_is_not_scored_before_its_update(
+  policy, mixed, settings, update, monkeypatch
+):
+  scored = []
+  score = policy_optimization.score_minibatch
+
+  def remember(params, minibatch, constants, **static):
+    scored.append(np.asarray(minibatch.rollout.tokens))
+    return score(params, minibatch, constants, **static)
+
+  monkeypatch.setattr(policy_optimization, "score_minibatch", remember)
+  update(collected(policy, mixed, settings), change(settings, minibatches=2))
+  [found] = scored
+  np.testing.assert_array_equal(found, mixed.tokens[1::2])
+
+
 def test_later_minibatches_use_the_ratio_to_the_starting_policy(
   policy, mixed, settings, update, prompts
 ):
@@ -338,19 +360,13 @@ def test_later_minibatches_use_the_ratio_to_the_starting_policy(
       settings=settings,
     )
   )
-  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(4, 5))
   reward = policy_optimization.shaped_reward(mixed, settings)
   whole = mixed.replace(advantage=policy_optimization.group_advantage(reward, mixed.correct))
   parts = [
     Minibatch(rows(prompts, numbers), rows(whole, numbers))
     for numbers in ([0, 2, 4, 6], [1, 3, 5, 7])
   ]
-  old = [
-    score(policy.params, *part, policy.forbidden_tokens, policy.model, settings)[0].reshape(
-      part.rollout.logp.shape
-    )
-    for part in parts
-  ]
+  old = [score(policy, policy.params, *part, settings) for part in parts]
   train = init_train_state(jax.tree.map(jnp.array, policy.params), OPTIMIZER)
   # The first mini-batch ignores the given old log-probabilities and uses its own; a later one does not.
   shifted = [
@@ -448,10 +464,19 @@ def test_micro_batches_do_not_change_the_update(policy, mixed, settings, micro_b
   assert_means_close(sums, expected_sums)
 
 
-def test_sharded_update_equals_the_unsharded(policy, mixed, settings, update):
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    # Fewer groups than devices: each pair shares copies, and computes the answers in two parts.
+    pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.slow),
+  ],
+)
+def test_sharded_update_equals_the_unsharded(policy, mixed, settings, update, sizes):
   settings = change(settings, minibatches=2)
   expected, expected_sums = update(collected(policy, mixed, settings), settings)
-  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  settings = change(settings, micro_batches=2)
+  mesh = sharding.make_mesh(sizes)
   state = fresh(policy, settings)
   state = state.replace(
     train=jax.device_put(state.train, sharding.state_shardings(mesh, state.train)),
@@ -474,13 +499,10 @@ def test_good_answers_become_likelier_and_bad_ones_less_likely(
   policy, mixed, settings, update, prompts
 ):
   state, _ = update(collected(policy, mixed, settings), settings)
-  score = jax.jit(policy_optimization.answer_logprobs, static_argnums=(4, 5))
 
   def of_answers(params):
-    logp = np.asarray(
-      score(params, prompts, mixed, policy.forbidden_tokens, policy.model, settings)[0]
-    )
-    return np.where(mixed.mask, logp.reshape(mixed.logp.shape), 0).sum(axis=-1)
+    logp = score(policy, params, prompts, mixed, settings)
+    return np.where(mixed.mask, logp, 0).sum(axis=-1)
 
   gain = of_answers(state.train.params) - of_answers(policy.params)
   right = np.asarray(mixed.correct)
@@ -628,13 +650,6 @@ def test_sampling_and_scores_do_not_depend_on_the_padded_size_of_prompts(policy,
     STATEMENT, token_bytes(policy.processor.tokenizer), policy.special.eos
   )
   rollout = rollout_buffer.judge_groups(prompts, found[0], automaton, group_size=G)
-  score = functools.partial(
-    policy_optimization.score_minibatch, model=policy.model, settings=settings
-  )
-  constants = Constants(policy.forbidden_tokens)
-  scores = [
-    np.asarray(score(policy.params, Minibatch(asked, rollout), constants))
-    for asked in (prompts, padded)
-  ]
+  scores = [score(policy, policy.params, asked, rollout, settings) for asked in (prompts, padded)]
   mask = np.asarray(rollout.mask)
   np.testing.assert_allclose(scores[1][mask], scores[0][mask], atol=1e-5)

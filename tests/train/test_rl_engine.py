@@ -14,7 +14,7 @@ from spatial_vlm.inference.policy import (
 )
 from spatial_vlm.processor.chat import collate_prompts
 from spatial_vlm.rollout.prefix_cache import PrefixCache
-from spatial_vlm.train.policy_optimization import answer_logprobs
+from spatial_vlm.train.policy_optimization import Constants, Minibatch, score_minibatch
 from spatial_vlm.types import Rollout
 
 TOKENS, GROUP = 8, 2
@@ -66,10 +66,14 @@ def test_slots_sample_with_the_log_probabilities_of_the_trainer(policy):
     max_new_tokens=TOKENS,
     overlong_cache_tokens=2,
   )
-  score = jax.jit(answer_logprobs, static_argnums=(4, 5))
-  rollout = rollout_of(completions)
-  forbidden = policy.forbidden_tokens
-  logp, _ = score(policy.params, prompts, rollout, forbidden, policy.model, settings)
+  logp = score_minibatch(
+    policy.params,
+    Minibatch(prompts, rollout_of(completions)),
+    Constants(policy.forbidden_tokens),
+    model=policy.model,
+    settings=settings,
+  )
   assert completions.mask.sum() > len(rows) * GROUP * 4
   mask = completions.mask
-  np.testing.assert_allclose(completions.logp[mask], np.asarray(logp)[mask], atol=1e-4)
+  logp = np.asarray(logp).reshape(completions.logp.shape)
+  np.testing.assert_allclose(completions.logp[mask], logp[mask], atol=1e-4)

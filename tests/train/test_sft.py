@@ -68,7 +68,8 @@ def summed_gradient(params, batch, model, chosen):
     total, count = sft_loss(params, rows, model, chosen)
     return total, {"loss": (total, count)}
 
-  return update.accumulate(loss, params, batch, chosen.micro_batches)
+  pieces = update.cut_rows(batch, chosen.micro_batches)
+  return update.accumulate(jax.grad(loss, has_aux=True), params, pieces)
 
 
 def gradient(policy, batch, **changes):
