@@ -22,7 +22,7 @@ from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.parameters import paths
 from spatial_vlm.parameters.paths import PARAMETERS, ParameterRow, path_name
 from spatial_vlm.train.sft import SftSettings, sft_loss
-from spatial_vlm.train.update import accumulate, mean_gradient
+from spatial_vlm.train.update import accumulate, cut_rows, mean_gradient
 from spatial_vlm.types import Batch, TrainState, Vision
 
 SHAPES = ({"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "fsdp": 4, "tensor": 2})

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from spatial_vlm import metrics, sharding
 from spatial_vlm.metrics import PhaseClock, Sums
 from spatial_vlm.model.config import ModelConfig
+from spatial_vlm.model.qwen3_vl import ReadPrompts
 from spatial_vlm.objectives.advantage import group_advantage
 from spatial_vlm.objectives.dapo import dapo_statistics
 from spatial_vlm.objectives.policy_objectives import (
@@ -132,6 +133,81 @@ def shaped_reward(rollout: Rollout, settings: RlSettings) -> Float[Array, "B G"]
   return weighted_reward(settings.rewards, terms)
 
 
+def negative_objective(
+  trained: tuple[Params, ReadPrompts],
+  prompts: Prompts,
+  answers: Answers,
+  is_first: Bool[Array | np.ndarray, ""],
+  counts: dict[str, Int[Array, ""]],
+  constants: Constants,
+  model: ModelConfig,
+  settings: RlSettings,
+) -> tuple[Float[Array, ""], Sums]:
+  """Returns −Σ of the objectives over some answers, and what to report of them.
+
+  Nothing has moved in the first mini-batch of a policy batch: old := stop_gradient(logp), so that r is exactly 1.
+
+  Args:
+    trained: trainable parameters, and what they read of the prompts.
+    counts: divisors of the objectives over the whole mini-batch.
+  """
+  params, read = trained
+  clip = ClipRange(settings.eps_low, settings.eps_high)
+  every, forbidden = combine(params, constants.frozen), constants.forbidden_tokens
+  logp, entropy = answer_logprobs(every, prompts, read, answers, forbidden, model, settings)
+  rows = jax.tree.map(lambda x: x.reshape(len(logp), *x.shape[2:]), answers)
+  old = jnp.where(is_first, jax.lax.stop_gradient(logp), rows.logp_old)
+  terms = PolicyTerms(logp, old, rows.logp_reference, rows.advantage, rows.mask)
+  gain, gains = weighted_gain(settings.objectives, terms, clip, counts)
+  sums = {"policy_objective": (gain, token_count(rows.mask))}
+  if len(gains) > 1:
+    sums |= {f"objective/{name}": of_part for name, of_part in gains.items()}
+  sums |= dapo_statistics(logp, old, rows.advantage, rows.mask, entropy, *clip)
+  return -gain, sums | {"rollout_logprob_gap": logprob_gap(rows.logp_sampler, old, rows.mask)}
+
+
+def minibatch_gradient(
+  params: Params,
+  minibatch: Minibatch,
+  scores: MinibatchScores,
+  constants: Constants,
+  model: ModelConfig,
+  settings: RlSettings,
+) -> tuple[Params, Sums]:
+  """Returns the gradient of `negative_objective` over a mini-batch, summed over its parts, and the sums."""
+  rollout = minibatch.rollout
+  parts = parts_of(*rollout.mask.shape[:2], settings.micro_batches)
+  counts = objective_counts(settings.objectives, rollout.mask.reshape(-1, rollout.mask.shape[-1]))
+
+  def of_groups(params, groups):
+    """The chain rule through the prompts: their part of the model runs once, forward and backward."""
+    prompts, answers = shared_by_devices(*groups)
+
+    def read(params):
+      return read_prompts(combine(params, constants.frozen), prompts, model, settings)
+
+    def of_answers(trained, answers):
+      return jax.grad(negative_objective, has_aux=True)(
+        trained, prompts, answers, scores.is_first, counts, constants, model, settings
+      )
+
+    of_prompts, backward = jax.vjp(read, params)
+    pieces = cut_answers(answers, parts.answers)
+    (d_params, d_read), sums = accumulate(of_answers, (params, of_prompts), pieces)
+    d_read = jax.tree.map(lambda d, x: d.astype(x.dtype), d_read, of_prompts)
+    return jax.tree.map(jnp.add, d_params, backward(d_read)[0]), sums
+
+  answers = Answers(
+    tokens=rollout.tokens,
+    mask=rollout.mask,
+    logp_sampler=rollout.logp,
+    logp_old=scores.logp_old,
+    logp_reference=scores.logp_reference,
+    advantage=rollout.advantage,
+  )
+  return accumulate(of_groups, params, cut_rows((minibatch.prompts, answers), parts.groups))
+
+
 def rl_step(
   state: TrainState,
   minibatch: Minibatch,
@@ -144,64 +220,9 @@ def rl_step(
 ) -> tuple[TrainState, Sums]:
   """Returns the state after one update on a mini-batch, normalised by its global number of answer tokens.
 
-  Nothing has moved in the first mini-batch of a policy batch: old := stop_gradient(logp), so r is exactly 1, and no
-  program computes old log-probabilities for it. A mini-batch without any token leaves the state as it is.
+  A mini-batch without any token leaves the state as it is.
   """
-  clip = ClipRange(settings.eps_low, settings.eps_high)
-  rollout = minibatch.rollout
-  counts = objective_counts(settings.objectives, rollout.mask.reshape(-1, rollout.mask.shape[-1]))
-  parts = parts_of(*rollout.mask.shape[:2], settings.micro_batches)
-
-  def loss(trained, prompts, answers):
-    params, read = trained
-    every = combine(params, constants.frozen)
-    logp, entropy = answer_logprobs(
-      every, prompts, read, answers, constants.forbidden_tokens, model, settings
-    )
-    of_rows = jax.tree.map(lambda x: x.reshape(len(logp), *x.shape[2:]), answers)
-    terms = PolicyTerms(
-      logp=logp,
-      logp_old=jnp.where(scores.is_first, jax.lax.stop_gradient(logp), of_rows.logp_old),
-      logp_reference=of_rows.logp_reference,
-      advantage=of_rows.advantage,
-      mask=of_rows.mask,
-    )
-    gain, gains = weighted_gain(settings.objectives, terms, clip, counts)
-    sums = {"policy_objective": (gain, token_count(terms.mask))}
-    if len(gains) > 1:
-      sums |= {f"objective/{name}": of_part for name, of_part in gains.items()}
-    old, advantage = terms.logp_old, terms.advantage
-    sums |= dapo_statistics(logp, old, advantage, terms.mask, entropy, *clip)
-    sums["rollout_logprob_gap"] = logprob_gap(of_rows.logp_sampler, old, terms.mask)
-    return -gain, sums
-
-  def gradient_of_groups(params, groups):
-    """The chain rule through the prompts, whose part of the model runs once, forward and backward."""
-    prompts, answers = shared_by_devices(*groups)
-
-    def read(params):
-      return read_prompts(combine(params, constants.frozen), prompts, model, settings)
-
-    of_prompts, backward = jax.vjp(read, params)
-
-    def gradient(trained, answers):
-      return jax.grad(loss, has_aux=True)(trained, prompts, answers)
-
-    pieces = cut_answers(answers, parts.answers)
-    (d_params, d_read), sums = accumulate(gradient, (params, of_prompts), pieces)
-    d_read = jax.tree.map(lambda d, x: d.astype(x.dtype), d_read, of_prompts)
-    return jax.tree.map(jnp.add, d_params, backward(d_read)[0]), sums
-
-  answers = Answers(
-    tokens=rollout.tokens,
-    mask=rollout.mask,
-    logp_sampler=rollout.logp,
-    logp_old=scores.logp_old,
-    logp_reference=scores.logp_reference,
-    advantage=rollout.advantage,
-  )
-  groups = cut_rows((minibatch.prompts, answers), parts.groups)
-  grads, sums = accumulate(gradient_of_groups, state.params, groups)
+  grads, sums = minibatch_gradient(state.params, minibatch, scores, constants, model, settings)
   count = sums["policy_objective"][1]
   grads = mean_gradient(grads, count)
   updated = apply_gradient(state, grads, optimizer)
@@ -244,9 +265,8 @@ def score_minibatch(
 
   groups = (minibatch.prompts, Answers(rollout.tokens, rollout.mask))
   logp = join_rows(jax.lax.map(score_groups, cut_rows(groups, parts.groups)))
-  return sharding.constrain_rows(
-    logp
-  )  # as the sampler's, which the first mini-batch has in their place
+  # As the sampler's, which the first mini-batch has in their place.
+  return sharding.constrain_rows(logp)
 
 
 class PolicyBatch(NamedTuple):
@@ -324,7 +344,7 @@ def update_policy(
       for i in range(minibatches)
     ]
     score = functools.partial(score_minibatch, model=model, settings=settings)
-    old = [pieces[0].rollout.logp]  # any, see `rl_step`
+    old = [pieces[0].rollout.logp]  # not read, see `negative_objective`
     old += [score(state.train.params, piece, constants) for piece in pieces[1:]]
     reference = [None] * minibatches
     if reads_reference(settings.objectives):

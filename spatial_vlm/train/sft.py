@@ -29,6 +29,7 @@ from spatial_vlm.train.update import (
   apply_gradient,
   computed_in,
   constrain_state,
+  cut_rows,
   mean_gradient,
 )
 from spatial_vlm.types import Batch, Params, TrainState
