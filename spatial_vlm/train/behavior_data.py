@@ -4,13 +4,12 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from spatial_vlm import answers
 from spatial_vlm.data.conversations import Conversation
 from spatial_vlm.inference.questions import QuestionBuilder
 from spatial_vlm.reuse.chains.chain_check import UNDECIDED, WRONG, read_chain
 from spatial_vlm.reuse.chains.restatement import comparison_templates, restated
 from spatial_vlm.reuse.chains.solutions import Solution
-from spatial_vlm.reuse.extraction.patterns import short_from_chain
+from spatial_vlm.reuse.extraction.patterns import short_answer, short_from_chain
 
 RECALLS_NOTHING = "question recalls no behavior"
 STAYS_FULL = "in the share of full chains"
@@ -62,10 +61,10 @@ def training_examples(
     is_full = int((len(rows) + 1) * full_share) > int(len(rows) * full_share)
     short = None
     if behavior and not is_full:
-      short = short_from_chain(behavior, reading)
+      short = short_from_chain(behavior, solution)
       template = templates.get(behavior.relation)
       if short is None and template and (comparison := restated(solution, template)):
-        short = answers.render_short(behavior.name, comparison.with_names, solution.label)
+        short = short_answer(behavior, comparison, solution)
         examples.restated[reading.reason or UNDECIDED] += 1
     if short:
       rows.append(Conversation(image, question.text, short, system=question.system))

@@ -176,12 +176,13 @@ def minibatch_gradient(
 ) -> tuple[Params, Sums]:
   """Returns the gradient of `negative_objective` over a mini-batch, summed over its parts, and the sums."""
   rollout = minibatch.rollout
-  parts = parts_of(*rollout.mask.shape[:2], settings.micro_batches)
-  counts = objective_counts(settings.objectives, rollout.mask.reshape(-1, rollout.mask.shape[-1]))
+  groups, group_size, length = rollout.mask.shape
+  parts = parts_of(groups, group_size, settings.micro_batches)
+  counts = objective_counts(settings.objectives, rollout.mask.reshape(-1, length))
 
-  def of_groups(params, groups):
+  def of_groups(params, part):
     """The chain rule through the prompts: their part of the model runs once, forward and backward."""
-    prompts, answers = shared_by_devices(*groups)
+    prompts, answers = shared_by_devices(*part)
 
     def read(params):
       return read_prompts(combine(params, constants.frozen), prompts, model, settings)
@@ -248,11 +249,11 @@ def score_minibatch(
   """Returns the log-probabilities of a mini-batch under a policy."""
   every = combine(params, constants.frozen)
   rollout = minibatch.rollout
-  group_size = rollout.mask.shape[1]
-  parts = parts_of(*rollout.mask.shape[:2], settings.micro_batches)
+  groups, group_size, _ = rollout.mask.shape
+  parts = parts_of(groups, group_size, settings.micro_batches)
 
-  def score_groups(groups: tuple[Prompts, Answers]) -> Float[Array, "b G T"]:
-    prompts, answers = shared_by_devices(*groups)
+  def score_groups(of_part: tuple[Prompts, Answers]) -> Float[Array, "b G T"]:
+    prompts, answers = shared_by_devices(*of_part)
     read = read_prompts(every, prompts, model, settings)
 
     def score(answers: Answers) -> Float[Array, "B g T"]:
@@ -263,8 +264,8 @@ def score_minibatch(
 
     return join_answers(jax.lax.map(score, cut_answers(answers, parts.answers)), group_size)
 
-  groups = (minibatch.prompts, Answers(rollout.tokens, rollout.mask))
-  logp = join_rows(jax.lax.map(score_groups, cut_rows(groups, parts.groups)))
+  pieces = cut_rows((minibatch.prompts, Answers(rollout.tokens, rollout.mask)), parts.groups)
+  logp = join_rows(jax.lax.map(score_groups, pieces))
   # As the sampler's, which the first mini-batch has in their place.
   return sharding.constrain_rows(logp)
 

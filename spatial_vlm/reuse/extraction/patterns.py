@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from spatial_vlm import answers
 from spatial_vlm.answers import Box
+from spatial_vlm.data.statement import read_statement
 from spatial_vlm.reuse.chains.chain_check import Reading, read_chain
 from spatial_vlm.reuse.chains.comparison import Comparison, fill_blanks, shared_values
 from spatial_vlm.reuse.chains.relation_verdict import can_decide, decides
@@ -97,19 +98,43 @@ def extract_behaviors(
   return sorted((b for b in behaviors if b), key=lambda b: (b.name, b.questions))
 
 
-def short_from_chain(behavior: Behavior, reading: Reading) -> str | None:
+def short_from_chain(behavior: Behavior, solution: Solution) -> str | None:
   """Shortens a chain to the behavior's name, its comparison and the verdict; None without a comparison to use.
 
   The comparison is the one that `read_chain` accepted; it must also be able to decide the behavior's relation and agree
   with the verdict on it. It is written anew: `since x=160 is less than x=640` becomes `red circle x=160 < blue square
   x=640`.
   """
-  answer, comparison = reading.answer, reading.comparison
-  if answer is None or comparison is None or not can_decide(behavior.relation, comparison):
+  comparison = read_chain(solution).comparison
+  if comparison is None or not can_decide(behavior.relation, comparison):
     return None
-  if decides(behavior.relation, comparison) not in (None, bool(answer.verdict)):
+  if decides(behavior.relation, comparison) not in (None, bool(solution.label)):
     return None
-  return answers.render_short(behavior.name, comparison.with_names, answer.verdict)
+  return short_answer(behavior, comparison, solution)
+
+
+def short_answer(behavior: Behavior, comparison: Comparison, solution: Solution) -> str:
+  """Returns the short form of a right answer.
+
+  Several inequalities are followed by what they mean together ("so it is not parallel to it"), as in a chain. Asked for
+  the verdict right after them, a policy may never learn it: whether two signs are equal is an exclusive or.
+  """
+  stated = comparison.with_names
+  if len(comparison.inequalities) > 1 and (meaning := _meaning(solution)):
+    stated = f"{stated}, {meaning}"
+  return answers.render_short(behavior.name, stated, solution.label)
+
+
+def _meaning(solution: Solution) -> str:
+  """Returns whether the statement holds, with pronouns; "" for one without "is" or "are"."""
+  _, words, _ = read_statement(solution.caption) or ("", "", "")
+  verb, _, relation = words.partition(" ")
+  pronoun = {"is": "it", "are": "they"}.get(verb)
+  if pronoun is None:
+    return ""
+  positive = relation.removeprefix("not ")
+  holds = bool(solution.label) == (relation == positive)
+  return f"so {pronoun} {verb} {'' if holds else 'not '}{positive} it"
 
 
 def _boxes_of(solution: Solution, reading: Reading) -> tuple[Box, Box] | None:

@@ -9,14 +9,17 @@ from chain_solutions import settings
 from spatial_vlm import answers
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.reuse.chains.chain_check import read_chain
+from spatial_vlm.reuse.chains.comparison import Comparison, Inequality, Quantity
 from spatial_vlm.reuse.chains.solutions import Solution
 from spatial_vlm.reuse.extraction.extractors import extract, find_extractor
 from spatial_vlm.reuse.extraction.patterns import (
   UNREAD_CAPTION,
   AlternativeShares,
   extract_behaviors,
+  short_answer,
   short_from_chain,
 )
+from spatial_vlm.reuse.handbook.behavior import Behavior
 from spatial_vlm.synthesis import scene_teacher
 
 
@@ -86,12 +89,37 @@ def test_short_answers_of_scenes_state_the_comparison(scenes, solutions):
   behaviors = {b.name: b for b in extract_behaviors(solutions, words, 5)}
   for example, s in zip(scenes, solutions, strict=True):
     behavior = behaviors["behavior_" + s.relation.replace(" ", "_")]
-    short = answers.STATEMENT.parse(short_from_chain(behavior, read_chain(s)))
+    short = answers.STATEMENT.parse(short_from_chain(behavior, s))
     assert (short.form, short.verdict, short.steps["behavior"]) == ("short", s.label, behavior.name)
     expected = scene_teacher.comparison(example)
     if s.relation == "inside":
       expected = expected.replace(f"{s.subj} in {s.obj}", f"{s.subj} to {s.obj}")
+    if s.relation in ("parallel to", "perpendicular to"):
+      expected += f", so it is {'' if s.label else 'not '}{s.relation} it"
     assert short.steps["comparison"] == expected
+
+
+@pytest.mark.parametrize(
+  ("caption", "label", "meaning"),
+  [
+    ("The cat is inside the red mug.", 1, ", so it is inside it"),
+    ("The cats are inside the red mug.", 0, ", so they are not inside it"),
+    ("The cat is not inside the red mug.", 0, ", so it is inside it"),
+    ("The cat is not inside the red mug.", 1, ", so it is not inside it"),
+    ("The cat contains the red mug.", 0, ""),
+    ("Cats!", 1, ""),
+  ],
+)
+def test_several_inequalities_are_followed_by_what_they_mean(caption, label, meaning):
+  sides = [Quantity(value, "x", "left edge", owner) for value, owner in ((20, "cat"), (40, "mug"))]
+  one = Inequality(sides[0], "<", sides[1])
+  behavior = Behavior("behavior_b", "compare", "inside", ("q",), ("train:1",), 3)
+  asked = dataclasses.replace(solution(caption=caption), label=label)
+  for inequalities, expected in (((one,), ""), ((one, one), meaning)):
+    comparison = Comparison(inequalities)
+    short = answers.STATEMENT.parse(short_answer(behavior, comparison, asked))
+    assert short.steps["comparison"] == comparison.with_names + expected
+    assert short.verdict == label
 
 
 def test_the_instruction_follows_the_policy_not_the_relation():
@@ -127,7 +155,7 @@ def test_every_wording_of_a_comparison_is_one_procedure():
   chains = [replaced(solution(i), "x=160 < x=640, so it is.", w) for i, w in enumerate(wordings)]
   (behavior,) = extract_behaviors(chains, words, 4)
   assert behavior.instruction == "yes when X centre x < Y centre x"
-  shorts = {short_from_chain(behavior, read_chain(c)) for c in chains}
+  shorts = {short_from_chain(behavior, c) for c in chains}
   assert shorts == {"Applying 'behavior_left_of': cat x=160 < red mug x=640\nConclusion: Yes."}
 
 
@@ -163,10 +191,8 @@ def test_short_answers_are_left_where_no_comparison_can_be_used():
   (behavior,) = extract_behaviors([solution()], words, 1)
   for text in ("so it is.", "x=640 < x=160, so it is.", "red mug x=160 < cat x=640, so it is."):
     chain = replaced(solution(), "x=160 < x=640, so it is.", text)
-    assert short_from_chain(behavior, read_chain(chain)) is None
-  assert (
-    short_from_chain(behavior, read_chain(dataclasses.replace(solution(), text="Yes."))) is None
-  )
+    assert short_from_chain(behavior, chain) is None
+  assert short_from_chain(behavior, dataclasses.replace(solution(), text="Yes.")) is None
 
 
 @pytest.mark.parametrize(
