@@ -28,6 +28,17 @@ def get_config(preset: str) -> ConfigDict:
 
 
 def tiny() -> ConfigDict:
+  config = on_scenes()
+  # In equally many epochs AdamW (2e-3, 8 rows) reached 82 to 86 % of validation scenes, and Muon 89 %, for a third more
+  # processor time.
+  config.batch_size = 16
+  config.optimizer.method = "muon"
+  config.optimizer.learning_rate = 2.8e-3
+  return config
+
+
+def on_scenes() -> ConfigDict:
+  """Returns every leaf; presets change some."""
   return ConfigDict(
     training()
     | dict(
@@ -66,7 +77,7 @@ def tiny() -> ConfigDict:
 
 
 def direct() -> ConfigDict:
-  config = tiny()
+  config = on_scenes()
   config.data.conversations = "runs/scenes/direct.jsonl"
   config.data.shapes = token_shapes(16, 192)
   # At the rate of chains, 2e-3, the loss stays that of guessing and the model says one word to everything.
@@ -75,7 +86,7 @@ def direct() -> ConfigDict:
 
 
 def reuse() -> ConfigDict:
-  config = tiny()
+  config = on_scenes()
   config.checkpoint = "runs/dapo/export"
   config.data.conversations = "runs/behaviors/conversations.jsonl"
   config.data.batching = "bucketed"  # short answers and full ones
@@ -94,7 +105,7 @@ def behavior_conditioned() -> ConfigDict:
 
 
 def pretrain() -> ConfigDict:
-  config = tiny()
+  config = on_scenes()
   config.from_scratch = True
   config.data.shapes = token_shapes(16, 256)
   config.data.pretrain.scenes = (20_000, 24_000, 150_000)
@@ -111,7 +122,7 @@ def pretrain() -> ConfigDict:
 
 
 def qwen3_vl_8b() -> ConfigDict:
-  config = tiny()
+  config = on_scenes()
   config.task = "vsr"
   config.checkpoint = config_dict.required_placeholder(str)
   config.data.conversations = config_dict.required_placeholder(str)

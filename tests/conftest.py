@@ -187,6 +187,7 @@ def taught(shared_folder, nano, scenes_folder, on_devices):
     "data.shapes": "((192, 64),)",  # one program
     "epochs": 7,
     "batch_size": 8,
+    "optimizer.method": "adamw",
     "optimizer.learning_rate": 1e-2,
     "checkpoint_steps": 1000,
   }

@@ -311,7 +311,7 @@ def test_a_config_file_elsewhere_finds_the_common_parts(tmp_path, monkeypatch):
   shutil.copytree(FOLDER, tmp_path / "share" / "configs")
   monkeypatch.setattr(config_lib, "CONFIG_ROOTS", (tmp_path / "share",))
   monkeypatch.chdir(tmp_path)
-  assert config_lib.load("configs/sft.py:tiny").optimizer.method == "adamw"
+  assert config_lib.load("configs/sft.py:tiny").optimizer.method == "muon"
   with pytest.raises(config_lib.UsageError, match="no preset 'huge'; there are tiny"):
     config_lib.load("own.py:huge")
 

@@ -3,12 +3,16 @@
 import argparse
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from spatial_vlm import config as config_lib
 from spatial_vlm.command_line.parsing import SETTING, given_config, make_parser
 from spatial_vlm.commands.command import Command
 from spatial_vlm.settings.comments import docstring_parts
 from spatial_vlm.settings.range_table import RANGES
+
+if TYPE_CHECKING:
+  from argcomplete.finders import CompletionFinder
 
 SHELLS = ("bash", "zsh")
 PROGRAM = "spatial-vlm"
@@ -32,8 +36,6 @@ def script(shell: str) -> str:
 
 def complete(commands: Mapping[str, Command]) -> None:
   """Writes the completions of the line in the environment and ends the process."""
-  import argcomplete
-
   words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split()
   parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False)
   parser.add_argument("-V", "--version", action="store_true")
@@ -53,7 +55,20 @@ def complete(commands: Mapping[str, Command]) -> None:
     for option in sub._option_string_actions
     if option.startswith(SETTING) and not option.endswith("=")
   ]
-  argcomplete.autocomplete(parser, exclude=exclude)
+  _finder()(parser, exclude=exclude)
+
+
+def _finder() -> "CompletionFinder":
+  """Returns a finder whose values without a description have none in zsh; argcomplete 3.6 shows "None"."""
+  from argcomplete.finders import CompletionFinder  # here: other commands do without it
+
+  class Finder(CompletionFinder):
+    def quote_completions(self, completions, cword_prequote, last_wordbreak_pos):
+      quoted = super().quote_completions(completions, cword_prequote, last_wordbreak_pos)
+      self._display_completions = dict.fromkeys(quoted, "") | self._display_completions
+      return quoted
+
+  return Finder()
 
 
 def _with_settings(command: Command, words: list[str]) -> argparse.ArgumentParser:

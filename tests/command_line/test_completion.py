@@ -7,32 +7,27 @@ from spatial_vlm import cli
 from spatial_vlm.command_line import completion
 
 
-class Finder(argcomplete.CompletionFinder):
-  """Writes its debug output nowhere; by default it takes over file descriptor 9, which may be pytest's."""
-
-  def _init_debug_stream(self):
-    pass
-
-
 @pytest.fixture
 def complete(monkeypatch, tmp_path):
-  """Returns what is offered for a line, as bash asks for it."""
+  """Returns what is offered for a line, as a shell asks for it."""
+  # By default argcomplete writes debug output to file descriptor 9, which may be pytest's.
+  monkeypatch.setattr(argcomplete.CompletionFinder, "_init_debug_stream", lambda self: None)
+  call = argcomplete.CompletionFinder.__call__
 
-  def offered(line):
+  def offered(line, shell="bash"):
     file = tmp_path / "offered"
     monkeypatch.setenv("_ARGCOMPLETE", "1")
-    monkeypatch.setenv("_ARGCOMPLETE_SHELL", "bash")
+    monkeypatch.setenv("_ARGCOMPLETE_SHELL", shell)
     monkeypatch.setenv("_ARGCOMPLETE_COMP_WORDBREAKS", " \t\n\"'><=;|&(:")
     monkeypatch.setenv("COMP_TYPE", "9")
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
-    autocomplete = Finder()
 
-    def to_file(parser, **options):
+    def to_file(finder, parser, **options):
       with file.open("w") as stream:
-        autocomplete(parser, exit_method=lambda status: None, output_stream=stream, **options)
+        call(finder, parser, exit_method=lambda status: None, output_stream=stream, **options)
 
-    monkeypatch.setattr(argcomplete, "autocomplete", to_file)
+    monkeypatch.setattr(argcomplete.CompletionFinder, "__call__", to_file)
     completion.complete(cli.COMMANDS)
     return file.read_text().split("\013")
 
@@ -69,3 +64,8 @@ def test_every_command_is_offered(complete):
 @pytest.mark.parametrize("shell", completion.SHELLS)
 def test_the_code_for_a_shell_names_the_program(shell):
   assert "spatial-vlm" in completion.script(shell)
+
+
+def test_values_have_no_description_in_zsh(complete):
+  found = complete("spatial-vlm sft --config.optimizer.method=mu", "zsh")
+  assert found == ["muon :"]
