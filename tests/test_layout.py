@@ -144,7 +144,14 @@ FOLDERS = {
       "chain_sources",
     ),
     *("behavior_sources", "behavior_data"),
-    *("rl_settings", "rollout_buffer", "rl_data", "policy_optimization", "rl_engine"),
+    *(
+      "rl_settings",
+      "rollout_buffer",
+      "rl_data",
+      "answer_scores",
+      "policy_optimization",
+      "rl_engine",
+    ),
     "engines",
   ),
   "planning": (

@@ -36,4 +36,4 @@ def rows_per_update(config: Config) -> int:
 def rows_per_micro_batch(config: Config) -> int:
   """Returns the rows (of `dapo`: answers) that the model computes at once in training."""
   rows = BATCH_ROWS[algorithm_of(config)](config)
-  return rows.per_update // int(config.micro_batches) * rows.model_rows
+  return rows.per_update * rows.model_rows // int(config.micro_batches)

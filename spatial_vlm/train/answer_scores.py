@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from spatial_vlm import sharding
+from spatial_vlm.config import UsageError
 from spatial_vlm.model import qwen3_vl
 from spatial_vlm.model.config import ModelConfig
 from spatial_vlm.model.qwen3_vl import ReadPrompts
@@ -48,20 +49,28 @@ def parts_of(groups: int, group_size: int, micro_batches: int) -> Parts:
   Parts(groups=8, answers=1)
   >>> parts_of(groups=2, group_size=16, micro_batches=8)
   Parts(groups=2, answers=4)
+
+  Raises UsageError where nothing can be cut into so many parts.
   """
 
   def fits(parts: Parts) -> bool:
     count, rest = divmod(groups, parts.groups)
-    return (
-      not rest and (group_size // sharding.copies_for_rows(count, group_size)) % parts.answers == 0
-    )
+    if rest:
+      return False
+    return group_size // sharding.copies_for_rows(count, group_size) % parts.answers == 0
 
-  cuts = [
-    Parts(n, micro_batches // n) for n in range(1, micro_batches + 1) if micro_batches % n == 0
-  ]
-  cuts = [parts for parts in cuts if fits(parts)]
+  def cuts(micro_batches: int) -> list[Parts]:
+    numbers = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+    return [*filter(fits, (Parts(n, micro_batches // n) for n in numbers))]
+
+  if not (found := cuts(micro_batches)):
+    allowed = [n for n in range(1, groups * group_size + 1) if cuts(n)]
+    raise UsageError(
+      f"micro_batches is {micro_batches}; a minibatch of {groups} groups of {group_size} answers can be cut into "
+      f"{', '.join(map(str, allowed))}"
+    )
   devices = sharding.row_devices(groups * group_size)
-  return next((parts for parts in cuts if groups // parts.groups <= devices), cuts[-1])
+  return next((parts for parts in found if groups // parts.groups <= devices), found[-1])
 
 
 def shared_by_devices(prompts: Prompts, answers: Answers) -> tuple[Prompts, Answers]:

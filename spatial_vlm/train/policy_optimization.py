@@ -82,6 +82,15 @@ class MinibatchScores(NamedTuple):
   """Whether no update has been made on this policy batch."""
 
 
+class SharedByParts(NamedTuple):
+  """What all parts of a mini-batch share."""
+
+  is_first: Bool[Array | np.ndarray, ""]
+  """As in `MinibatchScores`."""
+  counts: dict[str, Int[Array, ""]]
+  """Divisors of the objectives over the whole mini-batch."""
+
+
 def rollout_weights(params: Params, frozen: Params, dtype: str) -> Params:
   """Returns the parameters that a round of sampling reads.
 
@@ -137,8 +146,7 @@ def negative_objective(
   trained: tuple[Params, ReadPrompts],
   prompts: Prompts,
   answers: Answers,
-  is_first: Bool[Array | np.ndarray, ""],
-  counts: dict[str, Int[Array, ""]],
+  shared: SharedByParts,
   constants: Constants,
   model: ModelConfig,
   settings: RlSettings,
@@ -149,16 +157,15 @@ def negative_objective(
 
   Args:
     trained: trainable parameters, and what they read of the prompts.
-    counts: divisors of the objectives over the whole mini-batch.
   """
   params, read = trained
   clip = ClipRange(settings.eps_low, settings.eps_high)
   every, forbidden = combine(params, constants.frozen), constants.forbidden_tokens
   logp, entropy = answer_logprobs(every, prompts, read, answers, forbidden, model, settings)
   rows = jax.tree.map(lambda x: x.reshape(len(logp), *x.shape[2:]), answers)
-  old = jnp.where(is_first, jax.lax.stop_gradient(logp), rows.logp_old)
+  old = jnp.where(shared.is_first, jax.lax.stop_gradient(logp), rows.logp_old)
   terms = PolicyTerms(logp, old, rows.logp_reference, rows.advantage, rows.mask)
-  gain, gains = weighted_gain(settings.objectives, terms, clip, counts)
+  gain, gains = weighted_gain(settings.objectives, terms, clip, shared.counts)
   sums = {"policy_objective": (gain, token_count(rows.mask))}
   if len(gains) > 1:
     sums |= {f"objective/{name}": of_part for name, of_part in gains.items()}
@@ -179,6 +186,7 @@ def minibatch_gradient(
   groups, group_size, length = rollout.mask.shape
   parts = parts_of(groups, group_size, settings.micro_batches)
   counts = objective_counts(settings.objectives, rollout.mask.reshape(-1, length))
+  shared = SharedByParts(scores.is_first, counts)
 
   def of_groups(params, part):
     """The chain rule through the prompts: their part of the model runs once, forward and backward."""
@@ -189,7 +197,7 @@ def minibatch_gradient(
 
     def of_answers(trained, answers):
       return jax.grad(negative_objective, has_aux=True)(
-        trained, prompts, answers, scores.is_first, counts, constants, model, settings
+        trained, prompts, answers, shared, constants, model, settings
       )
 
     of_prompts, backward = jax.vjp(read, params)

@@ -18,6 +18,7 @@ from spatial_vlm.rollout.requests import Requests
 from spatial_vlm.rollout.slot_engine import SlotEngine, slots_per_part
 from spatial_vlm.rollout.slot_requests import SlotSettings
 from spatial_vlm.train import policy_optimization
+from spatial_vlm.train.answer_scores import parts_of
 from spatial_vlm.train.rl_settings import RlSettings
 from spatial_vlm.train.rollout_buffer import judge_groups, rollout_shapes
 from spatial_vlm.train.run import Trainable
@@ -34,12 +35,17 @@ class TrainingMeshes(NamedTuple):
 
 
 def check_batches(config: Config, meshes: TrainingMeshes) -> None:
-  """Raises ValueError for batches that do not divide over several processes, UsageError for groups without room."""
+  """Raises ValueError for batches that do not divide over several processes.
+
+  Raises UsageError for groups without room, and for mini-batches that cannot be cut into micro-batches.
+  """
   for name in ("rollout_batch_size", "validate_batch"):
     check_rows(meshes.sampling, name, config[name])
   check_rows(meshes.training, "groups_per_batch", config.groups_per_batch)
   of_update = config.groups_per_batch // config.minibatches
   check_rows(meshes.training, "groups_per_batch / minibatches", of_update)
+  with jax.set_mesh(meshes.training):
+    parts_of(of_update, config.group_size, config.micro_batches)
   if config.engine.kind == "slots":
     check_slots(config, meshes.sampling)
 

@@ -77,11 +77,9 @@ def check(config: Config) -> None:
 
 
 def _check_updates(config: Config) -> None:
-  groups, rest = divmod(config.groups_per_batch, config.minibatches)
-  if rest or groups % config.micro_batches:
+  if config.groups_per_batch % config.minibatches:
     raise UsageError(
-      f"groups_per_batch {config.groups_per_batch} cannot be cut into {config.minibatches} minibatches of "
-      f"{config.micro_batches} micro_batches; each must divide what it cuts"
+      f"groups_per_batch {config.groups_per_batch} cannot be cut into {config.minibatches} minibatches; use a divisor"
     )
   updates = config.steps * config.minibatches
   if not 0 <= config.optimizer.warmup_steps < updates:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from spatial_vlm import sharding
+from spatial_vlm.config import UsageError
 from spatial_vlm.train.answer_scores import Answers, Parts, cut_answers, join_answers, parts_of
 
 
@@ -22,6 +23,12 @@ from spatial_vlm.train.answer_scores import Answers, Parts, cut_answers, join_an
 def test_groups_are_cut_until_each_device_has_one(groups, group_size, micro_batches, expected):
   with jax.set_mesh(sharding.make_mesh({"data": 4, "fsdp": 2})):
     assert parts_of(groups, group_size, micro_batches) == expected
+
+
+def test_parts_that_cannot_be_cut_are_refused_with_those_that_can():
+  message = "micro_batches is 5; a minibatch of 2 groups of 4 answers can be cut into 1, 2, 4, 8"
+  with pytest.raises(UsageError, match=message):
+    parts_of(2, 4, 5)
 
 
 def test_joined_answers_are_in_their_order():
