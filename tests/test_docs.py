@@ -56,7 +56,7 @@ def test_every_preset_is_described(path):
 def test_values_are_shown_as_they_are_written():
   leaves = {row.name: row for row in make_configuration.leaves(ROOT, ROOT / "configs" / "sft.py")}
   assert leaves["checkpoint"].large == "*required*"
-  assert leaves["optimizer.learning_rate"].tiny == "`0.002`"
+  assert leaves["optimizer.learning_rate"].tiny == "`0.0028`"
   assert leaves["optimizer.learning_rate"].kind == "float"
   assert make_configuration.cell("a|b `c|d`") == "a\\|b `c|d`"  # "|" would end the cell
 
