@@ -16,6 +16,7 @@ from spatial_vlm.answers import STATEMENT
 from spatial_vlm.data.scenes.source import SceneSource
 from spatial_vlm.inference.generation import encode_question
 from spatial_vlm.metrics import PhaseClock
+from spatial_vlm.model import qwen3_vl
 from spatial_vlm.optim.optimizers import make_optimizer
 from spatial_vlm.parameters.partition import NOTHING
 from spatial_vlm.processor.chat import collate_prompts
@@ -343,6 +344,45 @@ def test_the_first_minibatch_is_not_scored_before_its_update(
   update(collected(policy, mixed, settings), change(settings, minibatches=2))
   [found] = scored
   np.testing.assert_array_equal(found, mixed.tokens[1::2])
+
+
+@pytest.mark.parametrize("micro_batches", [1, pytest.param(16, marks=pytest.mark.slow)])
+def test_the_gradient_is_that_of_whole_rows(policy, mixed, settings, prompts, micro_batches):
+  """Before any step −Σ Â · ∇ log π, here of rows that repeat the prompt; parts of two answers give the same."""
+  settings = change(settings, micro_batches=micro_batches)
+  reward = policy_optimization.shaped_reward(mixed, settings)
+  whole = mixed.replace(advantage=policy_optimization.group_advantage(reward, mixed.correct))
+  found, _ = jax.jit(
+    functools.partial(policy_optimization.minibatch_gradient, model=policy.model, settings=settings)
+  )(
+    policy.params,
+    Minibatch(prompts, whole),
+    MinibatchScores(whole.logp, None, np.array(True)),
+    Constants(policy.forbidden_tokens),
+  )
+  tokens, mask = (x.reshape(-1, TOKENS) for x in (mixed.tokens, mixed.mask))
+  first = np.repeat(prompts.positions.max(axis=(1, 2)) + 1, G)[:, None]
+  positions = np.broadcast_to((first + np.arange(TOKENS))[..., None], (*tokens.shape, 3))
+
+  def row(of_prompt, of_answer):
+    return np.concatenate([np.repeat(of_prompt, G, axis=0), of_answer], axis=1)
+
+  batch = prompts.replace(
+    tokens=row(prompts.tokens, tokens),
+    segments=row(prompts.segments, mask.astype(np.int32)),
+    positions=row(prompts.positions, positions.astype(np.int32)),
+  )
+
+  @jax.jit
+  @jax.grad
+  def expected(params):
+    hidden = qwen3_vl.forward(params, policy.model, batch)[:, -TOKENS - 1 : -1]
+    logits = qwen3_vl.logits(params, policy.model, hidden) / settings.temperature
+    logp = jax.nn.log_softmax(jnp.where(policy.forbidden_tokens, -jnp.inf, logits))
+    logp = jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(mask, logp * whole.advantage.reshape(-1, 1), 0.0))
+
+  assert_close(jax.device_get(found), jax.device_get(expected(policy.params)))
 
 
 def test_later_minibatches_use_the_ratio_to_the_starting_policy(
