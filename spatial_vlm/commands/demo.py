@@ -23,11 +23,10 @@ from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.demo import demo_report
 from spatial_vlm.demo.schedule import busy_seconds, finished, run_stages
 from spatial_vlm.demo.stages import Stage, stages
+from spatial_vlm.evaluation.seed_report import HARMLESS
 
 COMMANDS = dict(scenes=scenes, sft=sft, dapo=dapo, behaviors=behaviors, evaluate=evaluate)
 """Name → module of the command that a stage runs."""
-HARMLESS = ("scenes_shown", "stages_at_once")
-"""Settings that may change between two starts."""
 
 
 def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ from spatial_vlm.text import escaped, markdown_table
 
 Row = Mapping[str, Any]
 """A row of `results.json`."""
+HARMLESS = ("scenes_shown", "stages_at_once")
+"""Settings of a demo that change no figure."""
 
 
 class FinishedDemo(NamedTuple):
@@ -59,10 +61,8 @@ def read_demos(given: Sequence[str]) -> list[FinishedDemo]:
         f"{same[0].folder} and {demo.folder} have the same seed, {demo.settings.get('seed')}; give demos that differ "
         "in --config.seed"
       )
-    names = first.settings.keys() | demo.settings.keys()
-    if others := sorted(
-      n for n in names - {"seed"} if first.settings.get(n) != demo.settings.get(n)
-    ):
+    names = (first.settings.keys() | demo.settings.keys()) - {"seed", *HARMLESS}
+    if others := sorted(n for n in names if first.settings.get(n) != demo.settings.get(n)):
       raise UsageError(
         f"{first.folder} and {demo.folder} differ in {', '.join(others)}; give demos that differ in the seed alone"
       )
