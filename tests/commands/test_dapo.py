@@ -278,7 +278,10 @@ def test_a_task_without_mixed_outcomes_ends_with_a_message(
   ("changes", "message"),
   [
     ({"groups_per_batch": 9}, "groups_per_batch 9 cannot be cut into 2 minibatches"),
-    ({"micro_batches": 3}, "of 3 micro_batches"),
+    (
+      {"micro_batches": 3},
+      "micro_batches is 3; a minibatch of 4 groups of 4 answers can be cut into 1, 2",
+    ),
     ({"group_size": 1}, "group_size is 1; it must be at least 2"),
     ({"overlong_cache_tokens": 999}, "overlong_cache_tokens is 999"),
     ({"temperature": 0}, "temperature is 0.0"),

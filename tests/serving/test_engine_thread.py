@@ -34,7 +34,7 @@ def ask(thread, *ids):
     for id in ids:
       answer = asyncio.get_running_loop().create_future()
       thread.submit(SlotRequest(id=id, prompt=None, max_new_tokens=1), answer.set_result)
-      received.append(await asyncio.wait_for(answer, 5))
+      received.append(await asyncio.wait_for(answer, 60))
       thread.cancel(id)
     return received
 
