@@ -60,7 +60,6 @@ def join_demos(config: Config, workdir: epath.Path) -> None:
   write_whole(workdir / "results.json", to_json({"rows": seed_report.joined_rows(demos)}))
   write_whole(workdir / "report.md", seed_report.seed_report(demos, provenance))
   print(seed_report.seed_table(demos))
-  print(f"\nreport: {workdir / 'report.md'}   numbers: {workdir / 'results.json'}")
 
 
 def made_by() -> dict[str, str]:
@@ -91,4 +90,5 @@ def answer_grammar(run: FinishedRun) -> Grammar:
 
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:
   """Returns where the result is, and the commands that read it."""
-  return ending(f"report.md, results.json and {FIGURE} in {workdir}", args.config)
+  files = "report.md and results.json" if config.demos else f"report.md, results.json and {FIGURE}"
+  return ending(f"{files} in {workdir}", args.config)
