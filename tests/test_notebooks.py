@@ -9,7 +9,7 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 (TOUR,) = (path for path in NOTEBOOKS if path.stem == "tour")
-SMALL = "SCENES, EPOCHS, BATCHES = 64, 3, 3"
+SMALL = "SCENES, EPOCHS, BATCHES = 64, 6, 3"
 """In place of the sizes of the second cell; fewer steps would all be warm-up."""
 
 
