@@ -44,7 +44,7 @@ def quick() -> ConfigDict:
   config.chains = 128
   config.validation_scenes = 128
   config.test_scenes = 128  # one batch of the evaluations, whose program DAPO's validation compiles
-  config.sft_epochs = 10
+  config.sft_epochs = 20
   config.direct_epochs = 1
   config.dapo_steps = 3
   config.behavior_scenes = 256

@@ -335,8 +335,7 @@ def test_ci_runs_every_part_and_fails_if_one_does(tmp_path, failing, status):
   fake.chmod(0o755)
   done = subprocess.run([tmp_path / ".ci" / "run"], capture_output=True, text=True)
   assert done.returncode == status
-  quick = "demo --config configs/demo.py:quick --workdir runs/ci"
-  for part in ("check", "test", quick, "test -m slow and not tpu and not network"):
+  for part in ("check", "test", "test -m slow and not tpu and not network"):
     assert f"part {part}\n" in done.stdout
   assert "  slow tests: 0m0s" in done.stdout
   assert (".ci/run: failed: " in done.stdout) == (status == 1)
