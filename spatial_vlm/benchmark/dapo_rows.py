@@ -162,10 +162,9 @@ class _Run:
       for phase, trace in self.traces(whole).items()
     }
     rounds = math.ceil(whole.groups_per_batch / whole.rollout_batch_size)
-    scorings = whole.minibatches * (2 if self._constants.reference else 1) - 1
     return {
       "sampling": rounds * of["sampling"],
-      "old_logprobs": scorings * of["old_logprobs"],
+      "old_logprobs": policy_optimization.scorings(whole) * of["old_logprobs"],
       "update": whole.minibatches * of["update"],
     }
 

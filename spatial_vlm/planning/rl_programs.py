@@ -74,14 +74,12 @@ def dapo_programs(config: Config, model: ModelConfig, devices: Sequence[Any]) ->
   """Traces the programs of a run in the order in which they run first, each at its largest size."""
   rl_settings.check(config)
   run = rl_run(config, model, devices)
-  # Of an only mini-batch, the update computes the old log-probabilities.
-  scores = run.settings.minibatches > 1 or reads_reference(config.objectives)
   return [
     publish_program(run),
     *sampling_programs(config, run),
     judging_program(config, run),
     collect_program(run),
-    *([scoring_program(run)] if scores else []),
+    *([scoring_program(run)] if policy_optimization.scorings(run.settings) else []),
     update_program(config, run),
     export_program(run.meshes.training, run.training),
   ]

@@ -318,6 +318,12 @@ def take_minibatch(
   return sharding.constrain_rows(part.replace(**cut))
 
 
+def scorings(settings: RlSettings) -> int:
+  """Returns how many mini-batches are scored before the updates: all but the first, and all by a reference policy."""
+  policies = 2 if reads_reference(settings.objectives) else 1
+  return policies * settings.minibatches - 1
+
+
 def update_policy(
   state: RlState,
   prompts_of: Callable[[Sequence[int]], Prompts],

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from answer_rows import answers_to, whole_rows
 from flax import nnx
 from jax import numpy as jnp
 
@@ -14,7 +15,6 @@ from spatial_vlm.model import qwen3_vl, text
 from spatial_vlm.model.config import PRESETS
 from spatial_vlm.model.stack import REMAT_POLICIES
 from spatial_vlm.parameters.paths import path_name
-from spatial_vlm.types import Batch
 
 ROWS = {
   "text only": [[40], [23], [31]],
@@ -137,27 +137,6 @@ def test_greedy_generation_equals_the_reference(reference, make_case, greedy, si
     np.testing.assert_array_equal(np.asarray(got), expected)
 
 
-def _answers_to(prompts, tokens, segments):
-  """Rows that continue the prompts, equally many each."""
-  start = np.repeat(prompts.positions.max(axis=(1, 2)) + 1, len(tokens) // len(prompts.tokens))
-  positions = (start[:, None] + np.arange(tokens.shape[1]))[..., None].repeat(3, axis=-1)
-  return Batch(tokens, segments, segments > 0, positions.astype(np.int32), vision=None)
-
-
-def _whole_rows(prompts, answers):
-  """The answers after copies of their prompts."""
-  copies = len(answers.tokens) // len(prompts.tokens)
-
-  def whole(x, new):
-    return np.concatenate([np.repeat(x, copies, axis=0), new], axis=1)
-
-  return prompts.replace(
-    tokens=whole(prompts.tokens, answers.tokens),
-    segments=whole(prompts.segments, answers.segments),
-    positions=whole(prompts.positions, answers.positions),
-  )
-
-
 @pytest.mark.parametrize("unrolled", [text.UNROLLED_LAYERS, 0])
 def test_samples_of_a_group_share_images_and_cache(reference, make_case, monkeypatch, unrolled):
   """Three continuations of each prompt, fed token by token, equal whole rows that repeat image and prompt."""
@@ -177,7 +156,7 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case, monkeyp
     logits, cache = decode(weights, config, answers[:, t], cache)
     stepwise.append(np.asarray(logits))
 
-  rows = _whole_rows(prompts, _answers_to(prompts, answers, np.ones_like(answers)))
+  rows = whole_rows(prompts, answers_to(prompts, answers, np.ones_like(answers)))
   expected = _jitted_logits(params, config, rows)[:, -4:]
   np.testing.assert_allclose(np.stack(stepwise, axis=1), expected, atol=1e-5)
   layers = config.text.num_hidden_layers
@@ -187,7 +166,7 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case, monkeyp
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_answers_that_share_a_prompt_equal_whole_rows(reference, make_case, side):
+def test_answers_that_share_a_prompt_equalwhole_rows(reference, make_case, side):
   """Hidden states and the gradient of every parameter, with images, padding and answers of different lengths."""
   reference = reference("small")
   params, config = reference.params, reference.config
@@ -195,8 +174,8 @@ def test_answers_that_share_a_prompt_equal_whole_rows(reference, make_case, side
   rng = np.random.default_rng(0)
   tokens = rng.integers(1, 400, (6, 7)).astype(np.int32)
   segments = (np.arange(7) < rng.integers(1, 8, (6, 1))).astype(np.int32)
-  answers = _answers_to(prompts, tokens, segments)
-  whole = _whole_rows(prompts, answers)
+  answers = answers_to(prompts, tokens, segments)
+  whole = whole_rows(prompts, answers)
   ends = np.repeat(prompts.tokens.shape[1] - 1 - np.argmax(prompts.segments[:, ::-1], axis=1), 3)
   places = np.concatenate(
     [ends[:, None], prompts.tokens.shape[1] + np.arange(7)[None].repeat(6, 0)], 1

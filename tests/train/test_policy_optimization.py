@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from answer_rows import answers_to, whole_rows
 from optimizer_settings import adamw_settings
 from rl_settings import rl_settings
 
@@ -361,17 +362,7 @@ def test_the_gradient_is_that_of_whole_rows(policy, mixed, settings, prompts, mi
     Constants(policy.forbidden_tokens),
   )
   tokens, mask = (x.reshape(-1, TOKENS) for x in (mixed.tokens, mixed.mask))
-  first = np.repeat(prompts.positions.max(axis=(1, 2)) + 1, G)[:, None]
-  positions = np.broadcast_to((first + np.arange(TOKENS))[..., None], (*tokens.shape, 3))
-
-  def row(of_prompt, of_answer):
-    return np.concatenate([np.repeat(of_prompt, G, axis=0), of_answer], axis=1)
-
-  batch = prompts.replace(
-    tokens=row(prompts.tokens, tokens),
-    segments=row(prompts.segments, mask.astype(np.int32)),
-    positions=row(prompts.positions, positions.astype(np.int32)),
-  )
+  batch = whole_rows(prompts, answers_to(prompts, tokens, mask.astype(np.int32)))
 
   @jax.jit
   @jax.grad
