@@ -166,7 +166,7 @@ def test_samples_of_a_group_share_images_and_cache(reference, make_case, monkeyp
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_answers_that_share_a_prompt_equalwhole_rows(reference, make_case, side):
+def test_answers_that_share_a_prompt_equal_whole_rows(reference, make_case, side):
   """Hidden states and the gradient of every parameter, with images, padding and answers of different lengths."""
   reference = reference("small")
   params, config = reference.params, reference.config
