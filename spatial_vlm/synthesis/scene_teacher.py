@@ -166,7 +166,9 @@ def _derivation(relation: Relation, subject: str, s: Box, other: str, o: Box) ->
       outside = f"outside {_pair(relations.overhangs(s, o))}"
       return f"{spans}; {apart if measure == 'gap' else outside}; {result}"
     case "axis":
-      return _comparison(relation, subject, s, other, o)
+      # One exclusive or at a time: whether the signs are equal, then whether that is what was asked.
+      word = "parallel" if RELATIONS["parallel to"].evidence(s, o) > 0 else "perpendicular"
+      return f"{_comparison(relation, subject, s, other, o)}; {word}"
   raise ValueError(f"no derivation for measure {relation.measure!r} of {relation.name!r}")
 
 

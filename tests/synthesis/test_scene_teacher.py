@@ -67,7 +67,10 @@ def test_comparisons_decide_the_label_by_themselves(examples):
     relation, label = example.record.relation, bool(example.record.label)
     assert conclude(relation, comparison(example)) is label
     reasoning = answers.STATEMENT.parse(chain(example)).steps["reasoning"]
-    last = reasoning.rpartition(", so it is ")[0].split("; ")[-1]
+    *parts, last = reasoning.rpartition(", so it is ")[0].split("; ")
+    if RELATIONS[relation].measure == "axis":
+      assert last == ("parallel" if label == (relation == "parallel to") else "perpendicular")
+      last = parts[-1]
     assert conclude(relation, last) is label
     seen[relation, label] += 1
   assert seen == {
@@ -130,12 +133,55 @@ def test_comparisons_name_both_objects(examples):
   ],
 )
 def test_wording_of_comparisons(relation, other, expected):
-  # The red bar's box is (80, 320, 240, 640); all numbers worked out by hand. Ambiguous scenes are compared too.
-  objects = (SceneObject("red", "bar", (80, 320, 240, 640)), SceneObject("blue", "bar", other))
+  # Ambiguous scenes are compared too.
+  assert comparison(example_of(relation, other)) == expected
+
+
+@pytest.mark.parametrize(
+  ("relation", "other", "expected"),
+  [
+    (
+      "touching",
+      (300, 760, 360, 880),
+      "red bar spans x=80 to x=240, y=320 to y=640; blue bar spans x=300 to x=360, y=760 to y=880; "
+      "apart x=60, y=120; gap=120, so it is not touching it.",
+    ),
+    (
+      "inside",
+      (80, 300, 360, 700),
+      "red bar spans x=80 to x=240, y=320 to y=640; blue bar spans x=80 to x=360, y=300 to y=700; "
+      "outside x=0, y=0; overhang=0, so it is inside it.",
+    ),
+    (
+      "parallel to",
+      (600, 200, 960, 320),
+      "red bar w=160 < h=320, blue bar w=360 > h=120; perpendicular, so it is not parallel to it.",
+    ),
+    (
+      "perpendicular to",
+      (600, 200, 720, 520),
+      "red bar w=160 < h=320, blue bar w=120 < h=320; parallel, so it is not perpendicular to it.",
+    ),
+  ],
+)
+def test_wording_of_derivations(relation, other, expected):
+  evidence = RELATIONS[relation].evidence(RED_BAR, other)
+  example = example_of(relation, other, int(evidence > 0))
+  assert answers.STATEMENT.parse(chain(example)).steps["reasoning"] == expected
+
+
+RED_BAR = (80, 320, 240, 640)
+
+
+def example_of(relation, other, label=0):
+  """The statement that a red bar stands in a relation to a blue one, whose box is `other`."""
+  objects = (SceneObject("red", "bar", RED_BAR), SceneObject("blue", "bar", other))
   scene = Scene(objects, Background("flat", (0, 0, 0), 0.0, 1.0, 0))
   template = SceneSource("train", 0, 2, image_size=8)[0]
-  record = dataclasses.replace(template.record, relation=relation, subj="red bar", obj="blue bar")
-  assert comparison(dataclasses.replace(template, record=record, scene=scene)) == expected
+  record = dataclasses.replace(
+    template.record, relation=relation, subj="red bar", obj="blue bar", label=label
+  )
+  return dataclasses.replace(template, record=record, scene=scene)
 
 
 def test_a_wrong_label_is_refused(examples):

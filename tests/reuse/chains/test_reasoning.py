@@ -122,6 +122,11 @@ def test_wordings_of_one_fact_are_one_comparison(wording, before):
       f"X to Y gap={BLANK}",
     ),
     (
+      "cup w=200 > h=80, red cup w=200 < h=300; perpendicular, so it is not parallel to it.",
+      "cup w=200 > h=80, red cup w=200 < h=300",
+      "X w > h, Y w < h",
+    ),
+    (
       "There is a gap=200 between them. Therefore, they do not touch.",
       "cup to red cup gap=200",
       f"X to Y gap={BLANK}",
