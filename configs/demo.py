@@ -33,7 +33,7 @@ def tiny() -> ConfigDict:
       reuse_epochs=2,  # epochs over the model's own short answers
       timed_questions=32,  # asked one at a time at the end, to measure seconds per answer; 0: not measured
       scenes_shown=12,  # scenes drawn into the report
-      stages_at_once=2,  # stages that run at the same time; one alone does not keep two cores busy
+      stages_at_once=2,  # stages that run at the same time, each on its share of the cores
     )
   )
 

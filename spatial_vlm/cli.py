@@ -4,7 +4,6 @@ A command's module, and with it JAX, is imported after its arguments and its con
 """
 
 import contextlib
-import logging
 import os
 import shutil
 import sys
@@ -14,20 +13,18 @@ from spatial_vlm import __version__
 from spatial_vlm import config as config_lib
 from spatial_vlm.command_line import completion, parsing
 from spatial_vlm.command_line.help_pages import command_page, overview
-from spatial_vlm.command_line.terminal import never_fail_to_encode
 from spatial_vlm.commands.command import Command
 from spatial_vlm.commands.table import COMMANDS
 from spatial_vlm.config import UsageError
 from spatial_vlm.disk_errors import disk_error
+from spatial_vlm.streams import set_up_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit status: 0 done, 1 an error of the disk, 2 one of use, 130 Ctrl-C."""
   if completion.is_asked():
     completion.complete(COMMANDS)
-  never_fail_to_encode(sys.stdout, sys.stderr)
-  logging.basicConfig(format="%(levelname)s: %(message)s")
-  logging.getLogger("spatial_vlm").setLevel(logging.INFO)
+  set_up_streams()
   try:
     _dispatch(list(sys.argv[1:] if argv is None else argv))
     sys.stdout.flush()

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -15,6 +16,22 @@ COMPILING = "compiling"
 """Stands in place of the values until the first step is done."""
 
 Item = TypeVar("Item")
+
+
+_line: int | None = None
+"""Line of the terminal, from the first below the text, that the bars of this process take; None: the next free one."""
+
+
+def share_terminal(line: int, lock: AbstractContextManager) -> None:
+  """Makes the bars of this process take one line of a terminal on which other processes show theirs.
+
+  Args:
+    line: counted from 0.
+    lock: one for all these processes.
+  """
+  global _line
+  _line = line
+  tqdm.set_lock(lock)
 
 
 class Pace:
@@ -169,6 +186,7 @@ def progress_bar(
   if disable or (sys.stderr is not None and sys.stderr.isatty()):
     settings: dict[str, Any] = dict(desc=name, total=total, initial=done, disable=disable)
     settings |= dict(unit=unit, unit_scale=unit == "B", dynamic_ncols=True, mininterval=0.5)
+    settings |= dict(position=_line)
     bar = TerminalBar(**settings)
   else:
     bar = ProgressLines(name, total, done, unit)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "spatial_vlm"
 LAYERS = (
   (
     *("types", "text", "jsonl", "workdir", "disk_errors", "settings", "config", "progress"),
-    *("extras", "remote"),
+    *("streams", "extras", "remote"),
     *("inputs", "workdir_lock", "answers", "answer_extraction"),
     *("contents", "compilation_cache", "allocator"),
   ),
@@ -172,7 +172,7 @@ FOLDERS = {
     *("lmms_eval_manifest", "lmms_eval_model", "lmms_eval_tasks"),
   ),
   "serving/lmms_eval_tasks": ("utils",),
-  "demo": ("methods", "stages", "schedule", "demo_report"),
+  "demo": ("methods", "stages", "schedule", "workers", "demo_report"),
 }
 """The same order inside each folder. Commands are independent of each other, but for those of CALLERS."""
 

@@ -1,9 +1,9 @@
 """Run the whole method at tiny scale and show what each part brings.
 
 Scenes → SFT on direct answers and on chains of thought → DAPO → behaviors and reuse → evaluation of every row on the
-same held-out scenes. Two stages run at a time where neither reads the other's files; seconds per answer are measured
-at the end, one question at a time while nothing else runs. Ends with a table, WORKDIR/results.json, WORKDIR/report.md
-and figures. After an interruption at any moment, the same command resumes.
+same held-out scenes. Two stages run at a time where neither reads the other's files, each in a process on half of the
+cores; seconds per answer are measured at the end, one question at a time while nothing else runs. Ends with a table,
+WORKDIR/results.json, WORKDIR/report.md and figures. After an interruption at any moment, the same command resumes.
 
   spatial-vlm demo --workdir runs/demo
 """
@@ -11,9 +11,8 @@ and figures. After an interruption at any moment, the same command resumes.
 import argparse
 import contextlib
 import functools
-import os
-import sys
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 
 from etils import epath
 
@@ -23,6 +22,7 @@ from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.demo import demo_report
 from spatial_vlm.demo.schedule import busy_seconds, finished, run_stages
 from spatial_vlm.demo.stages import Stage, stages
+from spatial_vlm.demo.workers import backend, interruptible, worker_processes
 from spatial_vlm.evaluation.seed_report import HARMLESS
 
 COMMANDS = dict(scenes=scenes, sft=sft, dapo=dapo, behaviors=behaviors, evaluate=evaluate)
@@ -35,21 +35,27 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     with named(stage):
       COMMANDS[stage.command].check(stage.settings())
   snapshot(config, workdir, HARMLESS)
-
-  def run_stage(stage: Stage, folder: epath.Path) -> None:
-    with named(stage):
-      COMMANDS[stage.command].run(stage.settings(), folder, args)
-
+  at_once = config.stages_at_once
+  show = functools.partial(print, flush=True)
   try:
-    show = functools.partial(print, flush=True)
-    run_stages(plan, workdir, config.stages_at_once, run_stage, show)
-  except KeyboardInterrupt:
-    # Nothing else stops a stage that runs in another thread; it resumes from any moment.
-    print("\nstopped; run the same command again to go on", file=sys.stderr, flush=True)
-    os._exit(130)
+    with worker_processes(at_once, args.compilation_cache) as pool:
+      if pool.submit(backend).result() != "cpu":  # one process at a time can have an accelerator
+        at_once = 1
+      run_stages(plan, workdir, at_once, pool, functools.partial(run_stage, args=args), show)
+  except BrokenProcessPool:
+    raise UsageError(
+      "the process of a stage was killed, perhaps for want of memory: --config.stages_at_once=1 needs less. The same "
+      "command goes on where it was"
+    ) from None
   spans = [span for stage in plan if (span := finished(workdir, stage))]
   table = demo_report.write_report(config, workdir, busy_seconds(spans))
   print(f"\n{table}\n")
+
+
+def run_stage(stage: Stage, folder: epath.Path, args: argparse.Namespace) -> None:
+  """Runs the command of a stage in a worker."""
+  with named(stage), interruptible():
+    COMMANDS[stage.command].run(stage.settings(), folder, args)
 
 
 def last_words(config: Config, workdir: epath.Path, args: argparse.Namespace) -> str:

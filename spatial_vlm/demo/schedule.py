@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import NamedTuple
 
 from etils import epath
@@ -23,25 +23,25 @@ def run_stages(
   plan: Sequence[Stage],
   workdir: epath.Path,
   at_once: int,
+  pool: Executor,
   run: Callable[[Stage, epath.Path], None],
   announce: Callable[[str], None],
 ) -> None:
-  """Runs every unfinished stage by `run(stage, folder)`, up to `at_once` at a time, in the order of the plan.
+  """Runs every unfinished stage by `run(stage, folder)` in the pool, up to `at_once` at a time, in the plan's order.
 
-  `announce` shows a line when a stage begins. If a stage fails, the stages that run end before the error is raised.
+  `announce` shows a line when a stage begins. If a stage fails, its error is raised at once, while others may run.
   """
   spans = {stage.name: span for stage in plan if (span := finished(workdir, stage))}
   running: dict[Future, Stage] = {}
-  with ThreadPoolExecutor(at_once) as pool:
-    while len(spans) < len(plan):
-      for stage in startable(plan, spans, running.values())[: at_once - len(running)]:
-        number = len(spans) + len(running) + 1
-        left = minutes(seconds_left(plan, spans, at_once))
-        announce(f"\n[{number}/{len(plan)}] {stage.title} · {left} left")
-        running[pool.submit(_timed, stage, workdir, run)] = stage
-      ended, _ = wait(running, return_when=FIRST_COMPLETED)
-      for future in ended:
-        spans[running.pop(future).name] = future.result()
+  while len(spans) < len(plan):
+    for stage in startable(plan, spans, running.values())[: at_once - len(running)]:
+      number = len(spans) + len(running) + 1
+      left = minutes(seconds_left(plan, spans, at_once))
+      announce(f"\n[{number}/{len(plan)}] {stage.title} · {left} left")
+      running[pool.submit(_timed, stage, workdir, run)] = stage
+    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in ended:
+      spans[running.pop(future).name] = future.result()
 
 
 def startable(

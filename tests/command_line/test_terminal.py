@@ -1,10 +1,8 @@
-"""Text is wrapped to the terminal and never fails to encode."""
-
-import io
+"""Text is wrapped to the terminal."""
 
 import pytest
 
-from spatial_vlm.command_line.terminal import never_fail_to_encode, wrap_help
+from spatial_vlm.command_line.terminal import wrap_help
 
 HELP = """Paint a scene of many objects, one after the other.
 
@@ -14,24 +12,6 @@ Reads a palette and a file of strokes:
     --workdir runs/paint   # in oil
   one line
 """
-
-
-def test_characters_that_an_encoding_lacks_become_readable():
-  raw = io.BytesIO()
-  stream = io.TextIOWrapper(raw, encoding="ascii")
-  never_fail_to_encode(stream, io.StringIO())
-  stream.write("64 × 64 → café … ≥ 1, −1, 图")
-  stream.flush()
-  assert raw.getvalue() == b"64 x 64 -> cafe ... >= 1, -1, ?"
-
-
-def test_text_that_is_encoded_stays():
-  raw = io.BytesIO()
-  stream = io.TextIOWrapper(raw, encoding="utf-8")
-  never_fail_to_encode(stream)
-  stream.write("64 × 64")
-  stream.flush()
-  assert raw.getvalue().decode() == "64 × 64"
 
 
 @pytest.mark.parametrize("width", [40, 60, 200])

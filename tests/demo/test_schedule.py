@@ -1,6 +1,7 @@
 """The order of stages, and their times."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
@@ -43,7 +44,8 @@ def test_stages_run_together_where_none_needs_the_other(tmp_path):
     (meet if stage.folder in "ab" else alone)(stage.folder)
 
   plan = [fake("a"), fake("b"), fake("c", "a", "b"), fake("d", "c")]
-  run_stages(plan, epath.Path(tmp_path), 2, run, lambda line: None)
+  with ThreadPoolExecutor(2) as pool:
+    run_stages(plan, epath.Path(tmp_path), 2, pool, run, lambda line: None)
   assert most[2:] == ["c", "d"]
 
 

@@ -1,0 +1,72 @@
+"""The processes of the demo's stages."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from spatial_vlm.demo.workers import backend, interruptible, worker_processes
+
+
+def interrupted(seconds):
+  """Interrupts its own process, as Ctrl-C does, and returns whether that had an effect."""
+  try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(seconds)
+  except KeyboardInterrupt:
+    return True
+  return False
+
+
+def interrupted_at_work():
+  with interruptible():
+    return interrupted(60)
+
+
+def cores():
+  time.sleep(0.5)  # so that the other worker takes the second call
+  return os.getpid(), os.sched_getaffinity(0)
+
+
+def test_workers_share_the_cores_and_heed_ctrl_c_at_work_only():
+  with worker_processes(2, keep_compiled=True) as pool:
+    assert pool.submit(backend).result() == "cpu"
+    (first, ours), (second, others) = [f.result() for f in [pool.submit(cores) for _ in range(2)]]
+    assert first != second
+    every = os.sched_getaffinity(0)
+    assert ours | others == every
+    assert ours.isdisjoint(others) or len(every) == 1
+    assert not pool.submit(interrupted, 0.1).result()
+    assert pool.submit(interrupted_at_work).result()
+    assert not pool.submit(interrupted, 0.1).result()
+
+
+ENDLESS = """
+import os, sys, time
+from spatial_vlm.demo.workers import worker_processes
+
+if __name__ == "__main__":
+  with worker_processes(1, keep_compiled=False) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600)
+    time.sleep(600)
+"""
+
+
+def test_a_worker_ends_with_a_killed_demo(tmp_path):
+  script = tmp_path / "endless.py"
+  script.write_text(ENDLESS)
+  with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as demo:
+    worker = int(demo.stdout.readline())
+    os.kill(worker, 0)
+    demo.kill()
+  for _ in range(100):
+    try:
+      os.kill(worker, 0)
+    except ProcessLookupError:
+      return
+    time.sleep(0.1)
+  pytest.fail(f"worker {worker} outlived the demo")

@@ -1,0 +1,23 @@
+"""Output never fails to encode."""
+
+import io
+
+from spatial_vlm.streams import never_fail_to_encode
+
+
+def test_characters_that_an_encoding_lacks_become_readable():
+  raw = io.BytesIO()
+  stream = io.TextIOWrapper(raw, encoding="ascii")
+  never_fail_to_encode(stream, io.StringIO())
+  stream.write("64 × 64 → café … ≥ 1, −1, 图")
+  stream.flush()
+  assert raw.getvalue() == b"64 x 64 -> cafe ... >= 1, -1, ?"
+
+
+def test_text_that_is_encoded_stays():
+  raw = io.BytesIO()
+  stream = io.TextIOWrapper(raw, encoding="utf-8")
+  never_fail_to_encode(stream)
+  stream.write("64 × 64")
+  stream.flush()
+  assert raw.getvalue().decode() == "64 × 64"
