@@ -2,6 +2,7 @@
 
 import codecs
 import logging
+import os
 import sys
 import unicodedata
 from typing import TextIO
@@ -37,6 +38,8 @@ def never_fail_to_encode(*streams: TextIO) -> None:
 
 def set_up_streams() -> None:
   """Prepares the output of a process that runs commands."""
+  # At its import transformers advises to install PyTorch, which nothing here needs.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   never_fail_to_encode(sys.stdout, sys.stderr)
   logging.basicConfig(format="%(levelname)s: %(message)s")
   logging.getLogger("spatial_vlm").setLevel(logging.INFO)
