@@ -1,8 +1,9 @@
-"""Output never fails to encode."""
+"""Output never fails to encode, and gives no advice of other packages."""
 
 import io
+import os
 
-from spatial_vlm.streams import never_fail_to_encode
+from spatial_vlm.streams import never_fail_to_encode, set_up_streams
 
 
 def test_characters_that_an_encoding_lacks_become_readable():
@@ -21,3 +22,11 @@ def test_text_that_is_encoded_stays():
   stream.write("64 × 64")
   stream.flush()
   assert raw.getvalue().decode() == "64 × 64"
+
+
+def test_transformers_does_not_advise_to_install_pytorch(monkeypatch):
+  name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+  monkeypatch.setenv(name, "")
+  monkeypatch.delenv(name)
+  set_up_streams()
+  assert os.environ[name] == "1"

@@ -14,7 +14,7 @@ from spatial_vlm.text import escaped, markdown_table
 Row = Mapping[str, Any]
 """A row of `results.json`."""
 HARMLESS = ("scenes_shown", "stages_at_once")
-"""Settings of a demo that change no figure."""
+"""Settings of a demo that change no figure, or its last digits, as other processors do."""
 
 
 class FinishedDemo(NamedTuple):
