@@ -26,15 +26,20 @@ def interrupted_at_work():
     return interrupted(60)
 
 
-def cores():
-  time.sleep(0.5)  # so that the other worker takes the second call
+def cores_after_meeting(folder):
+  """Returns its process and the process's cores, after a second process has come to `folder`."""
+  (folder / str(os.getpid())).touch()
+  until = time.monotonic() + 60
+  while len(list(folder.iterdir())) < 2 and time.monotonic() < until:
+    time.sleep(0.05)
   return os.getpid(), os.sched_getaffinity(0)
 
 
-def test_workers_share_the_cores_and_heed_ctrl_c_at_work_only():
+def test_workers_share_the_cores_and_heed_ctrl_c_at_work_only(tmp_path):
   with worker_processes(2, keep_compiled=True) as pool:
     assert pool.submit(backend).result() == "cpu"
-    (first, ours), (second, others) = [f.result() for f in [pool.submit(cores) for _ in range(2)]]
+    calls = [pool.submit(cores_after_meeting, tmp_path) for _ in range(2)]
+    (first, ours), (second, others) = [call.result() for call in calls]
     assert first != second
     every = os.sched_getaffinity(0)
     assert ours | others == every
