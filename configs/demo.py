@@ -1,7 +1,7 @@
 """The whole method at tiny scale: every row of the result table, from one command.
 
 tiny    about half an hour on two cores
-quick   the same stages with a fraction of the data, two to three minutes: shows the method, measures little
+quick   the same stages with a fraction of the data, about five minutes: shows the method, measures little
 
 There is no 8b preset: the steps of an 8B run are the other commands.
 """
