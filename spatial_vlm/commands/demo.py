@@ -14,6 +14,7 @@ import functools
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 
+import jax
 from etils import epath
 
 from spatial_vlm.commands import behaviors, dapo, evaluate, scenes, sft
@@ -22,7 +23,7 @@ from spatial_vlm.config import Config, UsageError, snapshot
 from spatial_vlm.demo import demo_report
 from spatial_vlm.demo.schedule import busy_seconds, finished, run_stages
 from spatial_vlm.demo.stages import Stage, stages
-from spatial_vlm.demo.workers import backend, interruptible, worker_processes
+from spatial_vlm.demo.workers import interruptible, worker_processes
 from spatial_vlm.evaluation.seed_report import HARMLESS
 
 COMMANDS = dict(scenes=scenes, sft=sft, dapo=dapo, behaviors=behaviors, evaluate=evaluate)
@@ -35,12 +36,12 @@ def run(config: Config, workdir: epath.Path, args: argparse.Namespace) -> None:
     with named(stage):
       COMMANDS[stage.command].check(stage.settings())
   snapshot(config, workdir, HARMLESS)
-  at_once = config.stages_at_once
+  # One process at a time can have an accelerator; `hosts.skip_absent_tpu` has settled on the CPU where there is none.
+  is_cpu = jax.config.jax_platforms == "cpu"  # pyright: ignore[reportAttributeAccessIssue]
+  at_once = config.stages_at_once if is_cpu else 1
   show = functools.partial(print, flush=True)
   try:
     with worker_processes(at_once, args.compilation_cache) as pool:
-      if pool.submit(backend).result() != "cpu":  # one process at a time can have an accelerator
-        at_once = 1
       run_stages(plan, workdir, at_once, pool, functools.partial(run_stage, args=args), show)
   except BrokenProcessPool:
     raise UsageError(

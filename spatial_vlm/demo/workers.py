@@ -13,8 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 
-import jax
-
 from spatial_vlm import allocator, compilation_cache, hosts
 from spatial_vlm.progress import share_terminal
 from spatial_vlm.streams import set_up_streams
@@ -74,8 +72,3 @@ def interruptible() -> Iterator[None]:
   finally:
     signal.signal(signal.SIGINT, before)
     sys.stdout.flush()
-
-
-def backend() -> str:
-  """Returns the kind of devices that JAX finds in this process, such as "cpu"."""
-  return jax.default_backend()

@@ -80,6 +80,23 @@ def test_a_stage_that_refuses_its_input_is_named(fake_stages, tmp_path):
     command.run(settings(), epath.Path(tmp_path), ARGS)
 
 
+@pytest.mark.parametrize(("platforms", "workers"), [("cpu", 2), ("tpu,cpu", 1), (None, 1)])
+def test_an_accelerator_belongs_to_one_process(
+  fake_stages, monkeypatch, tmp_path, platforms, workers
+):
+  asked = []
+
+  def pool(count, keep_compiled):
+    asked.append(count)
+    return ThreadPoolExecutor(count)
+
+  monkeypatch.setattr(command, "worker_processes", pool)
+  found = types.SimpleNamespace(config=types.SimpleNamespace(jax_platforms=platforms))
+  monkeypatch.setattr(command, "jax", found)
+  command.run(settings(), epath.Path(tmp_path), ARGS)
+  assert asked == [workers]
+
+
 def test_a_worker_that_is_killed_is_reported(fake_stages, monkeypatch, tmp_path):
   class Killed(ThreadPoolExecutor):
     def submit(self, *_):

@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
-from spatial_vlm.demo.workers import backend, interruptible, worker_processes
+from spatial_vlm.demo.workers import interruptible, worker_processes
 
 
 def interrupted(seconds):
@@ -37,7 +38,7 @@ def cores_after_meeting(folder):
 
 def test_workers_share_the_cores_and_heed_ctrl_c_at_work_only(tmp_path):
   with worker_processes(2, keep_compiled=True) as pool:
-    assert pool.submit(backend).result() == "cpu"
+    assert pool.submit(jax.default_backend).result() == "cpu"
     calls = [pool.submit(cores_after_meeting, tmp_path) for _ in range(2)]
     (first, ours), (second, others) = [call.result() for call in calls]
     assert first != second
@@ -50,7 +51,7 @@ def test_workers_share_the_cores_and_heed_ctrl_c_at_work_only(tmp_path):
 
 
 ENDLESS = """
-import os, sys, time
+import os, time
 from spatial_vlm.demo.workers import worker_processes
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from spatial_vlm.synthesis.scene_teacher import chain, comparison, pretrain_mess
 
 SIGNS = {"<": operator.lt, ">": operator.gt, "=": operator.eq}
 COUNT = 400
+RED_BAR = (80, 320, 240, 640)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_comparisons_name_both_objects(examples):
   ],
 )
 def test_wording_of_comparisons(relation, other, expected):
-  # Ambiguous scenes are compared too.
+  # All numbers are worked out by hand from RED_BAR. Ambiguous scenes are compared too.
   assert comparison(example_of(relation, other)) == expected
 
 
@@ -168,9 +169,6 @@ def test_wording_of_derivations(relation, other, expected):
   evidence = RELATIONS[relation].evidence(RED_BAR, other)
   example = example_of(relation, other, int(evidence > 0))
   assert answers.STATEMENT.parse(chain(example)).steps["reasoning"] == expected
-
-
-RED_BAR = (80, 320, 240, 640)
 
 
 def example_of(relation, other, label=0):
